@@ -1,0 +1,306 @@
+#include "backends/reference/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "tensor/check.h"
+#include "tensor/parallel.h"
+
+namespace tendon {
+namespace {
+
+constexpr float kNormEps = 1e-6f;
+
+struct HostBuffer final : Buffer {
+  explicit HostBuffer(int64_t count) : values(static_cast<size_t>(count)) {}
+  std::vector<float> values;
+};
+
+// Rows of a tensor as plain pointers.
+float* row(const Tensor& x, int64_t r) {
+  return static_cast<HostBuffer*>(x.buffer())->values.data() + r * x.columns();
+}
+
+Tensor make(int64_t rows, int64_t columns) {
+  return {Shape{rows, columns}, new HostBuffer(rows * columns)};
+}
+
+// The checkpoint's own bytes, whatever their type; rows become float when they are used.
+struct ReferenceWeight final : PreparedWeight {
+  std::vector<HostTensor> matrices;
+  std::vector<float> bias;
+
+  // Row `r` of the stacked matrices, copied to `to`.
+  void read_row(int64_t r, std::span<float> to) const {
+    for (const HostTensor& m : matrices) {
+      if (r < m.shape[0]) return convert_to_f32(m.rows(r, r + 1), to);
+      r -= m.shape[0];
+    }
+  }
+};
+
+const ReferenceWeight& weight(const Weight& w) {
+  return static_cast<const ReferenceWeight&>(*w.native);
+}
+
+// Sum of x[i] · w[i] in 16 interleaved partial sums, added pairwise: short chains keep the rounding
+// small, and the order is fixed.
+float dot(const float* x, const float* w, int64_t n) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += x[i + l] * w[i + l];
+  for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += x[i] * w[i];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+float gelu_tanh(float x) {
+  const float inner = std::sqrt(2.f / std::numbers::pi_v<float>) * (x + 0.044715f * x * x * x);
+  return 0.5f * x * (1.f + std::tanh(inner));
+}
+
+float activate(Activation activation, float x) {
+  switch (activation) {
+    case Activation::none: return x;
+    case Activation::gelu_tanh: return gelu_tanh(x);
+    case Activation::silu: return x / (1.f + std::exp(-x));
+  }
+  fail(Fault::internal, "unknown activation {}", static_cast<int>(activation));
+}
+
+class ReferenceKernels final : public Kernels {
+ public:
+  explicit ReferenceKernels(const ReferenceOptions& options)
+      : threads_(options.threads > 0 ? options.threads : hardware_threads()) {}
+
+  std::string_view name() const override { return "reference"; }
+  bool supports(Op) const override { return true; }
+
+  std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
+    auto prepared = std::make_shared<ReferenceWeight>();
+    prepared->matrices = parts.matrices;
+    prepared->bias = parts.bias;
+    return prepared;
+  }
+
+  Tensor upload(std::span<const float> values, const Shape& shape) override {
+    Tensor x = make(shape[0], shape[1]);
+    std::ranges::copy(values, row(x, 0));
+    return x;
+  }
+
+  void download(const Tensor& x, std::span<float> to) override {
+    std::copy_n(row(x, 0), to.size(), to.begin());
+  }
+
+  // y[m, n] = Σ_k x[m, k] · w[n, k]: 2·M·N·K FLOPs. Four weight rows at a time meet every row of x,
+  // so that x is read N/4 times from the cache; columns are shared out over the threads.
+  Tensor product(const Tensor& x, const Weight& w) const {
+    constexpr int64_t kBlock = 4;
+    Tensor y = make(x.rows(), w.outputs);
+    const int64_t blocks = (w.outputs + kBlock - 1) / kBlock;
+    const int threads = x.rows() * w.outputs * w.inputs < (1 << 20) ? 1 : threads_;
+    parallel_for(blocks, threads, [&](int64_t first, int64_t last) {
+      std::vector<float> columns(static_cast<size_t>(kBlock * w.inputs));
+      for (int64_t n = first * kBlock; n < std::min(last * kBlock, w.outputs); n += kBlock) {
+        const int64_t width = std::min(kBlock, w.outputs - n);
+        for (int64_t j = 0; j < width; ++j)
+          weight(w).read_row(n + j, std::span(columns).subspan(static_cast<size_t>(j * w.inputs),
+                                                               static_cast<size_t>(w.inputs)));
+        for (int64_t m = 0; m < x.rows(); ++m)
+          for (int64_t j = 0; j < width; ++j)
+            row(y, m)[n + j] = dot(row(x, m), columns.data() + j * w.inputs, w.inputs);
+      }
+    });
+    return y;
+  }
+
+  Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
+    Tensor y = product(x, w);
+    const float* bias = e.bias ? row(e.bias, 0) : w.has_bias ? weight(w).bias.data() : nullptr;
+    const float* gate = e.gate ? row(e.gate, 0) : nullptr;
+    for (int64_t r = 0; r < y.rows(); ++r) {
+      const float* residual = e.residual ? row(e.residual, r % e.residual.rows()) : nullptr;
+      for (int64_t c = 0; c < y.columns(); ++c) {
+        float value = activate(e.activation, row(y, r)[c] + (bias ? bias[c] : 0.f));
+        if (gate) value *= gate[c];
+        row(y, r)[c] = residual ? residual[c] + value : value;
+      }
+    }
+    return y;
+  }
+
+  Tensor gated_linear(const Tensor& x, const Weight& w) override {
+    const Tensor both = product(x, w);  // [rows, gate | up]
+    const int64_t width = w.outputs / 2;
+    Tensor y = make(x.rows(), width);
+    for (int64_t r = 0; r < y.rows(); ++r)
+      for (int64_t c = 0; c < width; ++c)
+        row(y, r)[c] = gelu_tanh(row(both, r)[c]) * row(both, r)[width + c];
+    return y;
+  }
+
+  Tensor layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
+    Tensor y = make(x.rows(), x.columns());
+    const int64_t n = x.columns();
+    for (int64_t r = 0; r < x.rows(); ++r) {
+      double sum = 0, squares = 0;
+      for (int64_t c = 0; c < n; ++c) sum += row(x, r)[c];
+      const double mean = sum / static_cast<double>(n);
+      for (int64_t c = 0; c < n; ++c) squares += (row(x, r)[c] - mean) * (row(x, r)[c] - mean);
+      const double variance = squares / static_cast<double>(n);
+      const float centre = static_cast<float>(mean);
+      const float factor = static_cast<float>(1.0 / std::sqrt(variance + double{kNormEps}));
+      for (int64_t c = 0; c < n; ++c)
+        row(y, r)[c] = (row(x, r)[c] - centre) * factor * row(scale, 0)[c] + row(shift, 0)[c];
+    }
+    return y;
+  }
+
+  Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
+    Tensor y = make(x.rows(), x.columns());
+    const int64_t n = x.columns();
+    for (int64_t r = 0; r < x.rows(); ++r) {
+      double squares = 0;
+      for (int64_t c = 0; c < n; ++c) squares += double{row(x, r)[c]} * row(x, r)[c];
+      const double mean = squares / static_cast<double>(n);
+      const float factor = static_cast<float>(1.0 / std::sqrt(mean + double{kNormEps}));
+      for (int64_t c = 0; c < n; ++c)
+        row(y, r)[c] = row(x, r)[c] * factor * row(scale, 0)[c] + (shift ? row(shift, 0)[c] : 0.f);
+    }
+    return y;
+  }
+
+  // Half-split rotary embedding: columns j and j + width/2 of a head turn by position ·
+  // θ^(−2j/width).
+  static void rotate(Tensor& x, int64_t width, int64_t first_position) {
+    const int64_t half = width / 2;
+    for (int64_t r = 0; r < x.rows(); ++r)
+      for (int64_t j = 0; j < half; ++j) {
+        const double exponent = -2.0 * static_cast<double>(j) / static_cast<double>(width);
+        const double angle = static_cast<double>(first_position + r) * std::pow(10000.0, exponent);
+        const float c = static_cast<float>(std::cos(angle)),
+                    s = static_cast<float>(std::sin(angle));
+        for (float* head = row(x, r); head < row(x, r) + x.columns(); head += width) {
+          const float a = head[j], b = head[j + half];
+          head[j] = a * c - b * s;
+          head[j + half] = b * c + a * s;
+        }
+      }
+  }
+
+  Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
+          std::optional<int64_t> first_position) override {
+    const Tensor all = linear(x, w, {});  // [rows, q | k | v]
+    const int64_t q = heads.query * heads.width, kv = heads.kv * heads.width;
+    Qkv out{make(x.rows(), q), make(x.rows(), kv), make(x.rows(), kv)};
+    for (int64_t r = 0; r < x.rows(); ++r) {
+      std::copy_n(row(all, r), q, row(out.q, r));
+      std::copy_n(row(all, r) + q, kv, row(out.k, r));
+      std::copy_n(row(all, r) + q + kv, kv, row(out.v, r));
+    }
+    if (first_position) {
+      rotate(out.q, heads.width, *first_position);
+      rotate(out.k, heads.width, *first_position);
+    }
+    return out;
+  }
+
+  Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
+                   std::span<const int32_t> visible, int64_t segments) override {
+    Tensor out = make(q.rows(), q.columns());
+    const int64_t rows = q.rows() / segments, keys = k.rows() / segments;
+    const int64_t width = heads.width, share = heads.query / heads.kv;
+    const float scale = 1.f / std::sqrt(static_cast<float>(width));
+    const int threads = q.rows() * keys * q.columns() < (1 << 20) ? 1 : threads_;
+    parallel_for(q.rows(), threads, [&](int64_t first, int64_t last) {
+      std::vector<float> weights(static_cast<size_t>(keys));
+      for (int64_t r = first; r < last; ++r)
+        for (int64_t h = 0; h < heads.query; ++h) {
+          const int64_t column = h / share * width, first_key = r / rows * keys;
+          const int64_t seen = visible[static_cast<size_t>(r % rows)];
+          attend(row(q, r) + h * width, k, v, column, first_key, scale,
+                 std::span(weights).first(static_cast<size_t>(seen)), width,
+                 row(out, r) + h * width);
+        }
+    });
+    return out;
+  }
+
+  // One row of one head: softmax over weights.size() keys, largest score subtracted.
+  static void attend(const float* q, const Tensor& k, const Tensor& v, int64_t column,
+                     int64_t first_key, float scale, std::span<float> weights, int64_t width,
+                     float* out) {
+    const int64_t seen = std::ssize(weights);
+    for (int64_t j = 0; j < seen; ++j)
+      weights[static_cast<size_t>(j)] = scale * dot(q, row(k, first_key + j) + column, width);
+    const float largest = *std::ranges::max_element(weights);
+    double sum = 0;
+    for (float& w : weights) sum += w = std::exp(w - largest);
+    std::fill_n(out, width, 0.f);
+    for (int64_t j = 0; j < seen; ++j)
+      for (int64_t c = 0; c < width; ++c)
+        out[c] += weights[static_cast<size_t>(j)] * row(v, first_key + j)[column + c];
+    for (int64_t c = 0; c < width; ++c) out[c] *= static_cast<float>(1.0 / sum);
+  }
+
+  Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale) override {
+    Tensor y = make(std::ssize(ids), table.inputs);
+    for (int64_t r = 0; r < y.rows(); ++r) {
+      const std::span<float> to(row(y, r), static_cast<size_t>(table.inputs));
+      weight(table).read_row(ids[static_cast<size_t>(r)], to);
+      for (float& value : to) value *= scale;
+    }
+    return y;
+  }
+
+  Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
+    Tensor out = make(x.rows(), x.columns());
+    for (int64_t i = 0; i < x.shape().count(); ++i)
+      row(out, 0)[i] = row(x, 0)[i] + scale * row(y, 0)[i];
+    return out;
+  }
+
+  Tensor multiply(const Tensor& x, const Tensor& y) override {
+    Tensor out = make(x.rows(), x.columns());
+    for (int64_t i = 0; i < x.shape().count(); ++i) row(out, 0)[i] = row(x, 0)[i] * row(y, 0)[i];
+    return out;
+  }
+
+  Tensor concat_rows(std::span<const Tensor> parts) override {
+    int64_t rows = 0;
+    for (const Tensor& part : parts) rows += part.rows();
+    Tensor out = make(rows, parts[0].columns());
+    rows = 0;
+    for (const Tensor& part : parts) {
+      write_rows(out, part, rows);
+      rows += part.rows();
+    }
+    return out;
+  }
+
+  Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
+    Tensor out = make(last - first, x.columns());
+    std::copy(row(x, first), row(x, last), row(out, 0));
+    return out;
+  }
+
+  void write_rows(Tensor& to, const Tensor& rows, int64_t first) override {
+    std::copy_n(row(rows, 0), rows.shape().count(), row(to, first));
+  }
+
+ private:
+  int threads_;
+};
+
+}  // namespace
+
+std::unique_ptr<Kernels> make_reference_backend(const ReferenceOptions& options) {
+  return std::make_unique<ReferenceKernels>(options);
+}
+
+}  // namespace tendon

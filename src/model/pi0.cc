@@ -1,0 +1,240 @@
+#include "model/pi0.h"
+
+#include <cmath>
+
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+Heads heads_of(const VisionConfig& c) { return {c.heads, c.heads, c.width / c.heads}; }
+Heads heads_of(const GemmaConfig& c) { return {c.heads, c.kv_heads, c.head_dim}; }
+
+std::vector<int32_t> all_see(int64_t rows, int64_t keys) {
+  return std::vector<int32_t>(static_cast<size_t>(rows), static_cast<int32_t>(keys));
+}
+
+// ---- SigLIP: the patches of all images become image tokens; images do not see each other ----
+
+Tensor vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Tensor& x,
+                    std::span<const int32_t> visible, int64_t images) {
+  const Tensor n = ops.layer_norm(x, w.norm1.scale, w.norm1.shift);
+  const Qkv qkv = ops.qkv(n, w.qkv, heads);
+  const Tensor a = ops.attention(qkv.q, qkv.k, qkv.v, heads, visible, images);
+  const Tensor h = ops.linear(a, w.output, {.residual = x});
+  const Tensor m = ops.layer_norm(h, w.norm2.scale, w.norm2.shift);
+  const Tensor up = ops.linear(m, w.up, {.activation = Activation::gelu_tanh});
+  return ops.linear(up, w.down, {.residual = h});
+}
+
+// What the fused ops of vision_block leave out of sight, computed again for the probe.
+void probe_vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Tensor& x,
+                        std::span<const int32_t> visible, int64_t images, const Probe& probe) {
+  const Tensor n = ops.layer_norm(x, w.norm1.scale, w.norm1.shift);
+  const Qkv qkv = ops.qkv(n, w.qkv, heads);
+  const Tensor a = ops.attention(qkv.q, qkv.k, qkv.v, heads, visible, images);
+  const Tensor m =
+      ops.layer_norm(ops.linear(a, w.output, {.residual = x}), w.norm2.scale, w.norm2.shift);
+  const Tensor up = ops.linear(m, w.up, {.activation = Activation::gelu_tanh});
+  probe("image.layer.0.norm1", n);
+  probe("image.layer.0.attn", ops.linear(a, w.output));
+  probe("image.layer.0.norm2", m);
+  probe("image.layer.0.mlp", ops.linear(up, w.down));
+}
+
+// ---- Gemma: one block reads the prefix and, conditioned on time, denoises the actions ----
+
+struct BlockInput {
+  int64_t first;                     // row of the cache, and rotary position, of x's first row
+  std::span<const int32_t> visible;  // cache rows that each row of x sees
+  const Modulation& attention;
+  const Modulation& mlp;
+};
+
+Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Heads& heads, const Tensor& x, LayerKv& kv,
+                   const BlockInput& in) {
+  const Tensor n = ops.rms_norm(x, in.attention.scale, in.attention.shift);
+  const Qkv qkv = ops.qkv(n, w.qkv, heads, in.first);
+  ops.write_rows(kv.keys, qkv.k, in.first);
+  ops.write_rows(kv.values, qkv.v, in.first);
+  const Tensor a = ops.attention(qkv.q, kv.keys, kv.values, heads, in.visible);
+  const Tensor h = ops.linear(a, w.output, {.residual = x, .gate = in.attention.gate});
+
+  const Tensor m = ops.rms_norm(h, in.mlp.scale, in.mlp.shift);
+  return ops.linear(ops.gated_linear(m, w.gated), w.down, {.residual = h, .gate = in.mlp.gate});
+}
+
+void probe_gemma_block(Ops& ops, const GemmaBlock& w, const Heads& heads, const Tensor& x,
+                       const LayerKv& kv, const BlockInput& in, const std::string& stage,
+                       const Probe& probe) {
+  const Tensor n = ops.rms_norm(x, in.attention.scale, in.attention.shift);
+  const Qkv before_rotary = ops.qkv(n, w.qkv, heads);
+  const Tensor q = ops.qkv(n, w.qkv, heads, in.first).q;
+  const Tensor a = ops.attention(q, kv.keys, kv.values, heads, in.visible);
+  const Tensor h = ops.linear(a, w.output, {.residual = x, .gate = in.attention.gate});
+  const Tensor m = ops.rms_norm(h, in.mlp.scale, in.mlp.shift);
+  probe(stage + ".norm1", n);
+  probe(stage + ".q", before_rotary.q);
+  probe(stage + ".k", before_rotary.k);
+  probe(stage + ".v", before_rotary.v);
+  probe(stage + ".attn", ops.linear(a, w.output));
+  probe(stage + ".norm2", m);
+  probe(stage + ".mlp", ops.linear(ops.gated_linear(m, w.gated), w.down));
+  if (in.attention.gate) probe(stage + ".gate1", in.attention.gate);
+  if (in.mlp.gate) probe(stage + ".gate2", in.mlp.gate);
+}
+
+// Suffix rows through the expert, on top of the cache; returns them after the final norm.
+Tensor expert_pass(Ops& ops, const Model& m, KvCache& cache, Tensor x, int64_t first,
+                   const StepTables& step, const Probe& probe) {
+  const Gemma& expert = m.weights.expert;
+  const Heads heads = heads_of(m.config.expert);
+  const std::vector<int32_t> visible = all_see(x.rows(), first + x.rows());
+  for (size_t l = 0; l < expert.blocks.size(); ++l) {
+    const BlockInput in{first, visible, step.attention[l], step.mlp[l]};
+    const Tensor before = x;
+    x = gemma_block(ops, expert.blocks[l], heads, x, cache.layers[l], in);
+    if (!probe) continue;
+    if (l == 0)
+      probe_gemma_block(ops, expert.blocks[0], heads, before, cache.layers[0], in, "expert.layer.0",
+                        probe);
+    probe(fmt::format("expert.layer.{}", l), x);
+  }
+  x = ops.rms_norm(x, step.final.scale, step.final.shift);
+  if (probe) probe("expert.norm", x);
+  return x;
+}
+
+}  // namespace
+
+KvCache make_cache(Ops& ops, const Config& config) {
+  const int64_t rows =
+      config.cameras * config.vision.tokens() + config.max_token_len + 1 + config.horizon;
+  const Shape shape{rows, config.vlm.kv_heads * config.vlm.head_dim};
+  const std::vector<float> blank(static_cast<size_t>(shape.count()));
+  KvCache cache;
+  for (int64_t l = 0; l < config.vlm.depth; ++l)
+    cache.layers.push_back({ops.upload(blank, shape), ops.upload(blank, shape)});
+  return cache;
+}
+
+Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t images,
+                    const Probe& probe) {
+  const Vision& w = m.weights.vision;
+  const Heads heads = heads_of(m.config.vision);
+  const int64_t tokens = m.config.vision.tokens();
+  const std::vector<int32_t> visible = all_see(tokens, tokens);
+  Tensor x = ops.linear(patches, w.patch, {.residual = w.position});  // [images * tokens, 1152]
+  if (probe) probe("image.patch", ops.linear(patches, w.patch));
+  if (probe) probe("image.embed", x);
+  for (size_t l = 0; l < w.blocks.size(); ++l) {
+    if (probe && l == 0) probe_vision_block(ops, w.blocks[0], heads, x, visible, images, probe);
+    x = vision_block(ops, w.blocks[l], heads, x, visible, images);
+    if (probe) probe(fmt::format("image.layer.{}", l), x);
+  }
+  x = ops.layer_norm(x, w.norm.scale, w.norm.shift);
+  if (probe) probe("image.post_norm", x);
+  x = ops.linear(x, w.project);  // [images * tokens, 2048], not scaled
+  if (probe) probe("image.projector", x);
+  return x;
+}
+
+Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in, const Probe& probe) {
+  const float scale = static_cast<float>(std::sqrt(static_cast<double>(m.config.vlm.width)));
+  const Tensor prompt = ops.embed(m.weights.embedding, in.prompt, scale);  // [prompt, 2048]
+  if (probe) probe("language.embed", prompt);
+  if (in.images == 0) return prompt;
+  const Tensor parts[] = {embed_images(ops, m, in.patches, in.images, probe), prompt};
+  return ops.concat_rows(parts);
+}
+
+void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache,
+                   const Probe& probe) {
+  const Gemma& vlm = m.weights.vlm;
+  Heads heads = heads_of(m.config.vlm);
+  ensure(prefix.rows() + 1 + m.config.horizon <= cache.layers[0].keys.rows(), Fault::input,
+         "the prefix has {} tokens, the cache has room for {}", prefix.rows(),
+         cache.layers[0].keys.rows() - 1 - m.config.horizon);
+  cache.prefix = prefix.rows();
+  const std::vector<int32_t> visible = all_see(prefix.rows(), prefix.rows());
+  if (probe) probe("prefix.embed", prefix);
+  Tensor x = prefix;
+  for (size_t l = 0; l < vlm.blocks.size(); ++l) {
+    const Modulation norm1{vlm.blocks[l].norm1.scale}, norm2{vlm.blocks[l].norm2.scale};
+    const BlockInput in{0, visible, norm1, norm2};
+    const Tensor before = x;
+    x = gemma_block(ops, vlm.blocks[l], heads, x, cache.layers[l], in);
+    if (!probe) continue;
+    if (l == 0)
+      probe_gemma_block(ops, vlm.blocks[0], heads, before, cache.layers[0], in, "vlm.layer.0",
+                        probe);
+    probe(fmt::format("vlm.layer.{}", l), x);
+  }
+  x = ops.rms_norm(x, vlm.norm.scale);
+  if (vlm.last_kv) {  // nobody reads more of the last layer than its keys and values
+    heads.query = 0;
+    const Qkv kv = ops.qkv(x, vlm.last_kv, heads, 0);
+    ops.write_rows(cache.layers.back().keys, kv.k, 0);
+    ops.write_rows(cache.layers.back().values, kv.v, 0);
+  } else if (probe) {
+    probe("vlm.norm", x);
+  }
+  if (!probe) return;
+  for (size_t l = 0; l < cache.layers.size(); ++l) {
+    probe(fmt::format("prefix.key.{}", l), ops.slice_rows(cache.layers[l].keys, 0, cache.prefix));
+    probe(fmt::format("prefix.value.{}", l),
+          ops.slice_rows(cache.layers[l].values, 0, cache.prefix));
+  }
+}
+
+void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache,
+                  const Probe& probe) {
+  const Tensor token = ops.linear(state, m.weights.state);  // [1, 1024]
+  if (probe) probe("suffix", token);
+  StepTables unconditioned;
+  for (const GemmaBlock& block : m.weights.expert.blocks) {
+    unconditioned.attention.push_back({block.norm1.scale});
+    unconditioned.mlp.push_back({block.norm2.scale});
+  }
+  unconditioned.final = {m.weights.expert.norm.scale};
+  expert_pass(ops, m, cache, token, cache.prefix, unconditioned, probe);
+}
+
+Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step,
+                const Tensor& actions, const Probe& probe) {
+  const Weights& w = m.weights;
+  Tensor tokens = ops.linear(actions, w.action_in);  // [horizon, 1024]
+  if (!m.config.pi05()) {
+    const Epilogue mixed{.activation = Activation::silu, .bias = step.mix};
+    tokens = ops.linear(ops.linear(tokens, w.mix_action, mixed), w.mix_out);
+  }
+  if (probe) probe("suffix", tokens);
+  const int64_t first = cache.prefix + (m.config.pi05() ? 0 : 1);  // pi0: after the state token
+  const Tensor y = expert_pass(ops, m, cache, tokens, first, step, probe);
+  return ops.linear(y, w.action_out);  // [horizon, action_dim]
+}
+
+Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule, Tensor x,
+               const std::optional<Guidance>& guidance, const Probe& probe) {
+  for (size_t k = 0; k < schedule.steps.size(); ++k) {
+    const StepTables& step = schedule.steps[k];
+    const auto probe_step = [&](const std::string& stage, const Tensor& rows) {
+      if (k == 0 || !stage.starts_with("expert.")) probe(fmt::format("step.{}.{}", k, stage), rows);
+    };
+    Tensor v = velocity(ops, m, cache, step, x, probe ? Probe(probe_step) : Probe());
+    if (probe) probe_step("time_embed", step.time_embedding);
+    if (probe && step.condition) probe_step("cond", step.condition);
+    if (probe) probe_step("v", v);
+    if (guidance) {  // err = (leftover - (x - t v)) * weights
+      const Tensor clean = ops.add_scaled(x, v, -step.time);
+      const Tensor error =
+          ops.multiply(ops.add_scaled(guidance->leftover, clean, -1.f), guidance->weights);
+      v = ops.add_scaled(v, error, -guidance_strength(step.time, guidance->max_weight));
+    }
+    x = ops.add_scaled(x, v, schedule.dt);
+    if (probe) probe_step("x", x);
+  }
+  return x;
+}
+
+}  // namespace tendon

@@ -1,0 +1,116 @@
+// The pi0 and pi0.5 networks, from image patches to actions, for every backend. One robot, so no
+// batch dimension: shapes are [rows, columns]. Source of the formulas: the published models
+// (openpi, lerobot); DESIGN.md lists the exact work-skipping used here.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/weights.h"
+#include "ops/ops.h"
+
+namespace tendon {
+
+struct Model {
+  Config config;
+  Weights weights;
+};
+
+// Receives the output of a stage by name ("vlm.layer.3"); rows of one name come in order.
+using Probe = std::function<void(const std::string& stage, const Tensor& rows)>;
+
+// What one call computes from. Absent cameras and prompt padding are left out, not masked.
+struct Inputs {
+  Tensor patches;               // [images * tokens, 3 * patch * patch], pixels in [-1, 1]
+  int64_t images = 0;           // how many cameras are stacked in `patches`
+  std::vector<int32_t> prompt;  // token ids, beginning with BOS
+  Tensor state;                 // pi0: [1, state_dim], normalised and padded with zeros
+};
+
+struct LayerKv {
+  Tensor keys, values;  // [capacity, kv_heads * head_dim], rotary embedding applied to the keys
+};
+
+// Keys and values of every layer; rows [0, prefix) are the prefix, then come state and actions.
+struct KvCache {
+  std::vector<LayerKv> layers;
+  int64_t prefix = 0;
+};
+
+// Scale, shift and gate of one conditioned norm at one time; only scale where there is no
+// condition.
+struct Modulation {
+  Tensor scale, shift, gate;  // [1, width]
+};
+
+// Everything that depends on the denoising time alone, for one sequence of Euler steps.
+struct StepTables {
+  float time = 1.f;                   // 1: noise, 0: actions
+  Tensor time_embedding;              // [1, width]
+  Tensor mix;                         // pi0: W_time e(t) + b, [1, width]
+  Tensor condition;                   // pi0.5: [1, width]
+  std::vector<Modulation> attention;  // per expert layer
+  std::vector<Modulation> mlp;
+  Modulation final;
+};
+
+struct Schedule {
+  std::vector<StepTables> steps;
+  float dt = -0.1f;  // -1 / steps
+};
+
+enum class TimeSequence {
+  lerobot,  // t = 1 + k * dt in double; sinusoid in double
+  openpi,   // t accumulated in float; sinusoid in float
+};
+
+// Guided real-time chunking (lerobot's RTCProcessor): pulls the first rows of the new chunk towards
+// what is left of the previous one.
+struct Guidance {
+  Tensor leftover;  // [horizon, action_dim], normalised, padded with zeros
+  Tensor weights;   // [horizon, action_dim], every column the same
+  float max_weight = 10.f;
+};
+
+enum class GuidanceSchedule { zeros, ones, linear, exp };
+
+// Weight of each row of the chunk, [horizon], in [0, 1]. `delay`: actions that will have been
+// executed when the chunk arrives; `execution_horizon`: rows that are guided at all;
+// `leftover_rows` caps it. Throws Error(Fault::input) for a negative delay.
+std::vector<float> guidance_weights(GuidanceSchedule schedule, int64_t delay,
+                                    int64_t execution_horizon, int64_t leftover_rows,
+                                    int64_t horizon);
+
+// Weights for the guidance at t: min(((1-τ)/τ) ((1-τ)² + τ²) / (1-τ)², max), τ = 1 - t.
+float guidance_strength(float time, float max_weight);
+
+// A cache for up to max_token_len prompt tokens and config.cameras images.
+KvCache make_cache(Ops& ops, const Config& config);
+
+// [images * tokens, 3 * patch * patch] -> [images * tokens, vlm width]
+Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t images,
+                    const Probe& probe = {});
+
+// [images * tokens + prompt, vlm width]
+Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in, const Probe& probe = {});
+
+// Reads the prefix and, for pi0, the state token (which sees the prefix and itself, at no time).
+void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache,
+                   const Probe& probe = {});
+void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache,
+                  const Probe& probe = {});
+
+Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence sequence);
+
+// One velocity evaluation: actions [horizon, action_dim] -> velocity [horizon, action_dim].
+Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step,
+                const Tensor& actions, const Probe& probe = {});
+
+// Euler steps from noise (t = 1) to actions (t = 0).
+Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule, Tensor actions,
+               const std::optional<Guidance>& guidance = {}, const Probe& probe = {});
+
+}  // namespace tendon

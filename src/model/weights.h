@@ -1,0 +1,72 @@
+// The parameters of a pi0 or pi0.5 model in the form that the network uses them. Names and shapes
+// in a checkpoint: docs in weights.cc, beside each load.
+#pragma once
+
+#include <vector>
+
+#include "checkpoint/weights.h"
+#include "model/config.h"
+#include "ops/ops.h"
+
+namespace tendon {
+
+struct LayerNorm {
+  Tensor scale, shift;  // [1, width]
+};
+
+struct VisionBlock {
+  LayerNorm norm1, norm2;
+  Weight qkv, output;  // [3 * width, width], [width, width]
+  Weight up, down;     // [mlp, width], [width, mlp]
+};
+
+struct Vision {
+  Weight patch;     // [width, 3 * patch * patch]
+  Tensor position;  // [tokens, width]
+  std::vector<VisionBlock> blocks;
+  LayerNorm norm;
+  Weight project;  // [vlm width, width]
+};
+
+// RMSNorm: either a constant scale (1 + w) or, in the pi0.5 expert, three products of the time
+// condition: scale (with the 1 folded into its bias), shift and gate, [width, width] each.
+struct GemmaNorm {
+  Tensor scale;  // [1, width]
+  Weight ada_scale, ada_shift, ada_gate;
+};
+
+struct GemmaBlock {
+  GemmaNorm norm1, norm2;
+  Weight qkv;          // [(heads + 2 * kv_heads) * head_dim, width]
+  Weight output;       // [width, heads * head_dim]
+  Weight gated, down;  // gate over up: [2 * mlp, width]; [width, mlp]
+};
+
+struct Gemma {
+  std::vector<GemmaBlock> blocks;
+  Weight last_kv;  // prefix only: k over v of the last layer, all that anybody reads of it
+  GemmaNorm norm;
+};
+
+struct Weights {
+  Vision vision;
+  Weight embedding;  // [vocab, vlm width]
+  Gemma vlm, expert;
+  Weight action_in, action_out;          // [width, action_dim], [action_dim, width]
+  Weight state;                          // pi0: [width, state_dim]
+  Weight mix_action, mix_time, mix_out;  // pi0: action_time_mlp_in in halves, and _out
+  Weight time_in, time_out;              // pi0.5: [width, width]
+};
+
+struct LoadOptions {
+  // Also keep what the policy never computes (the last prefix layer beyond its keys and values, the
+  // final prefix norm), so that every stage can be compared.
+  bool whole_prefix = false;
+};
+
+// Loads every tensor that the configuration calls for. Throws Error(Fault::checkpoint) naming the
+// tensor that is missing or has another shape.
+Weights load_weights(Ops& ops, WeightSource& source, const Config& config,
+                     const LoadOptions& options = {});
+
+}  // namespace tendon

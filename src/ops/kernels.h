@@ -1,0 +1,121 @@
+// What a backend implements. Arguments are already checked by Ops; kernels trust them.
+// Matrices are row-major [rows, columns]; a vector is [1, columns].
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tensor/tensor.h"
+
+namespace tendon {
+
+enum class Op : uint8_t {
+  upload,
+  download,
+  prepare,
+  linear,
+  gated_linear,
+  layer_norm,
+  rms_norm,
+  qkv,
+  attention,
+  embed,
+  add_scaled,
+  multiply,
+  concat_rows,
+  slice_rows,
+  write_rows,
+};
+constexpr int kOpCount = static_cast<int>(Op::write_rows) + 1;
+std::string_view name(Op op);
+
+// How a backend may store a weight.
+enum class WeightKind : uint8_t {
+  linear,  // a large product: packed, narrowed or quantised as the precision policy says
+  gated,   // gate rows above up rows, one product each: for gated_linear
+  head,    // small products around the transformer (actions, state, time): always f32
+  table,   // token embeddings: rows are looked up, never multiplied
+};
+
+// A checkpoint matrix [outputs, inputs] on its way into a backend. Several parts are stacked by
+// rows (q over k over v; gate over up).
+struct WeightParts {
+  std::string name;  // for messages: "vlm.layers.3.mlp.down"
+  WeightKind kind = WeightKind::linear;
+  std::vector<HostTensor> matrices;
+  std::vector<float> bias;  // [outputs], or empty
+};
+
+// A weight in the backend's own form.
+class PreparedWeight {
+ public:
+  virtual ~PreparedWeight() = default;
+};
+
+struct Weight {
+  std::string name;
+  WeightKind kind = WeightKind::linear;
+  int64_t outputs = 0, inputs = 0;
+  bool has_bias = false;
+  std::shared_ptr<const PreparedWeight> native, fallback;
+
+  explicit operator bool() const { return native != nullptr; }
+};
+
+enum class Activation : uint8_t { none, gelu_tanh, silu };
+
+// What follows a product: residual + gate ⊙ activation(x Wᵀ + b).
+struct Epilogue {
+  Activation activation = Activation::none;
+  Tensor bias;      // [1, outputs], instead of the weight's own bias
+  Tensor residual;  // [n, outputs], n divides the rows of x: row r uses residual row r mod n
+  Tensor gate;      // [1, outputs]
+};
+
+struct Heads {
+  int64_t query = 1, kv = 1, width = 1;  // query is a multiple of kv; width in columns
+};
+
+struct Qkv {
+  Tensor q, k, v;  // [rows, query * width], [rows, kv * width], [rows, kv * width]
+};
+
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+  virtual std::string_view name() const = 0;
+  virtual bool supports(Op op) const = 0;
+
+  virtual std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) = 0;
+  virtual Tensor upload(std::span<const float> values, const Shape& shape) = 0;
+  virtual void download(const Tensor& x, std::span<float> to) = 0;
+
+  virtual Tensor linear(const Tensor& x, const Weight& w, const Epilogue& epilogue) = 0;
+  // gelu_tanh(x W_gᵀ) ⊙ (x W_uᵀ); the weight holds W_g over W_u.
+  virtual Tensor gated_linear(const Tensor& x, const Weight& w) = 0;
+  // (x − mean) / sqrt(biased variance + 1e-6) · scale + shift, per row.
+  virtual Tensor layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) = 0;
+  // x / sqrt(mean(x²) + 1e-6) · scale + shift, per row; shift may be empty.
+  virtual Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) = 0;
+  // One product, split into heads; rotary position embedding (half-split, θ = 10000) on q and k
+  // of row r at first_position + r, or none.
+  virtual Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
+                  std::optional<int64_t> first_position) = 0;
+  // softmax(q kᵀ / sqrt(width)) v. The rows of q, k and v fall into `segments` equal groups that do
+  // not see each other; row r of a group sees the first visible[r] keys of its group.
+  virtual Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
+                           std::span<const int32_t> visible, int64_t segments) = 0;
+  virtual Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale) = 0;
+  virtual Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) = 0;  // x + scale · y
+  virtual Tensor multiply(const Tensor& x, const Tensor& y) = 0;
+  virtual Tensor concat_rows(std::span<const Tensor> parts) = 0;
+  virtual Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) = 0;
+  virtual void write_rows(Tensor& to, const Tensor& rows, int64_t first) = 0;
+};
+
+}  // namespace tendon

@@ -1,0 +1,283 @@
+#include "ops/op_table.h"
+
+#include <cmath>
+
+#include "tensor/bf16.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+constexpr Heads kVision{16, 16, 72}, kGemma{8, 1, 256}, kTiny{4, 1, 16}, kGrouped{6, 2, 10};
+
+std::vector<OpCase> build_table() {
+  constexpr auto gelu = Activation::gelu_tanh, silu = Activation::silu;
+  return {
+      {Op::upload, "one value", 1, 1},
+      {Op::upload, "ragged", 7, 13},
+      {Op::download, "ragged", 5, 31},
+      {Op::prepare, "stacked parts, odd rows", 3, 17, 9},
+      {Op::linear, "one product", 1, 1, 1},
+      {Op::linear, "primes, bias", 3, 7, 5, {}, 1, Activation::none, true},
+      {Op::linear, "tail of every block size", 19, 131, 67, {}, 1, gelu, true},
+      {Op::linear, "one row", 1, 257, 33, {}, 1, silu, true, false, false},
+      {Op::linear, "residual repeats over images", 6, 40, 24, {}, 1, Activation::none, true, true},
+      {Op::linear, "gated residual", 5, 36, 52, {}, 1, Activation::none, false, true, true},
+      {Op::linear, "everything", 6, 29, 23, {}, 1, silu, true, true, true},
+      {.op = Op::linear,
+       .why = "bf16 weight",
+       .rows = 4,
+       .inputs = 45,
+       .outputs = 21,
+       .dtype = DType::bf16},
+      {.op = Op::linear,
+       .why = "f16 weight",
+       .rows = 2,
+       .inputs = 19,
+       .outputs = 3,
+       .dtype = DType::f16},
+      {Op::gated_linear, "one product", 1, 1, 1},
+      {Op::gated_linear, "odd", 5, 36, 53},
+      {.op = Op::gated_linear,
+       .why = "bf16 weight",
+       .rows = 3,
+       .inputs = 33,
+       .outputs = 7,
+       .dtype = DType::bf16},
+      {Op::layer_norm, "one column per lane and a tail", 3, 41, 41},
+      {Op::layer_norm, "vision width", 4, 1152, 1152},
+      {Op::rms_norm, "odd", 2, 37, 37},
+      {.op = Op::rms_norm,
+       .why = "with shift",
+       .rows = 3,
+       .inputs = 64,
+       .outputs = 64,
+       .bias = true},
+      {Op::rms_norm, "prefix width", 3, 2048, 2048},
+      {Op::qkv, "tiny, one shared head", 5, 33, 6 * 16, kTiny},
+      {.op = Op::qkv,
+       .why = "no rotary, bias",
+       .rows = 3,
+       .inputs = 19,
+       .outputs = 10 * 10,
+       .heads = kGrouped,
+       .bias = true,
+       .ragged = true},
+      {.op = Op::attention,
+       .why = "one key",
+       .rows = 1,
+       .inputs = 1,
+       .outputs = 64,
+       .heads = kTiny},
+      {.op = Op::attention,
+       .why = "odd head width, two shared heads",
+       .rows = 7,
+       .inputs = 13,
+       .outputs = 60,
+       .heads = kGrouped,
+       .ragged = true},
+      {.op = Op::attention,
+       .why = "segments do not see each other",
+       .rows = 12,
+       .inputs = 12,
+       .outputs = 64,
+       .heads = {4, 4, 16},
+       .segments = 3},
+      {Op::embed, "odd", 5, 101, 19},
+      {Op::add_scaled, "ragged", 7, 11, 11},
+      {Op::multiply, "ragged", 5, 13, 13},
+      {Op::concat_rows, "two parts", 5, 9, 9},
+      {Op::slice_rows, "middle", 9, 5, 5},
+      {Op::write_rows, "middle", 9, 5, 5},
+      {.op = Op::linear,
+       .why = "vision mlp up",
+       .rows = 256,
+       .inputs = 1152,
+       .outputs = 4304,
+       .activation = gelu,
+       .bias = true,
+       .full_size = true},
+      {.op = Op::linear,
+       .why = "vision mlp down",
+       .rows = 256,
+       .inputs = 4304,
+       .outputs = 1152,
+       .bias = true,
+       .residual = true,
+       .full_size = true},
+      {.op = Op::linear,
+       .why = "prefix mlp down",
+       .rows = 60,
+       .inputs = 16384,
+       .outputs = 2048,
+       .residual = true,
+       .full_size = true},
+      {.op = Op::gated_linear,
+       .why = "expert mlp",
+       .rows = 50,
+       .inputs = 1024,
+       .outputs = 4096,
+       .full_size = true},
+      {.op = Op::qkv,
+       .why = "expert",
+       .rows = 50,
+       .inputs = 1024,
+       .outputs = 2560,
+       .heads = kGemma,
+       .full_size = true},
+      {.op = Op::attention,
+       .why = "one image",
+       .rows = 256,
+       .inputs = 256,
+       .outputs = 1152,
+       .heads = kVision,
+       .full_size = true},
+      {.op = Op::attention,
+       .why = "suffix on prefix",
+       .rows = 50,
+       .inputs = 867,
+       .outputs = 2048,
+       .heads = kGemma,
+       .full_size = true},
+  };
+}
+
+// Uniform in [-1, 1), a function of the index and the stream (splitmix64).
+std::vector<float> uniform(int64_t count, uint64_t stream) {
+  std::vector<float> v(static_cast<size_t>(count));
+  for (size_t i = 0; i < v.size(); ++i) {
+    uint64_t z = (stream << 40) + (i + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    v[i] = static_cast<float>((z ^ (z >> 31)) >> 40) * 0x1p-23f - 1.f;
+  }
+  return v;
+}
+
+int64_t weight_rows(const OpCase& c) {
+  if (c.op == Op::gated_linear) return 2 * c.outputs;
+  if (c.op == Op::embed) return c.inputs;
+  return c.outputs;
+}
+
+int64_t weight_columns(const OpCase& c) { return c.op == Op::embed ? c.outputs : c.inputs; }
+
+WeightKind kind(Op op) {
+  if (op == Op::gated_linear) return WeightKind::gated;
+  return op == Op::embed ? WeightKind::table : WeightKind::linear;
+}
+
+// A weight whose f32 values are already exact in `dtype`, stored in it.
+HostTensor stored(std::vector<float>& values, const Shape& shape, DType dtype) {
+  if (dtype == DType::f32) return host_tensor("weight", shape, values);
+  auto narrow = std::make_shared<std::vector<uint16_t>>();
+  for (float& v : values) {
+    const bool bf16 = dtype == DType::bf16;
+    const int halves = static_cast<int>(v * 512.f);  // 10 bits: exact as a half
+    uint16_t bits = bf16 ? to_bf16(v) : static_cast<uint16_t>(halves < 0 ? 0x8000 : 0);
+    for (int e = -9; !bf16 && halves != 0 && e < 1; ++e) {
+      const double mantissa = std::abs(halves) / 512.0 / std::pow(2.0, e);
+      if (mantissa < 1.0 || mantissa >= 2.0) continue;
+      bits = static_cast<uint16_t>(bits | ((e + 15) << 10) |
+                                   static_cast<int>((mantissa - 1.0) * 1024.0));
+    }
+    narrow->push_back(bits);
+    v = bf16 ? from_bf16(bits) : from_f16(bits);
+  }
+  return {"weight", dtype, shape, std::as_bytes(std::span(*narrow)), narrow};
+}
+
+void append(std::vector<float>& to, const std::vector<float>& more) {
+  to.insert(to.end(), more.begin(), more.end());
+}
+
+}  // namespace
+
+std::span<const OpCase> op_table() {
+  static const std::vector<OpCase> table = build_table();
+  return table;
+}
+
+std::string describe(const OpCase& c) {
+  return fmt::format("{} [{}, {}] -> [{}] {} ({})", name(c.op), c.rows, c.inputs, c.outputs,
+                     name(c.dtype), c.why);
+}
+
+OpInputs make_inputs(const OpCase& c) {
+  OpInputs in;
+  const bool attention = c.op == Op::attention;
+  in.x = uniform(c.rows * (attention ? c.outputs : c.inputs), 1);
+  const int64_t kv = c.heads.kv * c.heads.width;
+  in.y = uniform(attention ? c.inputs * kv : c.rows * c.inputs, 2);
+  in.values = uniform(attention ? c.inputs * kv : 0, 3);
+  in.weight = uniform(weight_rows(c) * weight_columns(c), 4);
+  stored(in.weight, {weight_rows(c), weight_columns(c)}, c.dtype);  // rounds the values
+  in.bias = uniform(c.outputs, 5);
+  in.gate = uniform(c.outputs, 6);
+  in.residual = uniform((c.rows % 2 == 0 ? c.rows / 2 : c.rows) * c.outputs, 7);
+  for (int64_t i = 0; i < c.rows; ++i) in.ids.push_back(static_cast<int32_t>(i * 37 % c.inputs));
+  const int64_t keys = c.inputs / c.segments;
+  for (int64_t i = 0; attention && i < c.rows / c.segments; ++i)
+    in.visible.push_back(static_cast<int32_t>(c.ragged ? 1 + i * 5 % keys : keys));
+  in.first_position = 3;
+  return in;
+}
+
+std::vector<float> run_case(Ops& ops, const OpCase& c, const OpInputs& in) {
+  const int64_t columns = c.op == Op::attention ? c.outputs : c.inputs;
+  const Tensor x = ops.upload(in.x, {c.rows, columns});
+  std::vector<float> weight = in.weight;
+  const HostTensor matrix = stored(weight, {weight_rows(c), weight_columns(c)}, c.dtype);
+  const auto prepared = [&](std::vector<HostTensor> parts) {
+    return ops.prepare(
+        {"weight", kind(c.op), std::move(parts), c.bias ? in.bias : std::vector<float>{}});
+  };
+  const auto row = [&](const std::vector<float>& v) { return ops.upload(v, {1, c.outputs}); };
+  const auto second = [&] { return ops.upload(in.y, {c.rows, c.inputs}); };
+  switch (c.op) {
+    case Op::upload:
+    case Op::download: return ops.download(x);
+    case Op::prepare:
+      return ops.download(ops.linear(x, prepared({matrix.rows(0, 2), matrix.rows(2, c.outputs)})));
+    case Op::linear: {
+      Epilogue e{.activation = c.activation};
+      if (c.gate) e.gate = row(in.gate);
+      if (c.residual)
+        e.residual = ops.upload(in.residual, {std::ssize(in.residual) / c.outputs, c.outputs});
+      return ops.download(ops.linear(x, prepared({matrix}), e));
+    }
+    case Op::gated_linear: return ops.download(ops.gated_linear(x, prepared({matrix})));
+    case Op::layer_norm: return ops.download(ops.layer_norm(x, row(in.gate), row(in.bias)));
+    case Op::rms_norm:
+      return ops.download(ops.rms_norm(x, row(in.gate), c.bias ? row(in.bias) : Tensor{}));
+    case Op::qkv: {
+      const auto position = c.ragged ? std::optional<int64_t>{} : in.first_position;
+      const Qkv r = ops.qkv(x, prepared({matrix}), c.heads, position);
+      std::vector<float> all = ops.download(r.q);
+      append(all, ops.download(r.k));
+      append(all, ops.download(r.v));
+      return all;
+    }
+    case Op::attention: {
+      const Shape shape{c.inputs, c.heads.kv * c.heads.width};
+      return ops.download(ops.attention(x, ops.upload(in.y, shape), ops.upload(in.values, shape),
+                                        c.heads, in.visible, c.segments));
+    }
+    case Op::embed: return ops.download(ops.embed(prepared({matrix}), in.ids, 3.f));
+    case Op::add_scaled: return ops.download(ops.add_scaled(x, second(), -0.3f));
+    case Op::multiply: return ops.download(ops.multiply(x, second()));
+    case Op::concat_rows: {
+      const Tensor parts[] = {x, second(), x};
+      return ops.download(ops.concat_rows(parts));
+    }
+    case Op::slice_rows: return ops.download(ops.slice_rows(x, c.rows / 3, c.rows - 1));
+    case Op::write_rows: {
+      Tensor to = x;
+      ops.write_rows(to, ops.slice_rows(second(), 0, c.rows / 2), c.rows / 3);
+      return ops.download(to);
+    }
+  }
+  fail(Fault::internal, "no case runs op {}", static_cast<int>(c.op));
+}
+
+}  // namespace tendon

@@ -1,0 +1,44 @@
+// One table of op cases: drives the op tests on every backend, the op benchmark and the coverage
+// listing. An op without a row fails the tests.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ops/ops.h"
+
+namespace tendon {
+
+struct OpCase {
+  Op op = Op::linear;
+  std::string why;       // what this row is for
+  int64_t rows = 1;      // of x, q or the ids
+  int64_t inputs = 1;    // columns of x; for attention the keys
+  int64_t outputs = 1;   // columns of the result
+  Heads heads;           // qkv and attention
+  int64_t segments = 1;  // attention
+  Activation activation = Activation::none;
+  bool bias = false, residual = false, gate = false;
+  bool ragged = false;       // attention: rows see different numbers of keys; qkv: no positions
+  DType dtype = DType::f32;  // of the weight
+  double bound = 1e-6;       // relative L2 of a float backend against float64
+  bool full_size = false;    // a shape of the published models: slow on the reference
+};
+
+std::span<const OpCase> op_table();
+std::string describe(const OpCase& c);
+
+// The inputs of a case, uniform in [-1, 1), the same for every backend.
+struct OpInputs {
+  std::vector<float> x, y, weight, bias, residual, gate;  // y: second operand, k, or shift
+  std::vector<float> values;                              // attention: v
+  std::vector<int32_t> ids, visible;
+  int64_t first_position = 0;
+};
+OpInputs make_inputs(const OpCase& c);
+
+// Runs the case and returns everything it computed, in order (qkv: q, then k, then v).
+std::vector<float> run_case(Ops& ops, const OpCase& c, const OpInputs& in);
+
+}  // namespace tendon

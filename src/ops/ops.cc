@@ -1,0 +1,363 @@
+#include "ops/ops.h"
+
+#include <algorithm>
+#include <chrono>
+#include <type_traits>
+
+#include "tensor/check.h"
+
+namespace tendon {
+
+std::string_view name(Op op) {
+  constexpr std::string_view kNames[] = {"upload",       "download",   "prepare",    "linear",
+                                         "gated_linear", "layer_norm", "rms_norm",   "qkv",
+                                         "attention",    "embed",      "add_scaled", "multiply",
+                                         "concat_rows",  "slice_rows", "write_rows"};
+  static_assert(std::size(kNames) == kOpCount);
+  return kNames[static_cast<size_t>(op)];
+}
+
+int64_t Coverage::native_calls() const {
+  int64_t n = 0;
+  for (const OpCount& c : ops) n += c.native_calls;
+  return n;
+}
+
+int64_t Coverage::fallback_calls() const {
+  int64_t n = 0;
+  for (const OpCount& c : ops) n += c.fallback_calls;
+  return n;
+}
+
+int64_t Coverage::flops() const {
+  int64_t n = 0;
+  for (const OpCount& c : ops) n += c.flops;
+  return n;
+}
+
+namespace {
+
+int64_t float_bytes(const Tensor& x) { return x ? 4 * x.shape().count() : 0; }
+
+void ensure_matrix(std::string_view op, std::string_view which, const Tensor& x) {
+  ensure(static_cast<bool>(x), Fault::internal, "[{}] {} is empty", op, which);
+  ensure(x.shape().rank() == 2 && x.rows() > 0 && x.columns() > 0, Fault::internal,
+         "[{}] {} is {}, expected a matrix", op, which, to_string(x.shape()));
+}
+
+void ensure_row(std::string_view op, std::string_view which, const Tensor& x, int64_t columns) {
+  ensure_matrix(op, which, x);
+  ensure(x.rows() == 1 && x.columns() == columns, Fault::internal,
+         "[{}] {} is {}, expected [1, {}]", op, which, to_string(x.shape()), columns);
+}
+
+void ensure_weight(std::string_view op, const Tensor& x, const Weight& w) {
+  ensure_matrix(op, "x", x);
+  ensure(static_cast<bool>(w), Fault::internal, "[{}] the weight '{}' was not prepared", op,
+         w.name);
+  ensure(x.columns() == w.inputs, Fault::internal, "[{}] x is {} but {} expects {} columns", op,
+         to_string(x.shape()), w.name, w.inputs);
+}
+
+void ensure_same(std::string_view op, const Tensor& x, const Tensor& y) {
+  ensure_matrix(op, "x", x);
+  ensure(y && x.shape() == y.shape(), Fault::internal, "[{}] x is {} but y is {}", op,
+         to_string(x.shape()), to_string(y.shape()));
+}
+
+std::string product(const Tensor& x, const Weight& w) {
+  return fmt::format("{} x {} [{}, {}]", to_string(x.shape()), w.name, w.outputs, w.inputs);
+}
+
+}  // namespace
+
+// The only place that knows about fallbacks. `kernel(kernels, prepared weight choice, carry in)`
+// is called with the backend that runs the op.
+template <class Kernel, class Describe>
+auto Ops::run(Op op, Cost cost, const Describe& describe, const Kernel& kernel) {
+  const bool native = kernels_.supports(op);
+  ensure(native || fallback_, Fault::backend,
+         "{} has no kernel for {} {}; --fallback=reference runs it elsewhere and counts it",
+         kernels_.name(), name(op), describe());
+  if (trace_) trace_->push_back({op, !native, describe()});
+  OpCount& count = coverage_.ops[static_cast<size_t>(op)];
+  ++(native ? count.native_calls : count.fallback_calls);
+  count.flops += cost.flops;
+  count.bytes += cost.bytes;
+  if (!native) count.bytes_moved += cost.bytes;
+  const auto start = std::chrono::steady_clock::now();
+  const auto stop = [&] {
+    count.seconds +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  Kernels& runner = native ? kernels_ : *fallback_;
+  const auto in = [&](const Tensor& x) { return native ? x : carry(x, kernels_, runner); };
+  const auto out = [&](const Tensor& x) { return native ? x : carry(x, runner, kernels_); };
+  if constexpr (std::is_void_v<decltype(kernel(runner, native, in, out))>) {
+    kernel(runner, native, in, out);
+    stop();
+  } else {
+    auto result = kernel(runner, native, in, out);
+    stop();
+    return result;
+  }
+}
+
+Tensor Ops::carry(const Tensor& x, Kernels& from, Kernels& to) {
+  if (!x) return {};
+  std::vector<float> values(static_cast<size_t>(x.shape().count()));
+  from.download(x, values);
+  return to.upload(values, x.shape());
+}
+
+namespace {
+
+// The weight as the backend that runs the op prepared it.
+Weight chosen(const Weight& w, bool native) {
+  if (native) return w;
+  Weight other = w;
+  other.native = w.fallback;
+  return other;
+}
+
+Op consumer(WeightKind kind) {
+  switch (kind) {
+    case WeightKind::gated: return Op::gated_linear;
+    case WeightKind::table: return Op::embed;
+    default: return Op::linear;
+  }
+}
+
+}  // namespace
+
+Weight Ops::prepare(const WeightParts& parts) {
+  ensure(!parts.matrices.empty(), Fault::internal, "[prepare] {} has no matrix", parts.name);
+  Weight w{.name = parts.name, .kind = parts.kind};
+  for (const HostTensor& m : parts.matrices) {
+    ensure(m.shape.rank() >= 2, Fault::internal, "[prepare] {}: {} is {}, expected a matrix",
+           parts.name, m.name, to_string(m.shape));
+    const int64_t inputs = m.shape.count() / m.shape[0];
+    ensure(w.inputs == 0 || w.inputs == inputs, Fault::internal,
+           "[prepare] {}: {} has {} columns, its neighbours {}", parts.name, m.name, inputs,
+           w.inputs);
+    w.inputs = inputs;
+    w.outputs += m.shape[0];
+  }
+  w.has_bias = !parts.bias.empty();
+  ensure(!w.has_bias || std::ssize(parts.bias) == w.outputs, Fault::internal,
+         "[prepare] {} has {} rows and a bias of {}", parts.name, w.outputs, parts.bias.size());
+  const bool qkv_elsewhere = parts.kind == WeightKind::linear && !kernels_.supports(Op::qkv);
+  const bool elsewhere = qkv_elsewhere || !kernels_.supports(consumer(parts.kind));
+  w.native = kernels_.prepare(parts);
+  if (fallback_ && elsewhere) w.fallback = fallback_->prepare(parts);
+  ++coverage_.ops[static_cast<size_t>(Op::prepare)].native_calls;
+  return w;
+}
+
+Tensor Ops::upload(std::span<const float> values, const Shape& shape) {
+  ensure(std::ssize(values) == shape.count(), Fault::internal, "[upload] {} values for {}",
+         values.size(), to_string(shape));
+  return run(
+      Op::upload, {.bytes = 4 * shape.count()}, [&] { return to_string(shape); },
+      [&](Kernels& k, bool, const auto&, const auto& out) { return out(k.upload(values, shape)); });
+}
+
+void Ops::download(const Tensor& x, std::span<float> to) {
+  ensure(x && std::ssize(to) == x.shape().count(), Fault::internal, "[download] {} into {} values",
+         to_string(x.shape()), to.size());
+  run(
+      Op::download, {.bytes = float_bytes(x)}, [&] { return to_string(x.shape()); },
+      [&](Kernels& k, bool, const auto& in, const auto&) { k.download(in(x), to); });
+}
+
+std::vector<float> Ops::download(const Tensor& x) {
+  std::vector<float> values(static_cast<size_t>(x.shape().count()));
+  download(x, values);
+  return values;
+}
+
+Tensor Ops::linear(const Tensor& x, const Weight& w, const Epilogue& e) {
+  ensure_weight("linear", x, w);
+  if (e.bias) ensure_row("linear", "bias", e.bias, w.outputs);
+  if (e.gate) ensure_row("linear", "gate", e.gate, w.outputs);
+  if (e.residual)
+    ensure(e.residual.columns() == w.outputs && x.rows() % e.residual.rows() == 0, Fault::internal,
+           "[linear] residual is {}, expected [n, {}] with n dividing {}, for {}",
+           to_string(e.residual.shape()), w.outputs, x.rows(), w.name);
+  const int64_t m = x.rows();
+  return run(
+      Op::linear,
+      {2 * m * w.outputs * w.inputs, float_bytes(x) + 4 * m * w.outputs + float_bytes(e.residual)},
+      [&] { return product(x, w); },
+      [&](Kernels& k, bool native, const auto& in, const auto& out) {
+        const Epilogue carried{e.activation, in(e.bias), in(e.residual), in(e.gate)};
+        return out(k.linear(in(x), chosen(w, native), carried));
+      });
+}
+
+Tensor Ops::gated_linear(const Tensor& x, const Weight& w) {
+  ensure_weight("gated_linear", x, w);
+  ensure(w.kind == WeightKind::gated && w.outputs % 2 == 0, Fault::internal,
+         "[gated_linear] {} was not prepared as gate over up", w.name);
+  return run(
+      Op::gated_linear,
+      {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 2 * x.rows() * w.outputs},
+      [&] { return product(x, w); },
+      [&](Kernels& k, bool native, const auto& in, const auto& out) {
+        return out(k.gated_linear(in(x), chosen(w, native)));
+      });
+}
+
+Tensor Ops::layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) {
+  ensure_matrix("layer_norm", "x", x);
+  ensure_row("layer_norm", "scale", scale, x.columns());
+  ensure_row("layer_norm", "shift", shift, x.columns());
+  return run(
+      Op::layer_norm, {.bytes = 2 * float_bytes(x)}, [&] { return to_string(x.shape()); },
+      [&](Kernels& k, bool, const auto& in, const auto& out) {
+        return out(k.layer_norm(in(x), in(scale), in(shift)));
+      });
+}
+
+Tensor Ops::rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) {
+  ensure_matrix("rms_norm", "x", x);
+  ensure_row("rms_norm", "scale", scale, x.columns());
+  if (shift) ensure_row("rms_norm", "shift", shift, x.columns());
+  return run(
+      Op::rms_norm, {.bytes = 2 * float_bytes(x)}, [&] { return to_string(x.shape()); },
+      [&](Kernels& k, bool, const auto& in, const auto& out) {
+        return out(k.rms_norm(in(x), in(scale), in(shift)));
+      });
+}
+
+Qkv Ops::qkv(const Tensor& x, const Weight& w, const Heads& heads,
+             std::optional<int64_t> first_position) {
+  ensure_weight("qkv", x, w);
+  const int64_t columns = (heads.query + 2 * heads.kv) * heads.width;
+  ensure(w.outputs == columns, Fault::internal,
+         "[qkv] {} has {} rows, {} query and {} key/value heads of {} need {}", w.name, w.outputs,
+         heads.query, heads.kv, heads.width, columns);
+  ensure(!first_position || (*first_position >= 0 && heads.width % 2 == 0), Fault::internal,
+         "[qkv] rotary positions need an even head width and start at 0 or later; got {} and {}",
+         heads.width, first_position.value_or(0));
+  return run(
+      Op::qkv, {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 4 * x.rows() * w.outputs},
+      [&] { return product(x, w); },
+      [&](Kernels& k, bool native, const auto& in, const auto& out) {
+        const Qkv r = k.qkv(in(x), chosen(w, native), heads, first_position);
+        return Qkv{out(r.q), out(r.k), out(r.v)};
+      });
+}
+
+Tensor Ops::attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
+                      std::span<const int32_t> visible, int64_t segments) {
+  ensure_matrix("attention", "q", q);
+  ensure_same("attention", k, v);
+  ensure(q.columns() == heads.query * heads.width && k.columns() == heads.kv * heads.width &&
+             heads.query % heads.kv == 0,
+         Fault::internal, "[attention] q is {} and k is {}; {} query, {} key/value heads of {}",
+         to_string(q.shape()), to_string(k.shape()), heads.query, heads.kv, heads.width);
+  ensure(segments >= 1 && q.rows() % segments == 0 && k.rows() % segments == 0, Fault::internal,
+         "[attention] {} and {} rows do not fall into {} equal segments", q.rows(), k.rows(),
+         segments);
+  ensure(std::ssize(visible) == q.rows() / segments, Fault::internal,
+         "[attention] {} entries of visible for {} rows", visible.size(), q.rows() / segments);
+  int64_t seen = 0;
+  for (const int32_t n : visible) {
+    ensure(n >= 1 && n <= k.rows() / segments, Fault::internal,
+           "[attention] a row sees {} keys of {}", n, k.rows() / segments);
+    seen += n;
+  }
+  return run(
+      Op::attention,
+      {4 * seen * segments * heads.query * heads.width,
+       2 * float_bytes(q) + float_bytes(k) + float_bytes(v)},
+      [&] { return to_string(q.shape()) + " on " + to_string(k.shape()); },
+      [&](Kernels& kernels, bool, const auto& in, const auto& out) {
+        return out(kernels.attention(in(q), in(k), in(v), heads, visible, segments));
+      });
+}
+
+Tensor Ops::embed(const Weight& table, std::span<const int32_t> ids, float scale) {
+  ensure(table && table.kind == WeightKind::table, Fault::internal,
+         "[embed] {} was not prepared as a table", table.name);
+  ensure(!ids.empty(), Fault::internal, "[embed] no ids for {}", table.name);
+  for (const int32_t id : ids)
+    ensure(id >= 0 && id < table.outputs, Fault::input,
+           "[embed] token id {} is outside of {}, which has {} rows; is it the right tokenizer?",
+           id, table.name, table.outputs);
+  return run(
+      Op::embed, {.bytes = 8 * std::ssize(ids) * table.inputs},
+      [&] { return fmt::format("{} ids of {}", ids.size(), table.name); },
+      [&](Kernels& k, bool native, const auto&, const auto& out) {
+        return out(k.embed(chosen(table, native), ids, scale));
+      });
+}
+
+Tensor Ops::add_scaled(const Tensor& x, const Tensor& y, float scale) {
+  ensure_same("add_scaled", x, y);
+  return run(
+      Op::add_scaled, {.bytes = 3 * float_bytes(x)}, [&] { return to_string(x.shape()); },
+      [&](Kernels& k, bool, const auto& in, const auto& out) {
+        return out(k.add_scaled(in(x), in(y), scale));
+      });
+}
+
+Tensor Ops::multiply(const Tensor& x, const Tensor& y) {
+  ensure_same("multiply", x, y);
+  return run(
+      Op::multiply, {.bytes = 3 * float_bytes(x)}, [&] { return to_string(x.shape()); },
+      [&](Kernels& k, bool, const auto& in, const auto& out) {
+        return out(k.multiply(in(x), in(y)));
+      });
+}
+
+Tensor Ops::concat_rows(std::span<const Tensor> parts) {
+  ensure(!parts.empty(), Fault::internal, "[concat_rows] nothing to concatenate");
+  int64_t rows = 0;
+  for (const Tensor& part : parts) {
+    ensure_matrix("concat_rows", "a part", part);
+    ensure(part.columns() == parts[0].columns(), Fault::internal, "[concat_rows] {} under {}",
+           to_string(part.shape()), to_string(parts[0].shape()));
+    rows += part.rows();
+  }
+  return run(
+      Op::concat_rows, {.bytes = 8 * rows * parts[0].columns()},
+      [&] { return fmt::format("{} parts, {} rows", parts.size(), rows); },
+      [&](Kernels& k, bool, const auto& in, const auto& out) {
+        std::vector<Tensor> carried;
+        for (const Tensor& part : parts) carried.push_back(in(part));
+        return out(k.concat_rows(carried));
+      });
+}
+
+Tensor Ops::slice_rows(const Tensor& x, int64_t first, int64_t last) {
+  ensure_matrix("slice_rows", "x", x);
+  ensure(first >= 0 && first < last && last <= x.rows(), Fault::internal,
+         "[slice_rows] rows {} to {} of {}", first, last, to_string(x.shape()));
+  return run(
+      Op::slice_rows, {.bytes = 8 * (last - first) * x.columns()},
+      [&] { return fmt::format("{} to {} of {}", first, last, to_string(x.shape())); },
+      [&](Kernels& k, bool, const auto& in, const auto& out) {
+        return out(k.slice_rows(in(x), first, last));
+      });
+}
+
+void Ops::write_rows(Tensor& to, const Tensor& rows, int64_t first) {
+  ensure_matrix("write_rows", "to", to);
+  ensure_matrix("write_rows", "rows", rows);
+  ensure(rows.columns() == to.columns() && first >= 0 && first + rows.rows() <= to.rows(),
+         Fault::internal, "[write_rows] {} at row {} of {}", to_string(rows.shape()), first,
+         to_string(to.shape()));
+  run(
+      Op::write_rows, {.bytes = 2 * float_bytes(rows)},
+      [&] { return fmt::format("{} at {}", to_string(rows.shape()), first); },
+      [&](Kernels& k, bool native, const auto& in, const auto& out) {
+        if (native) return k.write_rows(to, rows, first);
+        Tensor carried = in(to);
+        k.write_rows(carried, in(rows), first);
+        to = out(carried);
+      });
+}
+
+}  // namespace tendon

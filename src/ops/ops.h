@@ -1,0 +1,87 @@
+// What a model calls: checks every shape, counts and times every call, and owns the one fallback
+// rule. An op that the backend lacks is an error, unless a fallback backend was given; then the op
+// runs there and is counted as a fallback.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "ops/kernels.h"
+
+namespace tendon {
+
+// What one kind of op cost so far.
+struct OpCount {
+  int64_t native_calls = 0, fallback_calls = 0;
+  int64_t flops = 0;        // of products and attention; 0 for the rest
+  int64_t bytes = 0;        // activations read and written
+  int64_t bytes_moved = 0;  // across the fallback, both ways
+  double seconds = 0;
+};
+
+struct Coverage {
+  std::array<OpCount, kOpCount> ops{};
+
+  const OpCount& of(Op op) const { return ops[static_cast<size_t>(op)]; }
+  int64_t native_calls() const;
+  int64_t fallback_calls() const;
+  int64_t flops() const;
+};
+
+// One executed op, in order; recorded only while tracing.
+struct TraceEntry {
+  Op op;
+  bool fallback;
+  std::string detail;  // "[816, 2048] x vlm.layers.3.qkv [2560, 2048]"
+};
+
+class Ops {
+ public:
+  // `fallback` may be null. Both must outlive this object.
+  explicit Ops(Kernels& kernels, Kernels* fallback = nullptr)
+      : kernels_(kernels), fallback_(fallback) {}
+
+  Weight prepare(const WeightParts& parts);
+  Tensor upload(std::span<const float> values, const Shape& shape);
+  std::vector<float> download(const Tensor& x);
+  void download(const Tensor& x, std::span<float> to);
+
+  // The kernels' operations; their meaning and shapes are in kernels.h. Each throws
+  // Error(Fault::internal) naming op, got and expected when shapes do not fit, and
+  // Error(Fault::backend) when the backend lacks the op.
+  Tensor linear(const Tensor& x, const Weight& w, const Epilogue& epilogue = {});
+  Tensor gated_linear(const Tensor& x, const Weight& w);
+  Tensor layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift);
+  Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift = {});
+  Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
+          std::optional<int64_t> first_position = {});
+  Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
+                   std::span<const int32_t> visible, int64_t segments = 1);
+  Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale);
+  Tensor add_scaled(const Tensor& x, const Tensor& y, float scale);
+  Tensor multiply(const Tensor& x, const Tensor& y);
+  Tensor concat_rows(std::span<const Tensor> parts);
+  Tensor slice_rows(const Tensor& x, int64_t first, int64_t last);
+  void write_rows(Tensor& to, const Tensor& rows, int64_t first);
+
+  std::string_view backend() const { return kernels_.name(); }
+  const Coverage& coverage() const { return coverage_; }
+  void reset_coverage() { coverage_ = {}; }
+  void trace(std::vector<TraceEntry>* to) { trace_ = to; }  // null: no tracing
+
+ private:
+  struct Cost {
+    int64_t flops = 0, bytes = 0;
+  };
+  template <class Kernel, class Describe>
+  auto run(Op op, Cost cost, const Describe& describe, const Kernel& kernel);
+  Tensor carry(const Tensor& x, Kernels& from, Kernels& to);
+
+  Kernels& kernels_;
+  Kernels* fallback_;
+  Coverage coverage_;
+  std::vector<TraceEntry>* trace_ = nullptr;
+};
+
+}  // namespace tendon

@@ -1,0 +1,108 @@
+#include "tensor/tensor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "tensor/bf16.h"
+#include "tensor/check.h"
+
+namespace tendon {
+
+int64_t byte_size(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+    case DType::i64: return 8;
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::bf16:
+    case DType::f16:
+    case DType::i16: return 2;
+    case DType::i8:
+    case DType::u8:
+    case DType::boolean: return 1;
+  }
+  fail(Fault::internal, "byte_size: unknown element type {}", static_cast<int>(dtype));
+}
+
+std::string_view name(DType dtype) {
+  constexpr std::string_view kNames[] = {"F32", "BF16", "F16", "F64", "I64",
+                                         "I32", "I16",  "I8",  "U8",  "BOOL"};
+  return kNames[static_cast<size_t>(dtype)];
+}
+
+Shape::Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
+  ensure(dims.size() <= kRankMax, Fault::internal,
+         "a shape has {} dimensions, at most {} are known", dims.size(), kRankMax);
+  std::ranges::copy(dims, dims_.begin());
+}
+
+int64_t Shape::count() const {
+  int64_t n = 1;
+  for (const int64_t d : dims()) n *= d;
+  return n;
+}
+
+bool Shape::operator==(const Shape& other) const {
+  return std::ranges::equal(dims(), other.dims());
+}
+
+std::string to_string(const Shape& shape) {
+  std::string text = "[";
+  for (const int64_t d : shape.dims()) text += (text.size() > 1 ? ", " : "") + std::to_string(d);
+  return text + "]";
+}
+
+HostTensor HostTensor::rows(int64_t first, int64_t last) const {
+  ensure(shape.rank() >= 1 && first >= 0 && first <= last && last <= shape[0], Fault::internal,
+         "rows {} to {} of {} {}", first, last, name, to_string(shape));
+  std::array<int64_t, Shape::kRankMax> dims{};
+  std::ranges::copy(shape.dims(), dims.begin());
+  const size_t row_bytes = shape[0] == 0 ? 0 : bytes.size() / static_cast<size_t>(shape[0]);
+  dims[0] = last - first;
+  HostTensor part = *this;
+  part.shape = Shape(std::span<const int64_t>(dims.data(), static_cast<size_t>(shape.rank())));
+  part.bytes = bytes.subspan(row_bytes * static_cast<size_t>(first),
+                             row_bytes * static_cast<size_t>(last - first));
+  return part;
+}
+
+namespace {
+
+template <class T>
+T load(const HostTensor& tensor, int64_t i) {
+  T value;
+  std::memcpy(&value, tensor.bytes.data() + static_cast<size_t>(i) * sizeof(T), sizeof(T));
+  return value;
+}
+
+}  // namespace
+
+float element(const HostTensor& tensor, int64_t i) {
+  switch (tensor.dtype) {
+    case DType::f32: return load<float>(tensor, i);
+    case DType::bf16: return from_bf16(load<uint16_t>(tensor, i));
+    case DType::f16: return from_f16(load<uint16_t>(tensor, i));
+    default:
+      fail(Fault::checkpoint, "{} has type {}, expected F32, BF16 or F16", tensor.name,
+           name(tensor.dtype));
+  }
+}
+
+void convert_to_f32(const HostTensor& tensor, std::span<float> to) {
+  ensure(std::ssize(to) == tensor.shape.count(), Fault::internal, "{}: {} values into {} places",
+         tensor.name, tensor.shape.count(), to.size());
+  if (tensor.dtype == DType::f32) {
+    if (!to.empty()) std::memcpy(to.data(), tensor.bytes.data(), to.size_bytes());
+    return;
+  }
+  for (int64_t i = 0; i < std::ssize(to); ++i) to[static_cast<size_t>(i)] = element(tensor, i);
+}
+
+HostTensor host_tensor(std::string name, Shape shape, std::vector<float> values) {
+  ensure(std::ssize(values) == shape.count(), Fault::internal, "{} {} got {} values", name,
+         to_string(shape), values.size());
+  auto owner = std::make_shared<const std::vector<float>>(std::move(values));
+  return {std::move(name), DType::f32, shape, std::as_bytes(std::span(*owner)), owner};
+}
+
+}  // namespace tendon

@@ -1,0 +1,326 @@
+// golden_case DIR: runs every stage of a golden folder (format: tools/make_goldens/README.md) on
+// the reference backend and prints how far each is from the stored values. Exit 1 beyond tolerance.
+#include <fmt/format.h>
+
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "backends/reference/reference.h"
+#include "checkpoint/json.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/synthetic.h"
+#include "model/config_file.h"
+#include "model/pi0.h"
+#include "policy/images.h"
+#include "tensor/check.h"
+#include "tensor/compare.h"
+
+using namespace tendon;
+namespace fs = std::filesystem;
+
+namespace {
+
+// Relative L2 of a stage and of the actions (reasons: golden README, "Tolerances").
+struct Tolerance {
+  double stage = 1e-5, actions = 2e-5;
+};
+
+using Rows = std::vector<float>;
+
+std::vector<float> floats(const HostTensor& t) {
+  std::vector<float> v(static_cast<size_t>(t.shape.count()));
+  if (t.dtype == DType::f32) std::memcpy(v.data(), t.bytes.data(), t.bytes.size());
+  for (size_t i = 0; i < v.size() && t.dtype == DType::u8; ++i)
+    v[i] = static_cast<float>(std::to_integer<int>(t.bytes[i]));
+  for (size_t i = 0; i < v.size() && t.dtype == DType::i32; ++i) {
+    int32_t n = 0;
+    std::memcpy(&n, t.bytes.data() + 4 * i, 4);
+    v[i] = static_cast<float>(n);
+  }
+  return v;
+}
+
+struct Case {
+  fs::path folder;
+  nlohmann::json json;
+  Config config;
+  bool full_size = false;
+  std::shared_ptr<const SafetensorsFile> inputs, stages;
+  std::unique_ptr<Kernels> kernels = make_reference_backend();
+  Ops ops{*kernels};
+  Model model;
+  KvCache cache;
+};
+
+// Row `b` of an input, as float.
+std::vector<float> input(const Case& c, const std::string& name, int64_t b) {
+  const HostTensor* t = c.inputs->find(name);
+  ensure(t, Fault::checkpoint, "{}/inputs.safetensors has no {}", c.folder.string(), name);
+  return floats(t->rows(b, b + 1));
+}
+
+std::unique_ptr<WeightSource> weights_of(const Case& c) {
+  const nlohmann::json& w = c.json.at("weights");
+  if (w.contains("file"))
+    return open_weights({SafetensorsFile::open(c.folder / w.at("file").get<std::string>())});
+  SyntheticOptions options;
+  options.seed = w.at("seed").get<uint64_t>();
+  options.round_bf16 = w.at("round") == "bf16";
+  options.vision_depth = c.config.vision.depth;
+  options.vlm_depth = c.config.vlm.depth;
+  options.expert_depth = c.config.expert.depth;
+  return synthetic_weights(c.config.pi05(), options);
+}
+
+// Pixels [side, side, 3] in [-1, 1] of one camera.
+std::vector<float> pixels(const Case& c, int64_t b, int64_t camera) {
+  const std::string name = fmt::format("image.{}", camera);
+  std::vector<float> in = input(c, name, b);
+  const size_t plane = static_cast<size_t>(c.config.vision.image * c.config.vision.image);
+  if (c.inputs->find(name)->dtype == DType::u8) {  // NHWC
+    for (float& v : in) v = v / 255.f * 2.f - 1.f;
+    return in;
+  }
+  std::vector<float> hwc(in.size());  // from NCHW
+  for (size_t i = 0; i < plane; ++i)
+    for (size_t ch = 0; ch < 3; ++ch) hwc[3 * i + ch] = in[ch * plane + i];
+  return hwc;
+}
+
+struct Prepared {
+  Inputs inputs;
+  std::vector<int64_t> cameras;  // those present
+};
+
+Prepared prepare(Case& c, int64_t b, const std::vector<float>& image_mask) {
+  Prepared p;
+  std::vector<float> all;
+  const VisionConfig& v = c.config.vision;
+  for (int64_t camera = 0; camera < std::ssize(image_mask); ++camera) {
+    if (image_mask[static_cast<size_t>(camera)] == 0.f) continue;
+    const std::vector<float> image =
+        patches(pixels(c, b, camera), static_cast<int>(v.image), static_cast<int>(v.patch));
+    all.insert(all.end(), image.begin(), image.end());
+    p.cameras.push_back(camera);
+  }
+  p.inputs.images = std::ssize(p.cameras);
+  if (p.inputs.images > 0)
+    p.inputs.patches = c.ops.upload(all, {p.inputs.images * v.tokens(), v.patch_values()});
+  const std::vector<float> tokens = input(c, "tokens", b), mask = input(c, "token_mask", b);
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (mask[i] != 0.f) p.inputs.prompt.push_back(static_cast<int32_t>(tokens[i]));
+  if (!c.config.pi05())
+    p.inputs.state = c.ops.upload(input(c, "state", b), {1, c.config.state_dim});
+  return p;
+}
+
+std::optional<Guidance> guidance_of(Case& c) {
+  if (!c.json.contains("rtc")) return {};
+  const nlohmann::json& rtc = c.json.at("rtc");
+  const std::map<std::string, GuidanceSchedule> schedules = {{"ZEROS", GuidanceSchedule::zeros},
+                                                             {"ONES", GuidanceSchedule::ones},
+                                                             {"LINEAR", GuidanceSchedule::linear},
+                                                             {"EXP", GuidanceSchedule::exp}};
+  const HostTensor& left = *c.inputs->find("rtc.leftover");
+  const int64_t rows = left.shape[1], columns = left.shape[2];
+  const Shape shape{c.config.horizon, c.config.action_dim};
+  const std::vector<float> w = guidance_weights(
+      schedules.at(rtc.at("schedule").get<std::string>()), rtc.at("inference_delay").get<int64_t>(),
+      rtc.at("execution_horizon").get<int64_t>(), rows, c.config.horizon);
+  const std::vector<float> values = floats(left);
+  std::vector<float> leftover(static_cast<size_t>(shape.count())), weights(leftover.size());
+  for (int64_t r = 0; r < c.config.horizon; ++r)
+    for (int64_t d = 0; d < c.config.action_dim; ++d) {
+      const size_t at = static_cast<size_t>(r * c.config.action_dim + d);
+      weights[at] = w[static_cast<size_t>(r)];
+      if (r < rows && d < columns) leftover[at] = values[static_cast<size_t>(r * columns + d)];
+    }
+  return Guidance{c.ops.upload(leftover, shape), c.ops.upload(weights, shape),
+                  rtc.at("max_guidance_weight").get<float>()};
+}
+
+// Runs the model; every stage lands in the result by the name that the network gives it.
+std::map<std::string, Rows> run(Case& c, const Prepared& p, const std::vector<float>& noise,
+                                int64_t steps, const std::optional<Guidance>& guidance,
+                                bool probing) {
+  std::map<std::string, Rows> got;
+  const auto record = [&](const std::string& prefix) {
+    return [&got, &c, prefix](const std::string& stage, const Tensor& rows) {
+      const std::vector<float> v = c.ops.download(rows);
+      Rows& to = got[prefix + stage];
+      to.insert(to.end(), v.begin(), v.end());
+    };
+  };
+  const Probe probe = probing ? Probe(record("")) : Probe();
+  fill_kv_cache(c.ops, c.model, embed_prefix(c.ops, c.model, p.inputs, probe), c.cache, probe);
+  if (p.inputs.state)
+    append_state(c.ops, c.model, p.inputs.state, c.cache,
+                 probing ? Probe(record("state.")) : Probe());
+  const Schedule schedule = make_schedule(c.ops, c.model, steps, TimeSequence::lerobot);
+  const Tensor x = c.ops.upload(noise, {c.config.horizon, c.config.action_dim});
+  record("")("actions", denoise(c.ops, c.model, c.cache, schedule, x, guidance, probe));
+  return got;
+}
+
+// Where the network's stages stand in the stored tensor of the same meaning: images are stacked,
+// absent ones and padding are missing, and the state token ran on its own.
+struct Matched {
+  Rows got, expected;
+};
+
+Rows pick_rows(const Rows& all, size_t width, const std::vector<bool>& keep) {
+  Rows picked;
+  for (size_t r = 0; r < keep.size(); ++r)
+    if (keep[r])
+      picked.insert(picked.end(), all.begin() + static_cast<int64_t>(r * width),
+                    all.begin() + static_cast<int64_t>((r + 1) * width));
+  return picked;
+}
+
+std::optional<Matched> match(const Case& c, const std::map<std::string, Rows>& got,
+                             const Prepared& p, const HostTensor& stored, int64_t b) {
+  const std::string& name = stored.name;
+  const Rows expected = floats(stored.rows(b, b + 1));
+  if (name.starts_with("image.")) {
+    const size_t dot = name.find('.', 6);
+    const int64_t camera = std::stoll(name.substr(6, dot - 6));
+    const auto place = std::ranges::find(p.cameras, camera);
+    if (place == p.cameras.end()) return {};
+    const Rows& all = got.at("image." + name.substr(dot + 1));
+    const int64_t size = std::ssize(expected), at = (place - p.cameras.begin()) * size;
+    ensure(at + size <= std::ssize(all), Fault::internal, "{}: {} values, expected {}", name,
+           all.size(), at + size);
+    return Matched{Rows(all.begin() + at, all.begin() + at + size), expected};
+  }
+  const auto found = got.find(name);
+  if (found == got.end()) return {};
+  if (name == "language.embed")
+    return Matched{found->second,
+                   Rows(expected.begin(), expected.begin() + std::ssize(found->second))};
+  const bool prefix_rows = name.starts_with("prefix.") || name.starts_with("vlm.");
+  if (prefix_rows) {
+    const Rows mask = floats(c.stages->find("prefix.mask")->rows(b, b + 1));
+    std::vector<bool> keep;
+    for (const float m : mask) keep.push_back(m != 0.f);
+    return Matched{found->second, pick_rows(expected, expected.size() / mask.size(), keep)};
+  }
+  Rows rows = found->second;
+  const std::string stage = name.starts_with("step.") ? name.substr(name.find('.', 5) + 1) : name;
+  const auto state = got.find("state." + stage);
+  if (state != got.end()) rows.insert(rows.begin(), state->second.begin(), state->second.end());
+  return Matched{rows, expected};
+}
+
+bool report(const std::string& name, const Rows& got, const Rows& expected, double tolerance,
+            double absolute = 0) {
+  ensure(got.size() == expected.size(), Fault::verdict, "{}: {} values, expected {}", name,
+         got.size(), expected.size());
+  const Comparison d = compare(got, expected);
+  const bool ok = absolute > 0 ? d.max_error <= absolute
+                               : d.relative_l2 <= tolerance && d.max_error <= 1e-4 * d.scale;
+  fmt::print("{:34} pcc {:.9f}  max error {:.2e}  relative L2 {:.2e}  {}\n", name, d.pcc,
+             d.max_error, d.relative_l2, ok ? "ok" : "BEYOND TOLERANCE");
+  return ok;
+}
+
+bool run_tiny(Case& c, const Tolerance& tolerance) {
+  bool ok = true;
+  int64_t compared = 0, absent = 0;
+  const std::set<std::string> derived = {"prefix.mask", "prefix.position", "actions.f64",
+                                         "actions.bf16_reference", "actions.without_rtc"};
+  const std::optional<Guidance> guidance = guidance_of(c);
+  for (int64_t b = 0; b < c.json.at("batch").get<int64_t>(); ++b) {
+    const Prepared p = prepare(c, b, input(c, "image_mask", b));
+    const std::vector<float> noise = input(c, "noise", b);
+    auto got = run(c, p, noise, c.config.num_steps, guidance, true);
+    for (const HostTensor& stored : c.stages->tensors()) {
+      if (derived.contains(stored.name) || stored.name == "rtc.weights" ||
+          stored.name.ends_with(".time"))
+        continue;
+      const std::optional<Matched> m = match(c, got, p, stored, b);
+      if (!m) {
+        ensure(stored.name.starts_with("image."), Fault::verdict, "{} was not computed",
+               stored.name);
+        ++absent;
+        continue;
+      }
+      const bool actions = stored.name == "actions";
+      ok &= report(stored.name, m->got, m->expected, actions ? tolerance.actions : tolerance.stage,
+                   stored.name.ends_with("time_embed") ? 1e-7 : 0);
+      ++compared;
+    }
+    if (guidance) {
+      got = run(c, p, noise, c.config.num_steps, {}, false);
+      ok &=
+          report("actions.without_rtc", got.at("actions"),
+                 floats(c.stages->find("actions.without_rtc")->rows(b, b + 1)), tolerance.actions);
+    }
+  }
+  fmt::print("{} stages compared, {} of absent cameras not computed\n", compared, absent);
+  return ok;
+}
+
+// The variants of one full-size case: masked third camera, swapped images, one step, negated state.
+bool run_full(Case& c, double tolerance) {
+  const auto expected = SafetensorsFile::open(c.folder / "actions.safetensors");
+  const std::vector<float> noise = input(c, "noise", 0);
+  bool ok = true;
+  for (const HostTensor& stored : expected->tensors()) {
+    std::vector<float> mask = input(c, "image_mask", 0);
+    if (stored.name == "actions.third_camera_masked") mask[2] = 0.f;
+    Prepared p = prepare(c, 0, mask);
+    const int64_t steps = stored.name == "actions.steps1" ? 1 : c.config.num_steps;
+    if (stored.name == "actions.state_negated") {
+      std::vector<float> state = input(c, "state", 0);
+      for (float& s : state) s = -s;
+      p.inputs.state = c.ops.upload(state, {1, c.config.state_dim});
+    }
+    if (stored.name == "actions.first_two_images_swapped") {
+      const int64_t n = c.config.vision.tokens();
+      const Tensor swapped[] = {c.ops.slice_rows(p.inputs.patches, n, 2 * n),
+                                c.ops.slice_rows(p.inputs.patches, 0, n),
+                                c.ops.slice_rows(p.inputs.patches, 2 * n, 3 * n)};
+      p.inputs.patches = c.ops.concat_rows(swapped);
+    }
+    const auto got = run(c, p, noise, steps, {}, false);
+    ok &= report(stored.name, got.at("actions"), floats(stored), tolerance);
+  }
+  return ok;
+}
+
+int run_folder(const fs::path& folder) {
+  Case c;
+  c.folder = folder;
+  c.json = read_json(folder / "config.json");
+  c.config = read_config(c.json, (folder / "config.json").string());
+  c.full_size = fs::exists(folder / "actions.safetensors");
+  c.inputs = SafetensorsFile::open(folder / "inputs.safetensors");
+  c.stages = SafetensorsFile::open(folder / "stages.safetensors");
+  const std::unique_ptr<WeightSource> source = weights_of(c);
+  c.model = {c.config, load_weights(c.ops, *source, c.config, {.whole_prefix = !c.full_size})};
+  c.cache = make_cache(c.ops, c.config);
+  const bool ok = c.full_size ? run_full(c, 1e-4) : run_tiny(c, {});
+  fmt::print("{} {}: {}\n", name(c.config.policy), folder.filename().string(),
+             ok ? "all within tolerance" : "BEYOND TOLERANCE");
+  return ok ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    fmt::print(stderr, "usage: golden_case DIR   (a folder as tools/make_goldens writes it)\n");
+    return 2;
+  }
+  try {
+    return run_folder(argv[1]);
+  } catch (const Error& e) {
+    fmt::print(stderr, "golden_case: {}\n", e.what());
+    return static_cast<int>(e.fault());
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "golden_case: {}\n", e.what());
+    return static_cast<int>(Fault::internal);
+  }
+}

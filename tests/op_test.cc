@@ -1,0 +1,168 @@
+// labels: op
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <set>
+
+#include "backends/reference/reference.h"
+#include "op_oracle.h"
+#include "ops/op_table.h"
+#include "tendon/error.h"
+#include "tensor/compare.h"
+
+namespace tendon {
+namespace {
+
+struct OpTable : testing::TestWithParam<OpCase> {};
+
+TEST_P(OpTable, agrees_with_its_formula_in_float64) {
+  const OpCase& c = GetParam();
+  const auto kernels = make_reference_backend();
+  Ops ops(*kernels);
+  const OpInputs in = make_inputs(c);
+  const std::vector<float> got = run_case(ops, c, in);
+  const std::vector<double> exact = Oracle{c, in}.result();
+  const std::vector<float> expected(exact.begin(), exact.end());
+  const Comparison d = compare(got, expected);
+  EXPECT_LE(d.relative_l2, c.bound) << describe(c);
+  EXPECT_LE(d.max_error, 10 * c.bound * d.scale) << describe(c);
+  EXPECT_EQ(ops.coverage().fallback_calls(), 0);
+  EXPECT_GE(ops.coverage().of(c.op).native_calls, 1);
+}
+
+std::vector<OpCase> rows(bool full_size) {
+  std::vector<OpCase> some;
+  for (const OpCase& c : op_table())
+    if (c.full_size == full_size) some.push_back(c);
+  return some;
+}
+
+// "rms_norm_with_shift": test names may only hold letters, digits and underscores.
+std::string test_name(const testing::TestParamInfo<OpCase>& info) {
+  std::string text = fmt::format("{}_{}", name(info.param.op), info.param.why);
+  std::erase(text, ',');
+  std::ranges::replace(text, ' ', '_');
+  return text;
+}
+
+INSTANTIATE_TEST_SUITE_P(small, OpTable, testing::ValuesIn(rows(false)), test_name);
+INSTANTIATE_TEST_SUITE_P(slow_full_size, OpTable, testing::ValuesIn(rows(true)), test_name);
+
+TEST(OpTableItself, has_a_row_for_every_op) {
+  std::set<Op> seen;
+  for (const OpCase& c : op_table()) seen.insert(c.op);
+  EXPECT_EQ(std::ssize(seen), kOpCount);
+}
+
+// A backend without linear: everything else is the reference.
+class Partial final : public Kernels {
+ public:
+  std::string_view name() const override { return "partial"; }
+  bool supports(Op op) const override { return op != Op::linear && op != Op::write_rows; }
+  std::shared_ptr<const PreparedWeight> prepare(const WeightParts& p) override {
+    return all_->prepare(p);
+  }
+  Tensor upload(std::span<const float> v, const Shape& s) override { return all_->upload(v, s); }
+  void download(const Tensor& x, std::span<float> to) override { all_->download(x, to); }
+  Tensor linear(const Tensor&, const Weight&, const Epilogue&) override { std::abort(); }
+  Tensor gated_linear(const Tensor& x, const Weight& w) override {
+    return all_->gated_linear(x, w);
+  }
+  Tensor layer_norm(const Tensor& x, const Tensor& s, const Tensor& t) override {
+    return all_->layer_norm(x, s, t);
+  }
+  Tensor rms_norm(const Tensor& x, const Tensor& s, const Tensor& t) override {
+    return all_->rms_norm(x, s, t);
+  }
+  Qkv qkv(const Tensor& x, const Weight& w, const Heads& h, std::optional<int64_t> p) override {
+    return all_->qkv(x, w, h, p);
+  }
+  Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& h,
+                   std::span<const int32_t> visible, int64_t segments) override {
+    return all_->attention(q, k, v, h, visible, segments);
+  }
+  Tensor embed(const Weight& t, std::span<const int32_t> ids, float s) override {
+    return all_->embed(t, ids, s);
+  }
+  Tensor add_scaled(const Tensor& x, const Tensor& y, float s) override {
+    return all_->add_scaled(x, y, s);
+  }
+  Tensor multiply(const Tensor& x, const Tensor& y) override { return all_->multiply(x, y); }
+  Tensor concat_rows(std::span<const Tensor> parts) override { return all_->concat_rows(parts); }
+  Tensor slice_rows(const Tensor& x, int64_t a, int64_t b) override {
+    return all_->slice_rows(x, a, b);
+  }
+  void write_rows(Tensor&, const Tensor&, int64_t) override { std::abort(); }
+
+ private:
+  std::unique_ptr<Kernels> all_ = make_reference_backend();
+};
+
+const OpCase& case_of(Op op) {
+  for (const OpCase& c : op_table())
+    if (c.op == op) return c;
+  std::abort();
+}
+
+std::string error_of(const std::function<void()>& body, Fault fault) {
+  try {
+    body();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.fault(), fault);
+    return e.what();
+  }
+  return "no error";
+}
+
+TEST(Fallback, a_missing_kernel_is_an_error_that_names_op_shapes_and_backend) {
+  Partial partial;
+  Ops ops(partial);
+  const OpCase& c = case_of(Op::linear);
+  const std::string text = error_of([&] { run_case(ops, c, make_inputs(c)); }, Fault::backend);
+  EXPECT_NE(text.find("partial has no kernel for linear [1, 1] x weight [1, 1]"), std::string::npos)
+      << text;
+}
+
+TEST(Fallback, runs_elsewhere_when_asked_for_and_is_counted) {
+  Partial partial;
+  const auto reference = make_reference_backend();
+  Ops ops(partial, reference.get());
+  for (const Op op : {Op::linear, Op::write_rows}) {
+    const OpCase& c = case_of(op);
+    const OpInputs in = make_inputs(c);
+    const std::vector<double> exact = Oracle{c, in}.result();
+    EXPECT_LE(
+        compare(run_case(ops, c, in), std::vector<float>(exact.begin(), exact.end())).relative_l2,
+        c.bound);
+    EXPECT_EQ(ops.coverage().of(op).fallback_calls, 1);
+    EXPECT_GT(ops.coverage().of(op).bytes_moved, 0);
+  }
+}
+
+TEST(Checks, a_wrong_shape_is_named_with_operation_got_and_expected) {
+  const auto kernels = make_reference_backend();
+  Ops ops(*kernels);
+  const Weight w = ops.prepare({"vision.project.weight",
+                                WeightKind::linear,
+                                {host_tensor("m", {2, 3}, std::vector<float>(6))},
+                                {}});
+  const Tensor x = ops.upload(std::vector<float>(4), {2, 2});
+  EXPECT_EQ(error_of([&] { ops.linear(x, w); }, Fault::internal),
+            "[linear] x is [2, 2] but vision.project.weight expects 3 columns");
+}
+
+TEST(Threads, do_not_change_a_byte) {
+  for (const OpCase& c : rows(true)) {
+    if (c.rows > 60) continue;
+    const auto one = make_reference_backend({.threads = 1});
+    const auto three = make_reference_backend({.threads = 3});
+    Ops a(*one), b(*three);
+    const OpInputs in = make_inputs(c);
+    EXPECT_EQ(run_case(a, c, in), run_case(b, c, in)) << describe(c);
+  }
+}
+
+}  // namespace
+}  // namespace tendon
