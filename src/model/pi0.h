@@ -11,6 +11,7 @@
 #include "model/config.h"
 #include "model/weights.h"
 #include "ops/ops.h"
+#include "tendon/types.h"
 
 namespace tendon {
 
@@ -62,11 +63,6 @@ struct Schedule {
   float dt = -0.1f;  // -1 / steps
 };
 
-enum class TimeSequence {
-  lerobot,  // t = 1 + k * dt in double; sinusoid in double
-  openpi,   // t accumulated in float; sinusoid in float
-};
-
 // Guided real-time chunking (lerobot's RTCProcessor): pulls the first rows of the new chunk towards
 // what is left of the previous one.
 struct Guidance {
@@ -74,8 +70,6 @@ struct Guidance {
   Tensor weights;   // [horizon, action_dim], every column the same
   float max_weight = 10.f;
 };
-
-enum class GuidanceSchedule { zeros, ones, linear, exp };
 
 // Weight of each row of the chunk, [horizon], in [0, 1]. `delay`: actions that will have been
 // executed when the chunk arrives; `execution_horizon`: rows that are guided at all;

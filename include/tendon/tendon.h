@@ -1,0 +1,66 @@
+// tendon: pi0 and pi0.5 robot policies. Open a model on a backend, give it observations, get action
+// chunks. Everything throws tendon::Error, whose message says what to do next.
+//
+//   tendon::Engine engine = tendon::Engine::open("demo");
+//   tendon::Actions actions = engine.infer(tendon::demo_observation());
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tendon/error.h"
+#include "tendon/types.h"
+
+namespace tendon {
+
+// One op type's share of the calls so far.
+struct OpUse {
+  std::string op;
+  int64_t native_calls = 0, fallback_calls = 0, flops = 0, bytes = 0;
+  double seconds = 0;
+};
+
+class Engine {
+ public:
+  // `model`: "demo", "synthetic:pi0", "synthetic:pi05", or a checkpoint folder (lerobot's
+  // save_pretrained or openpi's PyTorch layout). Fault::checkpoint, usage or backend on error.
+  static Engine open(const std::string& model, const OpenOptions& options = {});
+
+  // Fault::input for a bad observation; Fault::internal for actions that are not finite.
+  Actions infer(const Observation& observation, const InferOptions& options = {});
+
+  std::vector<std::string> cameras() const;       // names that Observation::images may use
+  std::vector<std::string> action_names() const;  // one per action dimension
+  int64_t state_dim() const;                      // values that Observation::state must have
+  int64_t horizon() const;
+  std::vector<std::string> notes() const;  // decisions taken while opening, one sentence each
+  std::vector<OpUse> op_use() const;       // since open
+  std::string backend() const;
+
+  ~Engine();
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+
+ private:
+  struct Parts;
+  explicit Engine(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+// The real observation inside the library: an ALOHA robot in simulation, three cameras, 14 joints.
+Observation demo_observation();
+
+// PNG, JPEG or PPM with three channels of 8 bits. Fault::input on error.
+Image read_image(const std::string& path);
+
+// What is in a model, as JSON text: configuration, cameras, tensors by group with bytes, unused
+// tensors, statistics, memory plan. Opens no backend.
+std::string describe(const std::string& model, const OpenOptions& options = {});
+
+std::vector<std::string> backends();  // names that OpenOptions::backend may take
+std::string version();                // "0.1.0"
+
+}  // namespace tendon

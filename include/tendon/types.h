@@ -1,0 +1,83 @@
+// What a policy is opened with, what goes in and what comes out: plain data, no behaviour.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace tendon {
+
+struct OpenOptions {
+  std::string backend = "reference";  // see backends()
+  std::string fallback;  // "reference": ops that the backend lacks run there and are counted
+  std::string config;    // sizes as a JSON file, or the name of an openpi training config
+  std::string
+      tokenizer;      // SentencePiece .model or Hugging Face tokenizer.json; else beside the model
+  std::string robot;  // "aloha", "droid", "libero" or "lerobot"; else from the model
+  std::string asset;  // which assets/<id> of an openpi checkpoint, when there are several
+  std::optional<std::string> default_prompt;
+  std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt
+  bool pad_state_in_prompt = false;     // pi0.5 checkpoints of old lerobot releases
+  std::string precision = "f32";        // synthetic models: "f32" or "bf16" in memory
+  uint64_t weights_seed = 2024;         // synthetic models
+  int threads = 0;                      // 0: one per core; never changes a result
+};
+
+// 8-bit RGB picture, row 0 on top: rgb[3 * (row * width + column) + channel].
+struct Image {
+  int height = 0, width = 0;
+  std::vector<uint8_t> rgb;
+};
+
+struct Observation {
+  std::map<std::string, Image> images;  // by the robot's or the model's camera name
+  std::optional<std::string> prompt;    // UTF-8; absent: the model's default prompt, if it has one
+  std::vector<double> state;            // in the robot's own units and order
+};
+
+// The denoising times of the Euler steps, from 1 (noise) towards 0 (actions).
+enum class TimeSequence {
+  lerobot,  // t = 1 - k / steps, evaluated in double; time embedding in double
+  openpi,   // t accumulated in float; time embedding in float
+};
+
+// How the weight of guided real-time chunking falls over the rows of the chunk (lerobot's names).
+enum class GuidanceSchedule { zeros, ones, linear, exp };
+
+// Unexecuted rows of the previous chunk, for guided real-time chunking (lerobot's RTCProcessor):
+// the first rows of the new chunk are pulled towards them.
+struct PreviousChunk {
+  std::vector<float> normalized;  // [rows, dim], cut from Actions::normalized
+  int64_t rows = 0, dim = 0;      // at most horizon rows and the model's action_dim
+  int64_t delay = 0;              // actions that will have been executed when the new chunk arrives
+  int64_t execution_horizon = 10;  // rows that are guided at all
+  GuidanceSchedule schedule = GuidanceSchedule::linear;
+  float max_weight = 10.f;
+};
+
+struct InferOptions {
+  uint64_t seed = 0;             // of the noise; the same seed gives the same bytes everywhere
+  std::vector<float> noise;      // [horizon, model action_dim] instead of the seed, N(0, 1)
+  std::optional<int64_t> steps;  // Euler steps, 1 to 1000; absent: the model's own
+  TimeSequence sequence = TimeSequence::lerobot;
+  std::optional<PreviousChunk> previous;
+};
+
+// Times of one call in milliseconds.
+struct StageTimes {
+  double preprocess_ms = 0, vision_ms = 0, prefill_ms = 0, denoise_ms = 0, postprocess_ms = 0;
+  double total_ms = 0;
+};
+
+struct Actions {
+  int64_t horizon = 0, dim = 0;
+  std::vector<double> values;  // [horizon, dim], in the robot's units
+  int64_t model_dim = 0;
+  std::vector<float> normalized;  // [horizon, model_dim], before post-processing
+  StageTimes times;
+  std::vector<std::string> warnings;  // a cut prompt, an absent camera, ...
+};
+
+}  // namespace tendon

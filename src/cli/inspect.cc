@@ -1,0 +1,81 @@
+// tendon inspect: what is in a model.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "cli/verbs.h"
+
+namespace tendon::cli {
+namespace {
+
+struct InspectOptions {
+  std::string model, diff;
+  OpenOptions open;
+  bool json = false;
+};
+
+std::string short_text(const nlohmann::json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  const std::string text = value.dump();
+  return text.size() <= 100 ? text : text.substr(0, 97) + "...";
+}
+
+// Objects become indented blocks; arrays of objects become one line each.
+void print(const nlohmann::json& json, int indent) {
+  for (const auto& [key, value] : json.items()) {
+    if (value.is_object()) {
+      fmt::print("{:{}}{}\n", "", indent, key);
+      print(value, indent + 2);
+    } else if (value.is_array() && !value.empty() && value.front().is_object()) {
+      fmt::print("{:{}}{}\n", "", indent, key);
+      for (const nlohmann::json& item : value) {
+        std::string line;
+        for (const auto& [k, v] : item.items()) line += fmt::format("{} {}  ", k, short_text(v));
+        fmt::print("{:{}}{}\n", "", indent + 2, line);
+      }
+    } else {
+      fmt::print("{:{}}{:24} {}\n", "", indent, key, short_text(value));
+    }
+  }
+}
+
+// One line per place where the two differ; returns how many.
+int print_differences(const nlohmann::json& a, const nlohmann::json& b) {
+  const nlohmann::json flat_a = a.flatten(), flat_b = b.flatten();
+  int differences = 0;
+  const auto show = [&](const std::string& key, const std::string& x, const std::string& y) {
+    if (x == y) return;
+    fmt::print("{:50} {} | {}\n", key, x, y);
+    ++differences;
+  };
+  for (const auto& [key, value] : flat_a.items())
+    show(key, short_text(value), flat_b.contains(key) ? short_text(flat_b.at(key)) : "(absent)");
+  for (const auto& [key, value] : flat_b.items())
+    if (!flat_a.contains(key)) show(key, "(absent)", short_text(value));
+  return differences;
+}
+
+void inspect(const InspectOptions& o) {
+  const nlohmann::json model = nlohmann::json::parse(describe(o.model, o.open));
+  if (!o.diff.empty()) {
+    const int n = print_differences(model, nlohmann::json::parse(describe(o.diff, o.open)));
+    fmt::print("{} differences\n", n);
+  } else if (o.json) {
+    fmt::print("{}\n", model.dump());
+  } else {
+    print(model, 0);
+  }
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand("inspect", "what is in a model");
+  const auto o = std::make_shared<InspectOptions>();
+  add_model_options(*verb, o->model, o->open);
+  verb->add_option("--diff", o->diff, "another model: show only what differs");
+  verb->add_flag("--json", o->json, "one JSON object on standard output");
+  verb->callback([o] { inspect(*o); });
+}
+
+}  // namespace tendon::cli

@@ -1,0 +1,37 @@
+#include <fmt/format.h>
+
+#include "cli/verbs.h"
+
+namespace tendon::cli {
+
+void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
+  verb.add_option(
+          "MODEL", model,
+          "demo, synthetic:pi0, synthetic:pi05, or a checkpoint folder of lerobot or openpi")
+      ->required();
+  verb.add_option("--config", o.config,
+                  "sizes as a JSON file, or an openpi training config such as pi05_droid");
+  verb.add_option("--tokenizer", o.tokenizer,
+                  "paligemma_tokenizer.model or tokenizer.json; default: beside the model");
+  verb.add_option("--robot", o.robot, "aloha, droid, libero or lerobot; default: from the model");
+  verb.add_option("--asset", o.asset, "which assets/<id> of an openpi checkpoint");
+  verb.add_option("--precision", o.precision, "f32 or bf16: weights of synthetic models in memory");
+  verb.add_option("--weights-seed", o.weights_seed, "seed of synthetic weights");
+}
+
+void add_version(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand("version", "print the version");
+  const auto json = std::make_shared<bool>(false);
+  verb->add_flag("--json", *json, "as JSON");
+  verb->callback([json] {
+    if (*json) {
+      std::string list;
+      for (const std::string& b : backends()) list += (list.empty() ? "\"" : ", \"") + b + "\"";
+      fmt::print("{{\"version\": \"{}\", \"backends\": [{}]}}\n", version(), list);
+    } else {
+      fmt::print("tendon {}\n", version());
+    }
+  });
+}
+
+}  // namespace tendon::cli

@@ -1,0 +1,18 @@
+// One function per verb: adds its options to the command line and says what to do when it is
+// chosen.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include "tendon/tendon.h"
+
+namespace tendon::cli {
+
+void add_run(CLI::App& app);
+void add_inspect(CLI::App& app);
+void add_version(CLI::App& app);
+
+// MODEL and the options that decide how it is opened; both must outlive the parse.
+void add_model_options(CLI::App& verb, std::string& model, OpenOptions& options);
+
+}  // namespace tendon::cli

@@ -1,0 +1,73 @@
+// Observation in, action chunk out: the five calls of the engine in a row.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/pi0.h"
+#include "policy/images.h"
+#include "policy/prompt.h"
+#include "policy/robots.h"
+#include "policy/statistics.h"
+#include "policy/tokenizer.h"
+#include "tendon/types.h"
+
+namespace tendon {
+
+// How one model meets one robot: everything around the network, as data.
+struct Surroundings {
+  Robot robot = Robot::lerobot;
+  bool adapt_to_pi = true;                    // ALOHA: joint flips and gripper maps
+  std::vector<std::string> cameras;           // model's camera slots in order
+  std::map<std::string, std::string> rename;  // robot's name -> model's name
+  Resizer resizer = Resizer::lerobot;
+  PromptOptions prompt;
+  std::optional<std::string> default_prompt;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::optional<int64_t> folded_vocab;  // tiny test models: ids >= V become 3 + id mod (V - 3)
+  Normalizer state, action;
+  int64_t state_dim = 32, action_dim = 32;  // real ones, without padding
+  std::vector<bool> delta;                  // action dims that are relative to the state
+  std::vector<std::string> action_names;
+};
+
+class Policy {
+ public:
+  // `ops` must outlive the policy.
+  Policy(Ops& ops, Model model, Surroundings surroundings);
+
+  // Throws Error(Fault::input) for a bad observation and Error(Fault::internal) for actions that
+  // are not finite.
+  Actions infer(const Observation& observation, const InferOptions& options = {});
+
+  const Config& config() const { return model_.config; }
+  const Surroundings& surroundings() const { return around_; }
+  Ops& ops() { return ops_; }
+
+ private:
+  struct Prepared {
+    Inputs inputs;
+    std::vector<double> state;  // raw, in the policy's joint space
+    std::vector<double> normalized_state;
+    std::vector<std::string> warnings;
+  };
+  Prepared preprocess(const Observation& observation);
+  void add_images(const Observation& observation, Prepared& p);
+  std::vector<double> robot_state(const Observation& observation) const;
+  std::vector<double> postprocess(std::span<const float> normalized, const Prepared& p) const;
+  std::vector<float> noise(const InferOptions& options) const;
+  std::optional<Guidance> guidance(const InferOptions& options);
+  const Schedule& schedule(const InferOptions& options);
+
+  Ops& ops_;
+  Model model_;
+  Surroundings around_;
+  KvCache cache_;
+  std::map<std::pair<int64_t, TimeSequence>, Schedule> schedules_;
+};
+
+}  // namespace tendon

@@ -1,0 +1,41 @@
+#include "tendon/embedded.h"
+
+#include "policy/image_file.h"
+#include "tendon/tendon.h"
+#include "tensor/check.h"
+
+// NOLINTBEGIN: the assembler puts the files into the read-only section.
+#define TENDON_EMBED(symbol, file)                                                   \
+  asm(".section .rodata\n.global " #symbol "\n.global " #symbol "_end\n" #symbol     \
+      ":\n"                                                                          \
+      ".incbin \"" TENDON_ASSETS "/demo/" file "\"\n" #symbol "_end:\n.previous\n"); \
+  extern "C" const std::byte symbol[], symbol##_end[]
+// NOLINTEND
+
+TENDON_EMBED(tendon_cam_high, "cam_high.png");
+TENDON_EMBED(tendon_cam_left_wrist, "cam_left_wrist.png");
+TENDON_EMBED(tendon_cam_right_wrist, "cam_right_wrist.png");
+
+namespace tendon {
+
+std::span<const std::byte> embedded_picture(std::string_view camera) {
+  if (camera == "cam_high") return {tendon_cam_high, tendon_cam_high_end};
+  if (camera == "cam_left_wrist") return {tendon_cam_left_wrist, tendon_cam_left_wrist_end};
+  if (camera == "cam_right_wrist") return {tendon_cam_right_wrist, tendon_cam_right_wrist_end};
+  fail(Fault::internal, "no picture is embedded for camera '{}'", camera);
+}
+
+Observation demo_observation() {
+  Observation o;
+  for (const char* camera : {"cam_high", "cam_left_wrist", "cam_right_wrist"})
+    o.images[camera] = decode_image(embedded_picture(camera), camera);
+  o.prompt = "Transfer cube";
+  o.state = {0.29484686497046386, -0.7392478199570842,    0.9702342340480522,
+             0.14490311913210016, -0.0039014867386427416, -0.20058461581892298,
+             0.5800194619408813,  -0.2445000923975586,    -0.690664088080007,
+             0.9218506484234982,  -0.10072357600999857,   0.04400401519853834,
+             0.25076175938960704, 0.6536442782275202};
+  return o;
+}
+
+}  // namespace tendon

@@ -1,0 +1,102 @@
+// The front door: the only place that knows the backends by name.
+#include "tendon/tendon.h"
+
+#include <nlohmann/json.hpp>
+
+#include "backends/reference/reference.h"
+#include "policy/image_file.h"
+#include "policy/open_model.h"
+#include "policy/policy.h"
+#include "tensor/check.h"
+#include "tensor/nearest.h"
+
+namespace tendon {
+namespace {
+
+std::unique_ptr<Kernels> open_backend(const std::string& name, int threads) {
+  if (name == "reference") return make_reference_backend({.threads = threads});
+  for (const char* known : {"cpu", "cuda", "ttnn"})
+    ensure(name != known, Fault::backend,
+           "backend '{}' is not part of this build; it has: reference", name);
+  fail(Fault::usage, "unknown backend '{}'; nearest: '{}'", name, nearest(name, backends()));
+}
+
+}  // namespace
+
+struct Engine::Parts {
+  std::unique_ptr<Kernels> kernels, fallback;
+  Ops ops;
+  std::vector<std::string> notes;
+  std::unique_ptr<Policy> policy;
+
+  explicit Parts(const OpenOptions& o)
+      : kernels(open_backend(o.backend, o.threads)),
+        fallback(o.fallback.empty() ? nullptr : open_backend(o.fallback, o.threads)),
+        ops(*kernels, fallback.get()) {}
+};
+
+Engine::Engine(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Engine::~Engine() = default;
+Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
+
+Engine Engine::open(const std::string& model, const OpenOptions& options) {
+  ensure(options.fallback.empty() || options.fallback == "reference", Fault::usage,
+         "--fallback={}: only 'reference' can stand in for another backend", options.fallback);
+  auto parts = std::make_unique<Parts>(options);
+  OpenedModel opened = open_model(model, options);
+  Weights weights = load_weights(parts->ops, *opened.weights, opened.config);
+  parts->notes = std::move(opened.notes);
+  for (const std::string& name : opened.weights->unused())
+    parts->notes.push_back(fmt::format("tensor {} is not used by the model", name));
+  parts->policy = std::make_unique<Policy>(parts->ops, Model{opened.config, std::move(weights)},
+                                           std::move(opened.surroundings));
+  return Engine(std::move(parts));
+}
+
+Actions Engine::infer(const Observation& observation, const InferOptions& options) {
+  return parts_->policy->infer(observation, options);
+}
+
+std::vector<std::string> Engine::cameras() const {
+  std::vector<std::string> names;
+  const Surroundings& around = parts_->policy->surroundings();
+  for (const std::string& slot : around.cameras) {
+    std::string name = slot;
+    for (const auto& [robot, model] : around.rename)
+      if (model == slot) name = robot;
+    names.push_back(name);
+  }
+  return names;
+}
+
+std::vector<std::string> Engine::action_names() const {
+  return parts_->policy->surroundings().action_names;
+}
+
+int64_t Engine::state_dim() const { return parts_->policy->surroundings().state_dim; }
+int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
+std::vector<std::string> Engine::notes() const { return parts_->notes; }
+std::string Engine::backend() const { return std::string(parts_->kernels->name()); }
+
+std::vector<OpUse> Engine::op_use() const {
+  std::vector<OpUse> use;
+  for (int i = 0; i < kOpCount; ++i) {
+    const OpCount& c = parts_->ops.coverage().of(static_cast<Op>(i));
+    if (c.native_calls + c.fallback_calls > 0)
+      use.push_back({std::string(name(static_cast<Op>(i))), c.native_calls, c.fallback_calls,
+                     c.flops, c.bytes, c.seconds});
+  }
+  return use;
+}
+
+Image read_image(const std::string& path) { return load_image(path); }
+
+std::string describe(const std::string& model, const OpenOptions& options) {
+  return describe_model(open_model(model, options)).dump();
+}
+
+std::vector<std::string> backends() { return {"reference"}; }
+std::string version() { return TENDON_VERSION; }
+
+}  // namespace tendon
