@@ -1,1 +1,127 @@
 #include "checkpoint/weights.h"
+
+#include <map>
+#include <set>
+
+#include "tensor/check.h"
+#include "tensor/nearest.h"
+
+namespace tendon {
+namespace {
+
+constexpr std::string_view kPaliGemma = "paligemma_with_expert.paligemma.";
+constexpr std::string_view kTable =
+    "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
+constexpr std::string_view kHead = "paligemma_with_expert.paligemma.lm_head.weight";
+
+// `from` at the beginning of `name` becomes `to`.
+bool replace_prefix(std::string& name, const std::string& from, const std::string& to) {
+  if (!name.starts_with(from)) return false;
+  name = to + name.substr(from.size());
+  return true;
+}
+
+bool ignorable(const std::string& name) {
+  return name == "paligemma_with_expert.gemma_expert.lm_head.weight" || name == kHead ||
+         name == "paligemma_with_expert.paligemma.model.language_model.norm.weight";
+}
+
+class FileWeights final : public WeightSource {
+ public:
+  explicit FileWeights(std::vector<std::shared_ptr<const SafetensorsFile>> files) {
+    for (const auto& file : files) {
+      for (const HostTensor& t : file->tensors()) add(t, file->name());
+      description_ += (description_.empty() ? "" : ", ") + file->name();
+    }
+    const auto head = tensors_.find(kHead);
+    if (!tensors_.contains(kTable) && head != tensors_.end()) {
+      HostTensor table = head->second;
+      table.name = kTable;
+      tensors_.emplace(kTable, std::move(table));
+    }
+  }
+
+  bool has(std::string_view name) const override { return tensors_.contains(name); }
+
+  std::optional<Shape> shape_of(std::string_view name) const override {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) return {};
+    return found->second.shape;
+  }
+
+  HostTensor get(const std::string& name, const Shape& shape) override {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end())
+      fail(Fault::checkpoint, "{} has no tensor {}; nearest: {}", description_, name,
+           nearest(name, names()));
+    const HostTensor& t = found->second;
+    ensure(t.shape == shape, Fault::checkpoint, "{}: {} is {}, expected {}", description_, name,
+           to_string(t.shape), to_string(shape));
+    ensure(t.dtype == DType::f32 || t.dtype == DType::bf16 || t.dtype == DType::f16,
+           Fault::checkpoint, "{}: {} has type {}, expected F32, BF16 or F16", description_, name,
+           tendon::name(t.dtype));
+    used_.insert(name);
+    return t;
+  }
+
+  std::vector<std::string> unused() const override {
+    std::vector<std::string> rest;
+    for (const auto& [name, tensor] : tensors_)
+      if (!used_.contains(name) && !ignorable(name)) rest.push_back(name);
+    return rest;
+  }
+
+  std::vector<HostTensor> tensors() const override {
+    std::vector<HostTensor> all;
+    for (const auto& [name, tensor] : tensors_) all.push_back(tensor);
+    return all;
+  }
+
+  std::string description() const override { return description_; }
+
+ private:
+  void add(const HostTensor& t, const std::string& file) {
+    const std::string name = canonical_name(t.name);
+    ensure(!name.starts_with("normalize_") && !name.starts_with("unnormalize_"), Fault::checkpoint,
+           "{} holds {}: a checkpoint of lerobot's first pi0 release, whose preprocessing was "
+           "another; convert it with lerobot's migration script first",
+           file, t.name);
+    HostTensor renamed = t;
+    renamed.name = name;
+    ensure(tensors_.emplace(name, std::move(renamed)).second, Fault::checkpoint,
+           "{}: {} is stored twice (as {})", file, name, t.name);
+  }
+
+  std::vector<std::string> names() const {
+    std::vector<std::string> all;
+    for (const auto& [name, tensor] : tensors_) all.push_back(name);
+    return all;
+  }
+
+  std::map<std::string, HostTensor, std::less<>> tensors_;
+  std::set<std::string> used_;
+  std::string description_;
+};
+
+}  // namespace
+
+std::string canonical_name(std::string_view key) {
+  std::string name(key);
+  replace_prefix(name, "model.", "");
+  const std::string base(kPaliGemma);
+  if (!replace_prefix(name, base + "language_model.model.", base + "model.language_model."))
+    replace_prefix(name, base + "language_model.lm_head.", base + "lm_head.");
+  replace_prefix(name, base + "vision_tower.", base + "model.vision_tower.");
+  replace_prefix(name, base + "multi_modal_projector.", base + "model.multi_modal_projector.");
+  const std::string tower = base + "model.vision_tower.";
+  if (!name.starts_with(tower + "vision_model."))
+    replace_prefix(name, tower, tower + "vision_model.");
+  return name;
+}
+
+std::unique_ptr<WeightSource> open_weights(
+    std::vector<std::shared_ptr<const SafetensorsFile>> files) {
+  return std::make_unique<FileWeights>(std::move(files));
+}
+
+}  // namespace tendon

@@ -1,14 +1,45 @@
+// Where a model's weights come from, under one set of names: the PyTorch keys of openpi's
+// conversion
+// ("action_in_proj.weight", "paligemma_with_expert.paligemma.model...."), without a leading
+// "model.".
 #pragma once
-#include <optional>
+
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "checkpoint/safetensors.h"
 #include "tensor/tensor.h"
+
 namespace tendon {
-class WeightSource { public: virtual ~WeightSource() = default;
-  virtual bool has(std::string_view canonical_name) const = 0;
-  virtual std::optional<Shape> shape_of(std::string_view n) const = 0;
-  virtual HostTensor get(const std::string& canonical_name, const Shape& shape) = 0;
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual bool has(std::string_view name) const = 0;
+  virtual std::optional<Shape> shape_of(std::string_view name) const = 0;
+  // F32, BF16 or F16. Throws Error(Fault::checkpoint): a missing tensor names the nearest existing
+  // one, a wrong shape or type says what was found and expected.
+  virtual HostTensor get(const std::string& name, const Shape& shape) = 0;
+  // Names in the source that nobody asked for, without those that no engine uses (the expert's
+  // lm_head, the prefix's final norm, an lm_head beside embed_tokens).
   virtual std::vector<std::string> unused() const = 0;
-  virtual std::string description() const = 0; };
-}
+  // Every tensor under its canonical name; empty for generated sources.
+  virtual std::vector<HostTensor> tensors() const = 0;
+  virtual std::string description() const = 0;
+};
+
+// The canonical name of a key of any known layout: leading "model." removed, names from before
+// transformers 4.52 and flattened vision towers mapped.
+std::string canonical_name(std::string_view key);
+
+// Tensors of one or several files. The token table is `embed_tokens`; where only `lm_head` is
+// stored, it is served under that name. Throws Error(Fault::checkpoint) when two keys mean the same
+// tensor, or when the buffers of lerobot's first pi0 release are found (its preprocessing was
+// another).
+std::unique_ptr<WeightSource> open_weights(
+    std::vector<std::shared_ptr<const SafetensorsFile>> files);
+
+}  // namespace tendon

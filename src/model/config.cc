@@ -1,0 +1,74 @@
+#include "model/config.h"
+
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+constexpr int64_t kSizeMax = 1 << 20;
+
+void check_size(std::string_view field, int64_t value) {
+  ensure(value >= 1 && value <= kSizeMax, Fault::checkpoint,
+         "configuration: {} is {}, expected 1 to {}", field, value, kSizeMax);
+}
+
+void check_gemma(std::string_view tower, const GemmaConfig& c) {
+  for (const auto& [field, value] : {std::pair("width", c.width),
+                                     {"mlp", c.mlp},
+                                     {"heads", c.heads},
+                                     {"kv_heads", c.kv_heads},
+                                     {"head_dim", c.head_dim},
+                                     {"depth", c.depth}})
+    check_size(fmt::format("{}.{}", tower, field), value);
+  ensure(c.heads % c.kv_heads == 0 && c.head_dim % 2 == 0, Fault::checkpoint,
+         "configuration: {}.heads {} must be a multiple of kv_heads {}, head_dim {} must be even",
+         tower, c.heads, c.kv_heads, c.head_dim);
+}
+
+}  // namespace
+
+std::string_view name(PolicyType type) { return type == PolicyType::pi05 ? "pi05" : "pi0"; }
+
+Config full_size(PolicyType type) {
+  Config c{.policy = type};
+  if (type == PolicyType::pi05) c.max_token_len = 200;
+  return c;
+}
+
+void check(const Config& c) {
+  for (const auto& [field, value] : {std::pair("vision.image", c.vision.image),
+                                     {"vision.patch", c.vision.patch},
+                                     {"vision.width", c.vision.width},
+                                     {"vision.heads", c.vision.heads},
+                                     {"vision.mlp", c.vision.mlp},
+                                     {"vision.depth", c.vision.depth},
+                                     {"vlm.vocab", c.vocab},
+                                     {"action_dim", c.action_dim},
+                                     {"state_dim", c.state_dim},
+                                     {"horizon", c.horizon},
+                                     {"max_token_len", c.max_token_len},
+                                     {"num_steps", c.num_steps},
+                                     {"cameras", c.cameras}})
+    check_size(field, value);
+  check_gemma("vlm", c.vlm);
+  check_gemma("expert", c.expert);
+  ensure(c.vision.image % c.vision.patch == 0, Fault::checkpoint,
+         "configuration: vision.image {} is no multiple of vision.patch {}", c.vision.image,
+         c.vision.patch);
+  ensure(c.vision.width % c.vision.heads == 0, Fault::checkpoint,
+         "configuration: vision.width {} is no multiple of vision.heads {}", c.vision.width,
+         c.vision.heads);
+  ensure(c.expert.width % 2 == 0, Fault::checkpoint,
+         "configuration: expert.width {} must be even (sines and cosines)", c.expert.width);
+  ensure(c.vlm.depth == c.expert.depth && c.vlm.heads == c.expert.heads &&
+             c.vlm.kv_heads == c.expert.kv_heads && c.vlm.head_dim == c.expert.head_dim,
+         Fault::checkpoint,
+         "configuration: vlm and expert must share depth, heads, kv_heads and head_dim; got "
+         "{}, {}, {}, {} and {}, {}, {}, {}",
+         c.vlm.depth, c.vlm.heads, c.vlm.kv_heads, c.vlm.head_dim, c.expert.depth, c.expert.heads,
+         c.expert.kv_heads, c.expert.head_dim);
+  ensure(c.min_period > 0 && c.max_period >= c.min_period && c.max_period < 1e9, Fault::checkpoint,
+         "configuration: periods {} to {} of the time embedding", c.min_period, c.max_period);
+}
+
+}  // namespace tendon

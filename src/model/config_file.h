@@ -1,0 +1,30 @@
+// Sizes from a JSON file (`--config FILE`, or tendon.json beside a checkpoint), and from tensors.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "checkpoint/weights.h"
+#include "model/config.h"
+
+namespace tendon {
+
+// Keys: policy ("pi0" or "pi05"), vision {image, patch, width, heads, mlp, depth}, vlm {width, mlp,
+// heads, kv_heads, head_dim, depth, vocab}, expert {the same without vocab}, action_dim, state_dim,
+// horizon, num_steps, max_token_len, cameras, min_period, max_period. What is missing keeps the
+// value of `base` (or of the full-size model). An unknown key is an Error(Fault::usage) with the
+// nearest known one, unless the file says "format": "tendon-golden-1", which has more keys.
+Config read_config(const nlohmann::json& json, const std::string& file,
+                   const std::optional<Config>& base = {});
+
+// pi0 or pi0.5 by the tensors that only one of them has.
+PolicyType policy_from_weights(const WeightSource& source);
+
+// Every size that the tensors' shapes tell. What they cannot tell keeps a documented default:
+// vision heads of 72 columns (16 at full size), one key/value head, three cameras, horizon, step
+// count, token limit and periods of the full-size model. `heads_known`: the caller overrides heads
+// afterwards, so that a vision width without heads of 72 is no error.
+Config config_from_weights(const WeightSource& source, bool heads_known = false);
+
+}  // namespace tendon

@@ -1,0 +1,219 @@
+// Byte-pair encoding with a queue of candidate merges; the algorithm is in SentencePiece's
+// bpe_model.cc and, with listed pairs, in Hugging Face's models/bpe/word.rs.
+#include "policy/tokenizer.h"
+
+#include <fstream>
+#include <queue>
+#include <system_error>
+
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+constexpr size_t kTextBytesMax = size_t{16} << 20;
+constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
+constexpr int32_t kNone = -1;
+
+std::vector<std::byte> read_file(const std::filesystem::path& path) {
+  std::error_code error;
+  ensure(std::filesystem::is_regular_file(path, error), Fault::checkpoint,
+         "{} is not a readable file; name the paligemma_tokenizer.model or tokenizer.json of the "
+         "checkpoint with --tokenizer FILE",
+         path.string());
+  const auto size = std::filesystem::file_size(path, error);
+  ensure(!error, Fault::checkpoint, "{}: {}", path.string(), error.message());
+  ensure(size <= kTokenizerBytesMax, Fault::checkpoint,
+         "{} has {} bytes; a tokenizer has at most {}", path.string(), size, kTokenizerBytesMax);
+  std::vector<std::byte> bytes(size);
+  std::ifstream file(path, std::ios::binary);
+  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
+  ensure(file.good() && file.gcount() == static_cast<std::streamsize>(size), Fault::checkpoint,
+         "{} could not be read to its end ({} bytes)", path.string(), size);
+  return bytes;
+}
+
+std::string escape_spaces(std::string_view text) {
+  std::string escaped;
+  escaped.reserve(text.size() + text.size() / 2);
+  for (const char c : text) {
+    if (c == ' ')
+      escaped += kSpace;
+    else
+      escaped += c;
+  }
+  return escaped;
+}
+
+}  // namespace
+
+// A stretch of the text that is one token so far; neighbours are linked by index.
+struct Tokenizer::Symbol {
+  uint32_t begin, bytes;  // bytes = 0: merged into its left neighbour
+  int32_t previous, next;
+  int32_t id;  // kNone: a character outside the vocabulary
+  bool whole;  // never merged
+};
+
+struct Tokenizer::Candidate {
+  double priority;
+  int32_t left, right;
+  uint32_t bytes;
+  int32_t id;
+
+  bool operator<(const Candidate& other) const {
+    if (priority != other.priority) return priority < other.priority;
+    return left > other.left;
+  }
+};
+
+Tokenizer Tokenizer::from_model_bytes(std::span<const std::byte> bytes, const std::string& name) {
+  return Tokenizer(read_sentencepiece(bytes, name));
+}
+
+Tokenizer Tokenizer::from_json_bytes(std::span<const std::byte> bytes, const std::string& name) {
+  return Tokenizer(read_tokenizer_json(bytes, name));
+}
+
+Tokenizer Tokenizer::from_model_file(const std::filesystem::path& path) {
+  return from_model_bytes(read_file(path), path.string());
+}
+
+Tokenizer Tokenizer::from_json_file(const std::filesystem::path& path) {
+  return from_json_bytes(read_file(path), path.string());
+}
+
+Tokenizer Tokenizer::open(const std::filesystem::path& path) {
+  if (path.extension() == ".model") return from_model_file(path);
+  if (path.extension() == ".json") return from_json_file(path);
+  const std::vector<std::byte> bytes = read_file(path);
+  const bool json = !bytes.empty() && bytes[0] == std::byte{'{'};
+  return json ? from_json_bytes(bytes, path.string()) : from_model_bytes(bytes, path.string());
+}
+
+void check_utf8(std::string_view text, std::string_view what) {
+  const std::optional<size_t> at = invalid_utf8(text);
+  if (at)
+    fail(Fault::input, "{} is not valid UTF-8: byte 0x{:02x} at position {}; send it as UTF-8",
+         what, static_cast<unsigned char>(text[*at]), *at);
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view utf8) const {
+  ensure(utf8.size() <= kTextBytesMax, Fault::input,
+         "the text has {} bytes; at most {} can be tokenized", utf8.size(), kTextBytesMax);
+  check_utf8(utf8, "the text");
+  std::vector<int32_t> ids;
+  size_t begin = 0, at = 0;
+  while (at < utf8.size() && !vocabulary_.raw.empty()) {
+    const auto match = vocabulary_.raw.longest(utf8.substr(at));
+    if (!match) {
+      at += character_bytes(utf8[at]);
+      continue;
+    }
+    encode_part(utf8.substr(begin, at - begin), ids);
+    ids.push_back(match->id);
+    begin = at += match->bytes;
+  }
+  encode_part(utf8.substr(begin), ids);
+  return ids;
+}
+
+void Tokenizer::encode_part(std::string_view part, std::vector<int32_t>& ids) const {
+  if (part.empty()) return;
+  const std::string text = escape_spaces(part);
+  std::vector<Symbol> symbols = split(text);
+  merge(text, symbols);
+  for (int32_t i = 0; i != kNone; i = symbols[static_cast<size_t>(i)].next) {
+    const Symbol& symbol = symbols[static_cast<size_t>(i)];
+    if (symbol.id != kNone) {
+      ids.push_back(symbol.id);
+      continue;
+    }
+    for (const char c : std::string_view(text).substr(symbol.begin, symbol.bytes))
+      ids.push_back(vocabulary_.bytes[static_cast<unsigned char>(c)]);
+  }
+}
+
+std::vector<Tokenizer::Symbol> Tokenizer::split(std::string_view text) const {
+  std::vector<Symbol> symbols;
+  symbols.reserve(text.size());
+  const auto push = [&](size_t begin, size_t bytes, int32_t id, bool whole) {
+    const auto index = static_cast<int32_t>(symbols.size());
+    symbols.push_back({.begin = static_cast<uint32_t>(begin),
+                       .bytes = static_cast<uint32_t>(bytes),
+                       .previous = index - 1,
+                       .next = index + 1,
+                       .id = id,
+                       .whole = whole});
+  };
+  for (size_t at = 0; at < text.size();) {
+    if (const auto match = vocabulary_.whole.longest(text.substr(at))) {
+      push(at, match->bytes, match->id, true);
+      at += match->bytes;
+      continue;
+    }
+    const size_t bytes = character_bytes(text[at]);
+    const auto known = vocabulary_.ids.find(text.substr(at, bytes));
+    if (known != vocabulary_.ids.end()) {
+      push(at, bytes, known->second, false);
+    } else if (vocabulary_.rule == MergeRule::spelling) {
+      push(at, bytes, kNone, false);
+    } else {
+      // Hugging Face falls back to bytes before it merges, so that listed pairs may hold them.
+      for (size_t i = at; i < at + bytes; ++i)
+        push(i, 1, vocabulary_.bytes[static_cast<unsigned char>(text[i])], false);
+    }
+    at += bytes;
+  }
+  symbols.back().next = kNone;
+  return symbols;
+}
+
+// Whether `left` and its right neighbour may become one token.
+bool Tokenizer::candidate(std::string_view text, const std::vector<Symbol>& symbols, int32_t left,
+                          Candidate& found) const {
+  if (left == kNone) return false;
+  const Symbol& a = symbols[static_cast<size_t>(left)];
+  if (a.next == kNone || a.whole) return false;
+  const Symbol& b = symbols[static_cast<size_t>(a.next)];
+  if (b.whole) return false;
+  found = {.priority = 0, .left = left, .right = a.next, .bytes = a.bytes + b.bytes, .id = kNone};
+  if (vocabulary_.rule == MergeRule::listed_pairs) {
+    const auto pair = vocabulary_.pairs.find(Vocabulary::pair_key(a.id, b.id));
+    if (pair == vocabulary_.pairs.end()) return false;
+    found.priority = pair->second.priority;
+    found.id = pair->second.id;
+    return true;
+  }
+  if (found.bytes > vocabulary_.piece_bytes_max) return false;
+  const auto piece = vocabulary_.ids.find(text.substr(a.begin, found.bytes));
+  if (piece == vocabulary_.ids.end()) return false;
+  found.id = piece->second;
+  found.priority = vocabulary_.scores[static_cast<size_t>(found.id)];
+  return true;
+}
+
+void Tokenizer::merge(std::string_view text, std::vector<Symbol>& symbols) const {
+  std::vector<Candidate> first;
+  Candidate found{};
+  for (size_t i = 0; i + 1 < symbols.size(); ++i)
+    if (candidate(text, symbols, static_cast<int32_t>(i), found)) first.push_back(found);
+  std::priority_queue<Candidate> queue(std::less<Candidate>{}, std::move(first));
+  while (!queue.empty()) {
+    const Candidate best = queue.top();
+    queue.pop();
+    Symbol& left = symbols[static_cast<size_t>(best.left)];
+    Symbol& right = symbols[static_cast<size_t>(best.right)];
+    // One of the two has grown or is gone since: symbols only grow, so the sum tells.
+    if (left.bytes == 0 || right.bytes == 0 || left.bytes + right.bytes != best.bytes) continue;
+    left.bytes = best.bytes;
+    left.id = best.id;
+    left.next = right.next;
+    if (right.next != kNone) symbols[static_cast<size_t>(right.next)].previous = best.left;
+    right.bytes = 0;
+    if (candidate(text, symbols, left.previous, found)) queue.push(found);
+    if (candidate(text, symbols, best.left, found)) queue.push(found);
+  }
+}
+
+}  // namespace tendon
