@@ -13,10 +13,11 @@ struct OpenOptions {
   std::string backend = "reference";  // see backends()
   std::string fallback;  // "reference": ops that the backend lacks run there and are counted
   std::string config;    // sizes as a JSON file, or the name of an openpi training config
-  std::string
-      tokenizer;      // SentencePiece .model or Hugging Face tokenizer.json; else beside the model
-  std::string robot;  // "aloha", "droid", "libero" or "lerobot"; else from the model
-  std::string asset;  // which assets/<id> of an openpi checkpoint, when there are several
+  std::string tokenizer;   // SentencePiece .model or Hugging Face tokenizer.json; else beside the
+                           // model
+  std::string statistics;  // openpi's norm_stats.json, or "none": state and actions as they are
+  std::string robot;       // "aloha", "droid", "libero" or "lerobot"; else from the model
+  std::string asset;       // which assets/<id> of an openpi checkpoint, when there are several
   std::optional<std::string> default_prompt;
   std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt
   bool pad_state_in_prompt = false;     // pi0.5 checkpoints of old lerobot releases

@@ -23,22 +23,21 @@ const nlohmann::json& member(const nlohmann::json& object, const std::string& ke
        expected);
 }
 
-}  // namespace
-
-nlohmann::json parse_json(std::string_view text, const std::string& file) {
-  const auto limit_depth = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+template <class Json>
+Json parse(std::string_view text, const std::string& file) {
+  const auto limit_depth = [&](int depth, typename Json::parse_event_t, Json&) {
     ensure(depth <= kDepthMax, Fault::checkpoint, "{}: nested deeper than {} levels", file,
            kDepthMax);
     return true;
   };
   try {
-    return nlohmann::json::parse(text, limit_depth);
+    return Json::parse(text, limit_depth);
   } catch (const nlohmann::json::exception& e) {
     fail(Fault::checkpoint, "{} is not valid JSON: {}", file, e.what());
   }
 }
 
-nlohmann::json read_json(const std::filesystem::path& path, uint64_t bytes_max) {
+std::string read_text(const std::filesystem::path& path, uint64_t bytes_max) {
   std::ifstream file(path, std::ios::binary);
   ensure(file.good() && std::filesystem::is_regular_file(path), Fault::checkpoint, "cannot open {}",
          path.string());
@@ -47,7 +46,21 @@ nlohmann::json read_json(const std::filesystem::path& path, uint64_t bytes_max) 
          path.string(), bytes, bytes_max);
   std::stringstream text;
   text << file.rdbuf();
-  return parse_json(text.str(), path.string());
+  return text.str();
+}
+
+}  // namespace
+
+nlohmann::json parse_json(std::string_view text, const std::string& file) {
+  return parse<nlohmann::json>(text, file);
+}
+
+nlohmann::json read_json(const std::filesystem::path& path, uint64_t bytes_max) {
+  return parse_json(read_text(path, bytes_max), path.string());
+}
+
+nlohmann::ordered_json read_ordered_json(const std::filesystem::path& path) {
+  return parse<nlohmann::ordered_json>(read_text(path, 128 << 10), path.string());
 }
 
 int64_t json_int(const nlohmann::json& object, const std::string& key, const std::string& file) {

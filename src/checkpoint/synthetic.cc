@@ -100,12 +100,14 @@ class SyntheticWeights final : public WeightSource {
     return pi05_ ? !pi0_only : !pi05_only;
   }
   std::optional<Shape> shape_of(std::string_view) const override { return {}; }
-  HostTensor get(const std::string& name, const Shape& shape) override {
+  void check(const std::string& name, const Shape&) const override {
     ensure(has(name), Fault::internal, "synthetic:{} has no tensor {}", pi05_ ? "pi05" : "pi0",
            name);
+  }
+  HostTensor get(const std::string& name, const Shape& shape) override {
+    check(name, shape);
     return synthetic_tensor(name, shape, options_);
   }
-  std::vector<std::string> unused() const override { return {}; }
   std::vector<HostTensor> tensors() const override { return {}; }
   std::string description() const override {
     return fmt::format("synthetic:{} (seed {})", pi05_ ? "pi05" : "pi0", options_.seed);

@@ -1,7 +1,6 @@
 #include "checkpoint/weights.h"
 
 #include <map>
-#include <set>
 
 #include "tensor/check.h"
 #include "tensor/nearest.h"
@@ -19,11 +18,6 @@ bool replace_prefix(std::string& name, const std::string& from, const std::strin
   if (!name.starts_with(from)) return false;
   name = to + name.substr(from.size());
   return true;
-}
-
-bool ignorable(const std::string& name) {
-  return name == "paligemma_with_expert.gemma_expert.lm_head.weight" || name == kHead ||
-         name == "paligemma_with_expert.paligemma.model.language_model.norm.weight";
 }
 
 class FileWeights final : public WeightSource {
@@ -49,7 +43,7 @@ class FileWeights final : public WeightSource {
     return found->second.shape;
   }
 
-  HostTensor get(const std::string& name, const Shape& shape) override {
+  void check(const std::string& name, const Shape& shape) const override {
     const auto found = tensors_.find(name);
     if (found == tensors_.end())
       fail(Fault::checkpoint, "{} has no tensor {}; nearest: {}", description_, name,
@@ -60,15 +54,11 @@ class FileWeights final : public WeightSource {
     ensure(t.dtype == DType::f32 || t.dtype == DType::bf16 || t.dtype == DType::f16,
            Fault::checkpoint, "{}: {} has type {}, expected F32, BF16 or F16", description_, name,
            tendon::name(t.dtype));
-    used_.insert(name);
-    return t;
   }
 
-  std::vector<std::string> unused() const override {
-    std::vector<std::string> rest;
-    for (const auto& [name, tensor] : tensors_)
-      if (!used_.contains(name) && !ignorable(name)) rest.push_back(name);
-    return rest;
+  HostTensor get(const std::string& name, const Shape& shape) override {
+    check(name, shape);
+    return tensors_.at(name);
   }
 
   std::vector<HostTensor> tensors() const override {
@@ -99,7 +89,6 @@ class FileWeights final : public WeightSource {
   }
 
   std::map<std::string, HostTensor, std::less<>> tensors_;
-  std::set<std::string> used_;
   std::string description_;
 };
 

@@ -1,7 +1,6 @@
 // Where a model's weights come from, under one set of names: the PyTorch keys of openpi's
-// conversion
-// ("action_in_proj.weight", "paligemma_with_expert.paligemma.model...."), without a leading
-// "model.".
+// conversion ("action_in_proj.weight", "paligemma_with_expert.paligemma.model...."), without a
+// leading "model.".
 #pragma once
 
 #include <memory>
@@ -20,12 +19,11 @@ class WeightSource {
   virtual ~WeightSource() = default;
   virtual bool has(std::string_view name) const = 0;
   virtual std::optional<Shape> shape_of(std::string_view name) const = 0;
-  // F32, BF16 or F16. Throws Error(Fault::checkpoint): a missing tensor names the nearest existing
-  // one, a wrong shape or type says what was found and expected.
+  // Throws Error(Fault::checkpoint): a missing tensor names the nearest existing one, a wrong shape
+  // or a type other than F32, BF16 or F16 says what was found and expected.
+  virtual void check(const std::string& name, const Shape& shape) const = 0;
+  // The tensor, after the same checks.
   virtual HostTensor get(const std::string& name, const Shape& shape) = 0;
-  // Names in the source that nobody asked for, without those that no engine uses (the expert's
-  // lm_head, the prefix's final norm, an lm_head beside embed_tokens).
-  virtual std::vector<std::string> unused() const = 0;
   // Every tensor under its canonical name; empty for generated sources.
   virtual std::vector<HostTensor> tensors() const = 0;
   virtual std::string description() const = 0;

@@ -23,7 +23,8 @@ struct Surroundings {
   Robot robot = Robot::lerobot;
   bool adapt_to_pi = true;                    // ALOHA: joint flips and gripper maps
   std::vector<std::string> cameras;           // model's camera slots in order
-  std::map<std::string, std::string> rename;  // robot's name -> model's name
+  std::map<std::string, std::string> rename;  // robot's name -> model's name; "": not used
+  std::vector<std::string> required;          // model's cameras that may not be absent
   Resizer resizer = Resizer::lerobot;
   PromptOptions prompt;
   std::optional<std::string> default_prompt;
@@ -35,9 +36,13 @@ struct Surroundings {
   std::vector<std::string> action_names;
 };
 
+// What the robot calls the cameras of the model, in the model's order.
+std::vector<std::string> robot_cameras(const Surroundings& around);
+
 class Policy {
  public:
-  // `ops` must outlive the policy.
+  // `ops` must outlive the policy. Throws Error(Fault::checkpoint) when the tokenizer is missing or
+  // knows more tokens than the model.
   Policy(Ops& ops, Model model, Surroundings surroundings);
 
   // Throws Error(Fault::input) for a bad observation and Error(Fault::internal) for actions that
@@ -51,7 +56,7 @@ class Policy {
  private:
   struct Prepared {
     Inputs inputs;
-    std::vector<double> state;  // raw, in the policy's joint space
+    std::vector<double> state;  // in the policy's joint space
     std::vector<double> normalized_state;
     std::vector<std::string> warnings;
   };

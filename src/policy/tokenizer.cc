@@ -83,6 +83,12 @@ Tokenizer Tokenizer::from_json_file(const std::filesystem::path& path) {
   return from_json_bytes(read_file(path), path.string());
 }
 
+Tokenizer Tokenizer::of_bytes() {
+  Vocabulary v{.rule = MergeRule::spelling, .size = 217 + 256, .bos = 2};
+  for (size_t b = 0; b < v.bytes.size(); ++b) v.bytes[b] = static_cast<int32_t>(217 + b);
+  return Tokenizer(std::move(v));
+}
+
 Tokenizer Tokenizer::open(const std::filesystem::path& path) {
   if (path.extension() == ".model") return from_model_file(path);
   if (path.extension() == ".json") return from_json_file(path);

@@ -25,6 +25,9 @@ class Tokenizer {
   // SentencePiece's where the text spells a special token ("<bos>") or holds more than 31 spaces.
   static Tokenizer from_json_file(const std::filesystem::path& path);
   static Tokenizer from_json_bytes(std::span<const std::byte> bytes, const std::string& name);
+  // For synthetic models: every byte of the text is one token, by PaliGemma's ids of byte pieces
+  // (217 + byte).
+  static Tokenizer of_bytes();
   // Either kind by extension (.model, .json), else by the first byte.
   static Tokenizer open(const std::filesystem::path& path);
 

@@ -47,8 +47,6 @@ Engine Engine::open(const std::string& model, const OpenOptions& options) {
   OpenedModel opened = open_model(model, options);
   Weights weights = load_weights(parts->ops, *opened.weights, opened.config);
   parts->notes = std::move(opened.notes);
-  for (const std::string& name : opened.weights->unused())
-    parts->notes.push_back(fmt::format("tensor {} is not used by the model", name));
   parts->policy = std::make_unique<Policy>(parts->ops, Model{opened.config, std::move(weights)},
                                            std::move(opened.surroundings));
   return Engine(std::move(parts));
@@ -59,15 +57,7 @@ Actions Engine::infer(const Observation& observation, const InferOptions& option
 }
 
 std::vector<std::string> Engine::cameras() const {
-  std::vector<std::string> names;
-  const Surroundings& around = parts_->policy->surroundings();
-  for (const std::string& slot : around.cameras) {
-    std::string name = slot;
-    for (const auto& [robot, model] : around.rename)
-      if (model == slot) name = robot;
-    names.push_back(name);
-  }
-  return names;
+  return robot_cameras(parts_->policy->surroundings());
 }
 
 std::vector<std::string> Engine::action_names() const {

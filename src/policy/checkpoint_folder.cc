@@ -1,0 +1,341 @@
+#include "policy/checkpoint_folder.h"
+
+#include <algorithm>
+#include <functional>
+#include <set>
+#include <tuple>
+
+#include "checkpoint/json.h"
+#include "model/config_file.h"
+#include "model/parameters.h"
+#include "policy/processors.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+const std::vector<std::string> kSlots = {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"};
+
+// One file, or those that an index names.
+std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
+  const fs::path single = folder / "model.safetensors";
+  const fs::path index = folder / "model.safetensors.index.json";
+  if (fs::exists(single)) return open_weights({SafetensorsFile::open(single)});
+  ensure(fs::exists(index), Fault::checkpoint,
+         "{} holds neither model.safetensors nor model.safetensors.index.json; is the download "
+         "complete?",
+         folder.string());
+  const json root = read_json(index);
+  ensure(root.is_object() && root.contains("weight_map") && root.at("weight_map").is_object(),
+         Fault::checkpoint, "{}: 'weight_map' is missing", index.string());
+  std::set<std::string> names;
+  for (const auto& [tensor, file] : root.at("weight_map").items()) {
+    ensure(file.is_string(), Fault::checkpoint, "{}: the file of {} is {}", index.string(), tensor,
+           file.dump());
+    const fs::path name = file.get<std::string>();
+    ensure(name.has_filename() && !name.has_parent_path() && names.size() < 1024,
+           Fault::checkpoint, "{}: '{}' is not a file name in the same folder", index.string(),
+           name.string());
+    names.insert(name.string());
+  }
+  std::vector<std::shared_ptr<const SafetensorsFile>> files;
+  for (const std::string& name : names) files.push_back(SafetensorsFile::open(folder / name));
+  for (const auto& [tensor, file] : root.at("weight_map").items())
+    ensure(std::ranges::any_of(files, [&](const auto& f) { return f->find(tensor) != nullptr; }),
+           Fault::checkpoint, "{}: no file holds {}", index.string(), tensor);
+  return open_weights(std::move(files));
+}
+
+bool tells_heads(const json& sizes) {
+  return sizes.is_object() && sizes.contains("vision") && sizes.at("vision").is_object() &&
+         sizes.at("vision").contains("heads");
+}
+
+// Sizes from the tensors; what they cannot tell from tendon.json and then from --config.
+Config sizes(const fs::path& folder, const WeightSource& weights, const GivenConfig& given,
+             const std::function<void(Config&)>& from_config_json) {
+  const fs::path beside = folder / "tendon.json";
+  const json own = fs::exists(beside) ? read_json(beside) : json();
+  Config c = config_from_weights(weights, tells_heads(own) || tells_heads(given.sizes));
+  from_config_json(c);
+  if (!own.is_null()) c = read_config(own, beside.string(), c);
+  if (!given.sizes.is_null()) c = read_config(given.sizes, given.file, c);
+  check(c);
+  return c;
+}
+
+// An integer of the checkpoint's config.json that must agree with the tensors.
+void ensure_agrees(const json& config, const std::string& key, int64_t tensors,
+                   const std::string& file) {
+  if (!config.contains(key)) return;
+  ensure(json_int(config, key, file) == tensors, Fault::checkpoint,
+         "{}: {} is {}, but the tensors say {}", file, key, json_int(config, key, file), tensors);
+}
+
+// name -> length of a feature's first dimension, in file order for the cameras.
+struct Features {
+  std::vector<std::string> cameras;
+  int64_t state_dim = 32, action_dim = 32;  // lerobot's defaults
+};
+
+int64_t feature_size(const json& feature, const std::string& name, const std::string& file) {
+  ensure(feature.is_object() && feature.contains("shape") && feature.at("shape").is_array() &&
+             feature.at("shape").size() == 1 && feature.at("shape")[0].is_number_integer(),
+         Fault::checkpoint, "{}: feature '{}' has no shape of one dimension", file, name);
+  return feature.at("shape")[0].get<int64_t>();
+}
+
+Features read_features(const nlohmann::ordered_json& config, const std::string& file) {
+  Features f;
+  const auto each = [&](const char* key, auto use) {
+    if (!config.contains(key) || !config.at(key).is_object()) return;
+    for (const auto& [name, feature] : config.at(key).items()) {
+      ensure(feature.is_object() && feature.contains("type") && feature.at("type").is_string(),
+             Fault::checkpoint, "{}: feature '{}' has no type", file, name);
+      use(name, feature.at("type").template get<std::string>(), json(feature));
+    }
+  };
+  each("input_features", [&](const std::string& name, const std::string& type, const json& feature) {
+    if (type == "VISUAL") f.cameras.push_back(camera_name(name));
+    if (type == "STATE") f.state_dim = feature_size(feature, name, file);
+  });
+  each("output_features",
+       [&](const std::string& name, const std::string& type, const json& feature) {
+         if (type == "ACTION") f.action_dim = feature_size(feature, name, file);
+       });
+  const int64_t empty = config.contains("empty_cameras")
+                            ? json_int(json(config), "empty_cameras", file)
+                            : 0;
+  ensure(empty >= 0 && empty <= 16, Fault::checkpoint, "{}: empty_cameras is {}", file, empty);
+  for (int64_t i = 0; i < empty; ++i) {
+    const std::string name = fmt::format("empty_camera_{}", i);
+    if (std::ranges::find(f.cameras, name) == f.cameras.end()) f.cameras.push_back(name);
+  }
+  ensure(!f.cameras.empty(), Fault::checkpoint, "{}: no VISUAL feature among input_features", file);
+  return f;
+}
+
+void refuse_unsupported(const json& config, const std::string& file) {
+  const std::string type = json_string(config, "type", file);
+  ensure(type == "pi0" || type == "pi05", Fault::checkpoint,
+         "{}: type is '{}'; this engine runs 'pi0' and 'pi05'", file, type);
+  for (const char* flag : {"use_visual_memory", "use_proprioceptive_memory", "use_peft"})
+    if (config.contains(flag))
+      ensure(!json_bool(config, flag, file), Fault::checkpoint, "{}: {} is not supported", file,
+             flag);
+}
+
+void ensure_type(PolicyType type, const std::string& stated, const std::string& file) {
+  ensure(stated == name(type), Fault::checkpoint, "{}: the model is '{}', but the tensors are {}",
+         file, stated, name(type));
+}
+
+void read_lerobot_sizes(const json& config, const std::string& file, Config& c) {
+  const auto integer = [&](const char* key, int64_t& to) {
+    if (config.contains(key)) to = json_int(config, key, file);
+  };
+  ensure_agrees(config, "max_action_dim", c.action_dim, file);
+  ensure_agrees(config, "max_state_dim", c.state_dim, file);
+  integer("chunk_size", c.horizon);
+  integer("num_inference_steps", c.num_steps);
+  integer("tokenizer_max_length", c.max_token_len);
+  if (config.contains("min_period")) c.min_period = json_number(config, "min_period", file);
+  if (config.contains("max_period")) c.max_period = json_number(config, "max_period", file);
+  if (config.contains("image_resolution")) {
+    const json side = c.vision.image;
+    ensure(config.at("image_resolution") == json::array({side, side}), Fault::checkpoint,
+           "{}: image_resolution is {}, but the tensors say {}", file,
+           config.at("image_resolution").dump(), side.dump());
+  }
+}
+
+void prepare_prompt(const Processors& p, const OpenOptions& o, OpenedModel& m) {
+  PromptOptions& prompt = m.surroundings.prompt;
+  prompt = {.style = PromptStyle::lerobot, .tokens_max = m.config.max_token_len};
+  if (m.config.pi05()) {
+    ensure(p.writes_state, Fault::checkpoint,
+           "policy_preprocessor.json has no step that writes the state into the prompt, which "
+           "pi0.5 needs");
+    prompt.state_in_prompt = o.state_in_prompt.value_or(p.state_in_prompt.value_or(true));
+    if (o.pad_state_in_prompt) prompt.padded_state = m.config.state_dim;
+    if (p.max_state_dim && !o.pad_state_in_prompt)
+      m.notes.push_back(
+          "the preprocessor has a max_state_dim: releases up to about 0.4 padded the state before "
+          "writing it into the prompt; say --pad-state if this model was trained so");
+  }
+}
+
+OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
+  OpenedModel m{.layout = "lerobot"};
+  const std::string file = (folder / "config.json").string();
+  const json config = read_json(folder / "config.json");
+  refuse_unsupported(config, file);
+  ensure(o.robot.empty() || o.robot == "lerobot", Fault::usage,
+         "--robot {} is for openpi checkpoints; {} names its own cameras and joints", o.robot,
+         file);
+  ensure(!given.training, Fault::usage, "--config {} is for openpi checkpoints; {} is lerobot's",
+         o.config, file);
+  m.weights = open_files(folder);
+  ensure_type(policy_from_weights(*m.weights), config.at("type"), file);
+  m.config = sizes(folder, *m.weights, given,
+                   [&](Config& c) { read_lerobot_sizes(config, file, c); });
+  const Features features = read_features(read_ordered_json(folder / "config.json"), file);
+  Surroundings& s = m.surroundings;
+  s.robot = Robot::lerobot;
+  s.cameras = features.cameras;
+  s.resizer = Resizer::lerobot;
+  s.state_dim = features.state_dim;
+  s.action_dim = features.action_dim;
+  m.config.cameras = std::ssize(s.cameras);
+  const Processors p = read_processors(folder, {.state_dim = s.state_dim,
+                                                .action_dim = s.action_dim,
+                                                .statistics = o.statistics.empty()});
+  s.rename = p.rename;
+  s.state = p.state;
+  s.action = p.action;
+  if (!o.statistics.empty() && o.statistics != "none") {
+    const Statistics statistics = read_norm_stats(o.statistics, m.config.pi05());
+    s.state = statistics.state;
+    s.action = statistics.action;
+  }
+  m.config.max_token_len = p.tokens_max.value_or(m.config.max_token_len);
+  prepare_prompt(p, o, m);
+  s.action_names = p.action_names;
+  if (std::ssize(s.action_names) != s.action_dim) s.action_names = numbered_actions(s.action_dim);
+  if (p.relative) s.delta = relative_mask(p.action_names, p.relative_excluded, s.action_dim);
+  return m;
+}
+
+// assets/<id>/norm_stats.json; `wanted` may be empty when there is only one.
+fs::path find_statistics(const fs::path& folder, const std::string& wanted) {
+  const fs::path assets = folder / "assets";
+  std::vector<std::string> ids;
+  if (fs::is_directory(assets))
+    for (const auto& entry : fs::recursive_directory_iterator(assets))
+      if (entry.path().filename() == "norm_stats.json" && ids.size() < 1000)
+        ids.push_back(entry.path().parent_path().lexically_relative(assets).string());
+  std::ranges::sort(ids);
+  std::string list;
+  for (const std::string& id : ids) list += (list.empty() ? "" : ", ") + id;
+  ensure(!ids.empty(), Fault::checkpoint,
+         "{} has no assets/<id>/norm_stats.json; copy openpi's assets folder beside the weights, "
+         "or give --statistics FILE",
+         folder.string());
+  if (wanted.empty()) {
+    ensure(ids.size() == 1, Fault::usage, "{} has statistics for {}; choose with --asset",
+           folder.string(), list);
+    return assets / ids.front() / "norm_stats.json";
+  }
+  ensure(std::ranges::find(ids, wanted) != ids.end(), Fault::checkpoint,
+         "{} has no assets/{}/norm_stats.json; there is: {}", folder.string(), wanted, list);
+  return assets / wanted / "norm_stats.json";
+}
+
+std::string asset_of(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
+  if (!o.asset.empty()) return o.asset;
+  // A fine-tuned checkpoint may hold statistics under its own id only.
+  if (given.training && fs::exists(folder / "assets" / given.training->asset / "norm_stats.json"))
+    return given.training->asset;
+  return "";
+}
+
+OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
+  OpenedModel m{.layout = "openpi"};
+  const std::string file = (folder / "config.json").string();
+  const json config = fs::exists(folder / "config.json") ? read_json(folder / "config.json")
+                                                         : json::object();
+  m.weights = open_files(folder);
+  m.config = sizes(folder, *m.weights, given, [&](Config& c) {
+    ensure_agrees(config, "action_dim", c.action_dim, file);
+    if (config.contains("action_horizon")) c.horizon = json_int(config, "action_horizon", file);
+    if (given.training) c.max_token_len = given.training->tokens_max;
+  });
+  Surroundings& s = m.surroundings;
+  s.cameras = kSlots;
+  m.config.cameras = std::ssize(s.cameras);
+  s.resizer = Resizer::openpi;
+  s.prompt = {.style = PromptStyle::openpi,
+              .state_in_prompt = m.config.pi05(),
+              .tokens_max = m.config.max_token_len};
+  if (o.statistics != "none") {
+    const fs::path path = o.statistics.empty() ? find_statistics(folder, asset_of(folder, o, given))
+                                               : fs::path(o.statistics);
+    const Statistics statistics = read_norm_stats(path, m.config.pi05());
+    s.state = statistics.state;
+    s.action = statistics.action;
+    s.state_dim = std::min<int64_t>(std::ssize(s.state.centre), m.config.state_dim);
+    s.action_dim = std::min<int64_t>(std::ssize(s.action.centre), m.config.action_dim);
+  } else {
+    s.state.family = s.action.family = NormFamily::openpi;
+  }
+  s.action_names = numbered_actions(s.action_dim);
+  if (!o.robot.empty()) surround_with_robot(s, robot_named(o.robot));
+  if (given.training) {
+    if (config.contains("action_horizon"))
+      ensure(m.config.horizon == given.training->horizon, Fault::checkpoint,
+             "{}: action_horizon is {}, but {} has {}", file, m.config.horizon,
+             given.training->name, given.training->horizon);
+    apply_training_config(m, *given.training);
+  } else if (o.robot.empty()) {
+    m.notes.push_back(
+        "no openpi training config was named (--config NAME): no robot transform, absolute "
+        "actions, prompt as this kind of model has it by default");
+  }
+  return m;
+}
+
+}  // namespace
+
+std::vector<std::string> numbered_actions(int64_t dim) {
+  std::vector<std::string> names;
+  for (int64_t d = 0; d < dim; ++d) names.push_back(fmt::format("action_{}", d));
+  return names;
+}
+
+void surround_with_robot(Surroundings& s, Robot robot) {
+  const RobotFacts& f = facts(robot);
+  s.robot = robot;
+  if (f.cameras.empty()) return;
+  s.rename = f.cameras;
+  s.required.clear();
+  for (const std::string& camera : f.required_cameras) s.required.push_back(f.cameras.at(camera));
+  s.state_dim = f.state_dim;
+  s.action_dim = f.action_dim;
+  s.action_names = f.action_names;
+}
+
+void apply_training_config(OpenedModel& m, const TrainingConfig& t) {
+  ensure(t.policy == m.config.policy, Fault::usage, "--config {} is for {}, but the model is {}",
+         t.name, name(t.policy), name(m.config.policy));
+  ensure(t.action_dim == m.config.action_dim, Fault::checkpoint,
+         "--config {} has {} action dims, the model {}", t.name, t.action_dim, m.config.action_dim);
+  Surroundings& s = m.surroundings;
+  surround_with_robot(s, t.robot);
+  s.delta = t.relative;
+  s.default_prompt = t.default_prompt;
+  s.prompt.state_in_prompt = t.state_in_prompt;
+  s.prompt.style = PromptStyle::openpi;
+}
+
+OpenedModel open_folder(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
+  ensure(!fs::is_directory(folder / "params"), Fault::checkpoint,
+         "{} is a JAX (orbax) checkpoint; convert it first: tools/convert_orbax.py", folder.string());
+  const bool has_config = fs::exists(folder / "config.json");
+  const bool lerobot =
+      has_config && read_json(folder / "config.json").contains("type");
+  OpenedModel m = lerobot ? open_lerobot(folder, o, given) : open_openpi(folder, o, given);
+  if (o.statistics == "none")
+    m.notes.push_back("--statistics none: state and actions are not normalised");
+  const Surroundings& s = m.surroundings;
+  for (const auto& [what, n, dim] : {std::tuple("state", &s.state, s.state_dim),
+                                     std::tuple("action", &s.action, s.action_dim)})
+    ensure(n->method == NormMethod::identity || std::ssize(n->centre) >= dim, Fault::checkpoint,
+           "the {} statistics have {} values, this model needs {}", what, n->centre.size(), dim);
+  m.unused = check_parameters(*m.weights, m.config);
+  return m;
+}
+
+}  // namespace tendon

@@ -1,0 +1,31 @@
+// The checkpoint folders that can be opened: lerobot's save_pretrained and openpi's PyTorch
+// conversion.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "policy/open_model.h"
+#include "policy/training_configs.h"
+
+namespace tendon {
+
+// What `--config` said: sizes from a JSON file, or an openpi training config.
+struct GivenConfig {
+  nlohmann::json sizes;  // null: none
+  std::string file;      // where `sizes` came from
+  std::optional<TrainingConfig> training;
+};
+
+// Fills layout, config, weights, surroundings (but the tokenizer) and notes.
+OpenedModel open_folder(const std::filesystem::path& folder, const OpenOptions& options,
+                        const GivenConfig& given);
+
+// The robot's cameras, dimensions and transforms, as openpi's training config or --robot says.
+void surround_with_robot(Surroundings& around, Robot robot);
+void apply_training_config(OpenedModel& model, const TrainingConfig& training);
+
+// "action_0", ... where nobody has named them.
+std::vector<std::string> numbered_actions(int64_t dim);
+
+}  // namespace tendon

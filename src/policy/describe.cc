@@ -1,0 +1,129 @@
+// What `tendon inspect` shows.
+#include <map>
+
+#include "model/parameters.h"
+#include "policy/open_model.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+using nlohmann::json;
+
+json describe_config(const Config& c) {
+  const auto gemma = [](const GemmaConfig& g) {
+    return json{{"width", g.width},       {"mlp", g.mlp},           {"heads", g.heads},
+                {"kv_heads", g.kv_heads}, {"head_dim", g.head_dim}, {"depth", g.depth}};
+  };
+  json vlm = gemma(c.vlm);
+  vlm["vocab"] = c.vocab;
+  return {{"policy", name(c.policy)},
+          {"vision",
+           {{"image", c.vision.image},
+            {"patch", c.vision.patch},
+            {"width", c.vision.width},
+            {"heads", c.vision.heads},
+            {"mlp", c.vision.mlp},
+            {"depth", c.vision.depth}}},
+          {"vlm", vlm},
+          {"expert", gemma(c.expert)},
+          {"action_dim", c.action_dim},
+          {"state_dim", c.state_dim},
+          {"horizon", c.horizon},
+          {"num_steps", c.num_steps},
+          {"max_token_len", c.max_token_len},
+          {"cameras", c.cameras},
+          {"min_period", c.min_period},
+          {"max_period", c.max_period}};
+}
+
+json describe_statistics(const Normalizer& n) {
+  const bool mean = n.method == NormMethod::mean_std;
+  json rows = json::array();
+  for (size_t d = 0; d < n.centre.size(); ++d)
+    rows.push_back({{"dim", d}, {mean ? "mean" : "low", n.centre[d]},
+                    {mean ? "std" : "high", n.range[d]}});
+  return {{"method", name(n.method)},
+          {"formulas", n.family == NormFamily::openpi ? "openpi" : "lerobot"},
+          {"values", rows}};
+}
+
+json describe_surroundings(const OpenedModel& m) {
+  const Surroundings& s = m.surroundings;
+  json relative = json::array();
+  for (size_t d = 0; d < s.delta.size(); ++d)
+    if (s.delta[d]) relative.push_back(d);
+  return {{"robot", name(s.robot)},
+          {"cameras", robot_cameras(s)},
+          {"camera_slots", s.cameras},
+          {"resize", s.resizer == Resizer::openpi ? "Pillow bilinear, antialiased"
+                                                  : "torch bilinear, not antialiased"},
+          {"state_dim", s.state_dim},
+          {"action_names", s.action_names},
+          {"relative_action_dims", relative},
+          {"prompt",
+           {{"style", s.prompt.style == PromptStyle::openpi ? "openpi" : "lerobot"},
+            {"state_in_prompt", s.prompt.state_in_prompt},
+            {"tokens_max", s.prompt.tokens_max},
+            {"default", s.default_prompt ? json(*s.default_prompt) : json()},
+            {"tokenizer", m.tokenizer.empty() ? json() : json(m.tokenizer)}}}};
+}
+
+struct Group {
+  int64_t tensors = 0, parameters = 0, bytes = 0;
+};
+
+// What one call needs beyond the weights, in float: the cache, and the widest point of the prefix.
+json memory_plan(const Config& c, int64_t weight_bytes) {
+  const int64_t image_rows = c.cameras * c.vision.tokens();
+  const int64_t rows = image_rows + c.max_token_len + c.horizon + 1;
+  const int64_t cache = 2 * c.vlm.depth * rows * c.vlm.kv_heads * c.vlm.head_dim * 4;
+  const int64_t prefix = rows * (2 * c.vlm.mlp + 2 * c.vlm.width) * 4;
+  const int64_t vision = image_rows * (c.vision.mlp + 5 * c.vision.width) * 4;
+  const int64_t work = std::max(prefix, vision);
+  return {{"weights", weight_bytes},
+          {"kv_cache", cache},
+          {"activations", work},
+          {"total", weight_bytes + cache + work}};
+}
+
+}  // namespace
+
+json describe_model(const OpenedModel& m) {
+  std::map<std::string, DType> types;
+  for (const HostTensor& t : m.weights->tensors()) types[t.name] = t.dtype;
+  std::map<Part, Group> groups;
+  Group all;
+  for (const Parameter& p : parameters(m.config)) {
+    const auto stored = types.find(p.name);
+    const int64_t bytes =
+        p.shape.count() * (stored == types.end() ? 4 : byte_size(stored->second));
+    for (Group* g : {&groups[p.part], &all}) {
+      ++g->tensors;
+      g->parameters += p.shape.count();
+      g->bytes += bytes;
+    }
+  }
+  const auto line = [](const std::string& what, const Group& g) {
+    return json{{"group", what}, {"tensors", g.tensors}, {"parameters", g.parameters},
+                {"bytes", g.bytes}};
+  };
+  json tensors = json::array();
+  for (const auto& [part, group] : groups)
+    tensors.push_back(line(std::string(name(part)), group));
+  tensors.push_back(line("all", all));
+  json result{{"layout", m.layout},
+              {"source", m.weights->description()},
+              {"config", describe_config(m.config)},
+              {"tensors", tensors},
+              {"unused_tensors", m.unused},
+              {"statistics",
+               {{"state", describe_statistics(m.surroundings.state)},
+                {"action", describe_statistics(m.surroundings.action)}}},
+              {"memory_bytes", memory_plan(m.config, all.bytes)},
+              {"notes", m.notes}};
+  result.update(describe_surroundings(m));
+  return result;
+}
+
+}  // namespace tendon

@@ -1,0 +1,167 @@
+#include "policy/open_model.h"
+
+#include <array>
+
+#include "checkpoint/json.h"
+#include "checkpoint/synthetic.h"
+#include "model/config_file.h"
+#include "policy/checkpoint_folder.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+namespace fs = std::filesystem;
+
+GivenConfig given_config(const std::string& config) {
+  GivenConfig given;
+  if (config.empty()) return given;
+  if (!config.ends_with(".json") && !fs::exists(config)) {
+    given.training = training_config(config);
+    return given;
+  }
+  given.file = config;
+  given.sizes = read_json(config);
+  return given;
+}
+
+// Cameras are called as in the published checkpoints.
+std::vector<std::string> slots(int64_t count) {
+  static const std::array<std::string, 3> kNames = {"base_0_rgb", "left_wrist_0_rgb",
+                                                    "right_wrist_0_rgb"};
+  std::vector<std::string> names;
+  for (int64_t i = 0; i < count; ++i)
+    names.push_back(i < 3 ? kNames[static_cast<size_t>(i)] : fmt::format("camera_{}", i));
+  return names;
+}
+
+std::unique_ptr<WeightSource> generate(const Config& config, const OpenOptions& o) {
+  ensure(o.precision == "f32" || o.precision == "bf16", Fault::usage,
+         "--precision {}: expected f32 or bf16", o.precision);
+  return synthetic_weights(config.pi05(),
+                           {.seed = o.weights_seed,
+                            .dtype = o.precision == "bf16" ? DType::bf16 : DType::f32,
+                            .vision_depth = config.vision.depth,
+                            .vlm_depth = config.vlm.depth,
+                            .expert_depth = config.expert.depth,
+                            .threads = o.threads});
+}
+
+OpenedModel open_synthetic(const Config& config, const OpenOptions& o) {
+  OpenedModel m{.layout = "synthetic", .config = config, .weights = generate(config, o)};
+  Surroundings& s = m.surroundings;
+  s.cameras = slots(config.cameras);
+  s.state_dim = config.state_dim;
+  s.action_dim = config.action_dim;
+  s.action_names = numbered_actions(s.action_dim);
+  s.prompt = {.style = PromptStyle::openpi,
+              .state_in_prompt = config.pi05(),
+              .tokens_max = config.max_token_len};
+  m.notes.push_back("the weights are synthetic: actions mean nothing");
+  m.notes.push_back("a synthetic model has no statistics: state and actions are not normalised");
+  return m;
+}
+
+OpenedModel open_synthetic(const std::string& model, const OpenOptions& o,
+                           const GivenConfig& given) {
+  const std::string kind = model.substr(std::string_view("synthetic:").size());
+  ensure(kind == "pi0" || kind == "pi05", Fault::usage,
+         "'{}': expected synthetic:pi0 or synthetic:pi05", model);
+  const PolicyType type = kind == "pi05" ? PolicyType::pi05 : PolicyType::pi0;
+  Config config = full_size(type);
+  if (given.training) {
+    config.horizon = given.training->horizon;
+    config.max_token_len = given.training->tokens_max;
+    config.action_dim = given.training->action_dim;
+  }
+  if (!given.sizes.is_null()) config = read_config(given.sizes, given.file, config);
+  OpenedModel m = open_synthetic(config, o);
+  if (!o.robot.empty()) surround_with_robot(m.surroundings, robot_named(o.robot));
+  if (given.training) apply_training_config(m, *given.training);
+  ensure(m.surroundings.action_dim <= config.action_dim &&
+             m.surroundings.state_dim <= config.state_dim,
+         Fault::usage, "this robot has {} state and {} action dims, the model {} and {}",
+         m.surroundings.state_dim, m.surroundings.action_dim, config.state_dim, config.action_dim);
+  return m;
+}
+
+// Small enough for an action in a moment; the robot is the embedded observation's.
+Config demo_config() {
+  Config c = full_size(PolicyType::pi0);
+  c.vision = {.image = 112, .patch = 14, .width = 96, .heads = 4, .mlp = 192, .depth = 4};
+  c.vlm = {.width = 128, .mlp = 512, .heads = 4, .kv_heads = 1, .head_dim = 32, .depth = 4};
+  c.expert = {.width = 64, .mlp = 256, .heads = 4, .kv_heads = 1, .head_dim = 32, .depth = 4};
+  c.vocab = 512;
+  return c;
+}
+
+OpenedModel open_demo(const OpenOptions& o, const GivenConfig& given) {
+  ensure(o.config.empty() && given.sizes.is_null(), Fault::usage,
+         "the demo is what it is; --config belongs to synthetic:pi0 or a checkpoint folder");
+  OpenedModel m = open_synthetic(demo_config(), o);
+  m.layout = "demo";
+  m.notes.front() =
+      "the demo model is a stand-in of tiny size with synthetic weights: its actions mean nothing";
+  surround_with_robot(m.surroundings, Robot::aloha);
+  m.surroundings.adapt_to_pi = false;
+  m.surroundings.resizer = Resizer::openpi;
+  m.surroundings.default_prompt = "Transfer cube";
+  return m;
+}
+
+// Beside the weights, in the places where lerobot and openpi users keep it.
+std::string find_tokenizer(const std::string& model) {
+  for (const char* name : {"tokenizer/tokenizer.json", "tokenizer/tokenizer.model",
+                           "tokenizer.json", "tokenizer.model", "paligemma_tokenizer.model"})
+    if (fs::exists(fs::path(model) / name)) return (fs::path(model) / name).string();
+  return "";
+}
+
+void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& o) {
+  Surroundings& s = m.surroundings;
+  const bool generated = m.layout == "demo" || m.layout == "synthetic";
+  m.tokenizer = !o.tokenizer.empty() ? o.tokenizer : generated ? "" : find_tokenizer(model);
+  if (!m.tokenizer.empty()) {
+    s.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::open(m.tokenizer));
+  } else if (generated) {
+    s.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::of_bytes());
+    m.tokenizer = "one token per byte";
+    m.notes.push_back("no tokenizer was given: every byte of the prompt is one token");
+  }
+  if (generated && s.tokenizer->vocabulary() > m.config.vocab) {
+    s.folded_vocab = m.config.vocab;
+    m.notes.push_back(fmt::format("token ids are folded into the {} rows of the token table",
+                                  m.config.vocab));
+  }
+}
+
+}  // namespace
+
+OpenedModel open_model(const std::string& model, const OpenOptions& options) {
+  const GivenConfig given = given_config(options.config);
+  OpenedModel m;
+  if (model == "demo") {
+    m = open_demo(options, given);
+  } else if (model.starts_with("synthetic:")) {
+    m = open_synthetic(model, options, given);
+  } else {
+    ensure(fs::is_directory(model), Fault::checkpoint,
+           "{} is no folder; MODEL is demo, synthetic:pi0, synthetic:pi05 or a checkpoint folder "
+           "of lerobot or openpi",
+           model);
+    m = open_folder(model, options, given);
+  }
+  if (options.default_prompt) m.surroundings.default_prompt = options.default_prompt;
+  if (m.config.pi05() && options.state_in_prompt)
+    m.surroundings.prompt.state_in_prompt = *options.state_in_prompt;
+  ensure(m.config.pi05() || !options.state_in_prompt.value_or(false), Fault::usage,
+         "--state-in-prompt: only pi0.5 reads the state from the prompt");
+  if (options.pad_state_in_prompt)
+    m.surroundings.prompt.padded_state = m.config.state_dim;
+  add_tokenizer(m, model, options);
+  for (const std::string& name : m.unused)
+    m.notes.push_back(fmt::format("tensor {} is not used by the model", name));
+  return m;
+}
+
+}  // namespace tendon

@@ -1,0 +1,33 @@
+// From the name of a model to everything a policy needs: configuration, weights, surroundings.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "checkpoint/weights.h"
+#include "model/config.h"
+#include "policy/policy.h"
+#include "tendon/types.h"
+
+namespace tendon {
+
+struct OpenedModel {
+  std::string layout;  // "demo", "synthetic", "lerobot" or "openpi"
+  Config config;
+  std::unique_ptr<WeightSource> weights;
+  Surroundings surroundings;
+  std::string tokenizer;           // where it came from; empty: there is none
+  std::vector<std::string> notes;  // decisions taken, one sentence each
+  std::vector<std::string> unused;  // tensors that belong to no parameter
+};
+
+// `model`: "demo", "synthetic:pi0", "synthetic:pi05" or a checkpoint folder. Every parameter of the
+// model has been checked for presence and shape. Throws Error(Fault::checkpoint or usage).
+OpenedModel open_model(const std::string& model, const OpenOptions& options);
+
+// Configuration, cameras, prompt, statistics, parameters by part with bytes, memory plan.
+nlohmann::json describe_model(const OpenedModel& model);
+
+}  // namespace tendon

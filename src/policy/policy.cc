@@ -1,0 +1,241 @@
+#include "policy/policy.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "policy/processors.h"
+#include "tensor/check.h"
+#include "tensor/nearest.h"
+#include "tensor/random.h"
+
+namespace tendon {
+namespace {
+
+// Milliseconds since the last call.
+class StopWatch {
+ public:
+  double lap_ms() {
+    const auto now = std::chrono::steady_clock::now();
+    const double ms = std::chrono::duration<double, std::milli>(now - last_).count();
+    last_ = now;
+    return ms;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+std::string quoted(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& n : names) text += (text.empty() ? "'" : ", '") + n + "'";
+  return text;
+}
+
+}  // namespace
+
+std::vector<std::string> robot_cameras(const Surroundings& around) {
+  std::vector<std::string> names;
+  for (const std::string& slot : around.cameras) {
+    const auto renamed = std::ranges::find_if(
+        around.rename, [&](const auto& pair) { return pair.second == slot; });
+    // A robot with names of its own has no camera for the slots it does not rename.
+    if (renamed != around.rename.end())
+      names.push_back(renamed->first);
+    else if (facts(around.robot).cameras.empty())
+      names.push_back(slot);
+  }
+  return names;
+}
+
+Policy::Policy(Ops& ops, Model model, Surroundings surroundings)
+    : ops_(ops), model_(std::move(model)), around_(std::move(surroundings)) {
+  ensure(around_.tokenizer != nullptr, Fault::checkpoint,
+         "this model has no tokenizer; put paligemma_tokenizer.model or tokenizer.json beside it "
+         "or name one with --tokenizer FILE");
+  ensure(around_.folded_vocab || around_.tokenizer->vocabulary() <= model_.config.vocab,
+         Fault::checkpoint, "the tokenizer knows {} tokens, the model's token table has {} rows",
+         around_.tokenizer->vocabulary(), model_.config.vocab);
+  cache_ = make_cache(ops_, model_.config);
+  schedule({});
+}
+
+const Schedule& Policy::schedule(const InferOptions& options) {
+  const int64_t steps = options.steps.value_or(model_.config.num_steps);
+  const auto key = std::pair(steps, options.sequence);
+  const auto found = schedules_.find(key);
+  if (found != schedules_.end()) return found->second;
+  return schedules_.emplace(key, make_schedule(ops_, model_, steps, options.sequence))
+      .first->second;
+}
+
+std::vector<double> Policy::robot_state(const Observation& observation) const {
+  std::vector<double> state = observation.state;
+  ensure(std::ssize(state) == around_.state_dim, Fault::input,
+         "the state has {} values, this model expects {}", state.size(), around_.state_dim);
+  for (size_t i = 0; i < state.size(); ++i)
+    ensure(std::isfinite(state[i]), Fault::input, "state[{}] is {}, expected a finite number", i,
+           state[i]);
+  if (around_.robot == Robot::aloha && around_.adapt_to_pi) aloha_state_to_pi(state);
+  return state;
+}
+
+// Present cameras in the model's order, as one stack of patches; absent ones are left out.
+void Policy::add_images(const Observation& observation, Prepared& p) {
+  const VisionConfig& vision = model_.config.vision;
+  std::map<std::string, const Image*> by_slot;
+  for (const auto& [key, image] : observation.images) {
+    const std::string own = camera_name(key);
+    const auto renamed = around_.rename.find(own);
+    const std::string slot = renamed == around_.rename.end() ? own : renamed->second;
+    if (slot.empty()) continue;  // known to the robot, not used by the model
+    const std::vector<std::string> expected = robot_cameras(around_);
+    ensure(std::ranges::find(around_.cameras, slot) != around_.cameras.end(), Fault::input,
+           "no camera is called '{}'; this model expects {}; nearest: '{}'", key, quoted(expected),
+           nearest(own, expected));
+    ensure(!by_slot.contains(slot), Fault::input, "two images for camera '{}'", slot);
+    by_slot[slot] = &image;
+  }
+  ensure(!by_slot.empty(), Fault::input, "no image given; this model expects {}",
+         quoted(robot_cameras(around_)));
+  for (const std::string& camera : around_.required)
+    ensure(by_slot.contains(camera), Fault::input,
+           "the image of camera '{}' is missing; this robot needs it", camera);
+  std::vector<float> all;
+  for (const std::string& camera : around_.cameras) {
+    const auto found = by_slot.find(camera);
+    if (found == by_slot.end()) {
+      p.warnings.push_back(fmt::format("camera '{}' is absent and masked", camera));
+      continue;
+    }
+    const int side = static_cast<int>(vision.image);
+    const std::vector<float> pixels = model_pixels(*found->second, side, around_.resizer);
+    const std::vector<float> rows = patches(pixels, side, static_cast<int>(vision.patch));
+    all.insert(all.end(), rows.begin(), rows.end());
+    ++p.inputs.images;
+  }
+  p.inputs.patches = ops_.upload(all, {p.inputs.images * vision.tokens(), vision.patch_values()});
+}
+
+Policy::Prepared Policy::preprocess(const Observation& observation) {
+  Prepared p;
+  p.state = robot_state(observation);
+  p.normalized_state = around_.state.normalize(p.state);
+  add_images(observation, p);
+  const std::optional<std::string>& text =
+      observation.prompt ? observation.prompt : around_.default_prompt;
+  ensure(text.has_value(), Fault::input, "a prompt is required: give --prompt TEXT");
+  PromptTokens tokens =
+      tokenize_prompt(*around_.tokenizer, *text, p.normalized_state, around_.prompt);
+  if (tokens.untruncated > std::ssize(tokens.ids))
+    p.warnings.push_back(fmt::format("the prompt has {} tokens and was cut to {}",
+                                     tokens.untruncated, tokens.ids.size()));
+  if (around_.folded_vocab)
+    for (int32_t& id : tokens.ids)
+      if (id >= *around_.folded_vocab)
+        id = static_cast<int32_t>(3 + id % (*around_.folded_vocab - 3));
+  p.inputs.prompt = std::move(tokens.ids);
+  if (!model_.config.pi05()) {
+    std::vector<float> padded(static_cast<size_t>(model_.config.state_dim), 0.f);
+    std::ranges::transform(p.normalized_state, padded.begin(),
+                           [](double v) { return static_cast<float>(v); });
+    p.inputs.state = ops_.upload(padded, {1, model_.config.state_dim});
+  }
+  return p;
+}
+
+std::vector<float> Policy::noise(const InferOptions& options) const {
+  const int64_t count = model_.config.horizon * model_.config.action_dim;
+  if (options.noise.empty()) {
+    std::vector<float> drawn(static_cast<size_t>(count));
+    normal_noise(options.seed, 0, drawn);
+    return drawn;
+  }
+  ensure(std::ssize(options.noise) == count, Fault::input,
+         "the noise has {} values, expected {} ({} rows of {})", options.noise.size(), count,
+         model_.config.horizon, model_.config.action_dim);
+  for (const float v : options.noise)
+    ensure(std::isfinite(v), Fault::input, "the noise contains {}, expected finite numbers", v);
+  return options.noise;
+}
+
+std::optional<Guidance> Policy::guidance(const InferOptions& options) {
+  if (!options.previous) return {};
+  const PreviousChunk& previous = *options.previous;
+  const Config& c = model_.config;
+  ensure(previous.rows >= 1 && previous.rows <= c.horizon && previous.dim >= 1 &&
+             previous.dim <= c.action_dim &&
+             std::ssize(previous.normalized) == previous.rows * previous.dim,
+         Fault::input, "the previous chunk is [{}, {}] with {} values; at most [{}, {}] fit",
+         previous.rows, previous.dim, previous.normalized.size(), c.horizon, c.action_dim);
+  const std::vector<float> rows = guidance_weights(
+      previous.schedule, previous.delay, previous.execution_horizon, previous.rows, c.horizon);
+  std::vector<float> leftover(static_cast<size_t>(c.horizon * c.action_dim)), weights;
+  for (const float w : rows) weights.insert(weights.end(), static_cast<size_t>(c.action_dim), w);
+  for (int64_t r = 0; r < previous.rows; ++r)
+    std::copy_n(previous.normalized.begin() + r * previous.dim, previous.dim,
+                leftover.begin() + r * c.action_dim);
+  const Shape shape{c.horizon, c.action_dim};
+  return Guidance{ops_.upload(leftover, shape), ops_.upload(weights, shape), previous.max_weight};
+}
+
+// openpi: un-normalise all dims, add the state (which went through float and back), map to the
+// robot. lerobot: cut to the real dims first, un-normalise, add the raw state; float throughout.
+std::vector<double> Policy::postprocess(std::span<const float> normalized,
+                                        const Prepared& p) const {
+  const Config& c = model_.config;
+  const bool openpi = around_.action.family == NormFamily::openpi;
+  const int64_t dim = openpi ? c.action_dim : around_.action_dim;
+  std::vector<float> cut;
+  for (int64_t r = 0; r < c.horizon; ++r)
+    for (int64_t d = 0; d < dim; ++d)
+      cut.push_back(normalized[static_cast<size_t>(r * c.action_dim + d)]);
+  std::vector<double> actions = around_.action.unnormalize(cut, dim);
+  if (!around_.delta.empty() && openpi) {
+    const std::vector<float> seen(p.normalized_state.begin(), p.normalized_state.end());
+    to_absolute(actions, dim, around_.state.unnormalize(seen, std::ssize(seen)), around_.delta,
+                false);
+  } else if (!around_.delta.empty()) {
+    to_absolute(actions, dim, p.state, around_.delta, true);
+  }
+  if (around_.robot == Robot::aloha && around_.adapt_to_pi) aloha_actions_from_pi(actions, dim);
+  std::vector<double> real;
+  for (int64_t r = 0; r < c.horizon; ++r)
+    real.insert(real.end(), actions.begin() + r * dim,
+                actions.begin() + r * dim + around_.action_dim);
+  for (size_t i = 0; i < real.size(); ++i)
+    ensure(std::isfinite(real[i]), Fault::internal,
+           "action {} of row {} is {}; refusing to return it. Are weights and statistics sound?",
+           static_cast<int64_t>(i) % around_.action_dim,
+           static_cast<int64_t>(i) / around_.action_dim, real[i]);
+  return real;
+}
+
+Actions Policy::infer(const Observation& observation, const InferOptions& options) {
+  StopWatch total, watch;
+  Actions out{.horizon = model_.config.horizon,
+              .dim = around_.action_dim,
+              .model_dim = model_.config.action_dim};
+  Prepared p = preprocess(observation);
+  const std::optional<Guidance> guided = guidance(options);
+  const Tensor start = ops_.upload(noise(options), {out.horizon, model_.config.action_dim});
+  const Schedule& steps = schedule(options);
+  out.times.preprocess_ms = watch.lap_ms();
+
+  const Tensor prefix = embed_prefix(ops_, model_, p.inputs);
+  out.times.vision_ms = watch.lap_ms();
+  fill_kv_cache(ops_, model_, prefix, cache_);
+  if (p.inputs.state) append_state(ops_, model_, p.inputs.state, cache_);
+  out.times.prefill_ms = watch.lap_ms();
+
+  out.normalized = ops_.download(denoise(ops_, model_, cache_, steps, start, guided));
+  out.times.denoise_ms = watch.lap_ms();
+
+  out.values = postprocess(out.normalized, p);
+  out.times.postprocess_ms = watch.lap_ms();
+  out.times.total_ms = total.lap_ms();
+  out.warnings = std::move(p.warnings);
+  return out;
+}
+
+}  // namespace tendon

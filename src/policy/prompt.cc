@@ -1,0 +1,85 @@
+#include "policy/prompt.h"
+
+#include <algorithm>
+#include <array>
+
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+// What Python's str.strip() takes off, in UTF-8.
+constexpr std::array<std::string_view, 29> kWhiteSpace = {
+    "\t",           "\n",           "\v",           "\f",           "\r",
+    "\x1c",         "\x1d",         "\x1e",         "\x1f",         " ",
+    "\xC2\x85",     "\xC2\xA0",     "\xE1\x9A\x80", "\xE2\x80\x80", "\xE2\x80\x81",
+    "\xE2\x80\x82", "\xE2\x80\x83", "\xE2\x80\x84", "\xE2\x80\x85", "\xE2\x80\x86",
+    "\xE2\x80\x87", "\xE2\x80\x88", "\xE2\x80\x89", "\xE2\x80\x8A", "\xE2\x80\xA8",
+    "\xE2\x80\xA9", "\xE2\x80\xAF", "\xE2\x81\x9F", "\xE3\x80\x80"};
+
+std::string_view strip(std::string_view text) {
+  const auto shorten = [&](auto matches, auto remove) {
+    for (bool found = true; found;) {
+      const auto* const space = std::ranges::find_if(kWhiteSpace, matches);
+      found = space != kWhiteSpace.end();
+      if (found) remove(space->size());
+    }
+  };
+  shorten([&](std::string_view s) { return text.starts_with(s); },
+          [&](size_t n) { text.remove_prefix(n); });
+  shorten([&](std::string_view s) { return text.ends_with(s); },
+          [&](size_t n) { text.remove_suffix(n); });
+  return text;
+}
+
+}  // namespace
+
+std::string clean_prompt(std::string_view text) {
+  std::string cleaned(strip(text));
+  for (char& c : cleaned)
+    if (c == '_' || c == '\n') c = ' ';
+  return cleaned;
+}
+
+int state_bin(double value) {
+  // The edges are exact in binary, so comparing is exact where (value + 1) * 128 would round.
+  int bin = -1;
+  for (int step = 128; step > 0; step /= 2)
+    while (bin + step <= 255 && !(value < -1.0 + (bin + step) / 128.0)) bin += step;
+  return bin;
+}
+
+std::string task_and_state(std::string_view text, std::span<const double> state,
+                           const PromptOptions& options) {
+  std::vector<double> values(state.begin(), state.end());
+  if (options.padded_state) values.resize(static_cast<size_t>(*options.padded_state), 0.0);
+  std::string bins;
+  for (const double v : values) bins += fmt::format("{}{}", bins.empty() ? "" : " ", state_bin(v));
+  return fmt::format("Task: {}, State: {};\nAction: ", clean_prompt(text), bins);
+}
+
+PromptTokens tokenize_prompt(const Tokenizer& tokenizer, std::string_view text,
+                             std::span<const double> state, const PromptOptions& options) {
+  check_utf8(text, "the prompt");
+  ensure(!strip(text).empty(), Fault::input,
+         "the prompt is empty; say what the robot shall do, such as \"fold the towel\"");
+  PromptTokens tokens{.ids = {tokenizer.bos()}};
+  const auto append = [&](std::string_view part) {
+    const std::vector<int32_t> ids = tokenizer.encode(part);
+    tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
+  };
+  if (options.state_in_prompt) {
+    append(task_and_state(text, state, options));
+  } else if (options.style == PromptStyle::openpi) {
+    append(clean_prompt(text));
+    append("\n");
+  } else {
+    append(text.ends_with('\n') ? std::string(text) : std::string(text) + "\n");
+  }
+  tokens.untruncated = std::ssize(tokens.ids);
+  if (tokens.untruncated > options.tokens_max)
+    tokens.ids.resize(static_cast<size_t>(options.tokens_max));
+  return tokens;
+}
+
+}  // namespace tendon

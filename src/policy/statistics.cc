@@ -1,0 +1,117 @@
+#include "policy/statistics.h"
+
+#include <array>
+#include <cmath>
+
+#include "checkpoint/json.h"
+#include "tensor/check.h"
+#include "tensor/nearest.h"
+
+namespace tendon {
+namespace {
+
+const std::array<std::string, 5> kMethods = {"IDENTITY", "MEAN_STD", "QUANTILES", "MIN_MAX",
+                                             "QUANTILE10"};
+
+constexpr size_t kDimensionsMax = 4096;
+
+std::vector<double> read_row(const nlohmann::json& object, const std::string& key,
+                             const std::string& where) {
+  ensure(object.contains(key) && object.at(key).is_array() && !object.at(key).empty() &&
+             object.at(key).size() <= kDimensionsMax,
+         Fault::checkpoint, "{}: '{}' is missing, null or not a list of 1 to {} numbers", where,
+         key, kDimensionsMax);
+  std::vector<double> row;
+  for (const nlohmann::json& v : object.at(key)) {
+    ensure(v.is_number() && std::isfinite(v.get<double>()), Fault::checkpoint,
+           "{}: '{}' holds {}, expected finite numbers", where, key, v.dump().substr(0, 40));
+    row.push_back(v.get<double>());
+  }
+  return row;
+}
+
+float lerobot_range(double low, double high, double eps) {
+  const float d = static_cast<float>(high) - static_cast<float>(low);
+  return d == 0.f ? static_cast<float>(eps) : d;
+}
+
+}  // namespace
+
+std::string_view name(NormMethod method) { return kMethods[static_cast<size_t>(method)]; }
+
+NormMethod norm_method(const std::string& name, const std::string& file) {
+  for (size_t i = 0; i < kMethods.size(); ++i)
+    if (kMethods[i] == name) return static_cast<NormMethod>(i);
+  fail(Fault::checkpoint, "{}: unknown normalisation '{}'; nearest: {}", file, name,
+       nearest(name, kMethods));
+}
+
+std::vector<double> Normalizer::normalize(std::span<const double> row) const {
+  std::vector<double> out(row.begin(), row.end());
+  if (method == NormMethod::identity) return out;
+  ensure(row.size() <= centre.size(), Fault::input, "{} values, but statistics for {}", row.size(),
+         centre.size());
+  for (size_t i = 0; i < row.size(); ++i) {
+    const double c = centre[i], r = range[i];
+    if (family == NormFamily::openpi) {
+      out[i] = method == NormMethod::mean_std ? (row[i] - c) / (r + 1e-6)
+                                              : (row[i] - c) / (r - c + 1e-6) * 2.0 - 1.0;
+    } else {
+      const float x = static_cast<float>(row[i]) - static_cast<float>(c);
+      out[i] = method == NormMethod::mean_std
+                   ? x / (static_cast<float>(r) + static_cast<float>(eps))
+                   : 2.f * x / lerobot_range(c, r, eps) - 1.f;
+    }
+  }
+  return out;
+}
+
+std::vector<double> Normalizer::unnormalize(std::span<const float> rows, int64_t dim) const {
+  std::vector<double> out(rows.begin(), rows.end());
+  if (method == NormMethod::identity) return out;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const size_t d = i % static_cast<size_t>(dim);
+    const float x = rows[i];
+    if (d >= centre.size()) {
+      if (family == NormFamily::openpi && method == NormMethod::mean_std) out[i] = x * (1.0 + 1e-6);
+      continue;
+    }
+    const double c = centre[d], r = range[d];
+    const auto c32 = static_cast<float>(c);
+    if (family == NormFamily::openpi) {
+      // NumPy keeps (x + 1) / 2 in the float of the network's output; the product is double.
+      out[i] = method == NormMethod::mean_std ? x * (r + 1e-6) + c
+                                              : (x + 1.f) / 2.f * (r - c + 1e-6) + c;
+    } else if (method == NormMethod::mean_std) {
+      out[i] = x * static_cast<float>(r) + c32;
+    } else if (method == NormMethod::min_max) {
+      out[i] = (x + 1.f) / 2.f * lerobot_range(c, r, eps) + c32;
+    } else {
+      out[i] = (x + 1.f) * lerobot_range(c, r, eps) / 2.f + c32;
+    }
+  }
+  return out;
+}
+
+Statistics read_norm_stats(const std::filesystem::path& path, bool quantiles) {
+  const std::string file = path.string();
+  const nlohmann::json root = read_json(path);
+  ensure(root.is_object() && root.contains("norm_stats") && root.at("norm_stats").is_object(),
+         Fault::checkpoint, "{}: 'norm_stats' is missing; is it openpi's norm_stats.json?", file);
+  const auto read = [&](const std::string& what) {
+    const nlohmann::json& all = root.at("norm_stats");
+    const std::string where = file + ": norm_stats." + what;
+    ensure(all.contains(what) && all.at(what).is_object(), Fault::checkpoint, "{} is missing",
+           where);
+    Normalizer n{.family = NormFamily::openpi,
+                 .method = quantiles ? NormMethod::quantiles : NormMethod::mean_std};
+    n.centre = read_row(all.at(what), quantiles ? "q01" : "mean", where);
+    n.range = read_row(all.at(what), quantiles ? "q99" : "std", where);
+    ensure(n.centre.size() == n.range.size(), Fault::checkpoint, "{}: {} and {} values", where,
+           n.centre.size(), n.range.size());
+    return n;
+  };
+  return {read("state"), read("actions")};
+}
+
+}  // namespace tendon
