@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds what formatter and compiler cannot: lengths, names, banned constructs, the include direction
+"""Holds what formatter and compiler cannot: lengths, names, banned constructs, include direction
 between the folders of src/, the README's folder map, and the labels of the tests.
 
     tools/tidy.py [ROOT]        checks a source tree; exit code 1 when it finds something
@@ -44,7 +44,7 @@ BACKEND_BLIND = ("model", "policy")  # rooms that must work on every backend
 BACKEND_NAMES = re.compile(r"(?i)cuda|ttnn|reference_backend|backends/")
 
 BANNED_WORDS = {"manager", "managers", "helper", "helpers", "util", "utils", "context", "impl"}
-BANNED_FIRST_WORDS = {"process", "handle"}  # process_frame(), handle: say what is done, or with what
+BANNED_FIRST_WORDS = {"process", "handle"}  # process_frame(): say what is done, or with what
 FOREIGN_NAMESPACES = {"std", "sentencepiece", "nlohmann", "testing", "CLI", "boost", "benchmark"}
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
 BANNED_CODE = {
@@ -334,7 +334,8 @@ def report(root):
             total[3] = max(total[3], (lines, name))
     print(f"{'folder':24} files   code  comments/100  longest function")
     for folder, (files, code, comments, (lines, name)) in sorted(totals.items()):
-        print(f"{folder:24} {files:5} {code:6} {100 * comments / max(code, 1):13.1f}  {lines} {name}")
+        density = 100 * comments / max(code, 1)
+        print(f"{folder:24} {files:5} {code:6} {density:13.1f}  {lines} {name}")
 
 
 # A tree without a fault that holds everything the rules could misread.

@@ -11,8 +11,8 @@ namespace tendon {
 
 struct OpenOptions {
   std::string backend = "reference";  // see backends()
-  std::string fallback;  // "reference": ops that the backend lacks run there and are counted
-  std::string config;    // sizes as a JSON file, or the name of an openpi training config
+  std::string fallback;    // "reference": ops that the backend lacks run there and are counted
+  std::string config;      // sizes as a JSON file, or the name of an openpi training config
   std::string tokenizer;   // SentencePiece .model or Hugging Face tokenizer.json; else beside the
                            // model
   std::string statistics;  // openpi's norm_stats.json, or "none": state and actions as they are

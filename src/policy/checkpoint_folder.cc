@@ -36,9 +36,8 @@ std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
     ensure(file.is_string(), Fault::checkpoint, "{}: the file of {} is {}", index.string(), tensor,
            file.dump());
     const fs::path name = file.get<std::string>();
-    ensure(name.has_filename() && !name.has_parent_path() && names.size() < 1024,
-           Fault::checkpoint, "{}: '{}' is not a file name in the same folder", index.string(),
-           name.string());
+    ensure(name.has_filename() && !name.has_parent_path() && names.size() < 1024, Fault::checkpoint,
+           "{}: '{}' is not a file name in the same folder", index.string(), name.string());
     names.insert(name.string());
   }
   std::vector<std::shared_ptr<const SafetensorsFile>> files;
@@ -98,17 +97,17 @@ Features read_features(const nlohmann::ordered_json& config, const std::string& 
       use(name, feature.at("type").template get<std::string>(), json(feature));
     }
   };
-  each("input_features", [&](const std::string& name, const std::string& type, const json& feature) {
-    if (type == "VISUAL") f.cameras.push_back(camera_name(name));
-    if (type == "STATE") f.state_dim = feature_size(feature, name, file);
-  });
+  each("input_features",
+       [&](const std::string& name, const std::string& type, const json& feature) {
+         if (type == "VISUAL") f.cameras.push_back(camera_name(name));
+         if (type == "STATE") f.state_dim = feature_size(feature, name, file);
+       });
   each("output_features",
        [&](const std::string& name, const std::string& type, const json& feature) {
          if (type == "ACTION") f.action_dim = feature_size(feature, name, file);
        });
-  const int64_t empty = config.contains("empty_cameras")
-                            ? json_int(json(config), "empty_cameras", file)
-                            : 0;
+  const int64_t empty =
+      config.contains("empty_cameras") ? json_int(json(config), "empty_cameras", file) : 0;
   ensure(empty >= 0 && empty <= 16, Fault::checkpoint, "{}: empty_cameras is {}", file, empty);
   for (int64_t i = 0; i < empty; ++i) {
     const std::string name = fmt::format("empty_camera_{}", i);
@@ -180,8 +179,8 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const Giv
          o.config, file);
   m.weights = open_files(folder);
   ensure_type(policy_from_weights(*m.weights), config.at("type"), file);
-  m.config = sizes(folder, *m.weights, given,
-                   [&](Config& c) { read_lerobot_sizes(config, file, c); });
+  m.config =
+      sizes(folder, *m.weights, given, [&](Config& c) { read_lerobot_sizes(config, file, c); });
   const Features features = read_features(read_ordered_json(folder / "config.json"), file);
   Surroundings& s = m.surroundings;
   s.robot = Robot::lerobot;
@@ -190,9 +189,9 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const Giv
   s.state_dim = features.state_dim;
   s.action_dim = features.action_dim;
   m.config.cameras = std::ssize(s.cameras);
-  const Processors p = read_processors(folder, {.state_dim = s.state_dim,
-                                                .action_dim = s.action_dim,
-                                                .statistics = o.statistics.empty()});
+  const Processors p = read_processors(
+      folder,
+      {.state_dim = s.state_dim, .action_dim = s.action_dim, .statistics = o.statistics.empty()});
   s.rename = p.rename;
   s.state = p.state;
   s.action = p.action;
@@ -245,8 +244,8 @@ std::string asset_of(const fs::path& folder, const OpenOptions& o, const GivenCo
 OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
   OpenedModel m{.layout = "openpi"};
   const std::string file = (folder / "config.json").string();
-  const json config = fs::exists(folder / "config.json") ? read_json(folder / "config.json")
-                                                         : json::object();
+  const json config =
+      fs::exists(folder / "config.json") ? read_json(folder / "config.json") : json::object();
   m.weights = open_files(folder);
   m.config = sizes(folder, *m.weights, given, [&](Config& c) {
     ensure_agrees(config, "action_dim", c.action_dim, file);
@@ -322,16 +321,16 @@ void apply_training_config(OpenedModel& m, const TrainingConfig& t) {
 
 OpenedModel open_folder(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
   ensure(!fs::is_directory(folder / "params"), Fault::checkpoint,
-         "{} is a JAX (orbax) checkpoint; convert it first: tools/convert_orbax.py", folder.string());
+         "{} is a JAX (orbax) checkpoint; convert it first: tools/convert_orbax.py",
+         folder.string());
   const bool has_config = fs::exists(folder / "config.json");
-  const bool lerobot =
-      has_config && read_json(folder / "config.json").contains("type");
+  const bool lerobot = has_config && read_json(folder / "config.json").contains("type");
   OpenedModel m = lerobot ? open_lerobot(folder, o, given) : open_openpi(folder, o, given);
   if (o.statistics == "none")
     m.notes.push_back("--statistics none: state and actions are not normalised");
   const Surroundings& s = m.surroundings;
-  for (const auto& [what, n, dim] : {std::tuple("state", &s.state, s.state_dim),
-                                     std::tuple("action", &s.action, s.action_dim)})
+  for (const auto& [what, n, dim] :
+       {std::tuple("state", &s.state, s.state_dim), std::tuple("action", &s.action, s.action_dim)})
     ensure(n->method == NormMethod::identity || std::ssize(n->centre) >= dim, Fault::checkpoint,
            "the {} statistics have {} values, this model needs {}", what, n->centre.size(), dim);
   m.unused = check_parameters(*m.weights, m.config);

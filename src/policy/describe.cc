@@ -41,8 +41,8 @@ json describe_statistics(const Normalizer& n) {
   const bool mean = n.method == NormMethod::mean_std;
   json rows = json::array();
   for (size_t d = 0; d < n.centre.size(); ++d)
-    rows.push_back({{"dim", d}, {mean ? "mean" : "low", n.centre[d]},
-                    {mean ? "std" : "high", n.range[d]}});
+    rows.push_back(
+        {{"dim", d}, {mean ? "mean" : "low", n.centre[d]}, {mean ? "std" : "high", n.range[d]}});
   return {{"method", name(n.method)},
           {"formulas", n.family == NormFamily::openpi ? "openpi" : "lerobot"},
           {"values", rows}};
@@ -96,8 +96,7 @@ json describe_model(const OpenedModel& m) {
   Group all;
   for (const Parameter& p : parameters(m.config)) {
     const auto stored = types.find(p.name);
-    const int64_t bytes =
-        p.shape.count() * (stored == types.end() ? 4 : byte_size(stored->second));
+    const int64_t bytes = p.shape.count() * (stored == types.end() ? 4 : byte_size(stored->second));
     for (Group* g : {&groups[p.part], &all}) {
       ++g->tensors;
       g->parameters += p.shape.count();
@@ -105,12 +104,11 @@ json describe_model(const OpenedModel& m) {
     }
   }
   const auto line = [](const std::string& what, const Group& g) {
-    return json{{"group", what}, {"tensors", g.tensors}, {"parameters", g.parameters},
-                {"bytes", g.bytes}};
+    return json{
+        {"group", what}, {"tensors", g.tensors}, {"parameters", g.parameters}, {"bytes", g.bytes}};
   };
   json tensors = json::array();
-  for (const auto& [part, group] : groups)
-    tensors.push_back(line(std::string(name(part)), group));
+  for (const auto& [part, group] : groups) tensors.push_back(line(std::string(name(part)), group));
   tensors.push_back(line("all", all));
   json result{{"layout", m.layout},
               {"source", m.weights->description()},

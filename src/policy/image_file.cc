@@ -1,13 +1,14 @@
 #include "policy/image_file.h"
 
+#include <jpeglib.h>
+#include <png.h>
+
 #include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-
-#include <jpeglib.h>
-#include <png.h>
+#include <memory>
 
 #include "tensor/check.h"
 
@@ -39,27 +40,17 @@ void ensure_colour(int channels, const std::string& name) {
 Image decode_png(Bytes file, const std::string& name) {
   png_image png{};
   png.version = PNG_IMAGE_VERSION;
-  const auto refuse = [&] {
-    const std::string reason = png.message;
-    png_image_free(&png);
-    fail(Fault::input, "{}: {}", name, reason);
-  };
+  const std::unique_ptr<png_image, void (*)(png_image*)> owner(&png, png_image_free);
+  const auto refuse = [&] { fail(Fault::input, "{}: {}", name, png.message); };
   if (!png_image_begin_read_from_memory(&png, file.data(), file.size())) refuse();
   // A palette of colours counts as three channels; libpng expands it.
   const int channels = 1 + (png.format & PNG_FORMAT_FLAG_COLOR ? 2 : 0) +
                        (png.format & PNG_FORMAT_FLAG_ALPHA ? 1 : 0);
   const bool deep = (png.format & PNG_FORMAT_FLAG_LINEAR) != 0;
   const int64_t height = png.height, width = png.width;
-  if (channels != 3 || deep) png_image_free(&png);
   ensure_colour(channels, name);
   ensure(!deep, Fault::input, "{} has 16 bits per channel, expected 8", name);
-  Image image;
-  try {
-    image = blank(height, width, name);
-  } catch (...) {
-    png_image_free(&png);
-    throw;
-  }
+  Image image = blank(height, width, name);
   png.format = PNG_FORMAT_RGB;
   if (!png_image_finish_read(&png, nullptr, image.rgb.data(), 0, nullptr)) refuse();
   ensure((png.warning_or_error & PNG_IMAGE_ERROR) == 0, Fault::input, "{}: {}", name, png.message);
@@ -67,7 +58,7 @@ Image decode_png(Bytes file, const std::string& name) {
 }
 
 struct JpegErrors {
-  jpeg_error_mgr manager;
+  jpeg_error_mgr table;
   std::jmp_buf jump;
   char message[JMSG_LENGTH_MAX];
 };
@@ -88,9 +79,9 @@ void jpeg_warn(j_common_ptr info, int level) {
 template <class Begin>
 bool read_jpeg(Bytes file, JpegErrors& errors, Begin begin) {
   jpeg_decompress_struct info{};
-  info.err = jpeg_std_error(&errors.manager);
-  errors.manager.error_exit = jpeg_refuse;
-  errors.manager.emit_message = jpeg_warn;
+  info.err = jpeg_std_error(&errors.table);
+  errors.table.error_exit = jpeg_refuse;
+  errors.table.emit_message = jpeg_warn;
   if (setjmp(errors.jump)) {
     jpeg_destroy_decompress(&info);
     return false;
@@ -135,7 +126,9 @@ Image decode_jpeg(Bytes file, const std::string& name) {
 Image decode_ppm(Bytes file, const std::string& name) {
   size_t at = 2;
   const auto character = [&](size_t i) { return static_cast<char>(file[i]); };
-  const auto space = [&](size_t i) { return character(i) == ' ' || (character(i) >= '\t' && character(i) <= '\r'); };
+  const auto space = [&](size_t i) {
+    return character(i) == ' ' || (character(i) >= '\t' && character(i) <= '\r');
+  };
   const auto number = [&] {
     while (at < file.size() && (space(at) || character(at) == '#'))
       if (character(at++) == '#')
@@ -176,8 +169,8 @@ Image load_image(const std::string& path) {
   std::error_code error;
   ensure(std::filesystem::is_regular_file(path, error), Fault::input, "cannot open image {}", path);
   const uint64_t size = std::filesystem::file_size(path, error);
-  ensure(!error && size <= kFileBytesMax, Fault::input, "{} has {} bytes, at most {} are read", path,
-         size, kFileBytesMax);
+  ensure(!error && size <= kFileBytesMax, Fault::input, "{} has {} bytes, at most {} are read",
+         path, size, kFileBytesMax);
   std::vector<std::byte> bytes(size);
   std::ifstream file(path, std::ios::binary);
   file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));

@@ -130,8 +130,8 @@ void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& 
   }
   if (generated && s.tokenizer->vocabulary() > m.config.vocab) {
     s.folded_vocab = m.config.vocab;
-    m.notes.push_back(fmt::format("token ids are folded into the {} rows of the token table",
-                                  m.config.vocab));
+    m.notes.push_back(
+        fmt::format("token ids are folded into the {} rows of the token table", m.config.vocab));
   }
 }
 
@@ -156,8 +156,7 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options) {
     m.surroundings.prompt.state_in_prompt = *options.state_in_prompt;
   ensure(m.config.pi05() || !options.state_in_prompt.value_or(false), Fault::usage,
          "--state-in-prompt: only pi0.5 reads the state from the prompt");
-  if (options.pad_state_in_prompt)
-    m.surroundings.prompt.padded_state = m.config.state_dim;
+  if (options.pad_state_in_prompt) m.surroundings.prompt.padded_state = m.config.state_dim;
   add_tokenizer(m, model, options);
   for (const std::string& name : m.unused)
     m.notes.push_back(fmt::format("tensor {} is not used by the model", name));

@@ -18,8 +18,8 @@ struct OpenedModel {
   Config config;
   std::unique_ptr<WeightSource> weights;
   Surroundings surroundings;
-  std::string tokenizer;           // where it came from; empty: there is none
-  std::vector<std::string> notes;  // decisions taken, one sentence each
+  std::string tokenizer;            // where it came from; empty: there is none
+  std::vector<std::string> notes;   // decisions taken, one sentence each
   std::vector<std::string> unused;  // tensors that belong to no parameter
 };
 

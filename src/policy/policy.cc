@@ -37,8 +37,8 @@ std::string quoted(const std::vector<std::string>& names) {
 std::vector<std::string> robot_cameras(const Surroundings& around) {
   std::vector<std::string> names;
   for (const std::string& slot : around.cameras) {
-    const auto renamed = std::ranges::find_if(
-        around.rename, [&](const auto& pair) { return pair.second == slot; });
+    const auto renamed =
+        std::ranges::find_if(around.rename, [&](const auto& pair) { return pair.second == slot; });
     // A robot with names of its own has no camera for the slots it does not rename.
     if (renamed != around.rename.end())
       names.push_back(renamed->first);
@@ -125,6 +125,9 @@ Policy::Prepared Policy::preprocess(const Observation& observation) {
   const std::optional<std::string>& text =
       observation.prompt ? observation.prompt : around_.default_prompt;
   ensure(text.has_value(), Fault::input, "a prompt is required: give --prompt TEXT");
+  check_utf8(*text, "the prompt");
+  ensure(!clean_prompt(*text).empty(), Fault::input,
+         "the prompt is empty; say what the robot shall do, such as \"fold the towel\"");
   PromptTokens tokens =
       tokenize_prompt(*around_.tokenizer, *text, p.normalized_state, around_.prompt);
   if (tokens.untruncated > std::ssize(tokens.ids))

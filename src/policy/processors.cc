@@ -45,8 +45,8 @@ std::vector<Step> read_steps(const fs::path& path) {
   for (const json& item : root.at("steps")) {
     Step step;
     step.where = fmt::format("{}: step {}", file, steps.size());
-    step.name = json_string(item, item.contains("registry_name") ? "registry_name" : "class",
-                            step.where);
+    step.name =
+        json_string(item, item.contains("registry_name") ? "registry_name" : "class", step.where);
     ensure(std::ranges::find(kSteps, step.name) != kSteps.end(), Fault::checkpoint,
            "{} is '{}', which this engine does not know; nearest: '{}'", step.where, step.name,
            nearest(step.name, kSteps));
@@ -106,8 +106,8 @@ Normalizer read_normalizer(const Step& step, const std::string& kind, const std:
          "--statistics norm_stats.json, or say --statistics none",
          step.where, name(n.method), feature);
   const auto file = SafetensorsFile::open(step.state_file);
-  const auto [low, high] = n.method == NormMethod::mean_std  ? std::pair("mean", "std")
-                           : n.method == NormMethod::min_max ? std::pair("min", "max")
+  const auto [low, high] = n.method == NormMethod::mean_std    ? std::pair("mean", "std")
+                           : n.method == NormMethod::min_max   ? std::pair("min", "max")
                            : n.method == NormMethod::quantiles ? std::pair("q01", "q99")
                                                                : std::pair("q10", "q90");
   n.centre = statistic(*file, feature + "." + low, dim);

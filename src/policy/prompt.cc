@@ -61,8 +61,6 @@ std::string task_and_state(std::string_view text, std::span<const double> state,
 PromptTokens tokenize_prompt(const Tokenizer& tokenizer, std::string_view text,
                              std::span<const double> state, const PromptOptions& options) {
   check_utf8(text, "the prompt");
-  ensure(!strip(text).empty(), Fault::input,
-         "the prompt is empty; say what the robot shall do, such as \"fold the towel\"");
   PromptTokens tokens{.ids = {tokenizer.bos()}};
   const auto append = [&](std::string_view part) {
     const std::vector<int32_t> ids = tokenizer.encode(part);

@@ -39,7 +39,7 @@ int state_bin(double value);
 std::string task_and_state(std::string_view text, std::span<const double> state,
                            const PromptOptions& options);
 
-// Throws Error(Fault::input) when the prompt is empty or not valid UTF-8.
+// Throws Error(Fault::input) when the prompt is not valid UTF-8.
 PromptTokens tokenize_prompt(const Tokenizer& tokenizer, std::string_view text,
                              std::span<const double> state, const PromptOptions& options);
 

@@ -35,8 +35,8 @@ std::string lower(std::string text) {
 std::vector<std::string> aloha_names() {
   std::vector<std::string> names;
   for (const char* arm : {"left_", "right_"})
-    for (const char* joint : {"waist", "shoulder", "elbow", "forearm_roll", "wrist_angle",
-                              "wrist_rotate", "gripper"})
+    for (const char* joint :
+         {"waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper"})
       names.push_back(std::string(arm) + joint);
   return names;
 }
@@ -62,12 +62,12 @@ const RobotFacts& facts(Robot robot) {
                  kAlohaJoints,
                  kAlohaJoints,
                  aloha_names()},
-      RobotFacts{{{"exterior_image_1_left", "base_0_rgb"}, {"wrist_image_left", "left_wrist_0_rgb"}},
-                 {"exterior_image_1_left", "wrist_image_left"},
-                 8,
-                 8,
-                 {"joint_1", "joint_2", "joint_3", "joint_4", "joint_5", "joint_6", "joint_7",
-                  "gripper"}},
+      RobotFacts{
+          {{"exterior_image_1_left", "base_0_rgb"}, {"wrist_image_left", "left_wrist_0_rgb"}},
+          {"exterior_image_1_left", "wrist_image_left"},
+          8,
+          8,
+          {"joint_1", "joint_2", "joint_3", "joint_4", "joint_5", "joint_6", "joint_7", "gripper"}},
       RobotFacts{{{"image", "base_0_rgb"}, {"wrist_image", "left_wrist_0_rgb"}},
                  {"image", "wrist_image"},
                  8,

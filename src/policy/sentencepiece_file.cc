@@ -28,18 +28,10 @@ class Message {
     const uint64_t tag = varint();
     field = {.number = tag >> 3};
     switch (tag & 7) {
-      case 0:
-        field.value = varint();
-        break;
-      case 1:
-        field.value = fixed(8);
-        break;
-      case 2:
-        field.bytes = take(varint());
-        break;
-      case 5:
-        field.value = fixed(4);
-        break;
+      case 0: field.value = varint(); break;
+      case 1: field.value = fixed(8); break;
+      case 2: field.bytes = take(varint()); break;
+      case 5: field.value = fixed(4); break;
       default:
         fail(Fault::checkpoint, "{}: wire type {} is not protobuf; is it a SentencePiece model?",
              file_, tag & 7);
@@ -141,9 +133,7 @@ void check_normalizer(std::span<const std::byte> bytes, const std::string& file)
 void add_piece(Vocabulary& v, Piece piece, int32_t id, const std::string& file) {
   v.scores.push_back(piece.score);
   switch (piece.type) {
-    case user_defined:
-      v.whole.add(piece.text, id);
-      [[fallthrough]];
+    case user_defined: v.whole.add(piece.text, id); [[fallthrough]];
     case normal:
       v.piece_bytes_max = std::max(v.piece_bytes_max, piece.text.size());
       ensure(v.ids.emplace(piece.text, id).second, Fault::checkpoint,
@@ -156,8 +146,7 @@ void add_piece(Vocabulary& v, Piece piece, int32_t id, const std::string& file) 
       v.bytes[static_cast<size_t>(*value)] = id;
       break;
     }
-    case unknown:
-      break;
+    case unknown: break;
     case control:
       if (piece.text == "<bos>" || piece.text == "<s>") v.bos = id;
       if (piece.text == "<pad>") v.pad = id;

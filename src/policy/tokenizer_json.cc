@@ -125,8 +125,7 @@ void check_pipeline(const json& root, const std::string& file) {
 Vocabulary read_tokenizer_json(std::span<const std::byte> bytes, const std::string& name) {
   ensure(bytes.size() <= kTokenizerBytesMax, Fault::checkpoint,
          "{} has {} bytes; a tokenizer has at most {}", name, bytes.size(), kTokenizerBytesMax);
-  const json root =
-      parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, name);
+  const json root = parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, name);
   ensure(root.is_object(), Fault::checkpoint, "{}: expected an object", name);
   const json* model = optional_member(root, "model");
   ensure(model && model->is_object() && optional_member(*model, "vocab"), Fault::checkpoint,

@@ -72,8 +72,7 @@ std::vector<std::string> training_config_names() {
 }
 
 TrainingConfig training_config(const std::string& name) {
-  const auto* const row =
-      std::ranges::find_if(kRows, [&](const Row& r) { return r.name == name; });
+  const auto* const row = std::ranges::find_if(kRows, [&](const Row& r) { return r.name == name; });
   const std::vector<std::string> names = training_config_names();
   ensure(row != kRows.end() || !name.starts_with("pi0_fast"), Fault::usage,
          "--config {}: pi0-FAST generates tokens, not flows; this engine runs pi0 and pi0.5", name);

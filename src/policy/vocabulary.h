@@ -55,14 +55,14 @@ enum class MergeRule { spelling, listed_pairs };
 
 struct Vocabulary {
   MergeRule rule = MergeRule::spelling;
-  int64_t size = 0;              // highest id + 1
-  PieceIds ids;                  // pieces that text can become; not control or byte pieces
-  std::vector<float> scores;     // [size], MergeRule::spelling only
-  size_t piece_bytes_max = 0;    // longest key of `ids`
+  int64_t size = 0;            // highest id + 1
+  PieceIds ids;                // pieces that text can become; not control or byte pieces
+  std::vector<float> scores;   // [size], MergeRule::spelling only
+  size_t piece_bytes_max = 0;  // longest key of `ids`
   std::unordered_map<uint64_t, Merge> pairs;  // pair_key(left, right), listed_pairs only
   std::array<int32_t, 256> bytes{};           // ids of characters outside the vocabulary
-  PieceSet raw;     // cut out of the text as it comes (Hugging Face's added tokens)
-  PieceSet whole;   // cut out after ' ' became U+2581; never merged with a neighbour
+  PieceSet raw;    // cut out of the text as it comes (Hugging Face's added tokens)
+  PieceSet whole;  // cut out after ' ' became U+2581; never merged with a neighbour
   int32_t bos = 0, pad = 0;
 
   static uint64_t pair_key(int32_t left, int32_t right) {

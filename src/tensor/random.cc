@@ -49,10 +49,10 @@ PhiloxBlock philox(PhiloxBlock c, uint64_t key) {
 void normal_noise(uint64_t seed, uint64_t stream, std::span<float> to) {
   for (size_t i = 0; i < to.size(); i += 4) {
     const uint64_t block = i / 4;
-    const PhiloxBlock bits = philox(
-        {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
-          static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)}},
-        seed);
+    const PhiloxBlock bits =
+        philox({{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
+                 static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)}},
+               seed);
     for (size_t half = 0; half < 2; ++half) {
       // u1 in (0, 1], so that the logarithm is finite.
       const double u1 = (static_cast<double>(bits.word[2 * half]) + 1.0) * 0x1p-32;

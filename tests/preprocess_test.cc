@@ -1,0 +1,172 @@
+// labels: unit
+// Images, statistics and robots against the outputs of openpi, lerobot and Pillow.
+#include <cmath>
+#include <random>
+
+#include "policy/image_file.h"
+#include "policy/images.h"
+#include "policy/robots.h"
+#include "policy/statistics.h"
+#include "test_files.h"
+
+using namespace tendon;
+
+namespace {
+
+const SafetensorsFile& normalization() {
+  static const auto file =
+      SafetensorsFile::open(test_data("preprocess/normalization.safetensors"));
+  return *file;
+}
+
+std::vector<double> stored(const std::string& name) {
+  const HostTensor* t = normalization().find(name);
+  EXPECT_NE(t, nullptr) << name;
+  return numbers(*t);
+}
+
+Normalizer lerobot(NormMethod method, const std::string& feature) {
+  const auto [low, high] = method == NormMethod::mean_std    ? std::pair("mean", "std")
+                           : method == NormMethod::quantiles ? std::pair("q01", "q99")
+                           : method == NormMethod::min_max   ? std::pair("min", "max")
+                                                             : std::pair("q10", "q90");
+  return {.family = NormFamily::lerobot,
+          .method = method,
+          .centre = stored("stats." + feature + "." + low),
+          .range = stored("stats." + feature + "." + high)};
+}
+
+void expect_close(const std::vector<double>& got, const std::vector<double>& expected,
+                  double relative, const std::string& what) {
+  ASSERT_EQ(got.size(), expected.size()) << what;
+  for (size_t i = 0; i < got.size(); ++i)
+    EXPECT_LE(std::abs(got[i] - expected[i]), relative * std::max(1.0, std::abs(expected[i])))
+        << what << "[" << i << "]: " << got[i] << " and " << expected[i];
+}
+
+std::vector<double> normalize_rows(const Normalizer& n, const std::vector<double>& all, size_t dim) {
+  std::vector<double> out;
+  for (size_t i = 0; i < all.size(); i += dim) {
+    const auto row = n.normalize(std::span(all).subspan(i, dim));
+    out.insert(out.end(), row.begin(), row.end());
+  }
+  return out;
+}
+
+std::vector<float> to_float(const std::vector<double>& v) { return {v.begin(), v.end()}; }
+
+}  // namespace
+
+TEST(Statistics, lerobot_methods_agree_in_float) {
+  for (const NormMethod m : {NormMethod::mean_std, NormMethod::quantiles, NormMethod::min_max,
+                             NormMethod::quantile10}) {
+    const std::string base = "lerobot." + std::string(name(m));
+    expect_close(normalize_rows(lerobot(m, "observation.state"), stored("state"), 8),
+                 stored(base + ".state"), 1e-6, base + ".state");
+    expect_close(lerobot(m, "action").unnormalize(to_float(stored("model_actions")), 7),
+                 stored(base + ".actions"), 1e-6, base + ".actions");
+  }
+}
+
+TEST(Statistics, openpi_methods_agree_in_double_also_beyond_the_statistics) {
+  for (const bool quantiles : {false, true}) {
+    const Statistics s = read_norm_stats(test_data("preprocess/norm_stats.json"), quantiles);
+    const std::string base = quantiles ? "openpi.quantile" : "openpi.mean_std";
+    expect_close(normalize_rows(s.state, stored("state"), 8), stored(base + ".state"), 1e-12,
+                 base + ".state");
+    expect_close(s.action.unnormalize(to_float(stored(base + ".actions_padded_input")), 32),
+                 stored(base + ".actions"), 1e-12, base + ".actions");
+  }
+}
+
+TEST(Statistics, a_missing_or_infinite_statistic_is_refused_by_name) {
+  const Scratch scratch("statistics");
+  const auto no_q = scratch.write(
+      "a.json", R"({"norm_stats":{"state":{"mean":[0],"std":[1]},"actions":{"mean":[0],"std":[1]}}})");
+  const Error missing = refused([&] { read_norm_stats(no_q, true); });
+  EXPECT_EQ(missing.fault(), Fault::checkpoint);
+  EXPECT_NE(std::string(missing.what()).find("q01"), std::string::npos);
+  const auto huge = scratch.write(
+      "b.json", R"({"norm_stats":{"state":{"mean":[1e999],"std":[1]},"actions":{"mean":[0],"std":[1]}}})");
+  EXPECT_EQ(refused([&] { read_norm_stats(huge, false); }).fault(), Fault::checkpoint);
+}
+
+TEST(Images, pillow_resize_is_bit_exact) {
+  const auto json = read_json(test_data("preprocess/images.json"));
+  int compared = 0;
+  for (const auto& [name, entry] : json.at("images").items()) {
+    const auto file = [&](const char* kind) {
+      return load_image(
+          test_data("preprocess/" + entry.at("files").at(kind).get<std::string>()).string());
+    };
+    EXPECT_EQ(resize_with_pad_pil(file("input"), 224, 224).rgb, file("pil").rgb) << name;
+    ++compared;
+  }
+  EXPECT_GE(compared, 6);
+}
+
+TEST(Images, torch_resize_agrees_to_a_millionth) {
+  const auto json = read_json(test_data("preprocess/images.json"));
+  const auto results = SafetensorsFile::open(test_data("preprocess/images.safetensors"));
+  for (const auto& [name, entry] : json.at("images").items()) {
+    const Image image = load_image(
+        test_data("preprocess/" + entry.at("files").at("input").get<std::string>()).string());
+    const std::vector<float> pixels = model_pixels(image, 224, Resizer::lerobot);
+    const std::vector<double> expected = numbers(*results->find(name + ".lerobot"));
+    const size_t row = 224 * 3, stride = entry.at("row_stride").at("lerobot").get<size_t>();
+    for (size_t i = 0; i < expected.size(); ++i)
+      ASSERT_NEAR(pixels[i / row * stride * row + i % row], expected[i], 1e-6) << name << " " << i;
+  }
+}
+
+TEST(Robots, aloha_grippers_match_openpi) {
+  const std::pair<double, double> states[] = {{0, -1.0798655},
+                                              {0.25, -0.5130776},
+                                              {0.5, -0.1400560},
+                                              {0.75, 0.2233276},
+                                              {1, 0.9456528}};
+  for (const auto& [travel, angle] : states) {
+    std::vector<double> state(14, 0.25);
+    state[6] = state[13] = travel;
+    aloha_state_to_pi(state);
+    EXPECT_NEAR(state[6], angle, 1e-7);
+    EXPECT_NEAR(state[13], angle, 1e-7);
+    for (const size_t j : {1u, 2u, 8u, 9u}) EXPECT_EQ(state[j], -0.25);
+    for (const size_t j : {0u, 3u, 4u, 5u, 7u, 10u, 11u, 12u}) EXPECT_EQ(state[j], 0.25);
+  }
+  const std::pair<double, double> actions[] = {{0, 0.5533778}, {0.5, 0.7900866}, {1, 1.0267954}};
+  for (const auto& [action, travel] : actions) {
+    std::vector<double> row(32, action);
+    aloha_actions_from_pi(row, 32);
+    EXPECT_NEAR(row[6], travel, 1e-7);
+    EXPECT_EQ(row[1], -action);
+    EXPECT_EQ(row[14], action);
+  }
+}
+
+TEST(Robots, relative_dims_are_those_of_openpi_and_lerobot) {
+  static constexpr int kRuns[] = {6, -1};
+  EXPECT_EQ(relative_mask(kRuns), std::vector<bool>({1, 1, 1, 1, 1, 1, 0}));
+  EXPECT_EQ(relative_mask({"Left_Gripper", "elbow"}, {"gripper"}, 2), std::vector<bool>({0, 1}));
+  std::vector<double> actions = {1, 2, 3, 4};
+  to_absolute(actions, 2, std::vector<double>{10, 20}, {true, false}, false);
+  EXPECT_EQ(actions, std::vector<double>({11, 2, 13, 4}));
+}
+
+TEST(ImageFiles, wrong_channel_counts_and_cut_files_are_refused) {
+  const Scratch scratch("images");
+  const auto pgm = scratch.write("grey.pgm", "P5\n1 1\n255\nx");
+  EXPECT_NE(std::string(refused([&] { load_image(pgm.string()); }).what()).find("1 channel"),
+            std::string::npos);
+  const std::string png =
+      read_whole(test_data("preprocess/images/flower_96x128_small.png"));
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 40; ++i) {
+    const auto cut = scratch.write("cut.png", png.substr(0, random() % (png.size() - 20)));
+    EXPECT_EQ(refused([&] { load_image(cut.string()); }).fault(), Fault::input);
+  }
+  const auto ppm = scratch.write("ok.ppm", "P6\n# a comment\n2 1\n255\nabcdef");
+  EXPECT_EQ(load_image(ppm.string()).rgb, std::vector<uint8_t>({'a', 'b', 'c', 'd', 'e', 'f'}));
+  EXPECT_EQ(refused([&] { load_image((scratch.path() / "none.png").string()); }).fault(),
+            Fault::input);
+}

@@ -1,0 +1,78 @@
+// Where the tests' data lies, and how to read it.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "checkpoint/json.h"
+#include "checkpoint/safetensors.h"
+#include "tendon/error.h"
+
+namespace tendon {
+
+inline std::filesystem::path test_data(const std::string& name) {
+  return std::filesystem::path(TENDON_TEST_DATA) / name;
+}
+
+inline std::filesystem::path golden(const std::string& name) { return test_data("golden/" + name); }
+
+// Every element as double, for F32, F64, I32 and U8.
+inline std::vector<double> numbers(const HostTensor& t) {
+  std::vector<double> v(static_cast<size_t>(t.shape.count()));
+  for (size_t i = 0; i < v.size(); ++i) {
+    const auto read = [&](auto value) {
+      std::memcpy(&value, t.bytes.data() + i * sizeof(value), sizeof(value));
+      return static_cast<double>(value);
+    };
+    v[i] = t.dtype == DType::f64   ? read(double{})
+           : t.dtype == DType::f32 ? read(float{})
+           : t.dtype == DType::i32 ? read(int32_t{})
+                                   : read(uint8_t{});
+  }
+  return v;
+}
+
+// The fault and the message that `call` ends with; fails the test when it does not throw.
+template <class Call>
+Error refused(Call call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    return e;
+  }
+  ADD_FAILURE() << "nothing was refused";
+  return {Fault::internal, ""};
+}
+
+// A folder of its own for one test, removed at the end.
+class Scratch {
+ public:
+  explicit Scratch(const std::string& name)
+      : path_(std::filesystem::temp_directory_path() /
+              ("tendon_test_" + name + "_" + std::to_string(::getpid()))) {
+    std::filesystem::remove_all(path_);
+    std::filesystem::create_directories(path_);
+  }
+  ~Scratch() { std::filesystem::remove_all(path_); }
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path write(const std::string& name, const std::string& content) const {
+    std::ofstream(path_ / name, std::ios::binary) << content;
+    return path_ / name;
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+inline std::string read_whole(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+}  // namespace tendon
