@@ -1,5 +1,6 @@
-// golden_case DIR: runs every stage of a golden folder (format: tools/make_goldens/README.md) on
-// the reference backend and prints how far each is from the stored values. Exit 1 beyond tolerance.
+// golden_case DIR [TOKENIZER]: runs every stage of a golden folder (format:
+// tools/make_goldens/README.md) on the reference backend and prints how far each is from the stored
+// values. Exit 1 beyond tolerance.
 #include <fmt/format.h>
 
 #include <cstring>
@@ -14,6 +15,7 @@
 #include "model/config_file.h"
 #include "model/pi0.h"
 #include "policy/images.h"
+#include "policy/open_model.h"
 #include "tensor/check.h"
 #include "tensor/compare.h"
 
@@ -21,6 +23,8 @@ using namespace tendon;
 namespace fs = std::filesystem;
 
 namespace {
+
+constexpr const char* kTokenizer = TENDON_TEST_DATA "/tokenizer/paligemma_tokenizer_rebuilt.model";
 
 // Relative L2 of a stage and of the actions (reasons: golden README, "Tolerances").
 struct Tolerance {
@@ -290,7 +294,51 @@ bool run_full(Case& c, double tolerance) {
   return ok;
 }
 
-int run_folder(const fs::path& folder) {
+// A checkpoint folder with one run of lerobot's whole pipeline: from frames, raw state and task to
+// un-normalised actions. `tokenizer` is PaliGemma's; its ids are folded into the tiny vocabulary.
+int run_pipeline(const fs::path& folder, const std::string& tokenizer) {
+  const auto stored = SafetensorsFile::open(folder / "pipeline.safetensors");
+  const nlohmann::json json = read_json(folder / "config.json");
+  OpenedModel m = open_model((folder / "checkpoint").string(),
+                             {.config = (folder / "config.json").string(), .tokenizer = tokenizer});
+  m.surroundings.folded_vocab = m.config.vocab;
+  const auto kernels = make_reference_backend();
+  Ops ops(*kernels);
+  const Surroundings around = m.surroundings;
+  const auto expected = [&](const std::string& name) {
+    ensure(stored->find(name), Fault::checkpoint, "{} has no {}", stored->name(), name);
+    return floats(*stored->find(name));
+  };
+  Observation observation{.prompt = json.at("task").get<std::string>()};
+  for (const HostTensor& t : stored->tensors()) {
+    if (!t.name.starts_with("frame.")) continue;
+    Image image{static_cast<int>(t.shape[0]), static_cast<int>(t.shape[1]), {}};
+    for (const std::byte b : t.bytes) image.rgb.push_back(std::to_integer<uint8_t>(b));
+    observation.images[t.name.substr(6)] = image;
+  }
+  for (const float v : expected("state.raw")) observation.state.push_back(v);
+
+  const std::vector<double> state = around.state.normalize(observation.state);
+  bool ok =
+      report("state.normalized", {state.begin(), state.end()}, expected("state.normalized"), 1e-6);
+  const std::vector<int32_t> ids =
+      tokenize_prompt(*around.tokenizer, *observation.prompt, state, around.prompt).ids;
+  Rows tokens(ids.begin(), ids.end());
+  tokens.resize(expected("tokens.full_vocabulary").size());
+  ok &= report("tokens.full_vocabulary", tokens, expected("tokens.full_vocabulary"), 0);
+
+  Policy policy(ops, {m.config, load_weights(ops, *m.weights, m.config)},
+                std::move(m.surroundings));
+  const Actions got = policy.infer(observation, {.noise = expected("noise")});
+  ok &= report("actions.normalized", got.normalized, expected("actions.normalized"), 2e-5);
+  ok &= report("actions", {got.values.begin(), got.values.end()}, expected("actions"), 2e-5);
+  fmt::print("{} {}: {}\n", name(policy.config().policy), folder.filename().string(),
+             ok ? "all within tolerance" : "BEYOND TOLERANCE");
+  return ok ? 0 : 1;
+}
+
+int run_folder(const fs::path& folder, const std::string& tokenizer) {
+  if (fs::exists(folder / "pipeline.safetensors")) return run_pipeline(folder, tokenizer);
   Case c;
   c.folder = folder;
   c.json = read_json(folder / "config.json");
@@ -310,12 +358,13 @@ int run_folder(const fs::path& folder) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    fmt::print(stderr, "usage: golden_case DIR   (a folder as tools/make_goldens writes it)\n");
+  if (argc < 2 || argc > 3) {
+    fmt::print(stderr,
+               "usage: golden_case DIR [TOKENIZER]   (a folder as tools/make_goldens writes it)\n");
     return 2;
   }
   try {
-    return run_folder(argv[1]);
+    return run_folder(argv[1], argc == 3 ? argv[2] : kTokenizer);
   } catch (const Error& e) {
     fmt::print(stderr, "golden_case: {}\n", e.what());
     return static_cast<int>(e.fault());

@@ -14,8 +14,7 @@ using namespace tendon;
 namespace {
 
 const SafetensorsFile& normalization() {
-  static const auto file =
-      SafetensorsFile::open(test_data("preprocess/normalization.safetensors"));
+  static const auto file = SafetensorsFile::open(test_data("preprocess/normalization.safetensors"));
   return *file;
 }
 
@@ -44,7 +43,8 @@ void expect_close(const std::vector<double>& got, const std::vector<double>& exp
         << what << "[" << i << "]: " << got[i] << " and " << expected[i];
 }
 
-std::vector<double> normalize_rows(const Normalizer& n, const std::vector<double>& all, size_t dim) {
+std::vector<double> normalize_rows(const Normalizer& n, const std::vector<double>& all,
+                                   size_t dim) {
   std::vector<double> out;
   for (size_t i = 0; i < all.size(); i += dim) {
     const auto row = n.normalize(std::span(all).subspan(i, dim));
@@ -58,8 +58,8 @@ std::vector<float> to_float(const std::vector<double>& v) { return {v.begin(), v
 }  // namespace
 
 TEST(Statistics, lerobot_methods_agree_in_float) {
-  for (const NormMethod m : {NormMethod::mean_std, NormMethod::quantiles, NormMethod::min_max,
-                             NormMethod::quantile10}) {
+  for (const NormMethod m :
+       {NormMethod::mean_std, NormMethod::quantiles, NormMethod::min_max, NormMethod::quantile10}) {
     const std::string base = "lerobot." + std::string(name(m));
     expect_close(normalize_rows(lerobot(m, "observation.state"), stored("state"), 8),
                  stored(base + ".state"), 1e-6, base + ".state");
@@ -82,12 +82,14 @@ TEST(Statistics, openpi_methods_agree_in_double_also_beyond_the_statistics) {
 TEST(Statistics, a_missing_or_infinite_statistic_is_refused_by_name) {
   const Scratch scratch("statistics");
   const auto no_q = scratch.write(
-      "a.json", R"({"norm_stats":{"state":{"mean":[0],"std":[1]},"actions":{"mean":[0],"std":[1]}}})");
+      "a.json",
+      R"({"norm_stats":{"state":{"mean":[0],"std":[1]},"actions":{"mean":[0],"std":[1]}}})");
   const Error missing = refused([&] { read_norm_stats(no_q, true); });
   EXPECT_EQ(missing.fault(), Fault::checkpoint);
   EXPECT_NE(std::string(missing.what()).find("q01"), std::string::npos);
   const auto huge = scratch.write(
-      "b.json", R"({"norm_stats":{"state":{"mean":[1e999],"std":[1]},"actions":{"mean":[0],"std":[1]}}})");
+      "b.json",
+      R"({"norm_stats":{"state":{"mean":[1e999],"std":[1]},"actions":{"mean":[0],"std":[1]}}})");
   EXPECT_EQ(refused([&] { read_norm_stats(huge, false); }).fault(), Fault::checkpoint);
 }
 
@@ -120,11 +122,8 @@ TEST(Images, torch_resize_agrees_to_a_millionth) {
 }
 
 TEST(Robots, aloha_grippers_match_openpi) {
-  const std::pair<double, double> states[] = {{0, -1.0798655},
-                                              {0.25, -0.5130776},
-                                              {0.5, -0.1400560},
-                                              {0.75, 0.2233276},
-                                              {1, 0.9456528}};
+  const std::pair<double, double> states[] = {
+      {0, -1.0798655}, {0.25, -0.5130776}, {0.5, -0.1400560}, {0.75, 0.2233276}, {1, 0.9456528}};
   for (const auto& [travel, angle] : states) {
     std::vector<double> state(14, 0.25);
     state[6] = state[13] = travel;
@@ -158,8 +157,7 @@ TEST(ImageFiles, wrong_channel_counts_and_cut_files_are_refused) {
   const auto pgm = scratch.write("grey.pgm", "P5\n1 1\n255\nx");
   EXPECT_NE(std::string(refused([&] { load_image(pgm.string()); }).what()).find("1 channel"),
             std::string::npos);
-  const std::string png =
-      read_whole(test_data("preprocess/images/flower_96x128_small.png"));
+  const std::string png = read_whole(test_data("preprocess/images/flower_96x128_small.png"));
   std::mt19937_64 random(3);
   for (int i = 0; i < 40; ++i) {
     const auto cut = scratch.write("cut.png", png.substr(0, random() % (png.size() - 20)));

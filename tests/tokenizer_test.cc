@@ -51,9 +51,9 @@ void append_utf8(std::string& to, uint32_t c) {
 // Words, digits, runs of white space, special spellings and characters of every plane.
 std::string random_text(std::mt19937_64& random) {
   static const std::vector<std::string> words = {
-      "pick",    "up",   " the", " red", " block",  "State: ", ";\nAction: ", "<loc0001>", "<bos>",
-      "<seg00",  "\n\n", "   ",  "\t\t", "2 55",    "\u2581",  "<b>",         "</b>",      "robot",
-      "<0x41>",  "\r\n", "é",    "→",    "🤖",      "中文",    "\u0000a",     "ffi",       "_"};
+      "pick",   "up",   " the", " red", " block", "State: ", ";\nAction: ", "<loc0001>", "<bos>",
+      "<seg00", "\n\n", "   ",  "\t\t", "2 55",   "\u2581",  "<b>",         "</b>",      "robot",
+      "<0x41>", "\r\n", "é",    "→",    "🤖",   "中文",    "\u0000a",     "ffi",       "_"};
   std::string text;
   const int parts = static_cast<int>(random() % 24);
   for (int i = 0; i < parts; ++i) {
@@ -123,8 +123,8 @@ TEST(Tokenizer, a_million_characters_take_less_than_five_seconds) {
 }
 
 TEST(Tokenizer, invalid_utf8_is_refused_with_the_position) {
-  for (const std::string bad : {"ab\xFF", "ab\xC0\xAF", "ab\xED\xA0\x80", "ab\xF4\x90\x80\x80",
-                                "ab\xE2\x82", "ab\x80"}) {
+  for (const std::string bad :
+       {"ab\xFF", "ab\xC0\xAF", "ab\xED\xA0\x80", "ab\xF4\x90\x80\x80", "ab\xE2\x82", "ab\x80"}) {
     const Error e = refused([&] { paligemma().encode(bad); });
     EXPECT_EQ(e.fault(), Fault::input);
     EXPECT_NE(std::string(e.what()).find("position 2"), std::string::npos) << e.what();
@@ -138,9 +138,8 @@ TEST(Tokenizer, a_cut_or_altered_model_file_is_refused_or_reads_but_never_crashe
     std::string bytes = whole.substr(0, random() % whole.size());
     for (int flip = 0; flip < 4 && !bytes.empty(); ++flip)
       bytes[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
-    const Error e = refused([&] {
-      Tokenizer::from_model_bytes(std::as_bytes(std::span(bytes)), "cut.model");
-    });
+    const Error e =
+        refused([&] { Tokenizer::from_model_bytes(std::as_bytes(std::span(bytes)), "cut.model"); });
     EXPECT_EQ(e.fault(), Fault::checkpoint);  // no cut file has all byte pieces and specifications
   }
 }

@@ -182,9 +182,7 @@ void append(std::vector<float>& to, const std::vector<float>& more) {
 
 }  // namespace
 
-std::span<const OpCase> op_table() {
-  return kRows;
-}
+std::span<const OpCase> op_table() { return kRows; }
 
 std::string describe(const OpCase& c) {
   return fmt::format("{} [{}, {}] -> [{}] {} ({})", name(c.op), c.rows, c.inputs, c.outputs,

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""command_line_test.py TENDON DATA: runs the command with good and bad arguments and checks exit
+codes and messages."""
+import json
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+
+TENDON, DATA = sys.argv[1], pathlib.Path(sys.argv[2])
+LEROBOT = DATA / "golden/tiny-checkpoint-lerobot-pi0"
+OPENPI = DATA / "golden/tiny-checkpoint-openpi-pi05"
+failures = 0
+
+
+def tendon(*args):
+    done = subprocess.run([TENDON, *map(str, args)], capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def expect(code, piece, *args):
+    """The command ends with `code` and prints `piece` somewhere."""
+    global failures
+    got, out, err = tendon(*args)
+    if got != code or piece not in out + err:
+        failures += 1
+        print(f"FAILED tendon {' '.join(map(str, args))}\n  exit {got}, expected {code} and "
+              f"{piece!r}\n  {out[-300:]}\n  {err[-300:]}")
+
+
+def check(condition, what):
+    global failures
+    if not condition:
+        failures += 1
+        print("FAILED", what)
+
+
+def copied(scratch, source, name):
+    target = scratch / name
+    shutil.copytree(source / "checkpoint", target)
+    shutil.copy(source / "config.json", target / "golden.json")
+    return target
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def usage():
+    expect(0, "Subcommands", "-h")
+    for verb in ("run", "inspect", "version"):
+        expect(0, "--json", verb, "-h")
+    expect(0, "tendon 0.", "version")
+    expect(2, "a verb is needed")
+    expect(2, "nearest: 'inspect'", "inspct")
+    expect(2, "nearest: '--prompt'", "run", "demo", "--promt", "x")
+    expect(2, "nearest: 'reference'", "run", "demo", "--backend", "referense")
+    expect(5, "not part of this build", "run", "demo", "--backend", "cuda")
+    expect(3, "no such/model is no folder", "run", "no such/model")
+
+
+def runs(scratch):
+    code, out, _ = tendon("run", "demo", "--json", "--seed", "3")
+    result = json.loads(out)
+    check(code == 0 and len(result["actions"]) == 50 and len(result["actions"][0]) == 14,
+          "run demo --json has 50 rows of 14")
+    check(result["fallback"] == 0 and result["native"] > 100 and "denoise" in result["stage_ms"],
+          "op counts and stage times")
+    again = json.loads(tendon("run", "demo", "--json", "--seed", "3", "--threads", "1")[1])
+    check(again["actions"] == result["actions"], "the same seed gives the same actions")
+    expect(0, "synthetic weights", "run", "demo", "--out", scratch / "a.json", "--plot",
+           scratch / "a.svg")
+    check((scratch / "a.svg").read_text().startswith("<svg"), "--plot writes an SVG")
+    check("actions" in json.loads((scratch / "a.json").read_text()), "--out writes JSON")
+    expect(0, "left_waist", "run", "demo", "--out", scratch / "a.npy")
+    check((scratch / "a.npy").read_bytes()[:6] == b"\x93NUMPY", "--out writes NPY")
+    expect(0, "demo", "inspect", "demo")
+    expect(0, "0 differences", "inspect", "demo", "--diff", "demo")
+    expect(0, "3238048528", "inspect", "synthetic:pi0", "--json")
+    expect(0, "3353433872", "inspect", "synthetic:pi05", "--json")
+    expect(0, "horizon", "inspect", "synthetic:pi05", "--config", "pi05_droid")
+
+
+def bad_inputs(scratch):
+    grey = scratch / "grey.pgm"
+    grey.write_bytes(b"P5\n1 1\n255\nx")
+    expect(4, "1 channel", "run", "demo", "--image", f"cam_high={grey}")
+    expect(4, "cannot open image", "run", "demo", "--image", "cam_high=nothing.png")
+    flower = DATA / "preprocess/images/flower_96x128_small.png"
+    expect(0, "left_waist", "run", "demo", "--image", f"cam_high={flower}")
+    expect(4, "nearest: 'cam_high'", "run", "demo", "--image", f"cam_hig={flower}")
+    expect(2, "expected NAME=FILE", "run", "demo", "--image", "x.png")
+    expect(4, "14", "run", "demo", "--state", "1,2,3")
+    expect(4, "finite", "run", "demo", "--state", ",".join(["nan"] * 14))
+    expect(4, "empty", "run", "demo", "--prompt", "")
+    expect(0, "was cut to 48", "run", "demo", "--prompt", "x" * 300)
+    expect(4, "steps", "run", "demo", "--steps", "0")
+
+
+def bad_checkpoints(scratch):
+    good = copied(scratch, LEROBOT, "good")
+    config = ("--config", good / "golden.json")
+    expect(0, "lerobot", "inspect", good, *config)
+    expect(3, "heads of 72", "inspect", good)
+    expect(3, "tokenizer", "run", good, *config, "--prompt", "x")
+
+    weights = (good / "model.safetensors").read_bytes()
+    cut = copied(scratch, LEROBOT, "cut")
+    (cut / "model.safetensors").write_bytes(weights[:-100])
+    expect(3, "model.safetensors", "inspect", cut, "--config", cut / "golden.json")
+    (cut / "model.safetensors").write_bytes(weights.replace(b"action_in_proj", b"action_it_proj"))
+    expect(3, "action_in_proj", "inspect", cut, "--config", cut / "golden.json")
+    (cut / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 63) + weights[8:])
+    expect(3, "model.safetensors", "inspect", cut, "--config", cut / "golden.json")
+    (cut / "model.safetensors").unlink()
+    expect(3, "neither model.safetensors", "inspect", cut, "--config", cut / "golden.json")
+
+    stats = copied(scratch, LEROBOT, "stats")
+    state_file = next(stats.glob("policy_preprocessor_step_*"))
+    state_file.unlink()
+    expect(3, state_file.name, "inspect", stats, "--config", stats / "golden.json")
+    expect(0, "not normalised", "inspect", stats, "--config", stats / "golden.json",
+           "--statistics", "none", "--json")
+    edit_json(stats / "policy_preprocessor.json",
+              lambda c: c["steps"][0].update(registry_name="rename_observation_processor"))
+    expect(3, "nearest: 'rename_observations_processor'", "inspect", stats, "--config",
+           stats / "golden.json")
+
+    size = copied(scratch, LEROBOT, "size")
+    edit_json(size / "config.json",
+              lambda c: c["input_features"]["observation.state"].update(shape=[13]))
+    expect(3, "expected F32 [13]", "inspect", size, "--config", size / "golden.json")
+    edit_json(size / "config.json", lambda c: c.update(type="pi05"))
+    expect(3, "the tensors are pi0", "inspect", size, "--config", size / "golden.json")
+
+    openpi = copied(scratch, OPENPI, "openpi")
+    expect(0, "openpi", "inspect", openpi, "--config", openpi / "golden.json")
+    (openpi / "assets/demo/norm_stats.json").unlink()
+    expect(3, "norm_stats.json", "inspect", openpi, "--config", openpi / "golden.json")
+
+
+with tempfile.TemporaryDirectory() as folder:
+    usage()
+    runs(pathlib.Path(folder))
+    bad_inputs(pathlib.Path(folder))
+    bad_checkpoints(pathlib.Path(folder))
+print("failures:", failures)
+sys.exit(1 if failures else 0)

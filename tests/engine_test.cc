@@ -1,0 +1,236 @@
+// labels: unit
+// Facts about whole calls of a small synthetic model through the public library.
+#include <cmath>
+#include <limits>
+
+#include "tendon/tendon.h"
+#include "tensor/random.h"
+#include "test_files.h"
+
+using namespace tendon;
+
+namespace {
+
+const std::string kSmall = R"({
+  "vision": {"image": 28, "patch": 14, "width": 16, "heads": 2, "mlp": 24, "depth": 2},
+  "vlm": {"width": 24, "mlp": 40, "heads": 2, "kv_heads": 1, "head_dim": 8, "depth": 3,
+          "vocab": 512},
+  "expert": {"width": 16, "mlp": 24, "heads": 2, "kv_heads": 1, "head_dim": 8, "depth": 3},
+  "action_dim": 6, "state_dim": 5, "horizon": 4, "num_steps": 3, "max_token_len": 200,
+  "cameras": 3})";
+
+Engine small(const std::string& kind, OpenOptions options = {}) {
+  static const Scratch scratch("engine");
+  if (options.config.empty()) options.config = scratch.write("small.json", kSmall).string();
+  return Engine::open("synthetic:" + kind, options);
+}
+
+Image picture(uint8_t seed) {
+  Image image{20, 30, std::vector<uint8_t>(20 * 30 * 3)};
+  for (size_t i = 0; i < image.rgb.size(); ++i)
+    image.rgb[i] = static_cast<uint8_t>(i * 37 + seed * 91 + i * i % 11);
+  return image;
+}
+
+Observation observe(const Engine& engine) {
+  Observation o;
+  uint8_t seed = 0;
+  for (const std::string& camera : engine.cameras()) o.images[camera] = picture(seed++);
+  o.prompt = "fold the towel";
+  o.state = {0.1, -0.2, 0.3, 0.4, -0.5};
+  return o;
+}
+
+Error refused_observation(const Observation& o, const std::string& kind = "pi0") {
+  Engine engine = small(kind);
+  return refused([&] { engine.infer(o); });
+}
+
+}  // namespace
+
+TEST(Engine, the_same_seed_gives_the_same_bytes_on_any_number_of_threads) {
+  for (const std::string kind : {"pi0", "pi05"}) {
+    Engine one = small(kind, {.threads = 1}), three = small(kind, {.threads = 3});
+    const Observation o = observe(one);
+    const Actions a = one.infer(o, {.seed = 7});
+    EXPECT_EQ(a.values, three.infer(o, {.seed = 7}).values);
+    EXPECT_EQ(a.values, one.infer(o, {.seed = 7}).values);
+    EXPECT_NE(a.values, one.infer(o, {.seed = 8}).values);
+  }
+}
+
+TEST(Engine, room_for_48_or_200_prompt_tokens_gives_the_same_bytes) {
+  const Scratch scratch("padding");
+  std::string shorter = kSmall;
+  shorter.replace(shorter.find("200"), 3, "120");
+  const auto file = scratch.write("short.json", shorter).string();
+  for (const std::string kind : {"pi0", "pi05"}) {
+    Engine wide = small(kind), narrow = small(kind, {.config = file});
+    EXPECT_EQ(wide.infer(observe(wide)).values, narrow.infer(observe(narrow)).values);
+  }
+}
+
+TEST(Engine, an_absent_camera_is_masked_and_said_so) {
+  Engine engine = small("pi0");
+  Observation o = observe(engine);
+  const Actions all = engine.infer(o);
+  EXPECT_TRUE(all.warnings.empty());
+  o.images.erase("left_wrist_0_rgb");
+  const Actions two = engine.infer(o);
+  EXPECT_NE(all.values, two.values);
+  ASSERT_EQ(two.warnings.size(), 1u);
+  EXPECT_NE(two.warnings[0].find("left_wrist_0_rgb"), std::string::npos);
+}
+
+TEST(Engine, every_input_reaches_the_actions) {
+  for (const std::string kind : {"pi0", "pi05"}) {
+    Engine engine = small(kind);
+    const Observation o = observe(engine);
+    const std::vector<double> before = engine.infer(o).values;
+    for (const std::string& camera : engine.cameras()) {
+      Observation changed = o;
+      changed.images[camera].rgb[0] ^= 0x80;
+      changed.images[camera].rgb[900] ^= 0x80;
+      EXPECT_NE(engine.infer(changed).values, before) << kind << " " << camera;
+    }
+    Observation changed = o;
+    changed.prompt = "fold the towels";
+    EXPECT_NE(engine.infer(changed).values, before);
+    changed = o;
+    changed.state[4] += 0.25;
+    EXPECT_NE(engine.infer(changed).values, before) << kind;
+  }
+}
+
+TEST(Engine, both_time_sequences_agree_to_a_thousandth_and_differ) {
+  Engine engine = small("pi0");
+  const Observation o = observe(engine);
+  const Actions a = engine.infer(o), b = engine.infer(o, {.sequence = TimeSequence::openpi});
+  EXPECT_NE(a.values, b.values);
+  for (size_t i = 0; i < a.values.size(); ++i) EXPECT_NEAR(a.values[i], b.values[i], 1e-3);
+}
+
+TEST(Engine, explicit_noise_equals_the_noise_of_its_seed) {
+  Engine engine = small("pi0");
+  const Observation o = observe(engine);
+  std::vector<float> noise(4 * 6);
+  normal_noise(11, 0, noise);
+  EXPECT_EQ(engine.infer(o, {.seed = 11}).values, engine.infer(o, {.noise = noise}).values);
+}
+
+TEST(Engine, a_previous_chunk_pulls_the_first_rows_towards_it) {
+  Engine engine = small("pi0");
+  const Observation o = observe(engine);
+  const Actions free = engine.infer(o);
+  PreviousChunk previous{.normalized = std::vector<float>(3 * 6, 0.f), .rows = 3, .dim = 6};
+  previous.delay = 1;
+  previous.execution_horizon = 3;
+  const Actions guided = engine.infer(o, {.previous = previous});
+  EXPECT_LT(std::abs(guided.normalized[0]), std::abs(free.normalized[0]) + 1e-6);
+  EXPECT_NE(guided.values, free.values);
+}
+
+TEST(BadInput, camera_names_are_listed_with_the_nearest) {
+  Engine engine = small("pi0");
+  Observation o = observe(engine);
+  o.images["bse_0_rgb"] = picture(9);
+  const Error e = refused([&] { engine.infer(o); });
+  EXPECT_EQ(e.fault(), Fault::input);
+  const std::string text = e.what();
+  for (const char* part : {"'left_wrist_0_rgb'", "'right_wrist_0_rgb'", "nearest: 'base_0_rgb'"})
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+  o.images.clear();
+  EXPECT_EQ(refused([&] { engine.infer(o); }).fault(), Fault::input);
+}
+
+TEST(BadInput, states_of_wrong_length_or_not_finite_are_refused) {
+  Engine engine = small("pi0");
+  for (const size_t n : {0u, 4u, 6u}) {
+    Observation o = observe(engine);
+    o.state.assign(n, 0.0);
+    EXPECT_EQ(refused_observation(o).fault(), Fault::input);
+  }
+  for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    Observation o = observe(engine);
+    o.state[3] = bad;
+    const Error e = refused_observation(o);
+    EXPECT_EQ(e.fault(), Fault::input);
+    EXPECT_NE(std::string(e.what()).find("state[3]"), std::string::npos);
+  }
+}
+
+TEST(BadInput, prompts_that_are_empty_missing_or_not_utf8_are_refused) {
+  Engine engine = small("pi05");
+  for (const std::optional<std::string>& bad :
+       {std::optional<std::string>(""), std::optional<std::string>(" \n"),
+        std::optional<std::string>("ab\xFF"), std::optional<std::string>()}) {
+    Observation o = observe(engine);
+    o.prompt = bad;
+    EXPECT_EQ(refused_observation(o, "pi05").fault(), Fault::input);
+  }
+}
+
+TEST(BadInput, a_long_prompt_is_cut_with_one_warning) {
+  Engine engine = small("pi0");
+  Observation o = observe(engine);
+  o.prompt = std::string(500, 'x');
+  const Actions cut = engine.infer(o);
+  ASSERT_EQ(cut.warnings.size(), 1u);
+  EXPECT_NE(cut.warnings[0].find("cut to 200"), std::string::npos) << cut.warnings[0];
+  o.prompt = std::string(600, 'x');
+  EXPECT_EQ(engine.infer(o).values, cut.values);
+}
+
+TEST(BadInput, noise_and_steps_out_of_range_are_refused) {
+  Engine engine = small("pi0");
+  const Observation o = observe(engine);
+  EXPECT_EQ(refused([&] { engine.infer(o, {.noise = {1.f, 2.f}}); }).fault(), Fault::input);
+  EXPECT_EQ(refused([&] { engine.infer(o, {.noise = std::vector<float>(24, NAN)}); }).fault(),
+            Fault::input);
+  for (const int64_t steps : {0, -1, 1001})
+    EXPECT_EQ(refused([&] { engine.infer(o, {.steps = steps}); }).fault(), Fault::input) << steps;
+}
+
+TEST(BadInput, unknown_models_backends_and_configurations_are_refused) {
+  EXPECT_EQ(refused([] { Engine::open("no/such/folder"); }).fault(), Fault::checkpoint);
+  EXPECT_EQ(refused([] { Engine::open("synthetic:pi1"); }).fault(), Fault::usage);
+  EXPECT_EQ(refused([] { Engine::open("demo", {.backend = "referense"}); }).fault(), Fault::usage);
+  EXPECT_EQ(refused([] { Engine::open("demo", {.backend = "cuda"}); }).fault(), Fault::backend);
+  const Error e = refused([] { Engine::open("synthetic:pi05", {.config = "pi05_droit"}); });
+  EXPECT_NE(std::string(e.what()).find("'pi05_droid'"), std::string::npos) << e.what();
+  const Scratch scratch("unknown");
+  const auto file = scratch.write("c.json", R"({"horizn": 3})").string();
+  EXPECT_NE(std::string(refused([&] { Engine::open("synthetic:pi0", {.config = file}); }).what())
+                .find("horizon"),
+            std::string::npos);
+}
+
+TEST(Noise, philox_matches_the_published_vectors) {
+  // Random123's kat_vectors for philox4x32-10.
+  const PhiloxBlock zero = philox({{0, 0, 0, 0}}, 0);
+  const uint32_t of_zero[] = {0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u};
+  const PhiloxBlock ones = philox({{~0u, ~0u, ~0u, ~0u}}, ~uint64_t{0});
+  const uint32_t of_ones[] = {0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu};
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(zero.word[i], of_zero[i]);
+    EXPECT_EQ(ones.word[i], of_ones[i]);
+  }
+}
+
+TEST(Noise, is_standard_normal_and_the_same_everywhere) {
+  std::vector<float> noise(200000);
+  normal_noise(1, 0, noise);
+  double sum = 0, squares = 0, fourth = 0;
+  for (const float v : noise) {
+    sum += v;
+    squares += v * v;
+    fourth += std::pow(v, 4);
+  }
+  const double n = static_cast<double>(noise.size());
+  EXPECT_NEAR(sum / n, 0, 0.01);
+  EXPECT_NEAR(squares / n, 1, 0.02);
+  EXPECT_NEAR(fourth / n, 3, 0.1);
+  std::vector<float> part(10);
+  normal_noise(1, 0, part);
+  for (size_t i = 0; i < part.size(); ++i) EXPECT_EQ(part[i], noise[i]);
+}
