@@ -13,6 +13,9 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
                   "sizes as a JSON file, or an openpi training config such as pi05_droid");
   verb.add_option("--tokenizer", o.tokenizer,
                   "paligemma_tokenizer.model or tokenizer.json; default: beside the model");
+  verb.add_option("--statistics", o.statistics,
+                  "openpi's norm_stats.json instead of the model's own, or none");
+  verb.add_option("--default-prompt", o.default_prompt, "for observations without one");
   verb.add_option("--robot", o.robot, "aloha, droid, libero or lerobot; default: from the model");
   verb.add_option("--asset", o.asset, "which assets/<id> of an openpi checkpoint");
   verb.add_option("--precision", o.precision, "f32 or bf16: weights of synthetic models in memory");
