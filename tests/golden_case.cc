@@ -3,6 +3,7 @@
 // values. Exit 1 beyond tolerance.
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -288,7 +289,10 @@ bool run_full(Case& c, double tolerance) {
                                 c.ops.slice_rows(p.inputs.patches, 2 * n, 3 * n)};
       p.inputs.patches = c.ops.concat_rows(swapped);
     }
+    const auto begin = std::chrono::steady_clock::now();
     const auto got = run(c, p, noise, steps, {}, false);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    fmt::print("{:.1f} s  ", took.count());
     ok &= report(stored.name, got.at("actions"), floats(stored), tolerance);
   }
   return ok;
@@ -345,7 +349,7 @@ int run_folder(const fs::path& folder, const std::string& tokenizer) {
   c.config = read_config(c.json, (folder / "config.json").string());
   c.full_size = fs::exists(folder / "actions.safetensors");
   c.inputs = SafetensorsFile::open(folder / "inputs.safetensors");
-  c.stages = SafetensorsFile::open(folder / "stages.safetensors");
+  if (!c.full_size) c.stages = SafetensorsFile::open(folder / "stages.safetensors");
   const std::unique_ptr<WeightSource> source = weights_of(c);
   c.model = {c.config, load_weights(c.ops, *source, c.config, {.whole_prefix = !c.full_size})};
   c.cache = make_cache(c.ops, c.config);

@@ -164,7 +164,8 @@ TEST(Prompt, every_golden_prompt_has_the_ids_of_its_front_end) {
 }
 
 TEST(Prompt, state_bins_are_those_of_numpy_digitize) {
-  for (const auto& row : read_json(test_data("preprocess/prompts.json")).at("discretize")) {
+  const auto json = read_json(test_data("preprocess/prompts.json"));
+  for (const auto& row : json.at("discretize")) {
     if (!row.at("value").is_number()) continue;
     const double value = row.at("value");
     EXPECT_EQ(state_bin(value), row.at("bin_float64").get<int>()) << value;

@@ -12,7 +12,7 @@ constexpr Heads kVision{16, 16, 72}, kGemma{8, 1, 256}, kTiny{4, 1, 16}, kGroupe
 
 constexpr auto gelu = Activation::gelu_tanh, silu = Activation::silu;
 
-const std::vector<OpCase> kRows = {
+constexpr OpCase kRows[] = {
     {Op::upload, "one value", 1, 1},
     {Op::upload, "ragged", 7, 13},
     {Op::download, "ragged", 5, 31},

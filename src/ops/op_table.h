@@ -4,6 +4,7 @@
 
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ops/ops.h"
@@ -12,7 +13,7 @@ namespace tendon {
 
 struct OpCase {
   Op op = Op::linear;
-  std::string why;       // what this row is for
+  std::string_view why;       // what this row is for
   int64_t rows = 1;      // of x, q or the ids
   int64_t inputs = 1;    // columns of x; for attention the keys
   int64_t outputs = 1;   // columns of the result

@@ -1,0 +1,215 @@
+// labels: unit
+// Hostile and damaged checkpoint files, tensor names, and synthetic weights by their check values.
+#include <bit>
+#include <cmath>
+#include <random>
+
+#include "checkpoint/safetensors.h"
+#include "checkpoint/synthetic.h"
+#include "checkpoint/weights.h"
+#include "model/config_file.h"
+#include "model/parameters.h"
+#include "tensor/bf16.h"
+#include "test_files.h"
+
+using namespace tendon;
+
+namespace {
+
+// A safetensors file of this header and so many bytes of data.
+std::string file_of(const std::string& header, size_t data) {
+  std::string bytes(8, '\0');
+  const uint64_t n = header.size();
+  std::memcpy(bytes.data(), &n, 8);
+  return bytes + header + std::string(data, '\1');
+}
+
+std::shared_ptr<const SafetensorsFile> parse(const std::string& bytes) {
+  const auto owner = std::make_shared<std::string>(bytes);
+  return SafetensorsFile::from_bytes(owner, std::as_bytes(std::span(*owner)), "test.safetensors");
+}
+
+std::string entry(const std::string& name, const std::string& shape, int begin, int end) {
+  return "\"" + name + "\":{\"dtype\":\"F32\",\"shape\":" + shape + ",\"data_offsets\":[" +
+         std::to_string(begin) + "," + std::to_string(end) + "]}";
+}
+
+}  // namespace
+
+TEST(Safetensors, a_plain_file_is_read) {
+  const auto file =
+      parse(file_of("{\"__metadata__\":{\"format\":\"pt\"}," + entry("b", "[2]", 0, 8) + "," +
+                        entry("a", "[1,1]", 8, 12) + "}",
+                    12));
+  ASSERT_EQ(file->tensors().size(), 2u);
+  EXPECT_EQ(file->tensors()[0].name, "b");
+  EXPECT_EQ(file->find("a")->shape, Shape({1, 1}));
+  EXPECT_EQ(file->metadata().at("format"), "pt");
+}
+
+TEST(Safetensors, hostile_headers_are_refused) {
+  const std::string a = entry("a", "[2]", 0, 8);
+  const std::vector<std::pair<std::string, size_t>> bad = {
+      {"", 0},
+      {"[]", 0},
+      {"{" + a, 8},
+      {"{" + a + "," + entry("a", "[1]", 8, 12) + "}", 12},   // twice
+      {"{" + a + "," + entry("b", "[1]", 4, 8) + "}", 8},     // overlap
+      {"{" + a + "," + entry("b", "[1]", 12, 16) + "}", 16},  // hole
+      {"{" + a + "}", 12},                                    // rest
+      {"{" + a + "}", 4},                                     // cut
+      {"{" + entry("a", "[3]", 0, 8) + "}", 8},               // size
+      {"{" + entry("a", "[0]", 0, 0) + "}", 0},               // dimension 0
+      {"{" + entry("a", "[-1]", 0, 8) + "}", 8},
+      {"{" + entry("a", "[1e400]", 0, 8) + "}", 8},
+      {"{" + entry("a", "[2.0]", 0, 8) + "}", 8},
+      {"{" + entry("a", "[1,1,1,1,1,1,1,1,2]", 0, 8) + "}", 8},  // nine dimensions
+      {"{" + entry("a", "[4194305,4194305,211106198978564]", 0, 8) + "}", 8},
+      {"{" + entry(std::string(513, 'n'), "[2]", 0, 8) + "}", 8},
+      {"{\"a\":{\"dtype\":\"F99\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8},
+      {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2]}}", 8},
+      {"{\"a\":" + std::string(100000, '[') + "}", 0},
+  };
+  for (const auto& [header, data] : bad) {
+    const Error e = refused([&] { parse(file_of(header, data)); });
+    EXPECT_EQ(e.fault(), Fault::checkpoint) << header.substr(0, 80);
+  }
+  std::string huge = file_of("{" + a + "}", 8);
+  for (const uint64_t n : {uint64_t{1} << 63, uint64_t{huge.size()} + 1, ~uint64_t{0}}) {
+    std::memcpy(huge.data(), &n, 8);
+    EXPECT_EQ(refused([&] { parse(huge); }).fault(), Fault::checkpoint);
+  }
+}
+
+TEST(Safetensors, a_checkpoint_cut_anywhere_is_refused) {
+  const Scratch scratch("cut");
+  const std::string whole =
+      read_whole(golden("tiny-checkpoint-openpi-pi0/checkpoint/model.safetensors"));
+  std::vector<size_t> cuts;
+  for (size_t percent = 0; percent <= 100; ++percent) cuts.push_back(whole.size() * percent / 100);
+  for (size_t n = 0; n <= 16; ++n) cuts.push_back(n);
+  for (const size_t cut : cuts) {
+    if (cut == whole.size()) continue;
+    const auto path = scratch.write("model.safetensors", whole.substr(0, cut));
+    EXPECT_EQ(refused([&] { SafetensorsFile::open(path); }).fault(), Fault::checkpoint) << cut;
+  }
+}
+
+TEST(Safetensors, ten_thousand_flipped_bits_in_the_header_are_refused_or_harmless) {
+  const std::string whole =
+      read_whole(golden("tiny-checkpoint-openpi-pi0/checkpoint/model.safetensors"));
+  uint64_t header = 0;
+  std::memcpy(&header, whole.data(), 8);
+  std::mt19937_64 random(5);
+  int refusals = 0;
+  for (int i = 0; i < 10000; ++i) {
+    std::string bytes = whole;
+    bytes[random() % (8 + header)] ^= static_cast<char>(1 << random() % 8);
+    try {
+      for (const HostTensor& t : parse(bytes)->tensors())
+        ASSERT_EQ(t.shape.count() * byte_size(t.dtype), std::ssize(t.bytes));
+    } catch (const Error& e) {
+      ASSERT_EQ(e.fault(), Fault::checkpoint);
+      ++refusals;
+    }
+  }
+  EXPECT_GT(refusals, 1000);
+}
+
+TEST(Safetensors, what_is_written_is_read_back) {
+  const Scratch scratch("write");
+  const std::vector<HostTensor> tensors = {host_tensor("x", {2, 2}, {1.f, -2.f, 3.f, 4.f}),
+                                           host_tensor("y", {1}, {5.f})};
+  write_safetensors(scratch.path() / "t.safetensors", tensors, {{"k", "v"}});
+  const auto file = SafetensorsFile::open(scratch.path() / "t.safetensors");
+  EXPECT_EQ(numbers(*file->find("x")), std::vector<double>({1, -2, 3, 4}));
+  EXPECT_EQ(file->metadata().at("k"), "v");
+}
+
+TEST(Names, every_known_spelling_becomes_the_canonical_one) {
+  const std::string pg = "paligemma_with_expert.paligemma.";
+  EXPECT_EQ(canonical_name("model.action_in_proj.bias"), "action_in_proj.bias");
+  EXPECT_EQ(canonical_name("model." + pg + "language_model.model.norm.weight"),
+            pg + "model.language_model.norm.weight");
+  EXPECT_EQ(canonical_name(pg + "model.vision_tower.post_layernorm.bias"),
+            pg + "model.vision_tower.vision_model.post_layernorm.bias");
+  EXPECT_EQ(canonical_name(pg + "vision_tower.vision_model.post_layernorm.bias"),
+            pg + "model.vision_tower.vision_model.post_layernorm.bias");
+  EXPECT_EQ(canonical_name(pg + "language_model.lm_head.weight"), pg + "lm_head.weight");
+}
+
+TEST(Parameters, full_size_counts_are_the_published_ones) {
+  const auto count = [](PolicyType type) {
+    int64_t sum = 0;
+    for (const Parameter& p : parameters(full_size(type))) sum += p.shape.count();
+    return sum;
+  };
+  EXPECT_EQ(count(PolicyType::pi0), 3238048528);
+  EXPECT_EQ(count(PolicyType::pi05), 3353433872);
+  EXPECT_EQ(parameters(full_size(PolicyType::pi0)).size(), 776u);
+  EXPECT_EQ(parameters(full_size(PolicyType::pi05)).size(), 811u);
+}
+
+TEST(Parameters, tell_an_unused_tensor_and_a_missing_one) {
+  const auto path = golden("tiny-checkpoint-openpi-pi0/checkpoint/model.safetensors");
+  const auto own = SafetensorsFile::open(path);
+  std::vector<HostTensor> tensors = own->tensors();
+  tensors.push_back(host_tensor("surprise.weight", {1}, {0.f}));
+  const Scratch scratch("unused");
+  write_safetensors(scratch.path() / "more.safetensors", tensors);
+  auto more = open_weights({SafetensorsFile::open(scratch.path() / "more.safetensors")});
+  const Config config = config_from_weights(*more, true);
+  EXPECT_EQ(check_parameters(*more, config), std::vector<std::string>{"surprise.weight"});
+  std::erase_if(tensors, [](const HostTensor& t) { return t.name == "action_out_proj.bias"; });
+  write_safetensors(scratch.path() / "less.safetensors", tensors);
+  auto less = open_weights({SafetensorsFile::open(scratch.path() / "less.safetensors")});
+  const Error e = refused([&] { check_parameters(*less, config); });
+  EXPECT_NE(std::string(e.what()).find("action_out_proj.bias; nearest: action_in_proj.bias"),
+            std::string::npos)
+      << e.what();
+}
+
+struct CheckValue {
+  const char* name;
+  Shape shape;
+  uint32_t first, second, last;  // bits
+  double sum;
+};
+
+TEST(Synthetic, full_size_tensors_have_the_documented_bits_and_sums) {
+  const std::string vision = "paligemma_with_expert.paligemma.model.vision_tower.vision_model.";
+  const std::string expert = "paligemma_with_expert.gemma_expert.model.";
+  const std::string names[] = {vision + "embeddings.patch_embedding.weight",
+                               vision + "encoder.layers.26.layer_norm2.weight",
+                               vision + "encoder.layers.0.self_attn.out_proj.weight",
+                               vision + "encoder.layers.13.mlp.fc2.weight",
+                               expert + "layers.5.self_attn.o_proj.weight",
+                               expert + "layers.17.post_attention_layernorm.dense.weight",
+                               expert + "norm.dense.bias"};
+  const CheckValue rows[] = {
+      {"action_in_proj.weight", {1024, 32}, 0xbdbdd654, 0x3d69ffff, 0xb98b3a87, -32.5275452},
+      {"action_in_proj.bias", {1024}, 0x3d2e8140, 0x3cccfc07, 0xbdb4c342, 0.0423333239},
+      {"state_proj.weight", {1024, 32}, 0xbe1bb1ad, 0xbd81683d, 0x3f141e15, -11.9128534},
+      {"action_time_mlp_in.weight", {1024, 2048}, 0x3d0f3910, 0x3c8d9a1b, 0x3c896b9a, 18.6310609},
+      {"action_out_proj.weight", {32, 1024}, 0xbd2daaf3, 0x3cb160b7, 0x3c2380d2, -1.18728473},
+      {names[0].c_str(), {1152, 3, 14, 14}, 0xbd87695d, 0x3d88322c, 0x3cfa4221, -36.0810451},
+      {names[1].c_str(), {1152}, 0x3f854541, 0x3f7b75e3, 0x3f66ff29, 1151.01735},
+      {names[2].c_str(), {1152, 1152}, 0x3b1c3fab, 0xbc017b48, 0x3a7fc056, -18.2345585},
+      {names[3].c_str(), {1152, 4304}, 0xbbac70c6, 0x3b8b914c, 0xbac310d8, -7.17736435},
+      {names[4].c_str(), {1024, 2048}, 0xbb92f654, 0x3a06a94e, 0x3ccb3817, 3.4211448},
+      {names[5].c_str(), {3072, 1024}, 0x3dcc8809, 0x3d8475ba, 0x3d86a686, -138.460383},
+      {names[6].c_str(), {3072}, 0xbe91b693, 0x3eeec12d, 0xbebbaeb7, 36.6945039}};
+  for (const CheckValue& row : rows) {
+    const HostTensor t = synthetic_tensor(row.name, row.shape, {});
+    const auto bits = [&](int64_t i) { return std::bit_cast<uint32_t>(element(t, i)); };
+    EXPECT_EQ(bits(0), row.first) << row.name;
+    EXPECT_EQ(bits(1), row.second) << row.name;
+    EXPECT_EQ(bits(row.shape.count() - 1), row.last) << row.name;
+    double sum = 0;
+    for (int64_t i = 0; i < row.shape.count(); ++i) sum += element(t, i);
+    EXPECT_NEAR(sum, row.sum, 5e-8 * std::max(1.0, std::abs(row.sum)) * 10) << row.name;
+    const HostTensor half = synthetic_tensor(row.name, row.shape, {.dtype = DType::bf16});
+    for (int64_t i = 0; i < row.shape.count(); i += 997)
+      ASSERT_EQ(element(half, i), from_bf16(to_bf16(element(t, i)))) << row.name;
+  }
+}
