@@ -106,7 +106,8 @@ TEST(Safetensors, ten_thousand_flipped_bits_in_the_header_are_refused_or_harmles
     std::string bytes = whole;
     bytes[random() % (8 + header)] ^= static_cast<char>(1 << random() % 8);
     try {
-      for (const HostTensor& t : parse(bytes)->tensors())
+      const auto file = parse(bytes);
+      for (const HostTensor& t : file->tensors())
         ASSERT_EQ(t.shape.count() * byte_size(t.dtype), std::ssize(t.bytes));
     } catch (const Error& e) {
       ASSERT_EQ(e.fault(), Fault::checkpoint);
