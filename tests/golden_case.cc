@@ -121,19 +121,25 @@ Prepared prepare(Case& c, int64_t b, const std::vector<float>& image_mask) {
   return p;
 }
 
-std::optional<Guidance> guidance_of(Case& c) {
-  if (!c.json.contains("rtc")) return {};
+// How strongly the leftover of the previous chunk pulls at each row.
+Rows guidance_rows(const Case& c) {
   const nlohmann::json& rtc = c.json.at("rtc");
   const std::map<std::string, GuidanceSchedule> schedules = {{"ZEROS", GuidanceSchedule::zeros},
                                                              {"ONES", GuidanceSchedule::ones},
                                                              {"LINEAR", GuidanceSchedule::linear},
                                                              {"EXP", GuidanceSchedule::exp}};
+  return guidance_weights(schedules.at(rtc.at("schedule").get<std::string>()),
+                          rtc.at("inference_delay").get<int64_t>(),
+                          rtc.at("execution_horizon").get<int64_t>(),
+                          c.inputs->find("rtc.leftover")->shape[1], c.config.horizon);
+}
+
+std::optional<Guidance> guidance_of(Case& c) {
+  if (!c.json.contains("rtc")) return {};
   const HostTensor& left = *c.inputs->find("rtc.leftover");
   const int64_t rows = left.shape[1], columns = left.shape[2];
   const Shape shape{c.config.horizon, c.config.action_dim};
-  const std::vector<float> w = guidance_weights(
-      schedules.at(rtc.at("schedule").get<std::string>()), rtc.at("inference_delay").get<int64_t>(),
-      rtc.at("execution_horizon").get<int64_t>(), rows, c.config.horizon);
+  const Rows w = guidance_rows(c);
   const std::vector<float> values = floats(left);
   std::vector<float> leftover(static_cast<size_t>(shape.count())), weights(leftover.size());
   for (int64_t r = 0; r < c.config.horizon; ++r)
@@ -143,7 +149,7 @@ std::optional<Guidance> guidance_of(Case& c) {
       if (r < rows && d < columns) leftover[at] = values[static_cast<size_t>(r * columns + d)];
     }
   return Guidance{c.ops.upload(leftover, shape), c.ops.upload(weights, shape),
-                  rtc.at("max_guidance_weight").get<float>()};
+                  c.json.at("rtc").at("max_guidance_weight").get<float>()};
 }
 
 // Runs the model; every stage lands in the result by the name that the network gives it.
@@ -263,6 +269,8 @@ bool run_tiny(Case& c, const Tolerance& tolerance) {
                  floats(c.stages->find("actions.without_rtc")->rows(b, b + 1)), tolerance.actions);
     }
   }
+  if (const HostTensor* weights = c.stages->find("rtc.weights"))
+    ok &= report(weights->name, guidance_rows(c), floats(*weights), tolerance.stage);
   fmt::print("{} stages compared, {} of absent cameras not computed\n", compared, absent);
   return ok;
 }

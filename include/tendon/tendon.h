@@ -39,6 +39,7 @@ class Engine {
   std::vector<std::string> notes() const;  // decisions taken while opening, one sentence each
   std::vector<OpUse> op_use() const;       // since open
   std::string backend() const;
+  double load_ms() const;  // what open took
 
   ~Engine();
   Engine(Engine&&) noexcept;

@@ -95,6 +95,7 @@ void print_json(const RunOptions& o, const Engine& engine, const Actions& a) {
                       {"backend", engine.backend()},
                       {"names", engine.action_names()},
                       {"horizon", a.horizon},
+                      {"load_ms", engine.load_ms()},
                       {"stage_ms", times_json(a.times)},
                       {"warnings", a.warnings},
                       {"notes", engine.notes()},

@@ -13,7 +13,7 @@ namespace tendon {
 
 struct OpCase {
   Op op = Op::linear;
-  std::string_view why;       // what this row is for
+  std::string_view why;  // what this row is for
   int64_t rows = 1;      // of x, q or the ids
   int64_t inputs = 1;    // columns of x; for attention the keys
   int64_t outputs = 1;   // columns of the result

@@ -1,6 +1,7 @@
 // The front door: the only place that knows the backends by name.
 #include "tendon/tendon.h"
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "backends/reference/reference.h"
@@ -28,6 +29,7 @@ struct Engine::Parts {
   Ops ops;
   std::vector<std::string> notes;
   std::unique_ptr<Policy> policy;
+  double load_ms = 0;
 
   explicit Parts(const OpenOptions& o)
       : kernels(open_backend(o.backend, o.threads)),
@@ -43,12 +45,15 @@ Engine& Engine::operator=(Engine&&) noexcept = default;
 Engine Engine::open(const std::string& model, const OpenOptions& options) {
   ensure(options.fallback.empty() || options.fallback == "reference", Fault::usage,
          "--fallback={}: only 'reference' can stand in for another backend", options.fallback);
+  const auto begin = std::chrono::steady_clock::now();
   auto parts = std::make_unique<Parts>(options);
   OpenedModel opened = open_model(model, options);
   Weights weights = load_weights(parts->ops, *opened.weights, opened.config);
   parts->notes = std::move(opened.notes);
   parts->policy = std::make_unique<Policy>(parts->ops, Model{opened.config, std::move(weights)},
                                            std::move(opened.surroundings));
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+  parts->load_ms = took.count();
   return Engine(std::move(parts));
 }
 
@@ -68,6 +73,7 @@ int64_t Engine::state_dim() const { return parts_->policy->surroundings().state_
 int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
 std::vector<std::string> Engine::notes() const { return parts_->notes; }
 std::string Engine::backend() const { return std::string(parts_->kernels->name()); }
+double Engine::load_ms() const { return parts_->load_ms; }
 
 std::vector<OpUse> Engine::op_use() const {
   std::vector<OpUse> use;
