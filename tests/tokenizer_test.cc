@@ -114,6 +114,39 @@ TEST(Tokenizer, ten_thousand_random_texts_give_the_ids_of_sentencepiece) {
   }
 }
 
+// small_tokenizer.json is in the form of Gemma's, small_tokenizer_ids.json what Hugging Face's
+// tokenizers library makes of 123 texts with it.
+TEST(Tokenizer, hugging_face_file_gives_the_ids_of_its_library) {
+  const Tokenizer tokenizer = Tokenizer::open(test_data("tokenizer/small_tokenizer.json"));
+  EXPECT_EQ(tokenizer.bos(), 2);
+  EXPECT_EQ(tokenizer.vocabulary(), 580);
+  const auto rows = read_json(test_data("tokenizer/small_tokenizer_ids.json"));
+  for (const auto& row : rows)
+    EXPECT_EQ(tokenizer.encode(row.at("text").get<std::string>()),
+              row.at("ids").get<std::vector<int32_t>>())
+        << row.at("text");
+  EXPECT_EQ(rows.size(), 123u);
+}
+
+TEST(Tokenizer, a_hugging_face_file_of_another_kind_is_refused_by_its_field) {
+  const auto whole = read_json(test_data("tokenizer/small_tokenizer.json"));
+  const auto says = [&whole](const char* pointer, const nlohmann::json& value, const char* part) {
+    auto json = whole;
+    json[nlohmann::json::json_pointer(pointer)] = value;
+    const std::string text = json.dump();
+    const Error e = refused(
+        [&text] { Tokenizer::from_json_bytes(std::as_bytes(std::span(text)), "tokenizer.json"); });
+    EXPECT_EQ(e.fault(), Fault::checkpoint);
+    EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+  };
+  says("/model/type", "Unigram", "BPE");
+  says("/model/vocab", nullptr, "model.vocab");
+  says("/model/vocab/x", -4, "piece 'x' has id -4");
+  says("/model/merges/0/1", "nowhere", "nowhere");
+  says("/normalizer", nullptr, "normalizer");
+  says("/added_tokens/0/lstrip", true, "lstrip");
+}
+
 TEST(Tokenizer, a_million_characters_take_less_than_five_seconds) {
   std::string text;
   for (int i = 0; i < 100000; ++i) text += "aaaaaaaa a";
