@@ -143,10 +143,72 @@ def bad_checkpoints(scratch):
     expect(3, "norm_stats.json", "inspect", openpi, "--config", openpi / "golden.json")
 
 
+def read_tensors(path):
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8:8 + size])
+    header.pop("__metadata__", None)
+    return {name: (entry, raw[8 + size:][slice(*entry["data_offsets"])])
+            for name, entry in header.items()}
+
+
+def write_tensors(path, tensors):
+    header, data = {}, b""
+    for name, (entry, content) in tensors.items():
+        header[name] = {**entry, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def layouts(scratch):
+    """The same weights and settings, stored in other ways, give the same actions."""
+    flower = DATA / "preprocess/images/flower_96x128_small.png"
+
+    def actions(folder, dims):
+        code, out, err = tendon("run", folder, "--config", folder / "golden.json", "--json",
+                                "--tokenizer", DATA / "tokenizer/small_tokenizer.json",
+                                "--prompt", "pick up the red cube", "--state",
+                                ",".join(["0.25"] * dims), "--image", f"base_0_rgb={flower}")
+        check(code == 0, f"{folder.name} runs: {err}")
+        return json.loads(out)["actions"] if code == 0 else None
+
+    plain = actions(copied(scratch, LEROBOT, "plain"), 14)
+
+    sharded = copied(scratch, LEROBOT, "sharded")
+    tensors = read_tensors(sharded / "model.safetensors")
+    (sharded / "model.safetensors").unlink()
+    where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for file in set(where.values()):
+        write_tensors(sharded / file, {n: t for n, t in tensors.items() if where[n] == file})
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    check(actions(sharded, 14) == plain, "a sharded checkpoint is the same model")
+    edit_json(index, lambda c: c["weight_map"].update({next(iter(where)): "../model.safetensors"}))
+    expect(3, "not a file name in the same folder", "inspect", sharded, "--config",
+           sharded / "golden.json")
+
+    old = copied(scratch, LEROBOT, "old")
+    tower = "paligemma.model.vision_tower."
+    renamed = {n.removeprefix("model.").replace(tower + "vision_model.", tower): t
+               for n, t in tensors.items() if not n.endswith("embed_tokens.weight")}
+    write_tensors(old / "model.safetensors", renamed)
+    for file in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        edit_json(old / file, lambda c: c.update(steps=[
+            s for s in c["steps"] if "relative" not in s["registry_name"]
+            and "absolute" not in s["registry_name"]]))
+        edit_json(old / file, lambda c: c["steps"].sort(
+            key=lambda s: s["registry_name"] != "device_processor"))
+    check(actions(old, 14) == plain, "old names, lm_head only, old steps: the same model")
+
+    check(actions(copied(scratch, OPENPI, "five_keys"), 8) is not None, "openpi runs")
+
+
 with tempfile.TemporaryDirectory() as folder:
     usage()
     runs(pathlib.Path(folder))
     bad_inputs(pathlib.Path(folder))
     bad_checkpoints(pathlib.Path(folder))
+    layouts(pathlib.Path(folder))
 print("failures:", failures)
 sys.exit(1 if failures else 0)

@@ -7,6 +7,7 @@
 #include "policy/images.h"
 #include "policy/robots.h"
 #include "policy/statistics.h"
+#include "policy/training_configs.h"
 #include "test_files.h"
 
 using namespace tendon;
@@ -119,6 +120,40 @@ TEST(Images, torch_resize_agrees_to_a_millionth) {
     for (size_t i = 0; i < expected.size(); ++i)
       ASSERT_NEAR(pixels[i / row * stride * row + i % row], expected[i], 1e-6) << name << " " << i;
   }
+}
+
+TEST(Robots, relative_actions_become_absolute_as_in_openpi_and_lerobot) {
+  std::vector<double> state = stored("state");
+  state.resize(8);
+  std::vector<bool> relative;
+  for (const double m : stored("openpi.absolute.mask")) relative.push_back(m != 0);
+  for (const std::string family : {"openpi", "lerobot"}) {
+    std::vector<double> actions = stored("model_actions");
+    actions.resize(5 * 7);
+    to_absolute(actions, 7, state, relative, family == "lerobot");
+    expect_close(actions, stored(family + ".absolute.actions"), 1e-6, family);
+  }
+}
+
+TEST(Robots, training_configurations_are_those_of_openpi) {
+  const TrainingConfig droid = training_config("pi05_droid");
+  EXPECT_EQ(droid.policy, PolicyType::pi05);
+  EXPECT_EQ(droid.horizon, 15);
+  EXPECT_EQ(droid.tokens_max, 200);
+  EXPECT_TRUE(droid.state_in_prompt);
+  EXPECT_EQ(droid.asset, "droid");
+  const TrainingConfig libero = training_config("pi05_libero");
+  EXPECT_EQ(libero.horizon, 10);
+  EXPECT_FALSE(libero.state_in_prompt);
+  const TrainingConfig aloha = training_config("pi0_aloha_towel");
+  EXPECT_EQ(aloha.tokens_max, 48);
+  EXPECT_EQ(aloha.default_prompt, "fold the towel");
+  EXPECT_EQ(aloha.relative.size(), 14u);
+  EXPECT_EQ(training_config_names().size(), 21u);
+  for (const std::string& name : training_config_names())
+    EXPECT_EQ(training_config(name).name, name);
+  EXPECT_NE(std::string(refused([] { training_config("pi05_driod"); }).what()).find("pi05_droid"),
+            std::string::npos);
 }
 
 TEST(Robots, aloha_grippers_match_openpi) {
