@@ -103,7 +103,7 @@ TEST(Engine, every_input_reaches_the_actions) {
 }
 
 TEST(Engine, both_time_sequences_agree_to_a_thousandth_and_differ) {
-  Engine engine = small("pi0");
+  Engine engine = small("pi0", {.precision = "f32"});
   const Observation o = observe(engine);
   const Actions a = engine.infer(o), b = engine.infer(o, {.sequence = TimeSequence::openpi});
   EXPECT_NE(a.values, b.values);

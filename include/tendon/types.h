@@ -10,9 +10,9 @@
 namespace tendon {
 
 struct OpenOptions {
-  std::string backend = "reference";  // see backends()
-  std::string fallback;    // "reference": ops that the backend lacks run there and are counted
-  std::string config;      // sizes as a JSON file, or the name of an openpi training config
+  std::string backend = "cpu";  // see backends()
+  std::string fallback;         // "reference": ops that the backend lacks run there and are counted
+  std::string config;           // sizes as a JSON file, or the name of an openpi training config
   std::string tokenizer;   // SentencePiece .model or Hugging Face tokenizer.json; else beside the
                            // model
   std::string statistics;  // openpi's norm_stats.json, or "none": state and actions as they are
@@ -21,9 +21,10 @@ struct OpenOptions {
   std::optional<std::string> default_prompt;
   std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt
   bool pad_state_in_prompt = false;     // pi0.5 checkpoints of old lerobot releases
-  std::string precision = "f32";        // synthetic models: "f32" or "bf16" in memory
-  uint64_t weights_seed = 2024;         // synthetic models
-  int threads = 0;                      // 0: one per core; never changes a result
+  std::string precision;         // "f32", "bf16" or "int8"; "": bf16 on cpu, f32 on reference
+  std::string isa;               // cpu: instruction set, "": the best; see `tendon version --json`
+  uint64_t weights_seed = 2024;  // synthetic models
+  int threads = 0;               // 0: one per core; never changes a result
 };
 
 // 8-bit RGB picture, row 0 on top: rgb[3 * (row * width + column) + channel].

@@ -171,7 +171,7 @@ void add_run(CLI::App& app) {
   verb->add_option("--noise", o->noise, "explicit noise, horizon x action dims: .json or .npy");
   verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
   verb->add_option("--time-sequence", o->sequence, "lerobot (default) or openpi");
-  verb->add_option("--backend", o->open.backend, "default: reference");
+  verb->add_option("--backend", o->open.backend, "cpu (default) or reference");
   verb->add_option("--fallback", o->open.fallback,
                    "reference: ops that the backend lacks run there and are counted");
   verb->add_option("--threads", o->open.threads, "default: one per core; never changes a result");

@@ -36,15 +36,13 @@ std::vector<std::string> slots(int64_t count) {
 }
 
 std::unique_ptr<WeightSource> generate(const Config& config, const OpenOptions& o) {
-  ensure(o.precision == "f32" || o.precision == "bf16", Fault::usage,
-         "--precision {}: expected f32 or bf16", o.precision);
-  return synthetic_weights(config.pi05(),
-                           {.seed = o.weights_seed,
-                            .dtype = o.precision == "bf16" ? DType::bf16 : DType::f32,
-                            .vision_depth = config.vision.depth,
-                            .vlm_depth = config.vlm.depth,
-                            .expert_depth = config.expert.depth,
-                            .threads = o.threads});
+  const bool narrow = o.precision.empty() ? o.backend == "cpu" : o.precision == "bf16";
+  return synthetic_weights(config.pi05(), {.seed = o.weights_seed,
+                                           .dtype = narrow ? DType::bf16 : DType::f32,
+                                           .vision_depth = config.vision.depth,
+                                           .vlm_depth = config.vlm.depth,
+                                           .expert_depth = config.expert.depth,
+                                           .threads = o.threads});
 }
 
 OpenedModel open_synthetic(const Config& config, const OpenOptions& o) {

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "backends/cpu/cpu.h"
 #include "backends/reference/reference.h"
 #include "policy/image_file.h"
 #include "policy/open_model.h"
@@ -14,11 +15,21 @@
 namespace tendon {
 namespace {
 
-std::unique_ptr<Kernels> open_backend(const std::string& name, int threads) {
-  if (name == "reference") return make_reference_backend({.threads = threads});
-  for (const char* known : {"cpu", "cuda", "ttnn"})
+std::unique_ptr<Kernels> open_backend(const std::string& name, const OpenOptions& o) {
+  if (name == "reference") {
+    if (!o.precision.empty())
+      ensure(precision_named(o.precision) != Precision::int8, Fault::usage,
+             "--precision int8: the reference backend computes in f32 only");
+    return make_reference_backend({.threads = o.threads});
+  }
+  if (name == "cpu")
+    return make_cpu_backend(
+        {.threads = o.threads,
+         .precision = o.precision.empty() ? Precision::bf16 : precision_named(o.precision),
+         .isa = o.isa});
+  for (const char* known : {"cuda", "ttnn"})
     ensure(name != known, Fault::backend,
-           "backend '{}' is not part of this build; it has: reference", name);
+           "backend '{}' is not part of this build; it has: cpu, reference", name);
   fail(Fault::usage, "unknown backend '{}'; nearest: '{}'", name, nearest(name, backends()));
 }
 
@@ -32,8 +43,8 @@ struct Engine::Parts {
   double load_ms = 0;
 
   explicit Parts(const OpenOptions& o)
-      : kernels(open_backend(o.backend, o.threads)),
-        fallback(o.fallback.empty() ? nullptr : open_backend(o.fallback, o.threads)),
+      : kernels(open_backend(o.backend, o)),
+        fallback(o.fallback.empty() ? nullptr : make_reference_backend({.threads = o.threads})),
         ops(*kernels, fallback.get()) {}
 };
 
@@ -92,7 +103,7 @@ std::string describe(const std::string& model, const OpenOptions& options) {
   return describe_model(open_model(model, options)).dump();
 }
 
-std::vector<std::string> backends() { return {"reference"}; }
+std::vector<std::string> backends() { return {"cpu", "reference"}; }
 std::string version() { return TENDON_VERSION; }
 
 }  // namespace tendon

@@ -1,0 +1,285 @@
+#include "backends/cpu/cpu.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+
+#include "backends/cpu/attention.h"
+#include "backends/cpu/isa.h"
+#include "backends/cpu/linear.h"
+#include "tensor/check.h"
+#include "tensor/parallel.h"
+
+namespace tendon {
+namespace {
+
+using namespace tendon::cpu;
+
+// Storage of one size, kept for the next tensor of that size.
+class CpuBuffer final : public Buffer {
+ public:
+  CpuBuffer(int64_t count, std::vector<CpuBuffer*>& idle) : idle_(idle) { values_.get(count); }
+  float* values() { return values_.get(0); }
+
+ protected:
+  void retire() override { idle_.push_back(this); }
+
+ private:
+  Scratch<float> values_;
+  std::vector<CpuBuffer*>& idle_;
+};
+
+class BufferPool {
+ public:
+  ~BufferPool() {
+    for (auto& [count, idle] : idle_)
+      for (CpuBuffer* b : idle) delete b;
+  }
+  Tensor make(int64_t rows, int64_t columns) {
+    std::vector<CpuBuffer*>& idle = idle_[rows * columns];
+    if (idle.empty()) {
+      idle.reserve(64);
+      return {Shape{rows, columns}, new CpuBuffer(rows * columns, idle)};
+    }
+    CpuBuffer* b = idle.back();
+    idle.pop_back();
+    return {Shape{rows, columns}, b};
+  }
+
+ private:
+  std::map<int64_t, std::vector<CpuBuffer*>> idle_;  // by elements
+};
+
+float* row(const Tensor& x, int64_t r) {
+  return static_cast<CpuBuffer*>(x.buffer())->values() + r * x.columns();
+}
+
+const PackedWeight& packed(const Weight& w) { return static_cast<const PackedWeight&>(*w.native); }
+
+Form form_of(Precision p) {
+  return p == Precision::f32 ? Form::f32 : p == Precision::bf16 ? Form::bf16 : Form::int8;
+}
+
+Bend bend_of(Activation a) {
+  return a == Activation::gelu_tanh ? Bend::gelu_tanh
+         : a == Activation::silu    ? Bend::silu
+                                    : Bend::none;
+}
+
+// Cosines and sines of the rotary embedding, by position.
+class RotaryTable {
+ public:
+  void cover(int64_t positions, int64_t width) {
+    const int64_t half = width / 2;
+    if (width == width_ && positions <= positions_) return;
+    positions_ = std::max<int64_t>(positions, 1024);
+    width_ = width;
+    float* c = cosine_.get(positions_ * half);
+    float* s = sine_.get(positions_ * half);
+    for (int64_t p = 0; p < positions_; ++p)
+      for (int64_t j = 0; j < half; ++j, ++c, ++s) {
+        const double exponent = -2.0 * static_cast<double>(j) / static_cast<double>(width);
+        const double angle = static_cast<double>(p) * std::pow(10000.0, exponent);
+        *c = static_cast<float>(std::cos(angle));
+        *s = static_cast<float>(std::sin(angle));
+      }
+  }
+  const float* cosine(int64_t position) const { return cosine_.peek() + position * width_ / 2; }
+  const float* sine(int64_t position) const { return sine_.peek() + position * width_ / 2; }
+
+ private:
+  int64_t positions_ = 0, width_ = 0;
+  Scratch<float> cosine_, sine_;
+};
+
+class CpuKernels final : public Kernels {
+ public:
+  explicit CpuKernels(const CpuOptions& options)
+      : isa_(isa_named(options.isa)),
+        pool_(options.threads > 0 ? options.threads : hardware_threads()),
+        form_(form_of(options.precision)),
+        products_(isa_, pool_),
+        attention_(isa_, pool_, form_ == Form::f32 ? Form::f32 : Form::bf16) {}
+
+  std::string_view name() const override { return "cpu"; }
+  bool supports(Op) const override { return true; }
+
+  std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
+    return pack_weight(parts, form_, pool_);
+  }
+
+  Tensor upload(std::span<const float> values, const Shape& shape) override {
+    Tensor x = make(shape[0], shape[1]);
+    std::ranges::copy(values, row(x, 0));
+    return x;
+  }
+
+  void download(const Tensor& x, std::span<float> to) override {
+    std::copy_n(row(x, 0), to.size(), to.begin());
+  }
+
+  Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
+    Tensor y = make(x.rows(), w.outputs);
+    Finish finish{.y = row(y, 0), .columns = w.outputs, .bend = bend_of(e.activation)};
+    if (e.bias) finish.bias = row(e.bias, 0);
+    if (!e.bias && w.has_bias) finish.bias = packed(w).bias.data();
+    if (e.gate) finish.gate = row(e.gate, 0);
+    if (e.residual) finish.residual = row(e.residual, 0);
+    if (e.residual) finish.residual_rows = e.residual.rows();
+    products_.product(row(x, 0), x.rows(), packed(w), finish);
+    return y;
+  }
+
+  Tensor gated_linear(const Tensor& x, const Weight& w) override {
+    Tensor y = make(x.rows(), w.outputs / 2);
+    products_.product(row(x, 0), x.rows(), packed(w),
+                      {.y = row(y, 0), .columns = w.outputs / 2, .bend = Bend::gated_gelu});
+    return y;
+  }
+
+  Tensor layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
+    Tensor y = make(x.rows(), x.columns());
+    by_rows(x.rows(), [&](int64_t r) {
+      isa_.layer_norm(row(x, r), x.columns(), row(scale, 0), row(shift, 0), row(y, r));
+    });
+    return y;
+  }
+
+  Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
+    Tensor y = make(x.rows(), x.columns());
+    const float* shifts = shift ? row(shift, 0) : nullptr;
+    by_rows(x.rows(), [&](int64_t r) {
+      isa_.rms_norm(row(x, r), x.columns(), row(scale, 0), shifts, row(y, r));
+    });
+    return y;
+  }
+
+  Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
+          std::optional<int64_t> first_position) override {
+    const Tensor both = linear(x, w, {});  // [rows, q | k | v]
+    const int64_t q = heads.query * heads.width, kv = heads.kv * heads.width;
+    Qkv out{make(x.rows(), q), make(x.rows(), kv), make(x.rows(), kv)};
+    if (first_position) rotary_.cover(*first_position + x.rows(), heads.width);
+    by_rows(x.rows(), [&](int64_t r) {
+      const float* from = row(both, r);
+      std::copy_n(from + q + kv, kv, row(out.v, r));
+      if (!first_position) {
+        std::copy_n(from, q, row(out.q, r));
+        std::copy_n(from + q, kv, row(out.k, r));
+        return;
+      }
+      const float* cosine = rotary_.cosine(*first_position + r);
+      const float* sine = rotary_.sine(*first_position + r);
+      for (int64_t at = 0; at < q; at += heads.width)
+        isa_.rotate(from + at, heads.width, cosine, sine, row(out.q, r) + at);
+      for (int64_t at = 0; at < kv; at += heads.width)
+        isa_.rotate(from + q + at, heads.width, cosine, sine, row(out.k, r) + at);
+    });
+    return out;
+  }
+
+  Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
+                   std::span<const int32_t> visible, int64_t segments) override {
+    Tensor out = make(q.rows(), q.columns());
+    const AttentionShape shape{q.rows() / segments, k.rows() / segments, segments, heads};
+    attention_.run(row(q, 0), row(k, 0), row(v, 0), shape, visible, row(out, 0));
+    return out;
+  }
+
+  Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale) override {
+    Tensor y = make(std::ssize(ids), table.inputs);
+    for (int64_t r = 0; r < y.rows(); ++r) {
+      const int64_t id = ids[static_cast<size_t>(r)];
+      const std::span<float> to(row(y, r), static_cast<size_t>(table.inputs));
+      convert_to_f32(packed(table).table.rows(id, id + 1), to);
+      isa_.scale_row(row(y, r), table.inputs, scale);
+    }
+    return y;
+  }
+
+  Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
+    Tensor out = make(x.rows(), x.columns());
+    isa_.add_scaled(row(x, 0), row(y, 0), scale, x.shape().count(), row(out, 0));
+    return out;
+  }
+
+  Tensor multiply(const Tensor& x, const Tensor& y) override {
+    Tensor out = make(x.rows(), x.columns());
+    isa_.multiply(row(x, 0), row(y, 0), x.shape().count(), row(out, 0));
+    return out;
+  }
+
+  Tensor concat_rows(std::span<const Tensor> parts) override {
+    int64_t rows = 0;
+    for (const Tensor& part : parts) rows += part.rows();
+    Tensor out = make(rows, parts[0].columns());
+    rows = 0;
+    for (const Tensor& part : parts) {
+      write_rows(out, part, rows);
+      rows += part.rows();
+    }
+    return out;
+  }
+
+  Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
+    Tensor out = make(last - first, x.columns());
+    std::copy(row(x, first), row(x, last), row(out, 0));
+    return out;
+  }
+
+  void write_rows(Tensor& to, const Tensor& rows, int64_t first) override {
+    std::copy_n(row(rows, 0), rows.shape().count(), row(to, first));
+  }
+
+ private:
+  Tensor make(int64_t rows, int64_t columns) { return buffers_.make(rows, columns); }
+
+  // Calls body(row), sixteen rows per task.
+  template <class Body>
+  void by_rows(int64_t rows, const Body& body) {
+    constexpr int64_t kRows = 16;
+    pool_.run((rows + kRows - 1) / kRows, [&](int64_t task, int) {
+      for (int64_t r = task * kRows; r < std::min((task + 1) * kRows, rows); ++r) body(r);
+    });
+  }
+
+  const IsaKernels& isa_;
+  ThreadPool pool_;
+  Form form_;
+  BufferPool buffers_;
+  Products products_;
+  Attention attention_;
+  RotaryTable rotary_;
+};
+
+constexpr std::array<std::string_view, 3> kPrecisions = {"f32", "bf16", "int8"};
+
+}  // namespace
+
+std::string_view name(Precision precision) { return kPrecisions[static_cast<size_t>(precision)]; }
+
+Precision precision_named(const std::string& name) {
+  for (size_t i = 0; i < kPrecisions.size(); ++i)
+    if (name == kPrecisions[i]) return static_cast<Precision>(i);
+  fail(Fault::usage, "unknown precision '{}'; there are: f32, bf16, int8", name);
+}
+
+std::unique_ptr<Kernels> make_cpu_backend(const CpuOptions& options) {
+  return std::make_unique<CpuKernels>(options);
+}
+
+std::vector<std::string> cpu_isas() {
+  std::vector<std::string> names;
+  for (const IsaKernels* isa : available_isas()) names.emplace_back(isa->name);
+  return names;
+}
+
+std::string describe_cpu(const CpuOptions& options) {
+  const IsaKernels& isa = isa_named(options.isa);
+  return fmt::format(
+      "{}, {} products{}", isa.name, name(options.precision),
+      options.precision == Precision::int8 ? fmt::format(" ({})", isa.int8_method) : "");
+}
+
+}  // namespace tendon

@@ -1,0 +1,57 @@
+#include "backends/cpu/isa.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "tensor/check.h"
+
+namespace tendon::cpu {
+namespace {
+
+struct Known {
+  std::string_view name;
+  const IsaKernels* kernels;
+  bool here;
+};
+
+std::vector<Known> known() {
+  std::vector<Known> all = {{"plain", plain_kernels(), true}};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  all.push_back({"avx2", avx2_kernels(), avx2});
+  all.push_back({"avxvnni", avxvnni_kernels(), avx2 && __builtin_cpu_supports("avxvnni")});
+  all.push_back({"avx512", avx512_kernels(), avx512});
+  all.push_back({"avx512vnni", avx512vnni_kernels(), vnni});
+  all.push_back({"avx512bf16", avx512bf16_kernels(), vnni && __builtin_cpu_supports("avx512bf16")});
+#endif
+  return all;
+}
+
+}  // namespace
+
+std::vector<const IsaKernels*> available_isas() {
+  std::vector<const IsaKernels*> here;
+  for (const Known& isa : known())
+    if (isa.here && isa.kernels) here.push_back(isa.kernels);
+  return here;
+}
+
+const IsaKernels& isa_named(const std::string& name) {
+  std::vector<std::string> names;
+  for (const IsaKernels* isa : available_isas()) names.emplace_back(isa->name);
+  if (name.empty()) return *available_isas().back();
+  for (const IsaKernels* isa : available_isas())
+    if (name == isa->name) return *isa;
+  const std::vector<Known> all = known();
+  const bool exists = std::ranges::any_of(all, [&](const Known& k) { return k.name == name; });
+  fail(exists ? Fault::backend : Fault::usage, "--isa {}: {}; this machine has {}", name,
+       exists ? "the machine lacks it" : "unknown instruction set", fmt::join(names, ", "));
+}
+
+}  // namespace tendon::cpu

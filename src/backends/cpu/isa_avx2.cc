@@ -1,0 +1,15 @@
+// Compiled with -mavx2 -mfma.
+#if defined(__x86_64__)
+#define TENDON_VECTOR_REGISTER "x"
+#include "backends/cpu/simd_avx2.h"
+
+namespace tendon::cpu {
+namespace {
+constexpr IsaKernels kKernels = make_kernels<Avx2>();
+}
+const IsaKernels* avx2_kernels() { return &kKernels; }
+}  // namespace tendon::cpu
+#else
+#include "backends/cpu/kernels.h"
+const tendon::cpu::IsaKernels* tendon::cpu::avx2_kernels() { return nullptr; }
+#endif

@@ -1,0 +1,32 @@
+// Compiled with -mavx2 -mfma -mavxvnni.
+#if defined(__x86_64__)
+#define TENDON_VECTOR_REGISTER "x"
+#include "backends/cpu/simd_avx2.h"
+
+namespace tendon::cpu {
+namespace {
+
+struct AvxVnni : Avx2 {
+  static constexpr const char* kName = "avxvnni";
+  static constexpr const char* kInt8Method = "vpdpbusd, exact";
+  static constexpr int tile_words(Form form) { return form == Form::bf16 ? 2 : 1; }
+  template <Form kForm>
+  TENDON_INLINE V widen(V b, int part) {
+    if constexpr (kForm == Form::int8) return b;
+    return Avx2::widen<kForm>(b, part);
+  }
+  template <Form kForm>
+  TENDON_INLINE V mac(V acc, V x, V b) {
+    if constexpr (kForm != Form::int8) return Avx2::mac<kForm>(acc, x, b);
+    return (V)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)x, (__m256i)b);
+  }
+};
+constexpr IsaKernels kKernels = make_kernels<AvxVnni>();
+
+}  // namespace
+const IsaKernels* avxvnni_kernels() { return &kKernels; }
+}  // namespace tendon::cpu
+#else
+#include "backends/cpu/kernels.h"
+const tendon::cpu::IsaKernels* tendon::cpu::avxvnni_kernels() { return nullptr; }
+#endif

@@ -1,0 +1,91 @@
+// What one instruction set brings: inner loops over packed operands, behind one table of functions.
+//
+// A product y = x Wᵀ runs on 32-bit words. A panel holds 32 outputs as two halves: word w of 16
+// outputs stand side by side, [2][words][16]. A word is one f32, two bf16 (inputs 2w and 2w + 1,
+// low half first) or four int8. The layout is the same for every instruction set, so a packed file
+// fits every machine. A tile holds up to `tile_rows` rows of x, [words][rows] or, where an
+// instruction set widens words itself, [words][2][rows].
+#pragma once
+
+#include <cstdint>
+
+namespace tendon::cpu {
+
+inline constexpr int64_t kPanel = 32;
+
+enum class Form : uint8_t { f32, bf16, int8 };
+inline constexpr int kForms = 3;
+
+constexpr int64_t inputs_per_word(Form form) {
+  return form == Form::f32 ? 1 : form == Form::bf16 ? 2 : 4;
+}
+constexpr int64_t words_of(Form form, int64_t inputs) {
+  return (inputs + inputs_per_word(form) - 1) / inputs_per_word(form);
+}
+
+enum class Bend : uint8_t { none, gelu_tanh, silu, gated_gelu };  // what follows the bias
+
+// Where a finished tile goes: rows of y, columns [column, column + 32) of `columns`.
+// gated_gelu: the first 16 of the tile are the gate, the others the product; 16 columns result.
+struct Finish {
+  float* y = nullptr;  // row 0 of the tile, column 0
+  int64_t columns = 0;
+  Bend bend = Bend::none;
+  const float* bias = nullptr;      // [columns]
+  const float* gate = nullptr;      // [columns]
+  const float* residual = nullptr;  // whole matrix, rows of `columns`; row r uses r mod rows
+  int64_t residual_rows = 1, row = 0;
+  // int8: y = (sum − 128 · offset[column]) · row_scale · column_scale.
+  const float* row_scale = nullptr;
+  const float* column_scale = nullptr;  // padded to whole panels
+  const int32_t* offset = nullptr;
+};
+
+struct IsaKernels {
+  const char* name;
+  int tile_rows;
+  int tile_words[kForms];  // 32-bit words of a tile per word of the panel: 1 or 2
+  bool biased_int8;        // tiles of int8 hold x + 128, see Finish::offset
+  const char* int8_method;
+
+  // c [rows][32] (+)= tile · panel over `words`; `half` words lie between the halves of the panel;
+  // for int8 c holds int32.
+  using Tile = void (*)(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
+                        float* c, bool add);
+  const Tile* tiles[kForms];  // by rows, 1 to tile_rows
+
+  // Rows of `columns` floats, `stride` apart, into a tile. int8 also gives each row's scale.
+  void (*pack)(Form form, const float* const* rows, int64_t count, int64_t columns, uint32_t* tile,
+               float* row_scale);
+  void (*finish)(const float* c, int64_t rows, int64_t column, const Finish& to);
+
+  // One key block of a tile's attention: s [panels][rows][32] are scores before scaling. Updates
+  // the running maximum and sum of every row, and writes weights [rows][keys]; `old` receives the
+  // factor by which what was summed so far shrinks. Row r sees visible[r] keys of this block.
+  void (*softmax)(const float* s, int64_t rows, int64_t keys, const int32_t* visible, float scale,
+                  float* maximum, float* sum, float* old, float* weights);
+  void (*scale_row)(float* x, int64_t columns, float factor);
+
+  void (*rms_norm)(const float* x, int64_t columns, const float* scale, const float* shift,
+                   float* y);
+  void (*layer_norm)(const float* x, int64_t columns, const float* scale, const float* shift,
+                     float* y);
+  // y of one head: halves turned by cosine and sine [width / 2].
+  void (*rotate)(const float* x, int64_t width, const float* cosine, const float* sine, float* y);
+  void (*add_scaled)(const float* x, const float* y, float scale, int64_t count, float* to);
+  void (*multiply)(const float* x, const float* y, int64_t count, float* to);
+
+  // Runs `rounds` of 24 independent multiply-adds of the instruction that `form` uses and returns
+  // how many FLOPs (or integer operations) that was: the machine's limit.
+  double (*peak)(Form form, int64_t rounds);
+};
+
+// Null where this build or machine has no such instruction set.
+const IsaKernels* plain_kernels();
+const IsaKernels* avx2_kernels();
+const IsaKernels* avxvnni_kernels();
+const IsaKernels* avx512_kernels();
+const IsaKernels* avx512vnni_kernels();
+const IsaKernels* avx512bf16_kernels();
+
+}  // namespace tendon::cpu

@@ -1,0 +1,42 @@
+// Cache-blocked products over packed panels, shared out over the threads.
+#pragma once
+
+#include <vector>
+
+#include "backends/cpu/packed_weight.h"
+#include "backends/cpu/scratch.h"
+
+namespace tendon::cpu {
+
+// How `rows` fall into tiles of at most `most` rows, as equal as possible.
+struct Tiling {
+  int64_t count, base, larger;  // `larger` tiles of base + 1 rows come first
+
+  Tiling(int64_t rows, int64_t most)
+      : count((rows + most - 1) / most), base(rows / count), larger(rows % count) {}
+  int64_t first(int64_t tile) const { return tile * base + (tile < larger ? tile : larger); }
+  int64_t rows(int64_t tile) const { return base + (tile < larger ? 1 : 0); }
+};
+
+class Products {
+ public:
+  Products(const IsaKernels& isa, ThreadPool& pool)
+      : isa_(isa), pool_(pool), sums_(static_cast<size_t>(pool.threads())) {}
+
+  // x [rows, w.inputs] times the weight; `finish` says what follows and where to (its row,
+  // row_scale, column_scale and offset are filled in here).
+  void product(const float* x, int64_t rows, const PackedWeight& w, Finish finish);
+
+ private:
+  void pack(const float* x, const PackedWeight& w, const Tiling& tiling);
+  void multiply(const PackedWeight& w, const Tiling& tiling, int64_t first, int64_t last,
+                int thread, const Finish& finish);
+
+  const IsaKernels& isa_;
+  ThreadPool& pool_;
+  Scratch<uint32_t> tiles_;
+  Scratch<float> row_scales_;
+  std::vector<Scratch<float>> sums_;  // per thread
+};
+
+}  // namespace tendon::cpu

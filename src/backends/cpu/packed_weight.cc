@@ -1,0 +1,133 @@
+#include "backends/cpu/packed_weight.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "tensor/bf16.h"
+#include "tensor/check.h"
+
+namespace tendon::cpu {
+namespace {
+
+// Row of the stacked matrices that column `i` of panel `p` holds; beyond `outputs`: none.
+int64_t source_row(const PackedWeight& w, int64_t p, int64_t i) {
+  if (!w.gated) return p * kPanel + i;
+  const int64_t half = kPanel / 2, at = p * half + i % half;
+  if (at >= w.outputs / 2) return w.outputs;
+  return i < half ? at : w.outputs / 2 + at;
+}
+
+void read_row(const WeightParts& parts, int64_t r, std::span<float> to) {
+  for (const HostTensor& m : parts.matrices) {
+    if (r < m.shape[0]) return convert_to_f32(m.rows(r, r + 1), to);
+    r -= m.shape[0];
+  }
+}
+
+uint32_t bits_of(float x) {
+  uint32_t b;
+  std::memcpy(&b, &x, sizeof(b));
+  return b;
+}
+
+struct Column {
+  float scale = 1.f;
+  int32_t sum = 0;
+};
+
+// One row of the matrix as words.
+Column to_words(Form form, std::span<const float> row, std::vector<uint32_t>& words) {
+  const size_t n = row.size();
+  const auto at = [&](size_t i) { return i < n ? row[i] : 0.f; };
+  if (form == Form::f32) {
+    for (size_t i = 0; i < n; ++i) words[i] = bits_of(row[i]);
+    return {};
+  }
+  if (form == Form::bf16) {
+    for (size_t w = 0; w < words.size(); ++w)
+      words[w] = static_cast<uint32_t>(to_bf16(at(2 * w))) |
+                 static_cast<uint32_t>(to_bf16(at(2 * w + 1))) << 16;
+    return {};
+  }
+  float largest = 0;
+  for (const float v : row) largest = std::max(largest, std::fabs(v));
+  const float inverse = largest > 0 ? 127.f / largest : 0.f;
+  Column column{.scale = largest / 127.f};
+  for (size_t w = 0; w < words.size(); ++w) {
+    words[w] = 0;
+    for (size_t i = 0; i < 4; ++i) {
+      const auto q = static_cast<int32_t>(std::nearbyint(at(4 * w + i) * inverse));
+      column.sum += q;
+      words[w] |= (static_cast<uint32_t>(q) & 0xFFu) << (8 * i);
+    }
+  }
+  return column;
+}
+
+void pack_panel(const WeightParts& parts, PackedWeight& w, int64_t p, uint32_t* to) {
+  const int64_t half = kPanel / 2;
+  std::vector<float> row(static_cast<size_t>(w.inputs));
+  std::vector<uint32_t> words(static_cast<size_t>(half * w.words)),
+      one(static_cast<size_t>(w.words));
+  for (int64_t side = 0; side < 2; ++side) {
+    std::ranges::fill(words, 0u);
+    for (int64_t i = 0; i < half; ++i) {
+      const int64_t r = source_row(w, p, side * half + i);
+      if (r >= w.outputs) continue;
+      read_row(parts, r, row);
+      const Column column = to_words(w.form, row, one);
+      std::ranges::copy(one, words.begin() + i * w.words);
+      if (w.form != Form::int8) continue;
+      w.column_scale[static_cast<size_t>(p * kPanel + side * half + i)] = column.scale;
+      w.column_sum[static_cast<size_t>(p * kPanel + side * half + i)] = column.sum;
+    }
+    uint32_t* out = to + side * half * w.words;
+    constexpr int64_t kBlock = 64;  // transposed block by block, so that both sides stay cached
+    for (int64_t first = 0; first < w.words; first += kBlock)
+      for (int64_t i = 0; i < half; ++i)
+        for (int64_t k = first; k < std::min(first + kBlock, w.words); ++k)
+          out[k * half + i] = words[static_cast<size_t>(i * w.words + k)];
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<uint32_t> make_words(int64_t count) {
+  const size_t bytes = static_cast<size_t>(count) * sizeof(uint32_t);
+  void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ensure(at != MAP_FAILED, Fault::memory, "cannot reserve {} bytes for weights", bytes);
+  ::madvise(at, bytes, MADV_HUGEPAGE);
+  return {static_cast<uint32_t*>(at), [bytes](uint32_t* p) { ::munmap(p, bytes); }};
+}
+
+std::shared_ptr<const PackedWeight> pack_weight(const WeightParts& parts, Form form,
+                                                ThreadPool& pool) {
+  auto w = std::make_shared<PackedWeight>();
+  w->bias = parts.bias;
+  w->inputs = parts.matrices[0].shape.count() / parts.matrices[0].shape[0];
+  if (parts.kind == WeightKind::table) {
+    w->table = parts.matrices[0];
+    return w;
+  }
+  for (const HostTensor& m : parts.matrices) w->outputs += m.shape[0];
+  w->gated = parts.kind == WeightKind::gated;
+  w->form = parts.kind == WeightKind::head ? Form::f32 : form;
+  w->words = words_of(w->form, w->inputs);
+  const int64_t per_panel = w->gated ? kPanel / 2 : kPanel;
+  const int64_t columns = w->gated ? w->outputs / 2 : w->outputs;
+  w->panels = (columns + per_panel - 1) / per_panel;
+  if (w->form == Form::int8) {
+    w->column_scale.resize(static_cast<size_t>(w->panels * kPanel));
+    w->column_sum.resize(static_cast<size_t>(w->panels * kPanel));
+  }
+  const std::shared_ptr<uint32_t> data = make_words(w->panels * kPanel * w->words);
+  pool.run(w->panels,
+           [&](int64_t p, int) { pack_panel(parts, *w, p, data.get() + p * kPanel * w->words); });
+  w->data = data;
+  return w;
+}
+
+}  // namespace tendon::cpu

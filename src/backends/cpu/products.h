@@ -1,0 +1,267 @@
+// The product of one tile with one panel, packing of tiles, and what follows a product; generic
+// over an instruction set S. See kernels.h for the layouts.
+//
+// S also gives: kRows (rows of a tile), kVectors (vectors of a panel in flight), and per form
+// `mac<Form>(acc, tile words, panel vector)`; kWiden<Form> where a word is widened into two steps.
+#pragma once
+
+#include "backends/cpu/kernels.h"
+#include "backends/cpu/vector_math.h"
+
+namespace tendon::cpu {
+namespace {
+
+// Lanes of the accumulator: int32 for int8, float otherwise; the same bits move either way.
+template <class S, Form kForm, int kRowCount>
+void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
+                  float* c, bool add) {
+  using V = typename S::V;
+  constexpr int kLanes = S::kLanes, kVectors = S::kVectors, kWords = S::tile_words(kForm);
+  constexpr int kHalf = kPanel / 2;
+  for (int first = 0; first < kPanel; first += kVectors * kLanes) {
+    V acc[kRowCount][kVectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRowCount; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        acc[r][v] = add ? load<S>(c + r * kPanel + first + v * kLanes) : V{};
+    const uint32_t* t = tile;
+    const uint32_t* p = panel + first / kHalf * half + first % kHalf;
+    for (int64_t w = 0; w < words; ++w, t += kWords * kRowCount, p += kHalf) {
+#pragma GCC unroll 2
+      for (int part = 0; part < kWords; ++part) {
+        V b[kVectors];  // the barrier below keeps loads in order: hoisted ones would spill
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v)
+          b[v] = S::template widen<kForm>(
+              load_words<S>(v * kLanes < kHalf ? p + v * kLanes : p + half + v * kLanes - kHalf),
+              part);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRowCount; ++r) {
+          const V x = S::broadcast(t + part * kRowCount + r);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) acc[r][v] = S::template mac<kForm>(acc[r][v], x, b[v]);
+          if (kWords > 1) asm volatile("" ::: "memory");
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRowCount; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) store<S>(c + r * kPanel + first + v * kLanes, acc[r][v]);
+  }
+}
+
+template <class S, Form kForm>
+struct Tiles {
+  IsaKernels::Tile by_rows[S::kRows + 1];
+  template <int... kRow>
+  static constexpr Tiles make(std::integer_sequence<int, kRow...>) {
+    return {{nullptr, &tile_product<S, kForm, kRow + 1>...}};
+  }
+};
+
+template <class S, Form kForm>
+constexpr Tiles<S, kForm> kTiles =
+    Tiles<S, kForm>::make(std::make_integer_sequence<int, S::kRows>());
+
+inline uint32_t word_of(float x) {
+  uint32_t w;
+  std::memcpy(&w, &x, sizeof(w));
+  return w;
+}
+
+inline uint32_t bf16_of(float x) {  // low half
+  const uint32_t b = word_of(x);
+  if ((b & 0x7FFFFFFFu) > 0x7F800000u) return (b | 0x00400000u) >> 16;
+  return (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
+}
+
+inline void pack_f32(const float* const* rows, int64_t count, int64_t columns, uint32_t* tile) {
+  for (int64_t c = 0; c < columns; ++c)
+    for (int64_t r = 0; r < count; ++r) *tile++ = word_of(rows[r][c]);
+}
+
+template <class S>
+void pack_bf16(const float* const* rows, int64_t count, int64_t columns, uint32_t* tile) {
+  constexpr int kLanes = S::kLanes;
+  const bool wide = S::tile_words(Form::bf16) == 2;
+  for (int64_t r = 0; r < count; ++r) {
+    const float* x = rows[r];
+    uint32_t* to = tile + r;
+    int64_t c = 0;
+    uint32_t rounded[kLanes];
+    for (; c + kLanes <= columns; c += kLanes) {
+      const typename S::I b = round_bf16<S>(load<S>(x + c));
+      std::memcpy(rounded, &b, sizeof(rounded));
+      if (wide)
+        for (int i = 0; i < kLanes; ++i, to += count) *to = rounded[i];
+      else
+        for (int i = 0; i < kLanes; i += 2, to += count) *to = rounded[i] >> 16 | rounded[i + 1];
+    }
+    for (; c < columns; c += 2) {
+      const uint32_t low = bf16_of(x[c]), high = c + 1 < columns ? bf16_of(x[c + 1]) : 0;
+      if (wide) {
+        to[0] = low << 16;
+        to[count] = high << 16;
+        to += 2 * count;
+      } else {
+        *to = low | high << 16;
+        to += count;
+      }
+    }
+  }
+}
+
+// round(x / scale) with scale = max |x| / 127; ties to even, by the same magic sum everywhere.
+inline int32_t quantised(float x, float inverse) {
+  const float shifted = x * inverse + 12582912.f;
+  return static_cast<int32_t>(word_of(shifted)) - 0x4B400000;
+}
+
+template <class S>
+void pack_int8(const float* const* rows, int64_t count, int64_t columns, uint32_t* tile,
+               float* row_scale) {
+  const bool wide = S::tile_words(Form::int8) == 2;
+  for (int64_t r = 0; r < count; ++r) {
+    const float* x = rows[r];
+    float largest = 0;
+    for (int64_t c = 0; c < columns; ++c) {
+      const float size = x[c] < 0 ? -x[c] : x[c];
+      largest = size > largest ? size : largest;
+    }
+    row_scale[r] = largest / 127.f;
+    const float inverse = largest > 0 ? 127.f / largest : 0.f;
+    uint32_t* to = tile + r;
+    for (int64_t c = 0; c < columns; c += 4) {
+      uint32_t q[4] = {};
+      for (int64_t i = 0; i < 4 && c + i < columns; ++i)
+        q[i] = static_cast<uint32_t>(quantised(x[c + i], inverse));
+      if (wide) {  // pairs of 16 bits: inputs 0 and 2, then 1 and 3
+        to[0] = (q[0] & 0xFFFFu) | q[2] << 16;
+        to[count] = (q[1] & 0xFFFFu) | q[3] << 16;
+        to += 2 * count;
+      } else {
+        *to = ((q[0] + 128) & 0xFFu) | ((q[1] + 128) & 0xFFu) << 8 | ((q[2] + 128) & 0xFFu) << 16 |
+              (q[3] + 128) << 24;
+        to += count;
+      }
+    }
+  }
+}
+
+template <class S>
+void pack(Form form, const float* const* rows, int64_t count, int64_t columns, uint32_t* tile,
+          float* row_scale) {
+  if (form == Form::f32) pack_f32(rows, count, columns, tile);
+  if (form == Form::bf16) pack_bf16<S>(rows, count, columns, tile);
+  if (form == Form::int8) pack_int8<S>(rows, count, columns, tile, row_scale);
+}
+
+template <class S>
+TENDON_INLINE typename S::V bent(Bend bend, typename S::V x) {
+  if (bend == Bend::gelu_tanh) return gelu_tanh<S>(x);
+  if (bend == Bend::silu) return silu<S>(x);
+  return x;
+}
+
+// Sums of the tile as float.
+template <class S>
+TENDON_INLINE typename S::V sums(const float* c, int64_t column, float row_scale,
+                                 const Finish& to) {
+  const typename S::V raw = load<S>(c);
+  if (!to.row_scale) return raw;
+  typename S::I whole = bits<S>(raw);
+  if (to.offset) {
+    typename S::I offset;
+    std::memcpy(&offset, to.offset + column, sizeof(offset));
+    whole -= offset * 128;
+  }
+  return __builtin_convertvector(whole, typename S::V) * row_scale *
+         load<S>(to.column_scale + column);
+}
+
+// Columns [column, column + kLanes) of one row; pointers address full vectors.
+template <class S>
+TENDON_INLINE void finish_vector(typename S::V x, const float* bias, const float* gate,
+                                 const float* residual, Bend bend, float* y) {
+  if (bias) x += load<S>(bias);
+  x = bent<S>(bend, x);
+  if (gate) x *= load<S>(gate);
+  if (residual) x = load<S>(residual) + x;
+  store<S>(y, x);
+}
+
+template <class S>
+TENDON_INLINE void finish_part(typename S::V x, int64_t part, const float* bias, const float* gate,
+                               const float* residual, Bend bend, float* y) {
+  float padded[4][S::kLanes] = {};
+  const size_t bytes = static_cast<size_t>(part) * sizeof(float);
+  if (bias) std::memcpy(padded[0], bias, bytes);
+  if (gate) std::memcpy(padded[1], gate, bytes);
+  if (residual) std::memcpy(padded[2], residual, bytes);
+  finish_vector<S>(x, bias ? padded[0] : nullptr, gate ? padded[1] : nullptr,
+                   residual ? padded[2] : nullptr, bend, padded[3]);
+  std::memcpy(y, padded[3], bytes);
+}
+
+template <class S>
+void finish(const float* c, int64_t rows, int64_t column, const Finish& to) {
+  constexpr int64_t kLanes = S::kLanes, kHalf = kPanel / 2;
+  const bool gated = to.bend == Bend::gated_gelu;
+  const int64_t width = gated ? kHalf : kPanel, first = gated ? column / 2 : column;
+  for (int64_t r = 0; r < rows; ++r, c += kPanel) {
+    const float row_scale = to.row_scale ? to.row_scale[r] : 1.f;
+    const float* residual =
+        to.residual ? to.residual + (to.row + r) % to.residual_rows * to.columns : nullptr;
+    for (int64_t i = 0; i < width && first + i < to.columns; i += kLanes) {
+      const int64_t at = first + i, left = to.columns - at;
+      typename S::V x = sums<S>(c + i, column + i, row_scale, to);
+      if (gated) x = gelu_tanh<S>(x) * sums<S>(c + kHalf + i, column + kHalf + i, row_scale, to);
+      const float* bias = to.bias ? to.bias + at : nullptr;
+      const float* gate = to.gate ? to.gate + at : nullptr;
+      const float* rest = residual ? residual + at : nullptr;
+      float* y = to.y + r * to.columns + at;
+      if (left >= kLanes)
+        finish_vector<S>(x, bias, gate, rest, to.bend, y);
+      else
+        finish_part<S>(x, left, bias, gate, rest, to.bend, y);
+    }
+  }
+}
+
+// 24 chains are enough to hide the latency of every multiply-add.
+template <class S, Form kForm>
+double peak_of(int64_t rounds) {
+  using V = typename S::V;
+  constexpr int kChains = S::kPeakChains;
+  V acc[kChains];
+#pragma GCC unroll 32
+  for (int i = 0; i < kChains; ++i) acc[i] = V{};
+  uint32_t words[S::kLanes] = {};
+  asm volatile("" : "+m"(words));
+  V x = load_words<S>(words), b = load_words<S>(words);
+  for (int64_t n = 0; n < rounds; ++n) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kChains; ++i) {
+      acc[i] = S::template mac<kForm>(acc[i], x, b);
+      asm volatile("" : "+" TENDON_VECTOR_REGISTER(acc[i]), "+" TENDON_VECTOR_REGISTER(x));
+    }
+  }
+  float sink[S::kLanes];
+#pragma GCC unroll 32
+  for (int i = 0; i < kChains; ++i) store<S>(sink, acc[i]);
+  asm volatile("" : : "m"(sink));
+  const double macs = static_cast<double>(inputs_per_word(kForm)) / S::tile_words(kForm);
+  return 2.0 * macs * S::kLanes * kChains * static_cast<double>(rounds);
+}
+
+template <class S>
+double peak(Form form, int64_t rounds) {
+  if (form == Form::f32) return peak_of<S, Form::f32>(rounds);
+  if (form == Form::bf16) return peak_of<S, Form::bf16>(rounds);
+  return peak_of<S, Form::int8>(rounds);
+}
+
+}  // namespace
+}  // namespace tendon::cpu

@@ -1,0 +1,147 @@
+// Norms, softmax, rotary embedding and element-wise sums for one instruction set S.
+#pragma once
+
+#include <cmath>
+
+#include "backends/cpu/kernels.h"
+#include "backends/cpu/vector_math.h"
+
+namespace tendon::cpu {
+namespace {
+
+constexpr float kNormEps = 1e-6f;
+
+template <class S>
+void rms_norm(const float* x, int64_t columns, const float* scale, const float* shift, float* y) {
+  constexpr int kLanes = S::kLanes;
+  typename S::V lanes[4] = {};
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= columns; c += 4 * kLanes)
+    for (int i = 0; i < 4; ++i) {
+      const typename S::V v = load<S>(x + c + i * kLanes);
+      lanes[i] = S::fma(v, v, lanes[i]);
+    }
+  double squares = sum_lanes<S>((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
+  for (; c < columns; ++c) squares += double{x[c]} * x[c];
+  const double mean = squares / static_cast<double>(columns);
+  const float factor = static_cast<float>(1.0 / __builtin_sqrt(mean + double{kNormEps}));
+  for (c = 0; c + kLanes <= columns; c += kLanes) {
+    typename S::V v = load<S>(x + c) * factor * load<S>(scale + c);
+    if (shift) v += load<S>(shift + c);
+    store<S>(y + c, v);
+  }
+  for (; c < columns; ++c) y[c] = x[c] * factor * scale[c] + (shift ? shift[c] : 0.f);
+}
+
+template <class S>
+void layer_norm(const float* x, int64_t columns, const float* scale, const float* shift, float* y) {
+  constexpr int kLanes = S::kLanes;
+  const auto lanes_sum = [&](float centre, bool squared) {
+    typename S::V lanes[4] = {};
+    int64_t c = 0;
+    for (; c + 4 * kLanes <= columns; c += 4 * kLanes)
+      for (int i = 0; i < 4; ++i) {
+        const typename S::V v = load<S>(x + c + i * kLanes) - centre;
+        lanes[i] = squared ? S::fma(v, v, lanes[i]) : lanes[i] + v;
+      }
+    double sum = sum_lanes<S>((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
+    for (; c < columns; ++c) {
+      const double v = double{x[c]} - centre;
+      sum += squared ? v * v : v;
+    }
+    return sum / static_cast<double>(columns);
+  };
+  const float mean = static_cast<float>(lanes_sum(0.f, false));
+  const double rest = lanes_sum(mean, false);  // what rounding the mean left over
+  const double variance = lanes_sum(mean, true) - rest * rest;
+  const float factor = static_cast<float>(1.0 / __builtin_sqrt(variance + double{kNormEps}));
+  const float small = static_cast<float>(rest);
+  int64_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes)
+    store<S>(y + c,
+             ((load<S>(x + c) - mean) - small) * factor * load<S>(scale + c) + load<S>(shift + c));
+  for (; c < columns; ++c) y[c] = ((x[c] - mean) - small) * factor * scale[c] + shift[c];
+}
+
+template <class S>
+void softmax(const float* s, int64_t rows, int64_t keys, const int32_t* visible, float scale,
+             float* maximum, float* sum, float* old, float* weights) {
+  constexpr int kLanes = S::kLanes;
+  for (int64_t r = 0; r < rows; ++r) {
+    float* w = weights + r * keys;
+    const int64_t seen = visible[r] < keys ? visible[r] : keys;
+    float largest = maximum[r];
+    for (int64_t first = 0; first < keys; first += kPanel) {
+      const float* from = s + (first / kPanel * rows + r) * kPanel;
+      for (int64_t i = 0; i < kPanel && first + i < keys; ++i) {
+        const float score = from[i] * scale;
+        w[first + i] = score;
+        if (first + i < seen) largest = score > largest ? score : largest;
+      }
+    }
+    old[r] = sum[r] > 0 ? std::exp(maximum[r] - largest) : 0.f;
+    typename S::V lanes = {};
+    int64_t c = 0;
+    for (; c + kLanes <= seen; c += kLanes) {
+      const typename S::V e = exp<S>(load<S>(w + c) - largest);
+      store<S>(w + c, e);
+      lanes += e;
+    }
+    float total = sum_lanes<S>(lanes);
+    if (c < seen) {
+      float part[kLanes] = {};
+      for (int64_t i = c; i < seen; ++i) part[i - c] = w[i] - largest;
+      store<S>(part, exp<S>(load<S>(part)));
+      for (int64_t i = c; i < seen; ++i) total += w[i] = part[i - c];
+    }
+    for (c = seen > 0 ? seen : 0; c < keys; ++c) w[c] = 0.f;
+    if (seen <= 0) {
+      old[r] = 1.f;
+      continue;
+    }
+    sum[r] = sum[r] * old[r] + total;
+    maximum[r] = largest;
+  }
+}
+
+template <class S>
+void scale_row(float* x, int64_t columns, float factor) {
+  int64_t c = 0;
+  for (; c + S::kLanes <= columns; c += S::kLanes) store<S>(x + c, load<S>(x + c) * factor);
+  for (; c < columns; ++c) x[c] *= factor;
+}
+
+template <class S>
+void rotate(const float* x, int64_t width, const float* cosine, const float* sine, float* y) {
+  const int64_t half = width / 2;
+  int64_t j = 0;
+  for (; j + S::kLanes <= half; j += S::kLanes) {
+    const typename S::V a = load<S>(x + j), b = load<S>(x + half + j), c = load<S>(cosine + j),
+                        s = load<S>(sine + j);
+    store<S>(y + j, a * c - b * s);
+    store<S>(y + half + j, b * c + a * s);
+  }
+  for (; j < half; ++j) {
+    const float a = x[j], b = x[half + j];
+    y[j] = a * cosine[j] - b * sine[j];
+    y[half + j] = b * cosine[j] + a * sine[j];
+  }
+}
+
+template <class S>
+void add_scaled(const float* x, const float* y, float scale, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes)
+    store<S>(to + i, load<S>(x + i) + load<S>(y + i) * scale);
+  for (; i < count; ++i) to[i] = x[i] + scale * y[i];
+}
+
+template <class S>
+void multiply(const float* x, const float* y, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) store<S>(to + i, load<S>(x + i) * load<S>(y + i));
+  for (; i < count; ++i) to[i] = x[i] * y[i];
+}
+
+}  // namespace
+}  // namespace tendon::cpu

@@ -1,0 +1,70 @@
+#include "backends/cpu/thread_pool.h"
+
+#include <algorithm>
+
+namespace tendon::cpu {
+namespace {
+
+constexpr int kSpins = 20000;  // some 100 microseconds: longer than the gaps within one call
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_ = true;
+  round_.fetch_add(1);
+  round_.notify_all();
+  for (std::thread& w : workers_) w.join();
+}
+
+void ThreadPool::run_all(const Job& job) {
+  job_ = job;
+  next_.store(0, std::memory_order_relaxed);
+  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  round_.fetch_add(1);
+  round_.notify_all();
+  take_tasks(0);
+  for (int spins = 0;; ++spins) {
+    const int busy = busy_.load();
+    if (busy == 0) return;
+    if (spins < kSpins) {
+      pause();
+    } else {
+      busy_.wait(busy);
+    }
+  }
+}
+
+void ThreadPool::work(int thread) {
+  uint32_t seen = 0;
+  for (;;) {
+    for (int spins = 0; round_.load() == seen; ++spins) {
+      if (spins < kSpins) {
+        pause();
+      } else {
+        round_.wait(seen);
+      }
+    }
+    ++seen;
+    if (stop_) return;
+    take_tasks(thread);
+    if (busy_.fetch_sub(1) == 1) busy_.notify_all();
+  }
+}
+
+void ThreadPool::take_tasks(int thread) {
+  const Job job = job_;
+  for (int64_t t = next_.fetch_add(1); t < job.tasks; t = next_.fetch_add(1))
+    job.call(job.body, t, thread);
+}
+
+}  // namespace tendon::cpu
