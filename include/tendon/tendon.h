@@ -36,6 +36,7 @@ class Engine {
   std::vector<std::string> action_names() const;  // one per action dimension
   int64_t state_dim() const;                      // values that Observation::state must have
   int64_t horizon() const;
+  int64_t steps() const;                   // Euler steps unless InferOptions says otherwise
   std::vector<std::string> notes() const;  // decisions taken while opening, one sentence each
   std::vector<OpUse> op_use() const;       // since open
   std::string backend() const;
@@ -56,6 +57,16 @@ Observation demo_observation();
 
 // PNG, JPEG or PPM with three channels of 8 bits. Fault::input on error.
 Image read_image(const std::string& path);
+
+// What the machine does at most with the multiply-add that `options` (backend, precision, isa,
+// threads) would use, measured now. Takes a fraction of a second.
+struct MachineLimits {
+  std::string method;  // "avx512bf16, bf16 products"
+  int threads = 0;
+  double gflops = 0;  // 1e9 FLOP/s, 2 per multiply-add
+  double gbytes = 0;  // 1e9 bytes/s read from memory
+};
+MachineLimits measure_limits(const OpenOptions& options = {});
 
 // What is in a model, as JSON text: configuration, cameras, tensors by group with bytes, unused
 // tensors, statistics, memory plan. Opens no backend.

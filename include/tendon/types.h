@@ -73,12 +73,22 @@ struct StageTimes {
   double total_ms = 0;
 };
 
+// Arithmetic and memory traffic of one call: FLOPs at 2 per multiply-add; bytes of weights and
+// activations that the ops read and wrote.
+struct StageWork {
+  int64_t vision_flops = 0, prefill_flops = 0, denoise_flops = 0;
+  int64_t vision_bytes = 0, prefill_bytes = 0, denoise_bytes = 0;
+  int64_t skipped_flops = 0;  // that an implementation without compaction and reuse would add
+  int64_t prefix_tokens = 0;
+};
+
 struct Actions {
   int64_t horizon = 0, dim = 0;
   std::vector<double> values;  // [horizon, dim], in the robot's units
   int64_t model_dim = 0;
   std::vector<float> normalized;  // [horizon, model_dim], before post-processing
   StageTimes times;
+  StageWork work;
   std::vector<std::string> warnings;  // a cut prompt, an absent camera, ...
 };
 

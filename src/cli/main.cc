@@ -60,6 +60,7 @@ int main(int argc, char** argv) {
       "4 input, 5 backend, 6 memory, 7 network, 70 internal.");
   app.require_subcommand(1);
   tendon::cli::add_run(app);
+  tendon::cli::add_bench(app);
   tendon::cli::add_inspect(app);
   tendon::cli::add_version(app);
   try {

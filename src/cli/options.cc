@@ -18,9 +18,13 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--default-prompt", o.default_prompt, "for observations without one");
   verb.add_option("--robot", o.robot, "aloha, droid, libero or lerobot; default: from the model");
   verb.add_option("--asset", o.asset, "which assets/<id> of an openpi checkpoint");
+  verb.add_option("--backend", o.backend, "cpu (default) or reference");
   verb.add_option("--precision", o.precision,
                   "f32, bf16 or int8; default: bf16 on cpu, f32 on reference");
   verb.add_option("--isa", o.isa, "cpu: instruction set; default: the best of this machine");
+  verb.add_option("--threads", o.threads, "default: one per core; never changes a result");
+  verb.add_flag("--state-in-prompt,!--no-state-in-prompt", o.state_in_prompt,
+                "pi0.5: whether the state is written into the prompt");
   verb.add_option("--weights-seed", o.weights_seed, "seed of synthetic weights");
 }
 

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/chunk_files.h"
+#include "cli/observation.h"
 #include "cli/verbs.h"
 #include "tensor/check.h"
 
@@ -15,41 +16,10 @@ struct RunOptions {
   std::string model;
   OpenOptions open;
   InferOptions infer;
-  std::vector<std::string> images;  // NAME=FILE
-  std::string state, noise, sequence = "lerobot", out, plot;
-  std::optional<std::string> prompt;
+  GivenObservation given;
+  std::string noise, sequence = "lerobot", out, plot;
   bool json = false;
 };
-
-// Demo and synthetic models come with an observation; every other model must be given one.
-Observation observe(const RunOptions& o, const Engine& engine) {
-  const bool built_in = o.model == "demo" || o.model.starts_with("synthetic:");
-  Observation observation;
-  if (built_in && o.images.empty()) {
-    observation = demo_observation();
-    const std::vector<std::string> cameras = engine.cameras();
-    std::map<std::string, Image> images;  // in the model's own names, as many as it has
-    for (auto& [name, image] : observation.images) {
-      const bool known = std::ranges::find(cameras, name) != cameras.end();
-      if (images.size() < cameras.size())
-        images[known ? name : cameras[images.size()]] = std::move(image);
-    }
-    observation.images = std::move(images);
-  }
-  for (const std::string& text : o.images) {
-    const size_t equals = text.find('=');
-    ensure(equals != std::string::npos && equals > 0, Fault::usage,
-           "--image {}: expected NAME=FILE", text);
-    observation.images[text.substr(0, equals)] = read_image(text.substr(equals + 1));
-  }
-  if (!o.state.empty()) observation.state = read_numbers(o.state, "--state");
-  if (built_in && o.state.empty()) {
-    observation.state = demo_observation().state;
-    observation.state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
-  }
-  if (o.prompt) observation.prompt = o.prompt;
-  return observation;
-}
 
 std::string sparkline(const Actions& a, int64_t d) {
   static constexpr const char* kBars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
@@ -147,7 +117,7 @@ void run(RunOptions o) {
   }
   Engine engine = Engine::open(o.model, o.open);
   for (const std::string& note : engine.notes()) fmt::print(stderr, "note: {}\n", note);
-  const Actions actions = engine.infer(observe(o, engine), o.infer);
+  const Actions actions = engine.infer(observe(o.model, o.given, engine), o.infer);
   for (const std::string& warning : actions.warnings) fmt::print(stderr, "warning: {}\n", warning);
   if (!o.out.empty()) write_actions(o.out, actions, engine.action_names());
   if (!o.plot.empty()) write_file(o.plot, plot_svg(actions, engine.action_names()));
@@ -164,19 +134,13 @@ void add_run(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("run", "one observation -> one action chunk");
   const auto o = std::make_shared<RunOptions>();
   add_model_options(*verb, o->model, o->open);
-  verb->add_option("--image", o->images, "NAME=FILE (PNG, JPEG or PPM); once per camera");
-  verb->add_option("--prompt", o->prompt, "what the robot shall do");
-  verb->add_option("--state", o->state, "numbers, or a .json, .npy or text file");
+  add_observation_options(*verb, o->given);
   verb->add_option("--seed", o->infer.seed, "of the noise; default 0");
   verb->add_option("--noise", o->noise, "explicit noise, horizon x action dims: .json or .npy");
   verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
   verb->add_option("--time-sequence", o->sequence, "lerobot (default) or openpi");
-  verb->add_option("--backend", o->open.backend, "cpu (default) or reference");
   verb->add_option("--fallback", o->open.fallback,
                    "reference: ops that the backend lacks run there and are counted");
-  verb->add_option("--threads", o->open.threads, "default: one per core; never changes a result");
-  verb->add_flag("--state-in-prompt,!--no-state-in-prompt", o->open.state_in_prompt,
-                 "pi0.5: whether the state is written into the prompt");
   verb->add_flag(
       "--pad-state", o->open.pad_state_in_prompt,
       "pi0.5 of old lerobot releases: pad the state before it is written into the prompt");

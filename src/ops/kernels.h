@@ -55,6 +55,7 @@ struct WeightParts {
 class PreparedWeight {
  public:
   virtual ~PreparedWeight() = default;
+  virtual int64_t bytes() const = 0;  // what one product reads of it
 };
 
 struct Weight {

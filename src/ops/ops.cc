@@ -35,6 +35,12 @@ int64_t Coverage::flops() const {
   return n;
 }
 
+int64_t Coverage::bytes() const {
+  int64_t n = 0;
+  for (const OpCount& c : ops) n += c.bytes + c.weight_bytes;
+  return n;
+}
+
 namespace {
 
 int64_t float_bytes(const Tensor& x) { return x ? 4 * x.shape().count() : 0; }
@@ -84,6 +90,10 @@ auto Ops::run(Op op, Cost cost, const Describe& describe, const Kernel& kernel) 
   ++(native ? count.native_calls : count.fallback_calls);
   count.flops += cost.flops;
   count.bytes += cost.bytes;
+  const PreparedWeight* weight = !cost.weight ? nullptr
+                                 : native     ? cost.weight->native.get()
+                                              : cost.weight->fallback.get();
+  if (weight) count.weight_bytes += weight->bytes();
   if (!native) count.bytes_moved += cost.bytes;
   const auto start = std::chrono::steady_clock::now();
   const auto stop = [&] {
@@ -187,7 +197,8 @@ Tensor Ops::linear(const Tensor& x, const Weight& w, const Epilogue& e) {
   const int64_t m = x.rows();
   return run(
       Op::linear,
-      {2 * m * w.outputs * w.inputs, float_bytes(x) + 4 * m * w.outputs + float_bytes(e.residual)},
+      {2 * m * w.outputs * w.inputs, float_bytes(x) + 4 * m * w.outputs + float_bytes(e.residual),
+       &w},
       [&] { return product(x, w); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
         const Epilogue carried{e.activation, in(e.bias), in(e.residual), in(e.gate)};
@@ -201,7 +212,7 @@ Tensor Ops::gated_linear(const Tensor& x, const Weight& w) {
          "[gated_linear] {} was not prepared as gate over up", w.name);
   return run(
       Op::gated_linear,
-      {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 2 * x.rows() * w.outputs},
+      {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 2 * x.rows() * w.outputs, &w},
       [&] { return product(x, w); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
         return out(k.gated_linear(in(x), chosen(w, native)));
@@ -241,7 +252,7 @@ Qkv Ops::qkv(const Tensor& x, const Weight& w, const Heads& heads,
          "[qkv] rotary positions need an even head width and start at 0 or later; got {} and {}",
          heads.width, first_position.value_or(0));
   return run(
-      Op::qkv, {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 4 * x.rows() * w.outputs},
+      Op::qkv, {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 4 * x.rows() * w.outputs, &w},
       [&] { return product(x, w); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
         const Qkv r = k.qkv(in(x), chosen(w, native), heads, first_position);

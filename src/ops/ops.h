@@ -14,8 +14,9 @@ namespace tendon {
 // What one kind of op cost so far.
 struct OpCount {
   int64_t native_calls = 0, fallback_calls = 0;
-  int64_t flops = 0;        // of products and attention; 0 for the rest
-  int64_t bytes = 0;        // activations read and written
+  int64_t flops = 0;  // of products and attention; 0 for the rest
+  int64_t bytes = 0;  // activations read and written
+  int64_t weight_bytes = 0;
   int64_t bytes_moved = 0;  // across the fallback, both ways
   double seconds = 0;
 };
@@ -27,6 +28,7 @@ struct Coverage {
   int64_t native_calls() const;
   int64_t fallback_calls() const;
   int64_t flops() const;
+  int64_t bytes() const;  // weights and activations
 };
 
 // One executed op, in order; recorded only while tracing.
@@ -73,6 +75,7 @@ class Ops {
  private:
   struct Cost {
     int64_t flops = 0, bytes = 0;
+    const Weight* weight = nullptr;
   };
   template <class Kernel, class Describe>
   auto run(Op op, Cost cost, const Describe& describe, const Kernel& kernel);

@@ -26,6 +26,23 @@ class StopWatch {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
+// What the ops did since the last lap.
+class WorkMeter {
+ public:
+  explicit WorkMeter(const Coverage& coverage)
+      : coverage_(coverage), flops_(coverage.flops()), bytes_(coverage.bytes()) {}
+  void lap(int64_t& flops, int64_t& bytes) {
+    flops = coverage_.flops() - flops_;
+    bytes = coverage_.bytes() - bytes_;
+    flops_ += flops;
+    bytes_ += bytes;
+  }
+
+ private:
+  const Coverage& coverage_;
+  int64_t flops_, bytes_;
+};
+
 std::string quoted(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& n : names) text += (text.empty() ? "'" : ", '") + n + "'";
@@ -223,16 +240,24 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
   const std::optional<Guidance> guided = guidance(options);
   const Tensor start = ops_.upload(noise(options), {out.horizon, model_.config.action_dim});
   const Schedule& steps = schedule(options);
+  WorkMeter meter(ops_.coverage());
   out.times.preprocess_ms = watch.lap_ms();
 
   const Tensor prefix = embed_prefix(ops_, model_, p.inputs);
   out.times.vision_ms = watch.lap_ms();
+  meter.lap(out.work.vision_flops, out.work.vision_bytes);
   fill_kv_cache(ops_, model_, prefix, cache_);
   if (p.inputs.state) append_state(ops_, model_, p.inputs.state, cache_);
   out.times.prefill_ms = watch.lap_ms();
+  meter.lap(out.work.prefill_flops, out.work.prefill_bytes);
 
   out.normalized = ops_.download(denoise(ops_, model_, cache_, steps, start, guided));
   out.times.denoise_ms = watch.lap_ms();
+  meter.lap(out.work.denoise_flops, out.work.denoise_bytes);
+  out.work.prefix_tokens = cache_.prefix;
+  out.work.skipped_flops =
+      dense_flops(model_.config, std::ssize(steps.steps)) -
+      (out.work.vision_flops + out.work.prefill_flops + out.work.denoise_flops);
 
   out.values = postprocess(out.normalized, p);
   out.times.postprocess_ms = watch.lap_ms();

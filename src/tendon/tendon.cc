@@ -11,9 +11,16 @@
 #include "policy/policy.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
+#include "tensor/parallel.h"
 
 namespace tendon {
 namespace {
+
+CpuOptions cpu_options(const OpenOptions& o) {
+  return {.threads = o.threads,
+          .precision = o.precision.empty() ? Precision::bf16 : precision_named(o.precision),
+          .isa = o.isa};
+}
 
 std::unique_ptr<Kernels> open_backend(const std::string& name, const OpenOptions& o) {
   if (name == "reference") {
@@ -22,11 +29,7 @@ std::unique_ptr<Kernels> open_backend(const std::string& name, const OpenOptions
              "--precision int8: the reference backend computes in f32 only");
     return make_reference_backend({.threads = o.threads});
   }
-  if (name == "cpu")
-    return make_cpu_backend(
-        {.threads = o.threads,
-         .precision = o.precision.empty() ? Precision::bf16 : precision_named(o.precision),
-         .isa = o.isa});
+  if (name == "cpu") return make_cpu_backend(cpu_options(o));
   for (const char* known : {"cuda", "ttnn"})
     ensure(name != known, Fault::backend,
            "backend '{}' is not part of this build; it has: cpu, reference", name);
@@ -82,6 +85,7 @@ std::vector<std::string> Engine::action_names() const {
 
 int64_t Engine::state_dim() const { return parts_->policy->surroundings().state_dim; }
 int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
+int64_t Engine::steps() const { return parts_->policy->config().num_steps; }
 std::vector<std::string> Engine::notes() const { return parts_->notes; }
 std::string Engine::backend() const { return std::string(parts_->kernels->name()); }
 double Engine::load_ms() const { return parts_->load_ms; }
@@ -95,6 +99,13 @@ std::vector<OpUse> Engine::op_use() const {
                      c.flops, c.bytes, c.seconds});
   }
   return use;
+}
+
+MachineLimits measure_limits(const OpenOptions& options) {
+  CpuOptions cpu = cpu_options(options);
+  if (options.backend == "reference") cpu.precision = Precision::f32;
+  return {describe_cpu(cpu), options.threads > 0 ? options.threads : hardware_threads(),
+          cpu_peak(cpu), cpu_bandwidth(options.threads)};
 }
 
 Image read_image(const std::string& path) { return load_image(path); }

@@ -20,6 +20,7 @@ struct PackedWeight final : PreparedWeight {
   std::vector<int32_t> column_sum;       // int8: the same, sums of the quantised row
   HostTensor table;                      // WeightKind::table: rows as they are
 
+  int64_t bytes() const override { return 4 * panels * kPanel * words; }
   const uint32_t* panel(int64_t p) const { return data.get() + p * kPanel * words; }
 };
 

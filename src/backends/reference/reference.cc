@@ -31,6 +31,12 @@ struct ReferenceWeight final : PreparedWeight {
   std::vector<HostTensor> matrices;
   std::vector<float> bias;
 
+  int64_t bytes() const override {
+    int64_t sum = 0;
+    for (const HostTensor& m : matrices) sum += std::ssize(m.bytes);
+    return sum;
+  }
+
   // Row `r` of the stacked matrices, copied to `to`.
   void read_row(int64_t r, std::span<float> to) const {
     for (const HostTensor& m : matrices) {

@@ -1,0 +1,45 @@
+#include "cli/observation.h"
+
+#include <algorithm>
+
+#include "cli/chunk_files.h"
+#include "tensor/check.h"
+
+namespace tendon::cli {
+
+void add_observation_options(CLI::App& verb, GivenObservation& given) {
+  verb.add_option("--image", given.images, "NAME=FILE (PNG, JPEG or PPM); once per camera");
+  verb.add_option("--prompt", given.prompt, "what the robot shall do");
+  verb.add_option("--state", given.state, "numbers, or a .json, .npy or text file");
+}
+
+Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine) {
+  const bool built_in = model == "demo" || model.starts_with("synthetic:");
+  Observation observation;
+  if (built_in && given.images.empty()) {
+    observation = demo_observation();
+    const std::vector<std::string> cameras = engine.cameras();
+    std::map<std::string, Image> images;  // in the model's own names, as many as it has
+    for (auto& [name, image] : observation.images) {
+      const bool known = std::ranges::find(cameras, name) != cameras.end();
+      if (images.size() < cameras.size())
+        images[known ? name : cameras[images.size()]] = std::move(image);
+    }
+    observation.images = std::move(images);
+  }
+  for (const std::string& text : given.images) {
+    const size_t equals = text.find('=');
+    ensure(equals != std::string::npos && equals > 0, Fault::usage,
+           "--image {}: expected NAME=FILE", text);
+    observation.images[text.substr(0, equals)] = read_image(text.substr(equals + 1));
+  }
+  if (!given.state.empty()) observation.state = read_numbers(given.state, "--state");
+  if (built_in && given.state.empty()) {
+    observation.state = demo_observation().state;
+    observation.state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
+  }
+  if (given.prompt) observation.prompt = given.prompt;
+  return observation;
+}
+
+}  // namespace tendon::cli
