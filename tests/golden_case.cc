@@ -327,8 +327,9 @@ bool run_full(Case& c, const Tolerance& tolerance) {
     const auto got = run(c, p, noise, steps, {}, false);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     fmt::print("{:.1f} s  ", took.count());
-    ok &=
-        report(stored.name, got.at("actions"), floats(stored), tolerance.actions, 0, tolerance.pcc);
+    // A single step of 1.0 passes on the velocity's whole error, which ten small ones average out.
+    const double allowed = tolerance.actions * (steps == 1 ? 2 : 1);
+    ok &= report(stored.name, got.at("actions"), floats(stored), allowed, 0, tolerance.pcc);
   }
   return ok;
 }

@@ -3,10 +3,9 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <chrono>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/json.h"
 #include "cli/observation.h"
 #include "cli/verbs.h"
 #include "tensor/check.h"
@@ -189,8 +188,10 @@ void print_text(const BenchOptions& o, const Result& r) {
 // Medians against those of an earlier `bench --json`; as fractions of the limit that each run
 // measured, so that a slower hour of the machine is not blamed on the code.
 bool faster_or_equal(const BenchOptions& o, const nlohmann::json& now) {
-  const nlohmann::json then = read_json(o.compare);
-  ensure(then.contains("stages") && then.contains("peak_gflops"), Fault::input,
+  std::ifstream file(o.compare);
+  ensure(file.good(), Fault::input, "cannot read {}", o.compare);
+  const nlohmann::json then = nlohmann::json::parse(file, nullptr, false);
+  ensure(then.is_object() && then.contains("stages") && then.contains("peak_gflops"), Fault::input,
          "{}: not the output of tendon bench --json", o.compare);
   bool ok = true;
   fmt::print(stderr, "\n{:12} {:>10} {:>10} {:>16}\n", "stage", "then ms", "now ms",

@@ -10,10 +10,6 @@ namespace {
 Heads heads_of(const VisionConfig& c) { return {c.heads, c.heads, c.width / c.heads}; }
 Heads heads_of(const GemmaConfig& c) { return {c.heads, c.kv_heads, c.head_dim}; }
 
-std::vector<int32_t> all_see(int64_t rows, int64_t keys) {
-  return std::vector<int32_t>(static_cast<size_t>(rows), static_cast<int32_t>(keys));
-}
-
 // ---- SigLIP: the patches of all images become image tokens; images do not see each other ----
 
 Tensor vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Tensor& x,
@@ -46,7 +42,7 @@ void probe_vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, cons
 
 struct BlockInput {
   int64_t first;                     // row of the cache, and rotary position, of x's first row
-  std::span<const int32_t> visible;  // cache rows that each row of x sees
+  std::span<const int32_t> visible;  // cache rows that the rows of x see
   const Modulation& attention;
   const Modulation& mlp;
 };
@@ -84,14 +80,17 @@ void probe_gemma_block(Ops& ops, const GemmaBlock& w, const Heads& heads, const 
   if (in.mlp.gate) probe(stage + ".gate2", in.mlp.gate);
 }
 
-// Suffix rows through the expert, on top of the cache; returns them after the final norm.
+// Suffix rows through the expert, on top of the cache; returns them after the final norm. Without
+// `step` the norms are the plain ones: the state token is at no time.
 Tensor expert_pass(Ops& ops, const Model& m, KvCache& cache, Tensor x, int64_t first,
-                   const StepTables& step, const Probe& probe) {
+                   const StepTables* step, const Probe& probe) {
   const Gemma& expert = m.weights.expert;
   const Heads heads = heads_of(m.config.expert);
-  const std::vector<int32_t> visible = all_see(x.rows(), first + x.rows());
+  const int32_t visible[] = {static_cast<int32_t>(first + x.rows())};
   for (size_t l = 0; l < expert.blocks.size(); ++l) {
-    const BlockInput in{first, visible, step.attention[l], step.mlp[l]};
+    const Modulation norm1{expert.blocks[l].norm1.scale}, norm2{expert.blocks[l].norm2.scale};
+    const BlockInput in{first, visible, step ? step->attention[l] : norm1,
+                        step ? step->mlp[l] : norm2};
     const Tensor before = x;
     x = gemma_block(ops, expert.blocks[l], heads, x, cache.layers[l], in);
     if (!probe) continue;
@@ -100,7 +99,8 @@ Tensor expert_pass(Ops& ops, const Model& m, KvCache& cache, Tensor x, int64_t f
                         probe);
     probe(fmt::format("expert.layer.{}", l), x);
   }
-  x = ops.rms_norm(x, step.final.scale, step.final.shift);
+  x = step ? ops.rms_norm(x, step->final.scale, step->final.shift)
+           : ops.rms_norm(x, expert.norm.scale);
   if (probe) probe("expert.norm", x);
   return x;
 }
@@ -123,7 +123,7 @@ Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t ima
   const Vision& w = m.weights.vision;
   const Heads heads = heads_of(m.config.vision);
   const int64_t tokens = m.config.vision.tokens();
-  const std::vector<int32_t> visible = all_see(tokens, tokens);
+  const int32_t visible[] = {static_cast<int32_t>(tokens)};
   Tensor x = ops.linear(patches, w.patch, {.residual = w.position});  // [images * tokens, 1152]
   if (probe) probe("image.patch", ops.linear(patches, w.patch));
   if (probe) probe("image.embed", x);
@@ -156,7 +156,7 @@ void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cach
          "the prefix has {} tokens, the cache has room for {}", prefix.rows(),
          cache.layers[0].keys.rows() - 1 - m.config.horizon);
   cache.prefix = prefix.rows();
-  const std::vector<int32_t> visible = all_see(prefix.rows(), prefix.rows());
+  const int32_t visible[] = {static_cast<int32_t>(prefix.rows())};
   if (probe) probe("prefix.embed", prefix);
   Tensor x = prefix;
   for (size_t l = 0; l < vlm.blocks.size(); ++l) {
@@ -191,13 +191,7 @@ void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache,
                   const Probe& probe) {
   const Tensor token = ops.linear(state, m.weights.state);  // [1, 1024]
   if (probe) probe("suffix", token);
-  StepTables unconditioned;
-  for (const GemmaBlock& block : m.weights.expert.blocks) {
-    unconditioned.attention.push_back({block.norm1.scale});
-    unconditioned.mlp.push_back({block.norm2.scale});
-  }
-  unconditioned.final = {m.weights.expert.norm.scale};
-  expert_pass(ops, m, cache, token, cache.prefix, unconditioned, probe);
+  expert_pass(ops, m, cache, token, cache.prefix, nullptr, probe);
 }
 
 Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step,
@@ -210,7 +204,7 @@ Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step
   }
   if (probe) probe("suffix", tokens);
   const int64_t first = cache.prefix + (m.config.pi05() ? 0 : 1);  // pi0: after the state token
-  const Tensor y = expert_pass(ops, m, cache, tokens, first, step, probe);
+  const Tensor y = expert_pass(ops, m, cache, tokens, first, &step, probe);
   return ops.linear(y, w.action_out);  // [horizon, action_dim]
 }
 

@@ -108,7 +108,8 @@ class Kernels {
   virtual Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
                   std::optional<int64_t> first_position) = 0;
   // softmax(q kᵀ / sqrt(width)) v. The rows of q, k and v fall into `segments` equal groups that do
-  // not see each other; row r of a group sees the first visible[r] keys of its group.
+  // not see each other; row r of a group sees the first visible[r] keys of its group. One entry
+  // alone holds for every row.
   virtual Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
                            std::span<const int32_t> visible, int64_t segments) = 0;
   virtual Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale) = 0;

@@ -82,7 +82,8 @@ std::string product(const Tensor& x, const Weight& w) {
 template <class Kernel, class Describe>
 auto Ops::run(Op op, Cost cost, const Describe& describe, const Kernel& kernel) {
   const bool native = kernels_.supports(op);
-  ensure(native || fallback_, Fault::backend,
+  if (!native && !fallback_)
+    fail(Fault::backend,
          "{} has no kernel for {} {}; --fallback=reference runs it elsewhere and counts it",
          kernels_.name(), name(op), describe());
   if (trace_) trace_->push_back({op, !native, describe()});
@@ -122,10 +123,10 @@ Tensor Ops::carry(const Tensor& x, Kernels& from, Kernels& to) {
 
 namespace {
 
-// The weight as the backend that runs the op prepared it.
-Weight chosen(const Weight& w, bool native) {
+// The weight as the backend that runs the op prepared it; `other` holds it for the fallback.
+const Weight& chosen(const Weight& w, bool native, Weight&& other) {
   if (native) return w;
-  Weight other = w;
+  other = w;
   other.native = w.fallback;
   return other;
 }
@@ -202,7 +203,7 @@ Tensor Ops::linear(const Tensor& x, const Weight& w, const Epilogue& e) {
       [&] { return product(x, w); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
         const Epilogue carried{e.activation, in(e.bias), in(e.residual), in(e.gate)};
-        return out(k.linear(in(x), chosen(w, native), carried));
+        return out(k.linear(in(x), chosen(w, native, {}), carried));
       });
 }
 
@@ -215,7 +216,7 @@ Tensor Ops::gated_linear(const Tensor& x, const Weight& w) {
       {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 2 * x.rows() * w.outputs, &w},
       [&] { return product(x, w); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
-        return out(k.gated_linear(in(x), chosen(w, native)));
+        return out(k.gated_linear(in(x), chosen(w, native, {})));
       });
 }
 
@@ -255,7 +256,7 @@ Qkv Ops::qkv(const Tensor& x, const Weight& w, const Heads& heads,
       Op::qkv, {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 4 * x.rows() * w.outputs, &w},
       [&] { return product(x, w); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
-        const Qkv r = k.qkv(in(x), chosen(w, native), heads, first_position);
+        const Qkv r = k.qkv(in(x), chosen(w, native, {}), heads, first_position);
         return Qkv{out(r.q), out(r.k), out(r.v)};
       });
 }
@@ -271,7 +272,7 @@ Tensor Ops::attention(const Tensor& q, const Tensor& k, const Tensor& v, const H
   ensure(segments >= 1 && q.rows() % segments == 0 && k.rows() % segments == 0, Fault::internal,
          "[attention] {} and {} rows do not fall into {} equal segments", q.rows(), k.rows(),
          segments);
-  ensure(std::ssize(visible) == q.rows() / segments, Fault::internal,
+  ensure(visible.size() == 1 || std::ssize(visible) == q.rows() / segments, Fault::internal,
          "[attention] {} entries of visible for {} rows", visible.size(), q.rows() / segments);
   int64_t seen = 0;
   for (const int32_t n : visible) {
@@ -301,7 +302,7 @@ Tensor Ops::embed(const Weight& table, std::span<const int32_t> ids, float scale
       Op::embed, {.bytes = 8 * std::ssize(ids) * table.inputs},
       [&] { return fmt::format("{} ids of {}", ids.size(), table.name); },
       [&](Kernels& k, bool native, const auto&, const auto& out) {
-        return out(k.embed(chosen(table, native), ids, scale));
+        return out(k.embed(chosen(table, native, {}), ids, scale));
       });
 }
 
@@ -335,7 +336,8 @@ Tensor Ops::concat_rows(std::span<const Tensor> parts) {
   return run(
       Op::concat_rows, {.bytes = 8 * rows * parts[0].columns()},
       [&] { return fmt::format("{} parts, {} rows", parts.size(), rows); },
-      [&](Kernels& k, bool, const auto& in, const auto& out) {
+      [&](Kernels& k, bool native, const auto& in, const auto& out) {
+        if (native) return k.concat_rows(parts);
         std::vector<Tensor> carried;
         for (const Tensor& part : parts) carried.push_back(in(part));
         return out(k.concat_rows(carried));

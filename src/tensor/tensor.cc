@@ -88,14 +88,37 @@ float element(const HostTensor& tensor, int64_t i) {
   }
 }
 
+namespace {
+
+// `count` elements from element `first` on.
+void convert_range(const HostTensor& tensor, int64_t first, std::span<float> to) {
+  const std::byte* from = tensor.bytes.data() + first * byte_size(tensor.dtype);
+  if (tensor.dtype == DType::f32) {
+    if (!to.empty()) std::memcpy(to.data(), from, to.size_bytes());
+  } else if (tensor.dtype == DType::bf16) {
+    for (size_t i = 0; i < to.size(); ++i) {
+      uint16_t bits = 0;
+      std::memcpy(&bits, from + 2 * i, 2);
+      to[i] = from_bf16(bits);
+    }
+  } else {
+    for (size_t i = 0; i < to.size(); ++i) to[i] = element(tensor, first + static_cast<int64_t>(i));
+  }
+}
+
+}  // namespace
+
 void convert_to_f32(const HostTensor& tensor, std::span<float> to) {
   ensure(std::ssize(to) == tensor.shape.count(), Fault::internal, "{}: {} values into {} places",
          tensor.name, tensor.shape.count(), to.size());
-  if (tensor.dtype == DType::f32) {
-    if (!to.empty()) std::memcpy(to.data(), tensor.bytes.data(), to.size_bytes());
-    return;
-  }
-  for (int64_t i = 0; i < std::ssize(to); ++i) to[static_cast<size_t>(i)] = element(tensor, i);
+  convert_range(tensor, 0, to);
+}
+
+void convert_row_to_f32(const HostTensor& tensor, int64_t row, std::span<float> to) {
+  const int64_t size = tensor.shape[0] > 0 ? tensor.shape.count() / tensor.shape[0] : 0;
+  ensure(row >= 0 && row < tensor.shape[0] && std::ssize(to) == size, Fault::internal,
+         "{}: row {} of {} into {} places", tensor.name, row, tensor.shape[0], to.size());
+  convert_range(tensor, row * size, to);
 }
 
 HostTensor host_tensor(std::string name, Shape shape, std::vector<float> values) {

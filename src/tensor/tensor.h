@@ -57,6 +57,8 @@ struct HostTensor {
 float element(const HostTensor& tensor, int64_t i);
 // All elements as float, for f32, bf16 and f16; `to` has shape.count() elements.
 void convert_to_f32(const HostTensor& tensor, std::span<float> to);
+// Row `row` of the outermost dimension; allocates nothing.
+void convert_row_to_f32(const HostTensor& tensor, int64_t row, std::span<float> to);
 HostTensor host_tensor(std::string name, Shape shape, std::vector<float> values);
 
 // Storage that belongs to a backend. Counted by its users so that a backend can recycle it without

@@ -82,7 +82,6 @@ void Attention::attend(const float* q, const AttentionShape& shape, const Packed
                        Workspace& work, float* out) const {
   const Heads& h = shape.heads;
   const int64_t share = h.query / h.kv, form = static_cast<int>(form_);
-  const int64_t step = isa_.tile_words[form], rows_max = isa_.tile_rows;
   const IsaKernels::Tile multiply = isa_.tiles[form][count];
   const float scale = 1.f / std::sqrt(static_cast<float>(h.width));
   std::array<const float*, kRowsMax> rows;
@@ -95,14 +94,14 @@ void Attention::attend(const float* q, const AttentionShape& shape, const Packed
     const int64_t row = (first + i) / share, query = head % h.kv * share + (first + i) % share;
     offset[at] = ((head / h.kv * shape.rows + row) * h.query + query) * h.width;
     rows[at] = q + offset[at];
-    seen[at] = visible[static_cast<size_t>(row)];
+    seen[at] = visible[visible.size() == 1 ? 0 : static_cast<size_t>(row)];
     farthest = std::max(farthest, seen[at]);
     maximum[at] = -INFINITY;
     sum[at] = 0.f;
   }
-  uint32_t* query = work.query.get(rows_max * packed.key_words * step);
+  uint32_t* query = work.query.get(0);
   isa_.pack(form_, rows.data(), count, h.width, query, nullptr);
-  float* sums = work.sums.get(packed.value_panels * rows_max * kPanel);
+  float* sums = work.sums.get(0);
   const int64_t keys = ceil_to(farthest, kPanel);
   const int64_t blocks = (keys + kKeyBlock - 1) / kKeyBlock;
   const int64_t block = ceil_to((keys + blocks - 1) / blocks, kPanel);
@@ -110,19 +109,19 @@ void Attention::attend(const float* q, const AttentionShape& shape, const Packed
   const uint32_t* v = values_.peek() + head * packed.values_size();
   for (int64_t from = 0; from < keys; from += block) {
     const int64_t here = std::min(block, keys - from);
-    float* scores = work.scores.get(kKeyBlock * rows_max);
+    float* scores = work.scores.get(0);
     for (int64_t p = 0; p < here / kPanel; ++p)
       multiply(query, k + (from / kPanel + p) * kPanel * packed.key_words,
                packed.key_words * kPanel / 2, packed.key_words, scores + p * count * kPanel, false);
     for (size_t i = 0; i < static_cast<size_t>(count); ++i)
       left[i] = seen[i] - static_cast<int32_t>(from);
-    float* weights = work.weights.get(kKeyBlock * rows_max);
+    float* weights = work.weights.get(0);
     isa_.softmax(scores, count, here, left.data(), scale, maximum.data(), sum.data(), old.data(),
                  weights);
     for (size_t i = 0; i < static_cast<size_t>(count); ++i)
       rows[i] = weights + static_cast<int64_t>(i) * here;
     const int64_t words = words_of(form_, here);
-    uint32_t* tile = work.weights_tile.get(rows_max * kKeyBlock * step);
+    uint32_t* tile = work.weights_tile.get(0);
     isa_.pack(form_, rows.data(), count, here, tile, nullptr);
     for (int64_t p = 0; p < packed.value_panels; ++p) {
       float* c = sums + p * count * kPanel;
@@ -164,6 +163,15 @@ void Attention::run(const float* q, const float* k, const float* v, const Attent
   });
   const int64_t queries = shape.rows * shape.heads.query / shape.heads.kv;
   const Tiling tiling(queries, isa_.tile_rows);
+  // For every thread now: which of them gets a task first is chance.
+  const int64_t rows = isa_.tile_rows, step = isa_.tile_words[static_cast<int>(form_)];
+  for (Workspace& work : threads_) {
+    work.query.get(rows * packed.key_words * step);
+    work.sums.get(packed.value_panels * rows * kPanel);
+    work.scores.get(kKeyBlock * rows);
+    work.weights.get(kKeyBlock * rows);
+    work.weights_tile.get(rows * kKeyBlock * step);
+  }
   pool_.run(heads * tiling.count, [&](int64_t task, int thread) {
     const int64_t tile = task % tiling.count;
     attend(q, shape, packed, task / tiling.count, tiling.first(tile), tiling.rows(tile), visible,

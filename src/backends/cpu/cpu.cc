@@ -192,7 +192,7 @@ class CpuKernels final : public Kernels {
     for (int64_t r = 0; r < y.rows(); ++r) {
       const int64_t id = ids[static_cast<size_t>(r)];
       const std::span<float> to(row(y, r), static_cast<size_t>(table.inputs));
-      convert_to_f32(packed(table).table.rows(id, id + 1), to);
+      convert_row_to_f32(packed(table).table, id, to);
       isa_.scale_row(row(y, r), table.inputs, scale);
     }
     return y;

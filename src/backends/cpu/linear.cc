@@ -46,8 +46,7 @@ void Products::multiply(const PackedWeight& w, const Tiling& tiling, int64_t fir
   const uint32_t* tiles = tiles_.get(0);
   const bool single = w.words <= kBlockWords;
   const int64_t sums_per_tile = (last - first) * isa_.tile_rows * kPanel;
-  float* sums =
-      sums_[static_cast<size_t>(thread)].get(single ? sums_per_tile : tiling.count * sums_per_tile);
+  float* sums = sums_[static_cast<size_t>(thread)].get(0);
   for (int64_t from = 0; from < w.words; from += kBlockWords) {
     const int64_t words = std::min(kBlockWords, w.words - from);
     const bool done = from + words == w.words;
@@ -79,6 +78,9 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Fini
   }
   const int64_t most = w.words <= kBlockWords ? 4 : 2;
   const int64_t group = group_size(w.panels, pool_.threads(), most);
+  // For every thread now: which of them gets a task first is chance.
+  const int64_t sums = group * isa_.tile_rows * kPanel;
+  for (Scratch<float>& s : sums_) s.get(w.words <= kBlockWords ? sums : tiling.count * sums);
   pool_.run((w.panels + group - 1) / group, [&](int64_t task, int thread) {
     multiply(w, tiling, task * group, std::min((task + 1) * group, w.panels), thread, finish);
   });

@@ -22,7 +22,7 @@ int64_t source_row(const PackedWeight& w, int64_t p, int64_t i) {
 
 void read_row(const WeightParts& parts, int64_t r, std::span<float> to) {
   for (const HostTensor& m : parts.matrices) {
-    if (r < m.shape[0]) return convert_to_f32(m.rows(r, r + 1), to);
+    if (r < m.shape[0]) return convert_row_to_f32(m, r, to);
     r -= m.shape[0];
   }
 }

@@ -1,11 +1,12 @@
 #include "backends/cpu/thread_pool.h"
 
-#include <algorithm>
+#include "tensor/parallel.h"
 
 namespace tendon::cpu {
 namespace {
 
-constexpr int kSpins = 20000;  // some 100 microseconds: longer than the gaps within one call
+constexpr int kSpins = 20000;      // some 100 microseconds: longer than the gaps within one call
+constexpr int kSpinsCrowded = 50;  // with more threads than cores, a spinning one is in the way
 
 void pause() {
 #if defined(__x86_64__)
@@ -15,7 +16,8 @@ void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads)
+    : spins_(threads > hardware_threads() ? kSpinsCrowded : kSpins) {
   for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
 }
 
@@ -36,7 +38,7 @@ void ThreadPool::run_all(const Job& job) {
   for (int spins = 0;; ++spins) {
     const int busy = busy_.load();
     if (busy == 0) return;
-    if (spins < kSpins) {
+    if (spins < spins_) {
       pause();
     } else {
       busy_.wait(busy);
@@ -48,7 +50,7 @@ void ThreadPool::work(int thread) {
   uint32_t seen = 0;
   for (;;) {
     for (int spins = 0; round_.load() == seen; ++spins) {
-      if (spins < kSpins) {
+      if (spins < spins_) {
         pause();
       } else {
         round_.wait(seen);

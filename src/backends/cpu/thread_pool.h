@@ -41,6 +41,7 @@ class ThreadPool {
   void take_tasks(int thread);
 
   std::vector<std::thread> workers_;
+  int spins_;  // before a thread sleeps
   Job job_;
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<uint32_t> round_{0};  // raised when a job is ready

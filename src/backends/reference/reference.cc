@@ -40,7 +40,7 @@ struct ReferenceWeight final : PreparedWeight {
   // Row `r` of the stacked matrices, copied to `to`.
   void read_row(int64_t r, std::span<float> to) const {
     for (const HostTensor& m : matrices) {
-      if (r < m.shape[0]) return convert_to_f32(m.rows(r, r + 1), to);
+      if (r < m.shape[0]) return convert_row_to_f32(m, r, to);
       r -= m.shape[0];
     }
   }
@@ -228,7 +228,7 @@ class ReferenceKernels final : public Kernels {
       for (int64_t r = first; r < last; ++r)
         for (int64_t h = 0; h < heads.query; ++h) {
           const int64_t column = h / share * width, first_key = r / rows * keys;
-          const int64_t seen = visible[static_cast<size_t>(r % rows)];
+          const int64_t seen = visible[visible.size() == 1 ? 0 : static_cast<size_t>(r % rows)];
           attend(row(q, r) + h * width, k, v, column, first_key, scale,
                  std::span(weights).first(static_cast<size_t>(seen)), width,
                  row(out, r) + h * width);

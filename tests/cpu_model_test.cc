@@ -1,0 +1,143 @@
+// labels: model
+// What the cpu backend promises of a whole call: the same bytes whatever the threads, agreement
+// between instruction sets, no allocation once it has run.
+#include <fmt/format.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "backends/cpu/cpu.h"
+#include "checkpoint/synthetic.h"
+#include "model/pi0.h"
+#include "tensor/compare.h"
+#include "tensor/random.h"
+#include "test_files.h"
+
+namespace {
+std::atomic<int64_t> allocations{0};
+
+void* counted(size_t bytes, size_t alignment) {
+  ++allocations;
+  void* p = alignment > 16
+                ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)
+                : std::malloc(bytes);
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+}  // namespace
+
+void* operator new(size_t bytes) { return counted(bytes, 1); }
+void* operator new[](size_t bytes) { return counted(bytes, 1); }
+void* operator new(size_t bytes, std::align_val_t a) {
+  return counted(bytes, static_cast<size_t>(a));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete[](void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
+void operator delete[](void* p, size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+
+namespace tendon {
+namespace {
+
+Config small_config(PolicyType type) {
+  Config c = full_size(type);
+  c.vision = {.image = 42, .patch = 14, .width = 40, .heads = 5, .mlp = 72, .depth = 2};
+  c.vlm = {.width = 72, .mlp = 136, .heads = 4, .kv_heads = 1, .head_dim = 24, .depth = 3};
+  c.expert = {.width = 48, .mlp = 88, .heads = 4, .kv_heads = 1, .head_dim = 24, .depth = 3};
+  c.vocab = 64;
+  c.horizon = 19;
+  c.num_steps = 4;
+  c.max_token_len = 40;
+  return c;
+}
+
+// A model on one variant of the backend, and one call of it.
+struct Network {
+  std::unique_ptr<Kernels> kernels;
+  Ops ops;
+  Model model;
+  KvCache cache;
+  Schedule schedule;
+  Inputs in;
+  Tensor noise;
+
+  Network(PolicyType type, const CpuOptions& options)
+      : kernels(make_cpu_backend(options)), ops(*kernels) {
+    const Config c = small_config(type);
+    const auto weights =
+        synthetic_weights(c.pi05(), {.vision_depth = 2, .vlm_depth = 3, .expert_depth = 3});
+    model = {c, load_weights(ops, *weights, c)};
+    cache = make_cache(ops, c);
+    schedule = make_schedule(ops, model, c.num_steps, TimeSequence::lerobot);
+    in.images = 3;
+    in.patches = values({3 * c.vision.tokens(), c.vision.patch_values()}, 1);
+    for (int32_t i = 0; i < 33; ++i) in.prompt.push_back(2 + i);
+    if (!c.pi05()) in.state = values({1, c.state_dim}, 2);
+    noise = values({c.horizon, c.action_dim}, 3);
+  }
+
+  Tensor values(const Shape& shape, uint64_t seed) {
+    std::vector<float> v(static_cast<size_t>(shape.count()));
+    normal_noise(seed, 0, v);
+    return ops.upload(v, shape);
+  }
+
+  Tensor call() {
+    fill_kv_cache(ops, model, embed_prefix(ops, model, in), cache);
+    if (in.state) append_state(ops, model, in.state, cache);
+    return denoise(ops, model, cache, schedule, noise);
+  }
+  std::vector<float> actions() { return ops.download(call()); }
+};
+
+struct CpuModel : testing::TestWithParam<PolicyType> {};
+
+TEST_P(CpuModel, gives_the_same_bytes_on_any_number_of_threads_and_again) {
+  for (const std::string& isa : cpu_isas())
+    for (const Precision p : {Precision::f32, Precision::bf16, Precision::int8}) {
+      Network one(GetParam(), {.threads = 1, .precision = p, .isa = isa});
+      const std::vector<float> expected = one.actions();
+      EXPECT_EQ(one.actions(), expected) << isa;
+      for (const int threads : {2, 3, 4})
+        EXPECT_EQ(Network(GetParam(), {.threads = threads, .precision = p, .isa = isa}).actions(),
+                  expected)
+            << isa << " " << name(p) << " " << threads << " threads";
+    }
+}
+
+TEST_P(CpuModel, instruction_sets_agree) {
+  const std::pair<Precision, double> bounds[] = {
+      {Precision::f32, 1e-5}, {Precision::bf16, 2e-2}, {Precision::int8, 4e-2}};
+  for (const auto& [precision, bound] : bounds) {
+    const std::vector<float> expected =
+        Network(GetParam(), {.precision = precision, .isa = "plain"}).actions();
+    for (const std::string& isa : cpu_isas()) {
+      const Comparison d =
+          compare(Network(GetParam(), {.precision = precision, .isa = isa}).actions(), expected);
+      EXPECT_LE(d.relative_l2, bound) << isa << " " << name(precision);
+    }
+  }
+}
+
+TEST_P(CpuModel, does_not_allocate_after_the_first_call) {
+  for (const Precision p : {Precision::f32, Precision::bf16, Precision::int8}) {
+    Network network(GetParam(), {.threads = 2, .precision = p});
+    network.call();
+    const int64_t before = allocations;
+    network.call();
+    EXPECT_EQ(allocations - before, 0) << name(p);
+  }
+}
+
+std::string policy_name(const testing::TestParamInfo<PolicyType>& p) {
+  return std::string(name(p.param));
+}
+
+INSTANTIATE_TEST_SUITE_P(both, CpuModel, testing::Values(PolicyType::pi0, PolicyType::pi05),
+                         policy_name);
+
+}  // namespace
+}  // namespace tendon
