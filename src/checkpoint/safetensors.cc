@@ -121,7 +121,7 @@ void write_safetensors(const std::filesystem::path& path, std::span<const HostTe
     end += t.bytes.size();
   }
   std::string text = header.dump();
-  text.append((8 - text.size() % 8) % 8, ' ');
+  text.append((64 - (8 + text.size()) % 64) % 64, ' ');  // data begins at a cache line
   const uint64_t length = text.size();
   const std::string temporary = path.string() + ".part";
   const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);

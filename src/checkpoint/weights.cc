@@ -61,6 +61,17 @@ class FileWeights final : public WeightSource {
     return tensors_.at(name);
   }
 
+  std::vector<HostTensor> packed(const std::string& name) const override {
+    const std::string prefix = "packed." + name + "/";
+    std::vector<HostTensor> pieces;
+    for (auto t = tensors_.lower_bound(prefix); t != tensors_.end() && t->first.starts_with(prefix);
+         ++t) {
+      pieces.push_back(t->second);
+      pieces.back().name = t->first.substr(prefix.size());
+    }
+    return pieces;
+  }
+
   std::vector<HostTensor> tensors() const override {
     std::vector<HostTensor> all;
     for (const auto& [name, tensor] : tensors_) all.push_back(tensor);

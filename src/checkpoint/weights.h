@@ -24,6 +24,8 @@ class WeightSource {
   virtual void check(const std::string& name, const Shape& shape) const = 0;
   // The tensor, after the same checks.
   virtual HostTensor get(const std::string& name, const Shape& shape) = 0;
+  // The pieces of a weight that a backend has packed, as stored by `tendon convert`; else empty.
+  virtual std::vector<HostTensor> packed(const std::string&) const { return {}; }
   // Every tensor under its canonical name; empty for generated sources.
   virtual std::vector<HostTensor> tensors() const = 0;
   virtual std::string description() const = 0;

@@ -20,6 +20,7 @@ std::vector<float> values(const HostTensor& t) {
 struct Loader {
   Ops& ops;
   WeightSource& source;
+  const LoadOptions& options;
 
   std::vector<float> vector(const std::string& name, int64_t n) const {
     return values(source.get(name, {n}));
@@ -33,9 +34,7 @@ struct Loader {
 
   Weight linear(const std::string& name, int64_t outputs, int64_t inputs, bool bias,
                 WeightKind kind) const {
-    WeightParts parts{name, kind, {source.get(name + ".weight", {outputs, inputs})}, {}};
-    if (bias) parts.bias = vector(name + ".bias", outputs);
-    return ops.prepare(parts);
+    return stacked("", {{name, outputs}}, inputs, bias, kind);
   }
 
   Weight head(const std::string& name, int64_t outputs, int64_t inputs) const {
@@ -49,14 +48,20 @@ struct Loader {
   // Several projections of the same input as one weight, stacked in the order of `names`.
   Weight stacked(const std::string& base, const std::vector<std::pair<std::string, int64_t>>& names,
                  int64_t inputs, bool bias, WeightKind kind) const {
-    WeightParts parts{base + names.front().first, kind, {}, {}};
+    WeightParts parts{.name = base + names.front().first, .kind = kind};
+    if (kind != WeightKind::head) parts.packed = source.packed(parts.name);
+    parts.inputs = inputs;
     for (const auto& [name, outputs] : names) {
-      parts.matrices.push_back(source.get(base + name + ".weight", {outputs, inputs}));
+      parts.outputs += outputs;
+      if (parts.packed.empty())
+        parts.matrices.push_back(source.get(base + name + ".weight", {outputs, inputs}));
       if (!bias) continue;
       const std::vector<float> b = vector(base + name + ".bias", outputs);
       parts.bias.insert(parts.bias.end(), b.begin(), b.end());
     }
-    return ops.prepare(parts);
+    const Weight weight = ops.prepare(parts);
+    if (options.prepared && kind != WeightKind::head) options.prepared(parts, weight);
+    return weight;
   }
 };
 
@@ -165,7 +170,7 @@ void load_time_mix(const Loader& load, Weights& w, int64_t width) {
 Weights load_weights(Ops& ops, WeightSource& source, const Config& config,
                      const LoadOptions& options) {
   check(config);
-  const Loader load{ops, source};
+  const Loader load{ops, source, options};
   const int64_t width = config.expert.width;
   Weights w;
   w.vision = load_vision(load, config);

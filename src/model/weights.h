@@ -2,6 +2,7 @@
 // in a checkpoint: docs in weights.cc, beside each load.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "checkpoint/weights.h"
@@ -62,6 +63,8 @@ struct LoadOptions {
   // Also keep what the policy never computes (the last prefix layer beyond its keys and values, the
   // final prefix norm), so that every stage can be compared.
   bool whole_prefix = false;
+  // Told of every large weight once the backend has it.
+  std::function<void(const WeightParts&, const Weight&)> prepared;
 };
 
 // Loads every tensor that the configuration calls for. Throws Error(Fault::checkpoint) naming the

@@ -49,6 +49,9 @@ struct WeightParts {
   WeightKind kind = WeightKind::linear;
   std::vector<HostTensor> matrices;
   std::vector<float> bias;  // [outputs], or empty
+  // Instead of the matrices: what PreparedWeight::pieces() of the same backend once gave.
+  std::vector<HostTensor> packed;
+  int64_t outputs = 0, inputs = 0;  // with `packed` only
 };
 
 // A weight in the backend's own form.
@@ -56,6 +59,8 @@ class PreparedWeight {
  public:
   virtual ~PreparedWeight() = default;
   virtual int64_t bytes() const = 0;  // what one product reads of it
+  // The backend's own form, to be stored: names without a prefix. Empty where it keeps none.
+  virtual std::vector<HostTensor> pieces() const { return {}; }
 };
 
 struct Weight {

@@ -142,8 +142,10 @@ Op consumer(WeightKind kind) {
 }  // namespace
 
 Weight Ops::prepare(const WeightParts& parts) {
-  ensure(!parts.matrices.empty(), Fault::internal, "[prepare] {} has no matrix", parts.name);
+  ensure(parts.matrices.empty() != parts.packed.empty(), Fault::internal,
+         "[prepare] {} has no matrix, or two kinds", parts.name);
   Weight w{.name = parts.name, .kind = parts.kind};
+  if (!parts.packed.empty()) w.outputs = parts.outputs, w.inputs = parts.inputs;
   for (const HostTensor& m : parts.matrices) {
     ensure(m.shape.rank() >= 2, Fault::internal, "[prepare] {}: {} is {}, expected a matrix",
            parts.name, m.name, to_string(m.shape));

@@ -93,7 +93,51 @@ void pack_panel(const WeightParts& parts, PackedWeight& w, int64_t p, uint32_t* 
   }
 }
 
+// The shape that everything else follows from.
+void lay_out(PackedWeight& w, const WeightParts& parts, Form form) {
+  w.gated = parts.kind == WeightKind::gated;
+  w.form = parts.kind == WeightKind::head ? Form::f32 : form;
+  w.words = words_of(w.form, w.inputs);
+  const int64_t per_panel = w.gated ? kPanel / 2 : kPanel;
+  const int64_t columns = w.gated ? w.outputs / 2 : w.outputs;
+  w.panels = (columns + per_panel - 1) / per_panel;
+}
+
+const HostTensor& piece(const WeightParts& parts, const char* name, DType dtype,
+                        const Shape& shape) {
+  const auto found = std::ranges::find(parts.packed, name, &HostTensor::name);
+  ensure(found != parts.packed.end(), Fault::checkpoint, "{} is packed without its '{}'",
+         parts.name, name);
+  ensure(found->dtype == dtype && found->shape == shape, Fault::checkpoint,
+         "{}: packed '{}' is {} {}, expected {} {}", parts.name, name, tendon::name(found->dtype),
+         to_string(found->shape), tendon::name(dtype), to_string(shape));
+  return *found;
+}
+
+// Pieces stay where they are: in a mapped file, as a rule.
+void adopt(PackedWeight& w, const WeightParts& parts) {
+  w.stored = piece(parts, "data", DType::i32, {w.panels, 2, w.words, kPanel / 2});
+  w.data = {w.stored.owner, reinterpret_cast<const uint32_t*>(w.stored.bytes.data())};
+  if (w.form != Form::int8) return;
+  w.column_scale.resize(static_cast<size_t>(w.panels * kPanel));
+  w.column_sum.resize(w.column_scale.size());
+  convert_to_f32(piece(parts, "scale", DType::f32, {w.panels * kPanel}), w.column_scale);
+  std::memcpy(w.column_sum.data(),
+              piece(parts, "sum", DType::i32, {w.panels * kPanel}).bytes.data(),
+              w.column_sum.size() * sizeof(int32_t));
+}
+
 }  // namespace
+
+std::vector<HostTensor> PackedWeight::pieces() const {
+  std::vector<HostTensor> all = {stored};
+  if (form != Form::int8) return all;
+  const Shape shape{panels * kPanel};
+  all.push_back(host_tensor("scale", shape, column_scale));
+  auto sums = std::make_shared<const std::vector<int32_t>>(column_sum);
+  all.push_back({"sum", DType::i32, shape, std::as_bytes(std::span(*sums)), sums});
+  return all;
+}
 
 std::shared_ptr<uint32_t> make_words(int64_t count) {
   const size_t bytes = static_cast<size_t>(count) * sizeof(uint32_t);
@@ -107,18 +151,20 @@ std::shared_ptr<const PackedWeight> pack_weight(const WeightParts& parts, Form f
                                                 ThreadPool& pool) {
   auto w = std::make_shared<PackedWeight>();
   w->bias = parts.bias;
+  if (!parts.packed.empty()) {
+    w->outputs = parts.outputs;
+    w->inputs = parts.inputs;
+    lay_out(*w, parts, form);
+    adopt(*w, parts);
+    return w;
+  }
   w->inputs = parts.matrices[0].shape.count() / parts.matrices[0].shape[0];
   if (parts.kind == WeightKind::table) {
     w->table = parts.matrices[0];
     return w;
   }
   for (const HostTensor& m : parts.matrices) w->outputs += m.shape[0];
-  w->gated = parts.kind == WeightKind::gated;
-  w->form = parts.kind == WeightKind::head ? Form::f32 : form;
-  w->words = words_of(w->form, w->inputs);
-  const int64_t per_panel = w->gated ? kPanel / 2 : kPanel;
-  const int64_t columns = w->gated ? w->outputs / 2 : w->outputs;
-  w->panels = (columns + per_panel - 1) / per_panel;
+  lay_out(*w, parts, form);
   if (w->form == Form::int8) {
     w->column_scale.resize(static_cast<size_t>(w->panels * kPanel));
     w->column_sum.resize(static_cast<size_t>(w->panels * kPanel));
@@ -127,6 +173,10 @@ std::shared_ptr<const PackedWeight> pack_weight(const WeightParts& parts, Form f
   pool.run(w->panels,
            [&](int64_t p, int) { pack_panel(parts, *w, p, data.get() + p * kPanel * w->words); });
   w->data = data;
+  const std::span<const uint32_t> words(data.get(),
+                                        static_cast<size_t>(w->panels * kPanel * w->words));
+  w->stored = {
+      "data", DType::i32, {w->panels, 2, w->words, kPanel / 2}, std::as_bytes(words), data};
   return w;
 }
 

@@ -87,6 +87,8 @@ class ReferenceKernels final : public Kernels {
   bool supports(Op) const override { return true; }
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
+    ensure(parts.packed.empty(), Fault::usage,
+           "{} is packed for the cpu backend; the reference backend reads checkpoints", parts.name);
     auto prepared = std::make_shared<ReferenceWeight>();
     prepared->matrices = parts.matrices;
     prepared->bias = parts.bias;
