@@ -26,7 +26,8 @@ struct OpUse {
 class Engine {
  public:
   // `model`: "demo", "synthetic:pi0", "synthetic:pi05", or a checkpoint folder (lerobot's
-  // save_pretrained or openpi's PyTorch layout). Fault::checkpoint, usage or backend on error.
+  // save_pretrained or openpi's PyTorch layout), or a file of convert(). Fault::checkpoint, usage
+  // or backend on error.
   static Engine open(const std::string& model, const OpenOptions& options = {});
 
   // Fault::input for a bad observation; Fault::internal for actions that are not finite.
@@ -57,6 +58,17 @@ Observation demo_observation();
 
 // PNG, JPEG or PPM with three channels of 8 bits. Fault::input on error.
 Image read_image(const std::string& path);
+
+// Writes `model` as one file with weights packed for the cpu backend in options.precision (bf16
+// when empty), configuration, statistics and tokenizer; Engine::open takes it and is ready in
+// seconds. Ends by running both and comparing their actions byte by byte: Fault::verdict when they
+// differ.
+struct Converted {
+  int64_t bytes = 0;
+  double seconds = 0;  // without the comparison
+};
+Converted convert(const std::string& model, const std::string& out,
+                  const OpenOptions& options = {});
 
 // What the machine does at most with the multiply-add that `options` (backend, precision, isa,
 // threads) would use, measured now. Takes a fraction of a second.

@@ -61,6 +61,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   tendon::cli::add_run(app);
   tendon::cli::add_bench(app);
+  tendon::cli::add_convert(app);
   tendon::cli::add_inspect(app);
   tendon::cli::add_version(app);
   try {

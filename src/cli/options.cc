@@ -5,9 +5,10 @@
 namespace tendon::cli {
 
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
-  verb.add_option(
-          "MODEL", model,
-          "demo, synthetic:pi0, synthetic:pi05, or a checkpoint folder of lerobot or openpi")
+  verb.add_option("MODEL", model,
+                  "demo, synthetic:pi0, synthetic:pi05, a checkpoint folder of lerobot or openpi, "
+                  "or a file "
+                  "of tendon convert")
       ->required();
   verb.add_option("--config", o.config,
                   "sizes as a JSON file, or an openpi training config such as pi05_droid");

@@ -10,6 +10,7 @@ namespace tendon::cli {
 
 void add_run(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_convert(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_version(CLI::App& app);
 

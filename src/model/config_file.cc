@@ -156,4 +156,31 @@ Config config_from_weights(const WeightSource& source, bool heads_known) {
   return c;
 }
 
+nlohmann::json config_json(const Config& c) {
+  const auto gemma = [](const GemmaConfig& g) {
+    return nlohmann::json{{"width", g.width},       {"mlp", g.mlp},           {"heads", g.heads},
+                          {"kv_heads", g.kv_heads}, {"head_dim", g.head_dim}, {"depth", g.depth}};
+  };
+  nlohmann::json vlm = gemma(c.vlm);
+  vlm["vocab"] = c.vocab;
+  return {{"policy", name(c.policy)},
+          {"vision",
+           {{"image", c.vision.image},
+            {"patch", c.vision.patch},
+            {"width", c.vision.width},
+            {"heads", c.vision.heads},
+            {"mlp", c.vision.mlp},
+            {"depth", c.vision.depth}}},
+          {"vlm", vlm},
+          {"expert", gemma(c.expert)},
+          {"action_dim", c.action_dim},
+          {"state_dim", c.state_dim},
+          {"horizon", c.horizon},
+          {"num_steps", c.num_steps},
+          {"max_token_len", c.max_token_len},
+          {"cameras", c.cameras},
+          {"min_period", c.min_period},
+          {"max_period", c.max_period}};
+}
+
 }  // namespace tendon

@@ -18,6 +18,9 @@ namespace tendon {
 Config read_config(const nlohmann::json& json, const std::string& file,
                    const std::optional<Config>& base = {});
 
+// All of it, in the same form.
+nlohmann::json config_json(const Config& config);
+
 // pi0 or pi0.5 by the tensors that only one of them has.
 PolicyType policy_from_weights(const WeightSource& source);
 

@@ -1,6 +1,7 @@
 // What `tendon inspect` shows.
 #include <map>
 
+#include "model/config_file.h"
 #include "model/parameters.h"
 #include "policy/open_model.h"
 #include "tensor/check.h"
@@ -9,33 +10,6 @@ namespace tendon {
 namespace {
 
 using nlohmann::json;
-
-json describe_config(const Config& c) {
-  const auto gemma = [](const GemmaConfig& g) {
-    return json{{"width", g.width},       {"mlp", g.mlp},           {"heads", g.heads},
-                {"kv_heads", g.kv_heads}, {"head_dim", g.head_dim}, {"depth", g.depth}};
-  };
-  json vlm = gemma(c.vlm);
-  vlm["vocab"] = c.vocab;
-  return {{"policy", name(c.policy)},
-          {"vision",
-           {{"image", c.vision.image},
-            {"patch", c.vision.patch},
-            {"width", c.vision.width},
-            {"heads", c.vision.heads},
-            {"mlp", c.vision.mlp},
-            {"depth", c.vision.depth}}},
-          {"vlm", vlm},
-          {"expert", gemma(c.expert)},
-          {"action_dim", c.action_dim},
-          {"state_dim", c.state_dim},
-          {"horizon", c.horizon},
-          {"num_steps", c.num_steps},
-          {"max_token_len", c.max_token_len},
-          {"cameras", c.cameras},
-          {"min_period", c.min_period},
-          {"max_period", c.max_period}};
-}
 
 json describe_statistics(const Normalizer& n) {
   const bool mean = n.method == NormMethod::mean_std;
@@ -96,7 +70,9 @@ json describe_model(const OpenedModel& m) {
   Group all;
   for (const Parameter& p : parameters(m.config)) {
     const auto stored = types.find(p.name);
-    const int64_t bytes = p.shape.count() * (stored == types.end() ? 4 : byte_size(stored->second));
+    const int64_t packed = m.precision == "int8" ? 1 : m.precision == "bf16" ? 2 : 4;
+    const int64_t bytes =
+        p.shape.count() * (stored == types.end() ? packed : byte_size(stored->second));
     for (Group* g : {&groups[p.part], &all}) {
       ++g->tensors;
       g->parameters += p.shape.count();
@@ -112,7 +88,7 @@ json describe_model(const OpenedModel& m) {
   tensors.push_back(line("all", all));
   json result{{"layout", m.layout},
               {"source", m.weights->description()},
-              {"config", describe_config(m.config)},
+              {"config", config_json(m.config)},
               {"tensors", tensors},
               {"unused_tensors", m.unused},
               {"statistics",

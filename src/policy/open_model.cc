@@ -6,6 +6,7 @@
 #include "checkpoint/synthetic.h"
 #include "model/config_file.h"
 #include "policy/checkpoint_folder.h"
+#include "policy/converted_file.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -142,10 +143,12 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options) {
     m = open_demo(options, given);
   } else if (model.starts_with("synthetic:")) {
     m = open_synthetic(model, options, given);
+  } else if (fs::is_regular_file(model)) {
+    m = open_converted(model, options);
   } else {
     ensure(fs::is_directory(model), Fault::checkpoint,
-           "{} is no folder; MODEL is demo, synthetic:pi0, synthetic:pi05 or a checkpoint folder "
-           "of lerobot or openpi",
+           "{} is no folder; MODEL is demo, synthetic:pi0, synthetic:pi05, a checkpoint folder of "
+           "lerobot or openpi, or a file of tendon convert",
            model);
     m = open_folder(model, options, given);
   }
@@ -155,7 +158,7 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options) {
   ensure(m.config.pi05() || !options.state_in_prompt.value_or(false), Fault::usage,
          "--state-in-prompt: only pi0.5 reads the state from the prompt");
   if (options.pad_state_in_prompt) m.surroundings.prompt.padded_state = m.config.state_dim;
-  add_tokenizer(m, model, options);
+  if (m.layout != "converted" || !options.tokenizer.empty()) add_tokenizer(m, model, options);
   for (const std::string& name : m.unused)
     m.notes.push_back(fmt::format("tensor {} is not used by the model", name));
   return m;

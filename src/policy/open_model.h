@@ -14,17 +14,19 @@
 namespace tendon {
 
 struct OpenedModel {
-  std::string layout;  // "demo", "synthetic", "lerobot" or "openpi"
+  std::string layout;  // "demo", "synthetic", "lerobot", "openpi" or "converted"
   Config config;
   std::unique_ptr<WeightSource> weights;
   Surroundings surroundings;
   std::string tokenizer;            // where it came from; empty: there is none
   std::vector<std::string> notes;   // decisions taken, one sentence each
   std::vector<std::string> unused;  // tensors that belong to no parameter
+  std::string precision;            // of weights that `tendon convert` packed; else empty
 };
 
-// `model`: "demo", "synthetic:pi0", "synthetic:pi05" or a checkpoint folder. Every parameter of the
-// model has been checked for presence and shape. Throws Error(Fault::checkpoint or usage).
+// `model`: "demo", "synthetic:pi0", "synthetic:pi05", a checkpoint folder or a converted file.
+// Every parameter of the model has been checked for presence and shape. Throws
+// Error(Fault::checkpoint or usage).
 OpenedModel open_model(const std::string& model, const OpenOptions& options);
 
 // Configuration, cameras, prompt, statistics, parameters by part with bytes, memory plan.

@@ -36,6 +36,18 @@ std::unique_ptr<Kernels> open_backend(const std::string& name, const OpenOptions
   fail(Fault::usage, "unknown backend '{}'; nearest: '{}'", name, nearest(name, backends()));
 }
 
+// Weights that were packed in one precision cannot be used in another.
+OpenOptions as_stored(OpenOptions o, const OpenedModel& opened) {
+  if (opened.precision.empty()) return o;
+  ensure(o.backend == "cpu", Fault::usage,
+         "this file is packed for the cpu backend; --backend {} needs the checkpoint", o.backend);
+  ensure(o.precision.empty() || o.precision == opened.precision, Fault::usage,
+         "this file is packed as {}; --precision {} needs the checkpoint", opened.precision,
+         o.precision);
+  o.precision = opened.precision;
+  return o;
+}
+
 }  // namespace
 
 struct Engine::Parts {
@@ -60,8 +72,8 @@ Engine Engine::open(const std::string& model, const OpenOptions& options) {
   ensure(options.fallback.empty() || options.fallback == "reference", Fault::usage,
          "--fallback={}: only 'reference' can stand in for another backend", options.fallback);
   const auto begin = std::chrono::steady_clock::now();
-  auto parts = std::make_unique<Parts>(options);
   OpenedModel opened = open_model(model, options);
+  auto parts = std::make_unique<Parts>(as_stored(options, opened));
   Weights weights = load_weights(parts->ops, *opened.weights, opened.config);
   parts->notes = std::move(opened.notes);
   parts->policy = std::make_unique<Policy>(parts->ops, Model{opened.config, std::move(weights)},

@@ -1,0 +1,30 @@
+// tendon convert: any model -> one file that loads in seconds.
+#include <fmt/format.h>
+
+#include "cli/verbs.h"
+
+namespace tendon::cli {
+namespace {
+
+struct ConvertOptions {
+  std::string model, out;
+  OpenOptions open;
+};
+
+void run(const ConvertOptions& o) {
+  const Converted done = convert(o.model, o.out, o.open);
+  fmt::print("{}: {:.2f} GB in {:.1f} s; self-check: same actions as {}\n", o.out,
+             static_cast<double>(done.bytes) / 1e9, done.seconds, o.model);
+}
+
+}  // namespace
+
+void add_convert(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand("convert", "any model -> one packed .safetensors");
+  const auto o = std::make_shared<ConvertOptions>();
+  add_model_options(*verb, o->model, o->open);
+  verb->add_option("OUT", o->out, "file to write, ending in .safetensors")->required();
+  verb->callback([o] { run(*o); });
+}
+
+}  // namespace tendon::cli

@@ -1,0 +1,164 @@
+#include "policy/converted_file.h"
+
+#include <fstream>
+#include <map>
+
+#include "checkpoint/content_hash.h"
+#include "checkpoint/json.h"
+#include "model/config_file.h"
+#include "policy/surroundings_json.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kFormat = 1;
+const std::string kTable =
+    "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
+
+// Remembers which tensors a model asked for.
+class Recorder final : public WeightSource {
+ public:
+  explicit Recorder(WeightSource& inner) : inner_(inner) {}
+  bool has(std::string_view name) const override { return inner_.has(name); }
+  std::optional<Shape> shape_of(std::string_view name) const override {
+    return inner_.shape_of(name);
+  }
+  void check(const std::string& name, const Shape& shape) const override {
+    inner_.check(name, shape);
+  }
+  HostTensor get(const std::string& name, const Shape& shape) override {
+    HostTensor t = inner_.get(name, shape);
+    t.name = name;
+    asked_.emplace(name, shape);
+    return t;
+  }
+  std::vector<HostTensor> tensors() const override { return inner_.tensors(); }
+  std::string description() const override { return inner_.description(); }
+
+  void forget(const std::string& name) { asked_.erase(name); }
+  const std::map<std::string, Shape>& asked() const { return asked_; }
+
+ private:
+  WeightSource& inner_;
+  std::map<std::string, Shape> asked_;
+};
+
+HostTensor file_content(const std::string& name, const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  auto bytes = std::make_shared<const std::string>(std::istreambuf_iterator<char>(file),
+                                                   std::istreambuf_iterator<char>());
+  ensure(file.good() || file.eof(), Fault::checkpoint, "cannot read {}", path);
+  return {name, DType::u8, {std::ssize(*bytes)}, std::as_bytes(std::span(*bytes)), bytes};
+}
+
+// Free space must hold everything: a full disk is noticed before anything is written.
+void check_space(const fs::path& out, std::span<const HostTensor> tensors) {
+  size_t needed = size_t{1} << 20;
+  for (const HostTensor& t : tensors) needed += t.bytes.size();
+  const fs::path folder = out.has_parent_path() ? out.parent_path() : fs::path(".");
+  std::error_code error;
+  const fs::space_info space = fs::space(folder, error);
+  ensure(!error, Fault::checkpoint, "cannot write {}: {}", out.string(), error.message());
+  ensure(space.available >= needed, Fault::checkpoint,
+         "{} needs {:.2f} GB and {} has {:.2f} GB left", out.string(),
+         static_cast<double>(needed) / 1e9, folder.string(),
+         static_cast<double>(space.available) / 1e9);
+}
+
+std::string required(const SafetensorsFile& file, const std::string& key) {
+  const auto found = file.metadata().find(key);
+  ensure(found != file.metadata().end(), Fault::checkpoint,
+         "{} is no file of tendon convert: its metadata has no '{}'", file.name(), key);
+  return found->second;
+}
+
+}  // namespace
+
+Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
+                        const Conversion& conversion) {
+  Recorder recorder(*model.weights);
+  std::vector<HostTensor> tensors;
+  const auto keep = [&](const WeightParts& parts, const Weight& weight) {
+    for (HostTensor piece : weight.native->pieces()) {
+      piece.name = "packed." + parts.name + "/" + piece.name;
+      tensors.push_back(std::move(piece));
+    }
+    for (const HostTensor& m : parts.matrices) recorder.forget(m.name);
+  };
+  Weights weights = load_weights(ops, recorder, model.config, {.prepared = keep});
+  std::ranges::stable_sort(tensors, {},
+                           [](const HostTensor& t) { return !t.name.ends_with("data"); });
+  for (const auto& [name, shape] : recorder.asked()) {
+    tensors.push_back(model.weights->get(name, shape));
+    tensors.back().name = name;
+  }
+  const bool bytewise = !fs::is_regular_file(model.tokenizer);
+  ensure(!bytewise || model.layout == "demo" || model.layout == "synthetic", Fault::checkpoint,
+         "the model has no tokenizer; give it with --tokenizer FILE");
+  if (!bytewise) tensors.push_back(file_content("tokenizer", model.tokenizer));
+  check_space(out, tensors);
+
+  const json around = surroundings_json(model.surroundings);
+  write_safetensors(out, tensors,
+                    {{"tendon.format", std::to_string(kFormat)},
+                     {"tendon.version", conversion.version},
+                     {"tendon.precision", conversion.precision},
+                     {"tendon.source", conversion.source},
+                     {"tendon.source_layout", model.layout},
+                     {"tendon.config", config_json(model.config).dump()},
+                     {"tendon.surroundings", around.dump()},
+                     {"tendon.tokenizer", bytewise ? "bytes" : "file"},
+                     {"tendon.hash", content_hash(tensors, 0)}});
+  return weights;
+}
+
+OpenedModel open_converted(const fs::path& path, const OpenOptions& options) {
+  const auto file = SafetensorsFile::open(path);
+  const std::string format = required(*file, "tendon.format");
+  ensure(
+      format == std::to_string(kFormat), Fault::checkpoint,
+      "{} has format {}, written by tendon {}; this tendon reads format {}: update it or convert "
+      "again",
+      path.string(), format, required(*file, "tendon.version"), kFormat);
+  ensure(options.config.empty() && options.statistics.empty() && options.robot.empty(),
+         Fault::usage,
+         "{} carries configuration, statistics and robot; give those to tendon convert",
+         path.string());
+  const std::string hash = content_hash(file->tensors(), options.threads, kTable);
+  ensure(hash == required(*file, "tendon.hash"), Fault::checkpoint,
+         "{} was altered after it was written (content hash {}, expected {}); convert again",
+         path.string(), hash, required(*file, "tendon.hash"));
+
+  const json config = parse_json(required(*file, "tendon.config"), path.string());
+  OpenedModel m{
+      .layout = "converted",
+      .config = read_config(config, path.string()),
+      .weights = open_weights({file}),
+      .surroundings = read_surroundings(
+          parse_json(required(*file, "tendon.surroundings"), path.string()), path.string()),
+      .precision = required(*file, "tendon.precision")};
+  if (required(*file, "tendon.tokenizer") == "bytes") {
+    m.surroundings.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::of_bytes());
+    m.tokenizer = "one token per byte";
+  } else {
+    const HostTensor* stored = file->find("tokenizer");
+    ensure(stored, Fault::checkpoint, "{} lacks its tokenizer", path.string());
+    const bool is_json = !stored->bytes.empty() && stored->bytes[0] == std::byte{'{'};
+    m.surroundings.tokenizer = std::make_shared<const Tokenizer>(
+        is_json ? Tokenizer::from_json_bytes(stored->bytes, path.string())
+                : Tokenizer::from_model_bytes(stored->bytes, path.string()));
+    m.tokenizer = path.string();
+  }
+  const std::string source = required(*file, "tendon.source_layout");
+  if (source == "synthetic" || source == "demo")
+    m.notes.push_back("the weights are synthetic: actions mean nothing");
+  m.notes.push_back(fmt::format("converted from {} by tendon {}", required(*file, "tendon.source"),
+                                required(*file, "tendon.version")));
+  return m;
+}
+
+}  // namespace tendon
