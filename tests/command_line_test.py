@@ -204,11 +204,62 @@ def layouts(scratch):
     check(actions(copied(scratch, OPENPI, "five_keys"), 8) is not None, "openpi runs")
 
 
+def conversions(scratch):
+    """tendon convert: the same actions from one file; altered, cut and newer files are refused."""
+    given = ["--prompt", "pick up the red cube", "--state", ",".join(["0.25"] * 14), "--json",
+             "--image", f"base_0_rgb={DATA / 'preprocess/images/flower_96x128_small.png'}"]
+    folder = copied(scratch, LEROBOT, "to_convert")
+    opened = [folder, "--config", folder / "golden.json", "--tokenizer",
+              DATA / "tokenizer/small_tokenizer.json"]
+    for precision in ("bf16", "int8", "f32"):
+        file = scratch / f"{precision}.safetensors"
+        expect(0, "self-check: same actions", "convert", *opened, file, "--precision", precision)
+        whole = json.loads(tendon("run", *opened, *given, "--precision", precision)[1])
+        packed = json.loads(tendon("run", file, *given)[1])
+        check(packed["actions"] == whole["actions"], f"{precision}: converted gives the same")
+    expect(0, "converted", "inspect", file)
+    expect(2, "packed as f32", "run", file, *given, "--precision", "bf16")
+    expect(2, "packed for the cpu", "run", file, *given, "--backend", "reference")
+    expect(2, "already converted", "convert", file, scratch / "again.safetensors")
+    expect(2, "OUT.safetensors", "convert", *opened, scratch / "x.bin")
+    expect(3, "cannot write", "convert", *opened, scratch / "nowhere/x.safetensors")
+    expect(3, "no tokenizer", "convert", *opened[:3], scratch / "y.safetensors")
+    check(not list(scratch.glob("y.safetensors*")), "nothing half-written remains")
+
+    content = file.read_bytes()
+    for name, altered, message in (
+            ("flipped", content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], "altered"),
+            ("cut", content[:-100], "cut.safetensors"),
+            ("newer", content.replace(b'"tendon.format":"1"', b'"tendon.format":"2"'), "format 2")):
+        (scratch / f"{name}.safetensors").write_bytes(altered)
+        expect(3, message, "run", scratch / f"{name}.safetensors", *given)
+
+
+def benchmark(scratch):
+    code, out, _ = tendon("bench", "demo", "--json", "--calls", "2", "--threads", "1")
+    result = json.loads(out)
+    check(code == 0 and 0 < result["fraction_of_peak"] < 1, "bench states the fraction of peak")
+    check(result["flops_skipped"] > 0 and result["stages"]["denoise"]["per_step_ms"] > 0,
+          "bench states work and skipped work")
+    slower, faster = scratch / "slower.json", scratch / "faster.json"
+    for file, factor in ((slower, 0.1), (faster, 10)):
+        for stage in result["stages"].values():
+            if "fraction_of_peak" in stage:
+                stage["fraction_of_peak"] *= factor
+        file.write_text(json.dumps(result))
+    expect(0, "faster", "bench", "demo", "--calls", "2", "--compare", slower)
+    expect(1, "SLOWER", "bench", "demo", "--calls", "2", "--compare", faster)
+    expect(2, "there are: f32, bf16, int8", "bench", "demo", "--precision", "fp4")
+    expect(2, "this machine has plain", "bench", "demo", "--isa", "avx9")
+
+
 with tempfile.TemporaryDirectory() as folder:
     usage()
     runs(pathlib.Path(folder))
     bad_inputs(pathlib.Path(folder))
     bad_checkpoints(pathlib.Path(folder))
     layouts(pathlib.Path(folder))
+    conversions(pathlib.Path(folder))
+    benchmark(pathlib.Path(folder))
 print("failures:", failures)
 sys.exit(1 if failures else 0)
