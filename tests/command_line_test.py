@@ -250,6 +250,7 @@ def benchmark(scratch):
     expect(0, "faster", "bench", "demo", "--calls", "2", "--compare", slower)
     expect(1, "SLOWER", "bench", "demo", "--calls", "2", "--compare", faster)
     expect(2, "there are: f32, bf16, int8", "bench", "demo", "--precision", "fp4")
+    expect(6, "--max-memory allows 0.00", "run", "synthetic:pi0", "--max-memory", "1MB")
     expect(2, "this machine has plain", "bench", "demo", "--isa", "avx9")
 
 

@@ -2,12 +2,27 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 namespace tendon {
+
+// Bytes that a model will occupy, known before any weight is read.
+struct MemoryPlan {
+  int64_t weights = 0;      // in the backend's form; token embeddings of files stay on disk
+  int64_t kv_cache = 0;     // keys and values of the longest prefix and the suffix
+  int64_t activations = 0;  // the widest point of a call
+  int64_t total() const { return weights + kv_cache + activations; }
+};
+
+struct LoadProgress {
+  MemoryPlan plan;
+  int64_t bytes = 0;   // of plan.weights, loaded so far
+  double seconds = 0;  // since loading began
+};
 
 struct OpenOptions {
   std::string backend = "cpu";  // see backends()
@@ -25,6 +40,8 @@ struct OpenOptions {
   std::string isa;               // cpu: instruction set, "": the best; see `tendon version --json`
   uint64_t weights_seed = 2024;  // synthetic models
   int threads = 0;               // 0: one per core; never changes a result
+  int64_t max_memory = 0;        // bytes; a larger plan is Fault::memory. 0: no limit
+  std::function<void(const LoadProgress&)> progress;  // called before and while weights load
 };
 
 // 8-bit RGB picture, row 0 on top: rgb[3 * (row * width + column) + channel].

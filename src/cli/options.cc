@@ -1,8 +1,38 @@
 #include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
 
 #include "cli/verbs.h"
 
 namespace tendon::cli {
+namespace {
+
+// Large models only: one line that is rewritten on a terminal, else one line per tenth.
+void print_progress(const LoadProgress& p, int& shown) {
+  constexpr double kGb = 1e9;
+  const auto total = static_cast<double>(p.plan.weights), done = static_cast<double>(p.bytes);
+  if (total < kGb / 2) return;
+  if (p.bytes == 0) {
+    fmt::print(stderr, "memory plan: weights {:.2f} GB, cache {:.2f} GB, activations {:.2f} GB\n",
+               total / kGb, static_cast<double>(p.plan.kv_cache) / kGb,
+               static_cast<double>(p.plan.activations) / kGb);
+    shown = 0;
+    return;
+  }
+  const bool terminal = ::isatty(STDERR_FILENO) != 0;
+  const int step = static_cast<int>(done / total * (terminal ? 100 : 10));
+  if (step <= shown) return;
+  shown = step;
+  const double rate = done / std::max(p.seconds, 1e-3);
+  fmt::print(stderr, "{}loading {:.2f} of {:.2f} GB · {:.2f} GB/s · {:.0f} s left{}",
+             terminal ? "\r" : "", done / kGb, total / kGb, rate / kGb,
+             std::max(0.0, (total - done) / rate), terminal ? " " : "\n");
+  std::fflush(stderr);
+}
+
+}  // namespace
 
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("MODEL", model,
@@ -26,6 +56,9 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--threads", o.threads, "default: one per core; never changes a result");
   verb.add_flag("--state-in-prompt,!--no-state-in-prompt", o.state_in_prompt,
                 "pi0.5: whether the state is written into the prompt");
+  verb.add_option("--max-memory", o.max_memory, "refuse models that need more, such as 8GB")
+      ->transform(CLI::AsSizeValue(true));
+  o.progress = [shown = -1](const LoadProgress& p) mutable { print_progress(p, shown); };
   verb.add_option("--weights-seed", o.weights_seed, "seed of synthetic weights");
 }
 

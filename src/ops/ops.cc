@@ -282,6 +282,7 @@ Tensor Ops::attention(const Tensor& q, const Tensor& k, const Tensor& v, const H
            "[attention] a row sees {} keys of {}", n, k.rows() / segments);
     seen += n;
   }
+  if (visible.size() == 1) seen *= q.rows() / segments;
   return run(
       Op::attention,
       {4 * seen * segments * heads.query * heads.width,

@@ -47,23 +47,31 @@ struct Group {
   int64_t tensors = 0, parameters = 0, bytes = 0;
 };
 
-// What one call needs beyond the weights, in float: the cache, and the widest point of the prefix.
-json memory_plan(const Config& c, int64_t weight_bytes) {
-  const int64_t image_rows = c.cameras * c.vision.tokens();
-  const int64_t rows = image_rows + c.max_token_len + c.horizon + 1;
-  const int64_t cache = 2 * c.vlm.depth * rows * c.vlm.kv_heads * c.vlm.head_dim * 4;
-  const int64_t prefix = rows * (2 * c.vlm.mlp + 2 * c.vlm.width) * 4;
-  const int64_t vision = image_rows * (c.vision.mlp + 5 * c.vision.width) * 4;
-  const int64_t work = std::max(prefix, vision);
-  return {{"weights", weight_bytes},
-          {"kv_cache", cache},
-          {"activations", work},
-          {"total", weight_bytes + cache + work}};
-}
-
 }  // namespace
 
-json describe_model(const OpenedModel& m) {
+MemoryPlan plan_memory(const OpenedModel& m, const OpenOptions& o) {
+  const Config& c = m.config;
+  const bool packs = o.backend == "cpu", generated = m.weights->tensors().empty();
+  const std::string precision = !m.precision.empty()   ? m.precision
+                                : !o.precision.empty() ? o.precision
+                                : packs                ? "bf16"
+                                                       : "f32";
+  const int64_t packed = precision == "int8" ? 1 : precision == "bf16" ? 2 : 4;
+  MemoryPlan plan;
+  for (const Parameter& p : parameters(c)) {
+    if (p.part == Part::embedding && !generated) continue;  // mapped: rows are read on demand
+    plan.weights += p.shape.count() * (packs && p.part == Part::heads ? 4 : packed);
+  }
+  const int64_t image_rows = c.cameras * c.vision.tokens();
+  const int64_t rows = image_rows + c.max_token_len + c.horizon + 1;
+  plan.kv_cache = 2 * c.vlm.depth * rows * c.vlm.kv_heads * c.vlm.head_dim * 4;
+  const int64_t prefix = rows * (2 * c.vlm.mlp + 2 * c.vlm.width) * 4;
+  const int64_t vision = image_rows * (c.vision.mlp + 5 * c.vision.width) * 4;
+  plan.activations = std::max(prefix, vision);
+  return plan;
+}
+
+json describe_model(const OpenedModel& m, const OpenOptions& options) {
   std::map<std::string, DType> types;
   for (const HostTensor& t : m.weights->tensors()) types[t.name] = t.dtype;
   std::map<Part, Group> groups;
@@ -83,6 +91,11 @@ json describe_model(const OpenedModel& m) {
     return json{
         {"group", what}, {"tensors", g.tensors}, {"parameters", g.parameters}, {"bytes", g.bytes}};
   };
+  const MemoryPlan plan = plan_memory(m, options);
+  const json memory{{"weights", plan.weights},
+                    {"kv_cache", plan.kv_cache},
+                    {"activations", plan.activations},
+                    {"total", plan.total()}};
   json tensors = json::array();
   for (const auto& [part, group] : groups) tensors.push_back(line(std::string(name(part)), group));
   tensors.push_back(line("all", all));
@@ -94,7 +107,7 @@ json describe_model(const OpenedModel& m) {
               {"statistics",
                {{"state", describe_statistics(m.surroundings.state)},
                 {"action", describe_statistics(m.surroundings.action)}}},
-              {"memory_bytes", memory_plan(m.config, all.bytes)},
+              {"memory_bytes", memory},
               {"notes", m.notes}};
   result.update(describe_surroundings(m));
   return result;

@@ -30,6 +30,9 @@ struct OpenedModel {
 OpenedModel open_model(const std::string& model, const OpenOptions& options);
 
 // Configuration, cameras, prompt, statistics, parameters by part with bytes, memory plan.
-nlohmann::json describe_model(const OpenedModel& model);
+nlohmann::json describe_model(const OpenedModel& model, const OpenOptions& options);
+
+// An upper bound of what opening it with `options` takes.
+MemoryPlan plan_memory(const OpenedModel& model, const OpenOptions& options);
 
 }  // namespace tendon

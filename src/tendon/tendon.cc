@@ -48,6 +48,32 @@ OpenOptions as_stored(OpenOptions o, const OpenedModel& opened) {
   return o;
 }
 
+// Refuses a plan that is too large, and reports how far loading is.
+class Watch {
+ public:
+  Watch(const OpenedModel& opened, const OpenOptions& o)
+      : progress_(o.progress), now_{.plan = plan_memory(opened, o)} {
+    const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+    ensure(o.max_memory <= 0 || now_.plan.total() <= o.max_memory, Fault::memory,
+           "the model needs {:.2f} GB (weights {:.2f}, cache {:.2f}, activations {:.2f}), "
+           "--max-memory allows {:.2f}; --precision int8 needs least",
+           gb(now_.plan.total()), gb(now_.plan.weights), gb(now_.plan.kv_cache),
+           gb(now_.plan.activations), gb(o.max_memory));
+    if (progress_) progress_(now_);
+  }
+
+  void loaded(const Weight& w) const {
+    now_.bytes += w.native->bytes();
+    now_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+    if (progress_) progress_(now_);
+  }
+
+ private:
+  std::function<void(const LoadProgress&)> progress_;
+  mutable LoadProgress now_;
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
 }  // namespace
 
 struct Engine::Parts {
@@ -74,7 +100,10 @@ Engine Engine::open(const std::string& model, const OpenOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   OpenedModel opened = open_model(model, options);
   auto parts = std::make_unique<Parts>(as_stored(options, opened));
-  Weights weights = load_weights(parts->ops, *opened.weights, opened.config);
+  const Watch watch(opened, options);
+  Weights weights = load_weights(
+      parts->ops, *opened.weights, opened.config,
+      {.prepared = [&watch](const WeightParts&, const Weight& w) { watch.loaded(w); }});
   parts->notes = std::move(opened.notes);
   parts->policy = std::make_unique<Policy>(parts->ops, Model{opened.config, std::move(weights)},
                                            std::move(opened.surroundings));
@@ -123,7 +152,7 @@ MachineLimits measure_limits(const OpenOptions& options) {
 Image read_image(const std::string& path) { return load_image(path); }
 
 std::string describe(const std::string& model, const OpenOptions& options) {
-  return describe_model(open_model(model, options)).dump();
+  return describe_model(open_model(model, options), options).dump();
 }
 
 std::vector<std::string> backends() { return {"cpu", "reference"}; }
