@@ -32,13 +32,13 @@ class Attention {
     int64_t values_size() const { return value_panels * kPanel * value_words; }
   };
   struct Workspace {  // of one thread
-    Scratch<uint32_t> query, weights_tile;
+    Scratch<uint32_t> keys, query, weights_tile;
     Scratch<float> scores, weights, sums;
   };
 
   Packed packed_size(const AttentionShape& shape) const;
   void pack_keys(const float* k, const AttentionShape& shape, const Packed& packed, int64_t head,
-                 int64_t panel, uint32_t* to) const;
+                 int64_t panel, uint32_t* rows, uint32_t* to) const;
   void pack_values(const float* v, const AttentionShape& shape, const Packed& packed, int64_t head,
                    int64_t panel, uint32_t* to) const;
   void attend(const float* q, const AttentionShape& shape, const Packed& packed, int64_t head,

@@ -14,12 +14,17 @@ namespace {
 struct Plain {
   using V = float __attribute__((vector_size(16)));
   using I = int32_t __attribute__((vector_size(16)));
+  using Halves = uint16_t __attribute__((vector_size(8)));
+  using Bytes = uint8_t __attribute__((vector_size(4)));
   static constexpr const char* kName = "plain";
   static constexpr const char* kInt8Method = "32-bit products, exact";
   static constexpr int kLanes = 4, kRows = 4, kVectors = 2, kPeakChains = 10;
   static constexpr int tile_words(Form form) { return form == Form::f32 ? 1 : 2; }
 
   TENDON_INLINE V fma(V a, V b, V c) { return a * b + c; }
+  TENDON_INLINE Halves halves(V x) {
+    return __builtin_convertvector(round_bf16<Plain>(x) >> 16, Halves);
+  }
   TENDON_INLINE V broadcast(const uint32_t* word) {
     float x;
     std::memcpy(&x, word, sizeof(x));

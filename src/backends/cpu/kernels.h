@@ -3,8 +3,9 @@
 // A product y = x Wᵀ runs on 32-bit words. A panel holds 32 outputs as two halves: word w of 16
 // outputs stand side by side, [2][words][16]. A word is one f32, two bf16 (inputs 2w and 2w + 1,
 // low half first) or four int8. The layout is the same for every instruction set, so a packed file
-// fits every machine. A tile holds up to `tile_rows` rows of x, [words][rows] or, where an
-// instruction set widens words itself, [words][2][rows].
+// fits every machine. A tile holds up to `tile_rows` rows of x, each of them `kTileStride` words
+// after the one before; where an instruction set widens words itself, a word of the panel meets two
+// words of the tile.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,9 @@
 namespace tendon::cpu {
 
 inline constexpr int64_t kPanel = 32;
+// A row of a tile is at most kTileWords long. The stride is constant, so that one register and
+// displacements address all rows, and no power of two, so that rows lie in different cache sets.
+inline constexpr int64_t kTileWords = 512, kTileStride = kTileWords + 16;
 
 enum class Form : uint8_t { f32, bf16, int8 };
 inline constexpr int kForms = 3;
@@ -54,15 +58,20 @@ struct IsaKernels {
                         float* c, bool add);
   const Tile* tiles[kForms];  // by rows, 1 to tile_rows
 
-  // Rows of `columns` floats, `stride` apart, into a tile. int8 also gives each row's scale.
-  void (*pack)(Form form, const float* const* rows, int64_t count, int64_t columns, uint32_t* tile,
-               float* row_scale);
+  // Part of a row of x into a row of a tile; int8: round(x · inverse). The last word is filled up.
+  void (*pack)(Form form, const float* x, int64_t columns, float inverse, uint32_t* to);
+  float (*largest)(const float* x, int64_t columns);  // max |x|
+  // Operands of a panel, f32 or bf16: the words of one row, and words whose low half (or all of
+  // them) comes from one row and the high half from the next.
+  void (*pack_words)(Form form, const float* x, int64_t columns, uint32_t* to);
+  void (*interleave)(Form form, const float* low, const float* high, int64_t columns, uint32_t* to);
   void (*finish)(const float* c, int64_t rows, int64_t column, const Finish& to);
 
   // One key block of a tile's attention: s [panels][rows][32] are scores before scaling. Updates
   // the running maximum and sum of every row, and writes weights [rows][keys]; `old` receives the
   // factor by which what was summed so far shrinks. Row r sees visible[r] keys of this block.
-  void (*softmax)(const float* s, int64_t rows, int64_t keys, const int32_t* visible, float scale,
+  // `keys` is a multiple of kPanel; hidden scores are overwritten.
+  void (*softmax)(float* s, int64_t rows, int64_t keys, const int32_t* visible, float scale,
                   float* maximum, float* sum, float* old, float* weights);
   void (*scale_row)(float* x, int64_t columns, float factor);
 

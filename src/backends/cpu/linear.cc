@@ -1,20 +1,20 @@
 #include "backends/cpu/linear.h"
 
 #include <algorithm>
-#include <array>
 
 namespace tendon::cpu {
 namespace {
 
-// 1024 words of a panel are 128 KiB: a few panels and the tile that meets them stay in a level-2
-// cache, and float sums run over short chains.
-constexpr int64_t kBlockWords = 1024;
-constexpr int64_t kRowsMax = 32;
+// Rows of x in one pass: small enough for a level-3 cache, since every group of panels reads all of
+// it. Sums wait between passes; they are read and written once per pass.
+constexpr int64_t kPassBytes = int64_t{7} << 20;
+// A group's panels of one block (64 KiB each) stay in a level-2 cache while all rows pass.
+constexpr int64_t kGroupMost = 4;
 
 // Panels per task: the fewest panels on the busiest thread, then the largest group.
-int64_t group_size(int64_t panels, int threads, int64_t most) {
+int64_t group_size(int64_t panels, int threads) {
   int64_t best = 1, best_time = (panels + threads - 1) / threads;
-  for (int64_t g = 2; g <= most; ++g) {
+  for (int64_t g = 2; g <= kGroupMost; ++g) {
     const int64_t tasks = (panels + g - 1) / g;
     const int64_t time = (tasks + threads - 1) / threads * g;
     if (time <= best_time + best_time / 64) best = g;
@@ -22,68 +22,91 @@ int64_t group_size(int64_t panels, int threads, int64_t most) {
   return best;
 }
 
+// Brings the part of y that the next product ends in, while it runs.
+void fetch(const Finish& finish, int64_t row, int64_t rows, int64_t panel) {
+  const int64_t width = finish.bend == Bend::gated_gelu ? kPanel / 2 : kPanel;
+  const float* y = finish.y + row * finish.columns + panel * width;
+  for (int64_t r = 0; r < rows; ++r, y += finish.columns)
+    for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(y + i, 1);
+}
+
 }  // namespace
 
-void Products::pack(const float* x, const PackedWeight& w, const Tiling& tiling) {
-  const int64_t per_row = w.words * isa_.tile_words[static_cast<int>(w.form)];
-  uint32_t* tiles = tiles_.get((tiling.first(tiling.count - 1) + isa_.tile_rows) * per_row);
-  float* scales = row_scales_.get(tiling.first(tiling.count - 1) + isa_.tile_rows);
-  pool_.run(tiling.count, [&](int64_t t, int) {
-    std::array<const float*, kRowsMax> rows;
-    for (int64_t r = 0; r < tiling.rows(t); ++r)
-      rows[static_cast<size_t>(r)] = x + (tiling.first(t) + r) * w.inputs;
-    isa_.pack(w.form, rows.data(), tiling.rows(t), w.inputs, tiles + tiling.first(t) * per_row,
-              scales + tiling.first(t));
+void Products::pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass) {
+  constexpr int64_t kRows = 8;
+  const int64_t inputs = pass.blocks.words * inputs_per_word(w.form);
+  uint32_t* tiles = tiles_.get(0);
+  float* scales = row_scales_.get(0);
+  pool_.run((rows + kRows - 1) / kRows, [&](int64_t task, int) {
+    for (int64_t r = task * kRows; r < std::min((task + 1) * kRows, rows); ++r) {
+      const float* row = x + r * w.inputs;
+      if (w.form == Form::int8 && pass.first == 0)
+        scales[r] = isa_.largest(row, w.inputs) / 127.f;
+      const float inverse = w.form == Form::int8 && scales[r] > 0 ? 1.f / scales[r] : 0.f;
+      for (int64_t b = pass.first; b < pass.last; ++b)
+        isa_.pack(w.form, row + b * inputs, std::min(inputs, w.inputs - b * inputs), inverse,
+                  tiles + ((b - pass.first) * rows + r) * kTileStride);
+    }
   });
 }
 
 // Panels [first, last) for all rows. A block of words of these panels meets every tile before the
-// next block begins; the sums wait in `sums`.
-void Products::multiply(const PackedWeight& w, const Tiling& tiling, int64_t first, int64_t last,
-                        int thread, const Finish& finish) {
+// next block begins; the sums of unfinished tiles wait in `sums`.
+void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
+                        int64_t last_panel, float* sums, const Finish& finish) {
   const int form = static_cast<int>(w.form);
-  const int64_t step = isa_.tile_words[form], per_row = w.words * step;
-  const uint32_t* tiles = tiles_.get(0);
-  const bool single = w.words <= kBlockWords;
-  const int64_t sums_per_tile = (last - first) * isa_.tile_rows * kPanel;
-  float* sums = sums_[static_cast<size_t>(thread)].get(0);
-  for (int64_t from = 0; from < w.words; from += kBlockWords) {
-    const int64_t words = std::min(kBlockWords, w.words - from);
-    const bool done = from + words == w.words;
+  const Tiling tiling(rows, isa_.tile_rows);
+  const int64_t half = w.words * kPanel / 2;
+  const int64_t per_tile =
+      pass.blocks.count == 1 ? 0 : (last_panel - panel) * isa_.tile_rows * kPanel;
+  for (int64_t b = pass.first; b < pass.last; ++b) {
+    const int64_t from = b * pass.blocks.words, words = std::min(pass.blocks.words, w.words - from);
     for (int64_t t = 0; t < tiling.count; ++t) {
-      const int64_t rows = tiling.rows(t);
-      const uint32_t* tile = tiles + tiling.first(t) * per_row + from * step * rows;
-      for (int64_t p = first; p < last; ++p) {
-        float* c = sums + (single ? 0 : t * sums_per_tile) + (p - first) * isa_.tile_rows * kPanel;
-        isa_.tiles[form][rows](tile, w.panel(p) + from * kPanel / 2, w.words * kPanel / 2, words, c,
-                               from > 0);
-        if (!done) continue;
+      const int64_t first = tiling.first(t), count = tiling.rows(t);
+      const uint32_t* tile = tiles_.peek() + ((b - pass.first) * rows + first) * kTileStride;
+      for (int64_t p = panel; p < last_panel; ++p) {
+        float* c = sums + t * per_tile + (p - panel) * isa_.tile_rows * kPanel;
+        if (b + 1 == pass.blocks.count) fetch(finish, first, count, p);
+        isa_.tiles[form][count](tile, w.panel(p) + from * kPanel / 2, half, words, c, b > 0);
+        if (b + 1 < pass.blocks.count) continue;
         Finish here = finish;
-        here.row = tiling.first(t);
-        here.y = finish.y + here.row * finish.columns;
-        if (finish.row_scale) here.row_scale = finish.row_scale + here.row;
-        isa_.finish(c, rows, p * kPanel, here);
+        here.row = first;
+        here.y = finish.y + first * finish.columns;
+        if (finish.row_scale) here.row_scale = finish.row_scale + first;
+        isa_.finish(c, count, p * kPanel, here);
       }
     }
   }
 }
 
 void Products::product(const float* x, int64_t rows, const PackedWeight& w, Finish finish) {
-  const Tiling tiling(rows, isa_.tile_rows);
-  pack(x, w, tiling);
+  const Blocks blocks(w.words, isa_.tile_words[static_cast<int>(w.form)]);
+  const int64_t block_bytes = rows * kTileStride * static_cast<int64_t>(sizeof(uint32_t));
+  const int64_t passes = std::min(blocks.count, blocks.count * block_bytes / kPassBytes + 1);
+  const int64_t per_pass = (blocks.count + passes - 1) / passes;
+  tiles_.get(per_pass * rows * kTileStride);
+  row_scales_.get(rows);
   if (w.form == Form::int8) {
     finish.row_scale = row_scales_.get(0);
     finish.column_scale = w.column_scale.data();
     finish.offset = isa_.biased_int8 ? w.column_sum.data() : nullptr;
   }
-  const int64_t most = w.words <= kBlockWords ? 4 : 2;
-  const int64_t group = group_size(w.panels, pool_.threads(), most);
+  const int64_t group = group_size(w.panels, pool_.threads());
+  const int64_t tiles = blocks.count == 1 ? 1 : Tiling(rows, isa_.tile_rows).count;
+  const int64_t sums = tiles * isa_.tile_rows * kPanel;  // of one panel
+  float* waiting = passes > 1 ? waiting_.get(w.panels * sums) : nullptr;
   // For every thread now: which of them gets a task first is chance.
-  const int64_t sums = group * isa_.tile_rows * kPanel;
-  for (Scratch<float>& s : sums_) s.get(w.words <= kBlockWords ? sums : tiling.count * sums);
-  pool_.run((w.panels + group - 1) / group, [&](int64_t task, int thread) {
-    multiply(w, tiling, task * group, std::min((task + 1) * group, w.panels), thread, finish);
-  });
+  for (Scratch<float>& s : sums_) s.get(group * sums);
+  for (int64_t first = 0; first < blocks.count; first += per_pass) {
+    const Pass pass{blocks, first, std::min(first + per_pass, blocks.count)};
+    pack(x, rows, w, pass);
+    pool_.run((w.panels + group - 1) / group, [&](int64_t task, int thread) {
+      const int64_t panel = task * group;
+      multiply(w, rows, pass, panel, std::min(panel + group, w.panels),
+               waiting ? waiting + panel * sums : sums_[static_cast<size_t>(thread)].get(0),
+               finish);
+    });
+  }
 }
 
 }  // namespace tendon::cpu

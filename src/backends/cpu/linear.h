@@ -18,6 +18,15 @@ struct Tiling {
   int64_t rows(int64_t tile) const { return base + (tile < larger ? 1 : 0); }
 };
 
+// How the words of a weight fall into blocks that a row of a tile can hold, as equal as possible.
+struct Blocks {
+  int64_t count, words;  // words of the panel per block; the last one may be shorter
+
+  Blocks(int64_t all, int64_t tile_words_per_word)
+      : count((all * tile_words_per_word + kTileWords - 1) / kTileWords),
+        words((all + count - 1) / count) {}
+};
+
 class Products {
  public:
   Products(const IsaKernels& isa, ThreadPool& pool)
@@ -28,14 +37,20 @@ class Products {
   void product(const float* x, int64_t rows, const PackedWeight& w, Finish finish);
 
  private:
-  void pack(const float* x, const PackedWeight& w, const Tiling& tiling);
-  void multiply(const PackedWeight& w, const Tiling& tiling, int64_t first, int64_t last,
-                int thread, const Finish& finish);
+  // Blocks [first, last) of all rows of x, as one step through the weight.
+  struct Pass {
+    Blocks blocks;
+    int64_t first, last;
+  };
+  void pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass);
+  void multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
+                int64_t last_panel, float* sums, const Finish& finish);
 
   const IsaKernels& isa_;
   ThreadPool& pool_;
-  Scratch<uint32_t> tiles_;
-  Scratch<float> row_scales_;
+  Scratch<uint32_t> tiles_;   // [blocks of the pass][rows][kTileStride]
+  Scratch<float> row_scales_;  // int8: [rows]
+  Scratch<float> waiting_;     // sums between passes
   std::vector<Scratch<float>> sums_;  // per thread
 };
 

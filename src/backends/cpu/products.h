@@ -1,7 +1,7 @@
 // The product of one tile with one panel, packing of tiles, and what follows a product; generic
 // over an instruction set S. See kernels.h for the layouts.
 //
-// S also gives: kRows (rows of a tile), kVectors (vectors of a panel in flight), and per form
+// S also gives: Halves and Bytes (lanes of uint16_t and uint8_t), kRows (rows of a tile), kVectors (vectors of a panel in flight), and per form
 // `mac<Form>(acc, tile words, panel vector)`; kWiden<Form> where a word is widened into two steps.
 #pragma once
 
@@ -27,7 +27,7 @@ void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int
         acc[r][v] = add ? load<S>(c + r * kPanel + first + v * kLanes) : V{};
     const uint32_t* t = tile;
     const uint32_t* p = panel + first / kHalf * half + first % kHalf;
-    for (int64_t w = 0; w < words; ++w, t += kWords * kRowCount, p += kHalf) {
+    for (int64_t w = 0; w < words; ++w, t += kWords, p += kHalf) {
 #pragma GCC unroll 2
       for (int part = 0; part < kWords; ++part) {
         V b[kVectors];  // the barrier below keeps loads in order: hoisted ones would spill
@@ -38,7 +38,7 @@ void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int
               part);
 #pragma GCC unroll 16
         for (int r = 0; r < kRowCount; ++r) {
-          const V x = S::broadcast(t + part * kRowCount + r);
+          const V x = S::broadcast(t + r * kTileStride + part);
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) acc[r][v] = S::template mac<kForm>(acc[r][v], x, b[v]);
           if (kWords > 1) asm volatile("" ::: "memory");
@@ -77,85 +77,88 @@ inline uint32_t bf16_of(float x) {  // low half
   return (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
 }
 
-inline void pack_f32(const float* const* rows, int64_t count, int64_t columns, uint32_t* tile) {
-  for (int64_t c = 0; c < columns; ++c)
-    for (int64_t r = 0; r < count; ++r) *tile++ = word_of(rows[r][c]);
-}
-
-template <class S>
-void pack_bf16(const float* const* rows, int64_t count, int64_t columns, uint32_t* tile) {
+// A word per input, in its high half, or a word per two inputs.
+template <class S, bool kWide>
+void pack_bf16(const float* x, int64_t columns, uint32_t* to) {
   constexpr int kLanes = S::kLanes;
-  const bool wide = S::tile_words(Form::bf16) == 2;
-  for (int64_t r = 0; r < count; ++r) {
-    const float* x = rows[r];
-    uint32_t* to = tile + r;
-    int64_t c = 0;
-    uint32_t rounded[kLanes];
-    for (; c + kLanes <= columns; c += kLanes) {
-      const typename S::I b = round_bf16<S>(load<S>(x + c));
-      std::memcpy(rounded, &b, sizeof(rounded));
-      if (wide)
-        for (int i = 0; i < kLanes; ++i, to += count) *to = rounded[i];
-      else
-        for (int i = 0; i < kLanes; i += 2, to += count) *to = rounded[i] >> 16 | rounded[i + 1];
-    }
-    for (; c < columns; c += 2) {
-      const uint32_t low = bf16_of(x[c]), high = c + 1 < columns ? bf16_of(x[c + 1]) : 0;
-      if (wide) {
-        to[0] = low << 16;
-        to[count] = high << 16;
-        to += 2 * count;
-      } else {
-        *to = low | high << 16;
-        to += count;
-      }
+  int64_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes, to += kWide ? kLanes : kLanes / 2) {
+    if constexpr (kWide) {
+      const typename S::I rounded = round_bf16<S>(load<S>(x + c));
+      std::memcpy(to, &rounded, sizeof(rounded));
+    } else {
+      const typename S::Halves halves = S::halves(load<S>(x + c));
+      std::memcpy(to, &halves, sizeof(halves));
     }
   }
-}
-
-// round(x / scale) with scale = max |x| / 127; ties to even, by the same magic sum everywhere.
-inline int32_t quantised(float x, float inverse) {
-  const float shifted = x * inverse + 12582912.f;
-  return static_cast<int32_t>(word_of(shifted)) - 0x4B400000;
-}
-
-template <class S>
-void pack_int8(const float* const* rows, int64_t count, int64_t columns, uint32_t* tile,
-               float* row_scale) {
-  const bool wide = S::tile_words(Form::int8) == 2;
-  for (int64_t r = 0; r < count; ++r) {
-    const float* x = rows[r];
-    float largest = 0;
-    for (int64_t c = 0; c < columns; ++c) {
-      const float size = x[c] < 0 ? -x[c] : x[c];
-      largest = size > largest ? size : largest;
-    }
-    row_scale[r] = largest / 127.f;
-    const float inverse = largest > 0 ? 127.f / largest : 0.f;
-    uint32_t* to = tile + r;
-    for (int64_t c = 0; c < columns; c += 4) {
-      uint32_t q[4] = {};
-      for (int64_t i = 0; i < 4 && c + i < columns; ++i)
-        q[i] = static_cast<uint32_t>(quantised(x[c + i], inverse));
-      if (wide) {  // pairs of 16 bits: inputs 0 and 2, then 1 and 3
-        to[0] = (q[0] & 0xFFFFu) | q[2] << 16;
-        to[count] = (q[1] & 0xFFFFu) | q[3] << 16;
-        to += 2 * count;
-      } else {
-        *to = ((q[0] + 128) & 0xFFu) | ((q[1] + 128) & 0xFFu) << 8 | ((q[2] + 128) & 0xFFu) << 16 |
-              (q[3] + 128) << 24;
-        to += count;
-      }
-    }
+  for (; c < columns; c += 2) {
+    const uint32_t low = bf16_of(x[c]), high = c + 1 < columns ? bf16_of(x[c + 1]) : 0;
+    if (kWide) *to++ = low << 16;
+    *to++ = kWide ? high << 16 : low | high << 16;
   }
 }
 
 template <class S>
-void pack(Form form, const float* const* rows, int64_t count, int64_t columns, uint32_t* tile,
-          float* row_scale) {
-  if (form == Form::f32) pack_f32(rows, count, columns, tile);
-  if (form == Form::bf16) pack_bf16<S>(rows, count, columns, tile);
-  if (form == Form::int8) pack_int8<S>(rows, count, columns, tile, row_scale);
+void pack_words(Form form, const float* x, int64_t columns, uint32_t* to) {
+  if (form == Form::f32)
+    std::memcpy(to, x, static_cast<size_t>(columns) * sizeof(float));
+  else
+    pack_bf16<S, false>(x, columns, to);
+}
+
+template <class S>
+void interleave(Form form, const float* low, const float* high, int64_t columns, uint32_t* to) {
+  if (form == Form::f32) return pack_words<S>(form, low, columns, to);
+  int64_t c = 0;
+  for (; c + S::kLanes <= columns; c += S::kLanes) {
+    const typename S::I words = (round_bf16<S>(load<S>(low + c)) >> 16 & 0xFFFF) |
+                                round_bf16<S>(load<S>(high + c));
+    std::memcpy(to + c, &words, sizeof(words));
+  }
+  for (; c < columns; ++c) to[c] = bf16_of(low[c]) | bf16_of(high[c]) << 16;
+}
+
+// round(x · inverse), ties to even, by the same magic sum everywhere.
+template <class S>
+TENDON_INLINE typename S::I quantised(typename S::V x, float inverse) {
+  return bits<S>(x * inverse + 12582912.f) - 0x4B400000;
+}
+
+// Four inputs: one word of bytes + 128 or, widened, inputs 0 and 2, then 1 and 3 as pairs of 16
+// bits.
+template <class S>
+void pack_int8(const float* x, int64_t columns, float inverse, uint32_t* to) {
+  constexpr int kLanes = S::kLanes;
+  constexpr bool kWide = S::tile_words(Form::int8) == 2;
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    typename S::V v = {};
+    if (c + kLanes <= columns)
+      v = load<S>(x + c);
+    else
+      std::memcpy(&v, x + c, static_cast<size_t>(columns - c) * sizeof(float));
+    const typename S::I q = quantised<S>(v, inverse);
+    const int64_t words = columns - c < kLanes ? (columns - c + 3) / 4 : kLanes / 4;
+    if constexpr (kWide) {
+      uint64_t pairs[kLanes / 2];
+      std::memcpy(pairs, &q, sizeof(pairs));
+      for (int64_t w = 0; w < words; ++w, to += 2) {
+        constexpr uint64_t kLow = 0x0000FFFF0000FFFFu;
+        const uint64_t both = (pairs[2 * w] & kLow) | (pairs[2 * w + 1] & kLow) << 16;
+        std::memcpy(to, &both, sizeof(both));
+      }
+    } else {
+      const auto bytes = __builtin_convertvector(q + 128, typename S::Bytes);
+      std::memcpy(to, &bytes, static_cast<size_t>(words) * sizeof(uint32_t));
+      to += words;
+    }
+  }
+}
+
+template <class S>
+void pack(Form form, const float* x, int64_t columns, float inverse, uint32_t* to) {
+  if (form == Form::f32) pack_words<S>(form, x, columns, to);
+  if (form == Form::bf16) pack_bf16<S, S::tile_words(Form::bf16) == 2>(x, columns, to);
+  if (form == Form::int8) pack_int8<S>(x, columns, inverse, to);
 }
 
 template <class S>

@@ -64,42 +64,66 @@ void layer_norm(const float* x, int64_t columns, const float* scale, const float
 }
 
 template <class S>
-void softmax(const float* s, int64_t rows, int64_t keys, const int32_t* visible, float scale,
+TENDON_INLINE typename S::V larger(typename S::V a, typename S::V b) {
+  return a > b ? a : b;
+}
+
+template <class S>
+TENDON_INLINE float largest_lane(typename S::V v) {
+  float lanes[S::kLanes];
+  store<S>(lanes, v);
+  for (int half = S::kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  return lanes[0];
+}
+
+template <class S>
+float largest(const float* x, int64_t columns) {
+  typename S::V most = {};
+  int64_t c = 0;
+  for (; c + S::kLanes <= columns; c += S::kLanes)
+    most = larger<S>(from_bits<S>(bits<S>(load<S>(x + c)) & 0x7FFFFFFF), most);
+  float all = largest_lane<S>(most);
+  for (; c < columns; ++c) all = std::fabs(x[c]) > all ? std::fabs(x[c]) : all;
+  return all;
+}
+
+// The scores of row r that it does not see become −inf, so that whole vectors can follow.
+inline void hide(float* s, int64_t rows, int64_t r, int64_t seen, int64_t keys) {
+  for (int64_t k = seen; k < keys; ++k) s[(k / kPanel * rows + r) * kPanel + k % kPanel] = -INFINITY;
+}
+
+template <class S>
+void softmax(float* s, int64_t rows, int64_t keys, const int32_t* visible, float scale,
              float* maximum, float* sum, float* old, float* weights) {
+  using V = typename S::V;
   constexpr int kLanes = S::kLanes;
   for (int64_t r = 0; r < rows; ++r) {
     float* w = weights + r * keys;
     const int64_t seen = visible[r] < keys ? visible[r] : keys;
-    float largest = maximum[r];
-    for (int64_t first = 0; first < keys; first += kPanel) {
-      const float* from = s + (first / kPanel * rows + r) * kPanel;
-      for (int64_t i = 0; i < kPanel && first + i < keys; ++i) {
-        const float score = from[i] * scale;
-        w[first + i] = score;
-        if (first + i < seen) largest = score > largest ? score : largest;
-      }
-    }
-    old[r] = sum[r] > 0 ? std::exp(maximum[r] - largest) : 0.f;
-    typename S::V lanes = {};
-    int64_t c = 0;
-    for (; c + kLanes <= seen; c += kLanes) {
-      const typename S::V e = exp<S>(load<S>(w + c) - largest);
-      store<S>(w + c, e);
-      lanes += e;
-    }
-    float total = sum_lanes<S>(lanes);
-    if (c < seen) {
-      float part[kLanes] = {};
-      for (int64_t i = c; i < seen; ++i) part[i - c] = w[i] - largest;
-      store<S>(part, exp<S>(load<S>(part)));
-      for (int64_t i = c; i < seen; ++i) total += w[i] = part[i - c];
-    }
-    for (c = seen > 0 ? seen : 0; c < keys; ++c) w[c] = 0.f;
     if (seen <= 0) {
       old[r] = 1.f;
+      for (int64_t c = 0; c < keys; ++c) w[c] = 0.f;
       continue;
     }
-    sum[r] = sum[r] * old[r] + total;
+    hide(s, rows, r, seen, keys);
+    V most = all<S>(-INFINITY);
+    for (int64_t p = 0; p < keys; p += kPanel)
+      for (int64_t i = 0; i < kPanel; i += kLanes)
+        most = larger<S>(load<S>(s + p * rows + r * kPanel + i), most);
+    const float here = largest_lane<S>(most) * scale;
+    const float largest = here > maximum[r] ? here : maximum[r];
+    old[r] = sum[r] > 0 ? std::exp(maximum[r] - largest) : 0.f;
+    V lanes = {};
+    for (int64_t p = 0; p < keys; p += kPanel)
+      for (int64_t i = 0; i < kPanel; i += kLanes) {
+        const V score = load<S>(s + p * rows + r * kPanel + i);
+        const V e = exp<S>(S::fma(score, all<S>(scale), all<S>(-largest)));
+        const V seen_only = score == all<S>(-INFINITY) ? V{} : e;  // not-a-number stays
+        store<S>(w + p + i, seen_only);
+        lanes += seen_only;
+      }
+    sum[r] = sum[r] * old[r] + sum_lanes<S>(lanes);
     maximum[r] = largest;
   }
 }

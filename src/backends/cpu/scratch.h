@@ -1,7 +1,10 @@
 // Memory that grows to the largest request and is then reused: no allocation in later calls.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -14,19 +17,27 @@ class Scratch {
   T* get(int64_t count) {
     if (count > count_) {
       data_.reset();
-      data_.reset(static_cast<T*>(
-          ::operator new (static_cast<size_t>(count) * sizeof(T), std::align_val_t{64})));
+      data_.reset(allocate(static_cast<size_t>(count) * sizeof(T)));
       count_ = count;
     }
     return data_.get();
   }
 
- public:
   const T* peek() const { return data_.get(); }
 
  private:
+  // Large ones begin at a huge page and ask for such pages: a matrix of some megabytes is read by
+  // columns, and would miss in the translation cache at every row.
+  static T* allocate(size_t bytes) {
+    constexpr size_t kHuge = size_t{2} << 20;
+    const bool huge = bytes >= kHuge;
+    void* at = std::aligned_alloc(huge ? kHuge : 64, (bytes + 63) / 64 * 64);
+    if (!at) throw std::bad_alloc();
+    if (huge) ::madvise(at, bytes, MADV_HUGEPAGE);
+    return static_cast<T*>(at);
+  }
   struct Free {
-    void operator()(T* p) const { ::operator delete (p, std::align_val_t{64}); }
+    void operator()(T* p) const { std::free(p); }
   };
   std::unique_ptr<T, Free> data_;
   int64_t count_ = 0;

@@ -11,12 +11,17 @@ namespace {
 struct Avx2 {
   using V = float __attribute__((vector_size(32)));
   using I = int32_t __attribute__((vector_size(32)));
+  using Halves = uint16_t __attribute__((vector_size(16)));
+  using Bytes = uint8_t __attribute__((vector_size(8)));
   static constexpr const char* kName = "avx2";
   static constexpr const char* kInt8Method = "16-bit products (vpmaddwd), exact";
   static constexpr int kLanes = 8, kRows = 6, kVectors = 2, kPeakChains = 12;
   static constexpr int tile_words(Form form) { return form == Form::f32 ? 1 : 2; }
 
   TENDON_INLINE V fma(V a, V b, V c) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+  TENDON_INLINE Halves halves(V x) {
+    return __builtin_convertvector(round_bf16<Avx2>(x) >> 16, Halves);
+  }
   TENDON_INLINE V broadcast(const uint32_t* word) {
     return (V)_mm256_broadcast_ss(reinterpret_cast<const float*>(word));
   }

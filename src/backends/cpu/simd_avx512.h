@@ -11,12 +11,17 @@ namespace {
 struct Avx512 {
   using V = float __attribute__((vector_size(64)));
   using I = int32_t __attribute__((vector_size(64)));
+  using Halves = uint16_t __attribute__((vector_size(32)));
+  using Bytes = uint8_t __attribute__((vector_size(16)));
   static constexpr const char* kName = "avx512";
   static constexpr const char* kInt8Method = "16-bit products (vpmaddwd), exact";
   static constexpr int kLanes = 16, kRows = 14, kVectors = 2, kPeakChains = 24;
   static constexpr int tile_words(Form form) { return form == Form::f32 ? 1 : 2; }
 
   TENDON_INLINE V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+  TENDON_INLINE Halves halves(V x) {
+    return __builtin_convertvector(round_bf16<Avx512>(x) >> 16, Halves);
+  }
   TENDON_INLINE V broadcast(const uint32_t* word) {
     return (V)_mm512_set1_ps(*reinterpret_cast<const float*>(word));
   }
