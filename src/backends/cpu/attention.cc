@@ -101,7 +101,7 @@ void Attention::attend(const float* q, const AttentionShape& shape, const Packed
         multiply(query + b * count * kTileStride, panel + b * blocks.words * kPanel / 2,
                  packed.key_words * kPanel / 2,
                  std::min(blocks.words, packed.key_words - b * blocks.words),
-                 scores + p * count * kPanel, b > 0);
+                 scores + p * count * kPanel, b > 0, panel);
     }
     for (size_t i = 0; i < static_cast<size_t>(count); ++i)
       left[i] = seen[i] - static_cast<int32_t>(from);
@@ -119,7 +119,7 @@ void Attention::attend(const float* q, const AttentionShape& shape, const Packed
           isa_.scale_row(c + i * kPanel, kPanel, old[static_cast<size_t>(i)]);
       multiply(tile,
                v + p * kPanel * packed.value_words + from / inputs_per_word(form_) * kPanel / 2,
-               packed.value_words * kPanel / 2, words, c, from > 0);
+               packed.value_words * kPanel / 2, words, c, from > 0, tile);
     }
   }
   for (int64_t i = 0; i < count; ++i) {

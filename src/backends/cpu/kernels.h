@@ -53,9 +53,9 @@ struct IsaKernels {
   const char* int8_method;
 
   // c [rows][32] (+)= tile · panel over `words`; `half` words lie between the halves of the panel;
-  // for int8 c holds int32.
+  // for int8 c holds int32. Meanwhile 16 words per word are fetched from `next`, which must be mapped memory.
   using Tile = void (*)(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
-                        float* c, bool add);
+                        float* c, bool add, const uint32_t* next);
   const Tile* tiles[kForms];  // by rows, 1 to tile_rows
 
   // Part of a row of x into a row of a tile; int8: round(x · inverse). The last word is filled up.

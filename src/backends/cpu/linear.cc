@@ -61,13 +61,23 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
       pass.blocks.count == 1 ? 0 : (last_panel - panel) * isa_.tile_rows * kPanel;
   for (int64_t b = pass.first; b < pass.last; ++b) {
     const int64_t from = b * pass.blocks.words, words = std::min(pass.blocks.words, w.words - from);
+    // What this thread needs next: the next block of these panels or, most likely, the panels after
+    // those that the other threads have.
+    const bool more = b + 1 < pass.last;
+    const int64_t next_from = (more ? b + 1 : pass.first) * pass.blocks.words;
+    const int64_t next_panel = more ? panel : panel + pool_.threads() * (last_panel - panel);
     for (int64_t t = 0; t < tiling.count; ++t) {
       const int64_t first = tiling.first(t), count = tiling.rows(t);
       const uint32_t* tile = tiles_.peek() + ((b - pass.first) * rows + first) * kTileStride;
       for (int64_t p = panel; p < last_panel; ++p) {
         float* c = sums + t * per_tile + (p - panel) * isa_.tile_rows * kPanel;
         if (b + 1 == pass.blocks.count) fetch(finish, first, count, p);
-        isa_.tiles[form][count](tile, w.panel(p) + from * kPanel / 2, half, words, c, b > 0);
+        // The last two tiles fetch a half of the next panel each.
+        const int64_t side = t + 2 - tiling.count, there = next_panel + p - panel;
+        const uint32_t* next = w.panel(p);
+        if (tiling.count > 1 && side >= 0 && there < w.panels)
+          next = w.panel(there) + side * half + next_from * kPanel / 2;
+        isa_.tiles[form][count](tile, w.panel(p) + from * kPanel / 2, half, words, c, b > 0, next);
         if (b + 1 < pass.blocks.count) continue;
         Finish here = finish;
         here.row = first;

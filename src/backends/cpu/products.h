@@ -14,7 +14,7 @@ namespace {
 // Lanes of the accumulator: int32 for int8, float otherwise; the same bits move either way.
 template <class S, Form kForm, int kRowCount>
 void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
-                  float* c, bool add) {
+                  float* c, bool add, const uint32_t* next) {
   using V = typename S::V;
   constexpr int kLanes = S::kLanes, kVectors = S::kVectors, kWords = S::tile_words(kForm);
   constexpr int kHalf = kPanel / 2;
@@ -28,6 +28,7 @@ void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int
     const uint32_t* t = tile;
     const uint32_t* p = panel + first / kHalf * half + first % kHalf;
     for (int64_t w = 0; w < words; ++w, t += kWords, p += kHalf) {
+      if (first == 0) __builtin_prefetch(next + w * kHalf, 0, 2);
 #pragma GCC unroll 2
       for (int part = 0; part < kWords; ++part) {
         V b[kVectors];  // the barrier below keeps loads in order: hoisted ones would spill
