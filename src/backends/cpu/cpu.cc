@@ -157,24 +157,18 @@ class CpuKernels final : public Kernels {
 
   Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
           std::optional<int64_t> first_position) override {
-    const Tensor both = linear(x, w, {});  // [rows, q | k | v]
     const int64_t q = heads.query * heads.width, kv = heads.kv * heads.width;
     Qkv out{make(x.rows(), q), make(x.rows(), kv), make(x.rows(), kv)};
-    if (first_position) rotary_.cover(*first_position + x.rows(), heads.width);
+    split_product(x, w, {row(out.q, 0), row(out.k, 0), row(out.v, 0)}, q, kv);
+    if (!first_position) return out;
+    rotary_.cover(*first_position + x.rows(), heads.width);
     by_rows(x.rows(), [&](int64_t r) {
-      const float* from = row(both, r);
-      std::copy_n(from + q + kv, kv, row(out.v, r));
-      if (!first_position) {
-        std::copy_n(from, q, row(out.q, r));
-        std::copy_n(from + q, kv, row(out.k, r));
-        return;
-      }
       const float* cosine = rotary_.cosine(*first_position + r);
       const float* sine = rotary_.sine(*first_position + r);
       for (int64_t at = 0; at < q; at += heads.width)
-        isa_.rotate(from + at, heads.width, cosine, sine, row(out.q, r) + at);
+        isa_.rotate(row(out.q, r) + at, heads.width, cosine, sine);
       for (int64_t at = 0; at < kv; at += heads.width)
-        isa_.rotate(from + q + at, heads.width, cosine, sine, row(out.k, r) + at);
+        isa_.rotate(row(out.k, r) + at, heads.width, cosine, sine);
     });
     return out;
   }
@@ -234,6 +228,22 @@ class CpuKernels final : public Kernels {
 
  private:
   Tensor make(int64_t rows, int64_t columns) { return buffers_.make(rows, columns); }
+
+  // q | k | v of each row into matrices of their own: at once where they begin with a panel.
+  void split_product(const Tensor& x, const Weight& w, std::array<float*, 3> to, int64_t q,
+                     int64_t kv) {
+    const std::array<Products::Part, 3> parts{{{0, to[0], q}, {q, to[1], kv}, {q + kv, to[2], kv}}};
+    if (q % kPanel == 0 && kv % kPanel == 0) {
+      Finish finish{.columns = w.outputs};
+      if (w.has_bias) finish.bias = packed(w).bias.data();
+      products_.product(row(x, 0), x.rows(), packed(w), finish, parts);
+      return;
+    }
+    const Tensor all = linear(x, w, {});
+    for (int64_t r = 0; r < x.rows(); ++r)
+      for (const Products::Part& part : parts)
+        std::copy_n(row(all, r) + part.first, part.columns, part.y + r * part.columns);
+  }
 
   // Calls body(row), sixteen rows per task.
   template <class Body>

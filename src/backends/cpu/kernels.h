@@ -33,7 +33,7 @@ enum class Bend : uint8_t { none, gelu_tanh, silu, gated_gelu };  // what follow
 // gated_gelu: the first 16 of the tile are the gate, the others the product; 16 columns result.
 struct Finish {
   float* y = nullptr;  // row 0 of the tile, column 0
-  int64_t columns = 0;
+  int64_t columns = 0, stride = 0;  // of the result; from row to row of y
   Bend bend = Bend::none;
   const float* bias = nullptr;      // [columns]
   const float* gate = nullptr;      // [columns]
@@ -79,8 +79,8 @@ struct IsaKernels {
                    float* y);
   void (*layer_norm)(const float* x, int64_t columns, const float* scale, const float* shift,
                      float* y);
-  // y of one head: halves turned by cosine and sine [width / 2].
-  void (*rotate)(const float* x, int64_t width, const float* cosine, const float* sine, float* y);
+  // One head in place: halves turned by cosine and sine [width / 2].
+  void (*rotate)(float* x, int64_t width, const float* cosine, const float* sine);
   void (*add_scaled)(const float* x, const float* y, float scale, int64_t count, float* to);
   void (*multiply)(const float* x, const float* y, int64_t count, float* to);
 

@@ -25,9 +25,20 @@ int64_t group_size(int64_t panels, int threads) {
 // Brings the part of y that the next product ends in, while it runs.
 void fetch(const Finish& finish, int64_t row, int64_t rows, int64_t panel) {
   const int64_t width = finish.bend == Bend::gated_gelu ? kPanel / 2 : kPanel;
-  const float* y = finish.y + row * finish.columns + panel * width;
-  for (int64_t r = 0; r < rows; ++r, y += finish.columns)
+  const float* y = finish.y + row * finish.stride + panel * width;
+  for (int64_t r = 0; r < rows; ++r, y += finish.stride)
     for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(y + i, 1);
+}
+
+// The same for one panel, whose columns may go to a part.
+Finish routed(Finish finish, std::span<const Products::Part> parts, int64_t panel) {
+  finish.stride = finish.columns;
+  for (const Products::Part& part : parts) {
+    if (part.first > panel * kPanel) break;
+    finish.y = part.y - part.first;
+    finish.stride = part.columns;
+  }
+  return finish;
 }
 
 }  // namespace
@@ -37,14 +48,17 @@ void Products::pack(const float* x, int64_t rows, const PackedWeight& w, const P
   const int64_t inputs = pass.blocks.words * inputs_per_word(w.form);
   uint32_t* tiles = tiles_.get(0);
   float* scales = row_scales_.get(0);
+  float* inverses = scales + rows;
   pool_.run((rows + kRows - 1) / kRows, [&](int64_t task, int) {
     for (int64_t r = task * kRows; r < std::min((task + 1) * kRows, rows); ++r) {
       const float* row = x + r * w.inputs;
-      if (w.form == Form::int8 && pass.first == 0)
-        scales[r] = isa_.largest(row, w.inputs) / 127.f;
-      const float inverse = w.form == Form::int8 && scales[r] > 0 ? 1.f / scales[r] : 0.f;
+      if (w.form == Form::int8 && pass.first == 0) {
+        const float largest = isa_.largest(row, w.inputs);
+        scales[r] = largest / 127.f;
+        inverses[r] = largest > 0 ? 127.f / largest : 0.f;
+      }
       for (int64_t b = pass.first; b < pass.last; ++b)
-        isa_.pack(w.form, row + b * inputs, std::min(inputs, w.inputs - b * inputs), inverse,
+        isa_.pack(w.form, row + b * inputs, std::min(inputs, w.inputs - b * inputs), inverses[r],
                   tiles + ((b - pass.first) * rows + r) * kTileStride);
     }
   });
@@ -53,7 +67,8 @@ void Products::pack(const float* x, int64_t rows, const PackedWeight& w, const P
 // Panels [first, last) for all rows. A block of words of these panels meets every tile before the
 // next block begins; the sums of unfinished tiles wait in `sums`.
 void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
-                        int64_t last_panel, float* sums, const Finish& finish) {
+                        int64_t last_panel, float* sums, const Finish& finish,
+                        std::span<const Part> parts) {
   const int form = static_cast<int>(w.form);
   const Tiling tiling(rows, isa_.tile_rows);
   const int64_t half = w.words * kPanel / 2;
@@ -71,7 +86,8 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
       const uint32_t* tile = tiles_.peek() + ((b - pass.first) * rows + first) * kTileStride;
       for (int64_t p = panel; p < last_panel; ++p) {
         float* c = sums + t * per_tile + (p - panel) * isa_.tile_rows * kPanel;
-        if (b + 1 == pass.blocks.count) fetch(finish, first, count, p);
+        Finish here = routed(finish, parts, p);
+        if (b + 1 == pass.blocks.count) fetch(here, first, count, p);
         // The last two tiles fetch a half of the next panel each.
         const int64_t side = t + 2 - tiling.count, there = next_panel + p - panel;
         const uint32_t* next = w.panel(p);
@@ -79,9 +95,8 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
           next = w.panel(there) + side * half + next_from * kPanel / 2;
         isa_.tiles[form][count](tile, w.panel(p) + from * kPanel / 2, half, words, c, b > 0, next);
         if (b + 1 < pass.blocks.count) continue;
-        Finish here = finish;
         here.row = first;
-        here.y = finish.y + first * finish.columns;
+        here.y += first * here.stride;
         if (finish.row_scale) here.row_scale = finish.row_scale + first;
         isa_.finish(c, count, p * kPanel, here);
       }
@@ -89,13 +104,14 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
   }
 }
 
-void Products::product(const float* x, int64_t rows, const PackedWeight& w, Finish finish) {
+void Products::product(const float* x, int64_t rows, const PackedWeight& w, Finish finish,
+                       std::span<const Part> parts) {
   const Blocks blocks(w.words, isa_.tile_words[static_cast<int>(w.form)]);
   const int64_t block_bytes = rows * kTileStride * static_cast<int64_t>(sizeof(uint32_t));
   const int64_t passes = std::min(blocks.count, blocks.count * block_bytes / kPassBytes + 1);
   const int64_t per_pass = (blocks.count + passes - 1) / passes;
   tiles_.get(per_pass * rows * kTileStride);
-  row_scales_.get(rows);
+  row_scales_.get(2 * rows);
   if (w.form == Form::int8) {
     finish.row_scale = row_scales_.get(0);
     finish.column_scale = w.column_scale.data();
@@ -114,7 +130,7 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Fini
       const int64_t panel = task * group;
       multiply(w, rows, pass, panel, std::min(panel + group, w.panels),
                waiting ? waiting + panel * sums : sums_[static_cast<size_t>(thread)].get(0),
-               finish);
+               finish, parts);
     });
   }
 }

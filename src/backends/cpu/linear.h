@@ -1,6 +1,7 @@
 // Cache-blocked products over packed panels, shared out over the threads.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "backends/cpu/packed_weight.h"
@@ -32,9 +33,18 @@ class Products {
   Products(const IsaKernels& isa, ThreadPool& pool)
       : isa_(isa), pool_(pool), sums_(static_cast<size_t>(pool.threads())) {}
 
-  // x [rows, w.inputs] times the weight; `finish` says what follows and where to (its row,
-  // row_scale, column_scale and offset are filled in here).
-  void product(const float* x, int64_t rows, const PackedWeight& w, Finish finish);
+  // Columns of the result from `first` on (a multiple of kPanel) that go to a matrix of their own.
+  struct Part {
+    int64_t first;
+    float* y;
+    int64_t columns;
+  };
+
+  // x [rows, w.inputs] times the weight; `finish` says what follows and where to (its stride, row,
+  // row_scale, column_scale and offset are filled in here). `parts`, in order and beginning with
+  // column 0, take the place of its y.
+  void product(const float* x, int64_t rows, const PackedWeight& w, Finish finish,
+               std::span<const Part> parts = {});
 
  private:
   // Blocks [first, last) of all rows of x, as one step through the weight.
@@ -44,12 +54,13 @@ class Products {
   };
   void pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass);
   void multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
-                int64_t last_panel, float* sums, const Finish& finish);
+                int64_t last_panel, float* sums, const Finish& finish,
+                std::span<const Part> parts);
 
   const IsaKernels& isa_;
   ThreadPool& pool_;
   Scratch<uint32_t> tiles_;   // [blocks of the pass][rows][kTileStride]
-  Scratch<float> row_scales_;  // int8: [rows]
+  Scratch<float> row_scales_;  // int8: [rows] and their inverses [rows]
   Scratch<float> waiting_;     // sums between passes
   std::vector<Scratch<float>> sums_;  // per thread
 };

@@ -225,7 +225,7 @@ void finish(const float* c, int64_t rows, int64_t column, const Finish& to) {
       const float* bias = to.bias ? to.bias + at : nullptr;
       const float* gate = to.gate ? to.gate + at : nullptr;
       const float* rest = residual ? residual + at : nullptr;
-      float* y = to.y + r * to.columns + at;
+      float* y = to.y + r * to.stride + at;
       if (left >= kLanes)
         finish_vector<S>(x, bias, gate, rest, to.bend, y);
       else

@@ -136,19 +136,19 @@ void scale_row(float* x, int64_t columns, float factor) {
 }
 
 template <class S>
-void rotate(const float* x, int64_t width, const float* cosine, const float* sine, float* y) {
+void rotate(float* x, int64_t width, const float* cosine, const float* sine) {
   const int64_t half = width / 2;
   int64_t j = 0;
   for (; j + S::kLanes <= half; j += S::kLanes) {
     const typename S::V a = load<S>(x + j), b = load<S>(x + half + j), c = load<S>(cosine + j),
                         s = load<S>(sine + j);
-    store<S>(y + j, a * c - b * s);
-    store<S>(y + half + j, b * c + a * s);
+    store<S>(x + j, a * c - b * s);
+    store<S>(x + half + j, b * c + a * s);
   }
   for (; j < half; ++j) {
     const float a = x[j], b = x[half + j];
-    y[j] = a * cosine[j] - b * sine[j];
-    y[half + j] = b * cosine[j] + a * sine[j];
+    x[j] = a * cosine[j] - b * sine[j];
+    x[half + j] = b * cosine[j] + a * sine[j];
   }
 }
 

@@ -42,7 +42,9 @@ struct Avx2 {
       asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(x), "x"(b));
       return acc;
     }
-    return (V)((I)acc + (I)_mm256_madd_epi16((__m256i)x, (__m256i)b));
+    V pairs;  // for the same reason
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(pairs) : "x"(x), "x"(b));
+    return acc;
   }
 };
 

@@ -37,7 +37,9 @@ struct Avx512 {
   template <Form kForm>
   TENDON_INLINE V mac(V acc, V x, V b) {
     if constexpr (kForm != Form::int8) return fma(x, b, acc);
-    return (V)((I)acc + (I)_mm512_madd_epi16((__m512i)x, (__m512i)b));
+    V pairs;  // as an intrinsic, gcc 12 keeps all pairs alive and spills sums
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(acc), "=&v"(pairs) : "v"(x), "v"(b));
+    return acc;
   }
 };
 
