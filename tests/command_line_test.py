@@ -202,6 +202,13 @@ def layouts(scratch):
     check(actions(old, 14) == plain, "old names, lm_head only, old steps: the same model")
 
     check(actions(copied(scratch, OPENPI, "five_keys"), 8) is not None, "openpi runs")
+    from_jax = copied(scratch, OPENPI, "no_horizon")
+    edit_json(from_jax / "config.json", lambda c: c.pop("action_horizon"))
+    (from_jax / "golden.json").rename(from_jax / "tendon.json")
+    edit_json(from_jax / "tendon.json", lambda c: c.pop("horizon"))
+    code, out, _ = tendon("inspect", from_jax, "--config", "pi05_droid", "--json")
+    check(code == 0 and json.loads(out)["config"]["horizon"] == 15,
+          "a converted JAX checkpoint gets its horizon from the training config")
 
 
 def conversions(scratch):

@@ -26,7 +26,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kTokenizer = TENDON_TEST_DATA "/tokenizer/paligemma_tokenizer_rebuilt.model";
+constexpr const char* kTokenizer = TENDON_TEST_TOKENIZER;
 
 struct Options {
   std::string folder, tokenizer = kTokenizer, backend = "reference", precision = "f32", isa;

@@ -14,7 +14,7 @@ using namespace tendon;
 
 namespace {
 
-const std::string kModel = test_data("tokenizer/paligemma_tokenizer_rebuilt.model").string();
+const std::string kModel = TENDON_TEST_TOKENIZER;
 
 const Tokenizer& paligemma() {
   static const Tokenizer tokenizer = Tokenizer::from_model_file(kModel);

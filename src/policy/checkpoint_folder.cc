@@ -249,8 +249,11 @@ OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o, const Give
   m.weights = open_files(folder);
   m.config = sizes(folder, *m.weights, given, [&](Config& c) {
     ensure_agrees(config, "action_dim", c.action_dim, file);
+    if (given.training) {  // a converted JAX checkpoint does not know its horizon
+      c.horizon = given.training->horizon;
+      c.max_token_len = given.training->tokens_max;
+    }
     if (config.contains("action_horizon")) c.horizon = json_int(config, "action_horizon", file);
-    if (given.training) c.max_token_len = given.training->tokens_max;
   });
   Surroundings& s = m.surroundings;
   s.cameras = kSlots;
@@ -321,7 +324,7 @@ void apply_training_config(OpenedModel& m, const TrainingConfig& t) {
 
 OpenedModel open_folder(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
   ensure(!fs::is_directory(folder / "params"), Fault::checkpoint,
-         "{} is a JAX (orbax) checkpoint; convert it first: tools/convert_orbax.py",
+         "{} is a JAX (orbax) checkpoint; convert it first: tools/convert_orbax/convert_orbax.py",
          folder.string());
   const bool has_config = fs::exists(folder / "config.json");
   const bool lerobot = has_config && read_json(folder / "config.json").contains("type");

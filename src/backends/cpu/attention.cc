@@ -56,19 +56,55 @@ void Attention::pack_values(const float* v, const AttentionShape& shape, const P
   }
 }
 
+// Scores of `count` packed queries with keys [from, from + keys).
+void Attention::score(const uint32_t* k, const Packed& packed, int64_t count, int64_t from,
+                      int64_t keys, Workspace& work) const {
+  const int form = static_cast<int>(form_);
+  const Blocks blocks(packed.key_words, isa_.tile_words[form]);
+  const uint32_t* query = work.query.peek();
+  float* scores = work.scores.get(0);
+  for (int64_t p = 0; p < keys / kPanel; ++p, scores += count * kPanel) {
+    const uint32_t* panel = k + (from / kPanel + p) * kPanel * packed.key_words;
+    for (int64_t b = 0; b < blocks.count; ++b)
+      isa_.tiles[form][count](query + b * count * kTileStride, panel + b * blocks.words * kHalf,
+                              packed.key_words * kHalf,
+                              std::min(blocks.words, packed.key_words - b * blocks.words), scores,
+                              b > 0, panel);
+  }
+}
+
+// Adds the values of these keys, weighted, to sums that shrink by `old` first.
+void Attention::add_values(const uint32_t* v, const Packed& packed, int64_t count, int64_t from,
+                           int64_t keys, const float* old, Workspace& work) const {
+  const float* weights = work.weights.peek();
+  uint32_t* tile = work.tile.get(0);
+  float* sums = work.sums.get(0);
+  for (int64_t i = 0; i < count; ++i)
+    isa_.pack(form_, weights + i * keys, keys, 0.f, tile + i * kTileStride);
+  v += from / inputs_per_word(form_) * kHalf;
+  for (int64_t p = 0; p < packed.value_panels; ++p, v += kPanel * packed.value_words) {
+    float* c = sums + p * count * kPanel;
+    for (int64_t i = 0; from > 0 && i < count; ++i) isa_.scale_row(c + i * kPanel, kPanel, old[i]);
+    isa_.tiles[static_cast<int>(form_)][count](tile, v, packed.value_words * kHalf,
+                                               words_of(form_, keys), c, from > 0, tile);
+  }
+}
+
 // `count` queries from `first`: query n is row n / share of the segment, head n mod share of those
 // that share the key/value head.
 void Attention::attend(const float* q, const AttentionShape& shape, const Packed& packed,
                        int64_t head, int64_t first, int64_t count, std::span<const int32_t> visible,
                        Workspace& work, float* out) const {
   const Heads& h = shape.heads;
-  const int64_t share = h.query / h.kv, form = static_cast<int>(form_);
-  const IsaKernels::Tile multiply = isa_.tiles[form][count];
-  const Blocks blocks(packed.key_words, isa_.tile_words[form]);
+  const int64_t share = h.query / h.kv;
   const float scale = 1.f / std::sqrt(static_cast<float>(h.width));
+  const Blocks blocks(packed.key_words, isa_.tile_words[static_cast<int>(form_)]);
+  const int64_t inputs = blocks.words * inputs_per_word(form_);
   std::array<int64_t, kRowsMax> offset;
   std::array<int32_t, kRowsMax> seen, left;
   std::array<float, kRowsMax> maximum, sum, old;
+  maximum.fill(-INFINITY);
+  sum.fill(0.f);
   int32_t farthest = 0;
   for (int64_t i = 0; i < count; ++i) {
     const auto at = static_cast<size_t>(i);
@@ -76,61 +112,29 @@ void Attention::attend(const float* q, const AttentionShape& shape, const Packed
     offset[at] = ((head / h.kv * shape.rows + row) * h.query + query) * h.width;
     seen[at] = visible[visible.size() == 1 ? 0 : static_cast<size_t>(row)];
     farthest = std::max(farthest, seen[at]);
-    maximum[at] = -INFINITY;
-    sum[at] = 0.f;
+    for (int64_t b = 0; b < blocks.count; ++b)
+      isa_.pack(form_, q + offset[at] + b * inputs, std::min(inputs, h.width - b * inputs), 0.f,
+                work.query.get(0) + (b * count + i) * kTileStride);
   }
-  uint32_t* query = work.query.get(0);
-  const int64_t inputs = blocks.words * inputs_per_word(form_);
-  for (int64_t b = 0; b < blocks.count; ++b)
-    for (int64_t i = 0; i < count; ++i)
-      isa_.pack(form_, q + offset[static_cast<size_t>(i)] + b * inputs,
-                std::min(inputs, h.width - b * inputs), 0.f,
-                query + (b * count + i) * kTileStride);
-  float* sums = work.sums.get(0);
-  const int64_t keys = ceil_to(farthest, kPanel);
-  const int64_t steps = (keys + kKeyBlock - 1) / kKeyBlock;
-  const int64_t block = ceil_to((keys + steps - 1) / std::max<int64_t>(steps, 1), kPanel);
-  const uint32_t* k = keys_.peek() + head * packed.keys_size();
-  const uint32_t* v = values_.peek() + head * packed.values_size();
-  for (int64_t from = 0; from < keys; from += block) {
-    const int64_t here = std::min(block, keys - from);
-    float* scores = work.scores.get(0);
-    for (int64_t p = 0; p < here / kPanel; ++p) {
-      const uint32_t* panel = k + (from / kPanel + p) * kPanel * packed.key_words;
-      for (int64_t b = 0; b < blocks.count; ++b)
-        multiply(query + b * count * kTileStride, panel + b * blocks.words * kPanel / 2,
-                 packed.key_words * kPanel / 2,
-                 std::min(blocks.words, packed.key_words - b * blocks.words),
-                 scores + p * count * kPanel, b > 0, panel);
-    }
+  const int64_t keys = ceil_to(farthest, kPanel), steps = (keys + kKeyBlock - 1) / kKeyBlock;
+  const int64_t step = ceil_to((keys + steps - 1) / steps, kPanel);
+  for (int64_t from = 0; from < keys; from += step) {
+    const int64_t here = std::min(step, keys - from);
+    score(keys_.peek() + head * packed.keys_size(), packed, count, from, here, work);
     for (size_t i = 0; i < static_cast<size_t>(count); ++i)
       left[i] = seen[i] - static_cast<int32_t>(from);
-    float* weights = work.weights.get(0);
-    isa_.softmax(scores, count, here, left.data(), scale, maximum.data(), sum.data(), old.data(),
-                 weights);
-    const int64_t words = words_of(form_, here);
-    uint32_t* tile = work.weights_tile.get(0);
-    for (int64_t i = 0; i < count; ++i)
-      isa_.pack(form_, weights + i * here, here, 0.f, tile + i * kTileStride);
-    for (int64_t p = 0; p < packed.value_panels; ++p) {
-      float* c = sums + p * count * kPanel;
-      if (from > 0)
-        for (int64_t i = 0; i < count; ++i)
-          isa_.scale_row(c + i * kPanel, kPanel, old[static_cast<size_t>(i)]);
-      multiply(tile,
-               v + p * kPanel * packed.value_words + from / inputs_per_word(form_) * kPanel / 2,
-               packed.value_words * kPanel / 2, words, c, from > 0, tile);
-    }
+    isa_.softmax(work.scores.get(0), count, here, left.data(), scale, maximum.data(), sum.data(),
+                 old.data(), work.weights.get(0));
+    add_values(values_.peek() + head * packed.values_size(), packed, count, from, here, old.data(),
+               work);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const float inverse = 1.f / sum[static_cast<size_t>(i)];
+  for (int64_t i = 0; i < count; ++i)
     for (int64_t p = 0; p < packed.value_panels; ++p) {
-      float* c = sums + (p * count + i) * kPanel;
-      isa_.scale_row(c, kPanel, inverse);
+      float* c = work.sums.get(0) + (p * count + i) * kPanel;
+      isa_.scale_row(c, kPanel, 1.f / sum[static_cast<size_t>(i)]);
       std::copy_n(c, std::min(kPanel, h.width - p * kPanel),
                   out + offset[static_cast<size_t>(i)] + p * kPanel);
     }
-  }
 }
 
 void Attention::run(const float* q, const float* k, const float* v, const AttentionShape& shape,
@@ -161,7 +165,7 @@ void Attention::run(const float* q, const float* k, const float* v, const Attent
     work.sums.get(packed.value_panels * rows * kPanel);
     work.scores.get(kKeyBlock * rows);
     work.weights.get(kKeyBlock * rows);
-    work.weights_tile.get(rows * kTileStride);
+    work.tile.get(rows * kTileStride);
   }
   pool_.run(heads * tiling.count, [&](int64_t task, int thread) {
     const int64_t tile = task % tiling.count;

@@ -31,8 +31,8 @@ class Attention {
     int64_t keys_size() const { return key_panels * kPanel * key_words; }
     int64_t values_size() const { return value_panels * kPanel * value_words; }
   };
-  struct Workspace {  // of one thread
-    Scratch<uint32_t> keys, query, weights_tile;
+  struct Workspace {                      // of one thread
+    Scratch<uint32_t> keys, query, tile;  // tile: of weights
     Scratch<float> scores, weights, sums;
   };
 
@@ -41,6 +41,10 @@ class Attention {
                  int64_t panel, uint32_t* rows, uint32_t* to) const;
   void pack_values(const float* v, const AttentionShape& shape, const Packed& packed, int64_t head,
                    int64_t panel, uint32_t* to) const;
+  void score(const uint32_t* k, const Packed& packed, int64_t count, int64_t from, int64_t keys,
+             Workspace& work) const;
+  void add_values(const uint32_t* v, const Packed& packed, int64_t count, int64_t from,
+                  int64_t keys, const float* old, Workspace& work) const;
   void attend(const float* q, const AttentionShape& shape, const Packed& packed, int64_t head,
               int64_t first, int64_t count, std::span<const int32_t> visible, Workspace& work,
               float* out) const;

@@ -32,7 +32,7 @@ enum class Bend : uint8_t { none, gelu_tanh, silu, gated_gelu };  // what follow
 // Where a finished tile goes: rows of y, columns [column, column + 32) of `columns`.
 // gated_gelu: the first 16 of the tile are the gate, the others the product; 16 columns result.
 struct Finish {
-  float* y = nullptr;  // row 0 of the tile, column 0
+  float* y = nullptr;               // row 0 of the tile, column 0
   int64_t columns = 0, stride = 0;  // of the result; from row to row of y
   Bend bend = Bend::none;
   const float* bias = nullptr;      // [columns]
@@ -53,7 +53,8 @@ struct IsaKernels {
   const char* int8_method;
 
   // c [rows][32] (+)= tile · panel over `words`; `half` words lie between the halves of the panel;
-  // for int8 c holds int32. Meanwhile 16 words per word are fetched from `next`, which must be mapped memory.
+  // for int8 c holds int32. Meanwhile 16 words per word are fetched from `next`, which must be
+  // mapped memory.
   using Tile = void (*)(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
                         float* c, bool add, const uint32_t* next);
   const Tile* tiles[kForms];  // by rows, 1 to tile_rows

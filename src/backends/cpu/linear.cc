@@ -129,8 +129,8 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Fini
     pool_.run((w.panels + group - 1) / group, [&](int64_t task, int thread) {
       const int64_t panel = task * group;
       multiply(w, rows, pass, panel, std::min(panel + group, w.panels),
-               waiting ? waiting + panel * sums : sums_[static_cast<size_t>(thread)].get(0),
-               finish, parts);
+               waiting ? waiting + panel * sums : sums_[static_cast<size_t>(thread)].get(0), finish,
+               parts);
     });
   }
 }

@@ -54,14 +54,13 @@ class Products {
   };
   void pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass);
   void multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
-                int64_t last_panel, float* sums, const Finish& finish,
-                std::span<const Part> parts);
+                int64_t last_panel, float* sums, const Finish& finish, std::span<const Part> parts);
 
   const IsaKernels& isa_;
   ThreadPool& pool_;
-  Scratch<uint32_t> tiles_;   // [blocks of the pass][rows][kTileStride]
-  Scratch<float> row_scales_;  // int8: [rows] and their inverses [rows]
-  Scratch<float> waiting_;     // sums between passes
+  Scratch<uint32_t> tiles_;           // [blocks of the pass][rows][kTileStride]
+  Scratch<float> row_scales_;         // int8: [rows] and their inverses [rows]
+  Scratch<float> waiting_;            // sums between passes
   std::vector<Scratch<float>> sums_;  // per thread
 };
 

@@ -1,8 +1,9 @@
 // The product of one tile with one panel, packing of tiles, and what follows a product; generic
 // over an instruction set S. See kernels.h for the layouts.
 //
-// S also gives: Halves and Bytes (lanes of uint16_t and uint8_t), kRows (rows of a tile), kVectors (vectors of a panel in flight), and per form
-// `mac<Form>(acc, tile words, panel vector)`; kWiden<Form> where a word is widened into two steps.
+// S also gives: Halves and Bytes (lanes of uint16_t and uint8_t), kRows (rows of a tile), kVectors
+// (vectors of a panel in flight), and per form `mac<Form>(acc, tile words, panel vector)`;
+// kWiden<Form> where a word is widened into two steps.
 #pragma once
 
 #include "backends/cpu/kernels.h"
@@ -112,8 +113,8 @@ void interleave(Form form, const float* low, const float* high, int64_t columns,
   if (form == Form::f32) return pack_words<S>(form, low, columns, to);
   int64_t c = 0;
   for (; c + S::kLanes <= columns; c += S::kLanes) {
-    const typename S::I words = (round_bf16<S>(load<S>(low + c)) >> 16 & 0xFFFF) |
-                                round_bf16<S>(load<S>(high + c));
+    const typename S::I words =
+        (round_bf16<S>(load<S>(low + c)) >> 16 & 0xFFFF) | round_bf16<S>(load<S>(high + c));
     std::memcpy(to + c, &words, sizeof(words));
   }
   for (; c < columns; ++c) to[c] = bf16_of(low[c]) | bf16_of(high[c]) << 16;

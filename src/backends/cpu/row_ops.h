@@ -73,7 +73,8 @@ TENDON_INLINE float largest_lane(typename S::V v) {
   float lanes[S::kLanes];
   store<S>(lanes, v);
   for (int half = S::kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    for (int i = 0; i < half; ++i)
+      lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
   return lanes[0];
 }
 
@@ -90,7 +91,8 @@ float largest(const float* x, int64_t columns) {
 
 // The scores of row r that it does not see become −inf, so that whole vectors can follow.
 inline void hide(float* s, int64_t rows, int64_t r, int64_t seen, int64_t keys) {
-  for (int64_t k = seen; k < keys; ++k) s[(k / kPanel * rows + r) * kPanel + k % kPanel] = -INFINITY;
+  for (int64_t k = seen; k < keys; ++k)
+    s[(k / kPanel * rows + r) * kPanel + k % kPanel] = -INFINITY;
 }
 
 template <class S>
