@@ -43,10 +43,11 @@ void Attention::pack_values(const float* v, const AttentionShape& shape, const P
   const Heads& h = shape.heads;
   const int64_t stride = h.kv * h.width, step = inputs_per_word(form_);
   v += head / h.kv * shape.keys * stride + head % h.kv * h.width + panel * kPanel;
-  const int64_t all = std::min(kPanel, h.width - panel * kPanel);
   std::array<float, kHalf> nothing{};
   for (int64_t part = 0; part < kPanel; part += kHalf) {
-    const int64_t columns = std::clamp<int64_t>(all - part, 0, kHalf);
+    const int64_t own = h.width - panel * kPanel - part, later = (h.kv - 1 - head % h.kv) * h.width;
+    // Columns of later heads stand in for those that this one lacks: nobody reads their results.
+    const int64_t columns = own > 0 ? std::min(kHalf, own + later) : 0;
     for (int64_t key = 0; key < packed.value_words * step; key += step, to += kHalf) {
       const float* low = key < shape.keys ? v + key * stride + part : nothing.data();
       const float* high = key + 1 < shape.keys ? v + (key + 1) * stride + part : nothing.data();

@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kPassBytes = int64_t{7} << 20;
 // A group's panels of one block (64 KiB each) stay in a level-2 cache while all rows pass.
 constexpr int64_t kGroupMost = 4;
+constexpr int64_t kHalf = kPanel / 2;
 
 // Panels per task: the fewest panels on the busiest thread, then the largest group.
 int64_t group_size(int64_t panels, int threads) {
@@ -71,7 +72,7 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
                         std::span<const Part> parts) {
   const int form = static_cast<int>(w.form);
   const Tiling tiling(rows, isa_.tile_rows);
-  const int64_t half = w.words * kPanel / 2;
+  const int64_t half = w.words * kHalf;
   const int64_t per_tile =
       pass.blocks.count == 1 ? 0 : (last_panel - panel) * isa_.tile_rows * kPanel;
   for (int64_t b = pass.first; b < pass.last; ++b) {
@@ -88,12 +89,12 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
         float* c = sums + t * per_tile + (p - panel) * isa_.tile_rows * kPanel;
         Finish here = routed(finish, parts, p);
         if (b + 1 == pass.blocks.count) fetch(here, first, count, p);
-        // The last two tiles fetch a half of the next panel each.
+        // What to fetch meanwhile: the next tile or, in the last two, the halves of the next panel.
         const int64_t side = t + 2 - tiling.count, there = next_panel + p - panel;
         const uint32_t* next = w.panel(p);
-        if (tiling.count > 1 && side >= 0 && there < w.panels)
-          next = w.panel(there) + side * half + next_from * kPanel / 2;
-        isa_.tiles[form][count](tile, w.panel(p) + from * kPanel / 2, half, words, c, b > 0, next);
+        if (side < 0) next = tile + count * kTileStride + (last_panel - 1 - p) * words * kHalf;
+        if (side >= 0 && there < w.panels) next = w.panel(there) + side * half + next_from * kHalf;
+        isa_.tiles[form][count](tile, w.panel(p) + from * kHalf, half, words, c, b > 0, next);
         if (b + 1 < pass.blocks.count) continue;
         here.row = first;
         here.y += first * here.stride;
