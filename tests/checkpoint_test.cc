@@ -1,5 +1,8 @@
 // labels: unit
 // Hostile and damaged checkpoint files, tensor names, and synthetic weights by their check values.
+#include <fcntl.h>
+
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <random>
@@ -125,6 +128,36 @@ TEST(Safetensors, what_is_written_is_read_back) {
   const auto file = SafetensorsFile::open(scratch.path() / "t.safetensors");
   EXPECT_EQ(numbers(*file->find("x")), std::vector<double>({1, -2, 3, 4}));
   EXPECT_EQ(file->metadata().at("k"), "v");
+}
+
+// Resident pages of these bytes.
+int64_t resident(std::span<const std::byte> bytes) {
+  const size_t page = 4096, first = reinterpret_cast<uintptr_t>(bytes.data()) / page * page;
+  const size_t length = reinterpret_cast<uintptr_t>(bytes.data()) + bytes.size() - first;
+  std::vector<uint64_t> entries(length / page);
+  const int map = open("/proc/self/pagemap", O_RDONLY);
+  const ssize_t got =
+      pread(map, entries.data(), entries.size() * 8, static_cast<off_t>(first / page * 8));
+  close(map);
+  EXPECT_EQ(got, std::ssize(entries) * 8);
+  return std::ranges::count_if(entries, [](uint64_t e) { return e >> 63 == 1; });
+}
+
+TEST(Safetensors, forgotten_pages_leave_memory_and_read_the_same) {
+  const Scratch scratch("forget");
+  const auto path = scratch.path() / "t.safetensors";
+  const std::vector<float> values(1 << 18, 0.5f);
+  const HostTensor kept = host_tensor("x", {1 << 18}, values);
+  write_safetensors(path, {{kept}});
+  const auto file = SafetensorsFile::open(path);
+  const HostTensor& x = file->tensors()[0];
+  EXPECT_EQ(element(x, 1 << 17), 0.5f);
+  EXPECT_GT(resident(x.bytes), 0);
+  forget_pages(x);
+  EXPECT_LE(resident(x.bytes), 2);  // shared with its neighbours
+  for (int64_t i = 0; i < 1 << 18; ++i) ASSERT_EQ(element(x, i), 0.5f);
+  forget_pages(kept);  // not mapped: stays what it is
+  EXPECT_EQ(element(kept, 1 << 17), 0.5f);
 }
 
 TEST(Names, every_known_spelling_becomes_the_canonical_one) {

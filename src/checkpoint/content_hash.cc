@@ -1,7 +1,6 @@
 #include "checkpoint/content_hash.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
@@ -22,11 +21,6 @@ uint64_t mix(uint64_t h) {
 
 // Pieces of 64 MiB, so that one large tensor is shared out too.
 constexpr size_t kPiece = size_t{64} << 20;
-
-struct Piece {
-  std::span<const std::byte> bytes;
-  uint64_t hash = 0;
-};
 
 }  // namespace
 
@@ -50,27 +44,25 @@ uint64_t content_hash(std::span<const std::byte> bytes) {
 
 std::string content_hash(std::span<const HostTensor> tensors, int threads,
                          const std::string& forget) {
-  std::vector<Piece> pieces;
+  std::vector<HostTensor> pieces;
   std::string labels;
   for (const HostTensor& t : tensors) {
     labels += fmt::format("{} {} {}\n", t.name, name(t.dtype), to_string(t.shape));
-    for (size_t at = 0; at < t.bytes.size(); at += kPiece)
-      pieces.push_back({t.bytes.subspan(at, std::min(kPiece, t.bytes.size() - at))});
+    for (size_t at = 0; at < t.bytes.size(); at += kPiece) {
+      pieces.push_back(t);
+      pieces.back().bytes = t.bytes.subspan(at, std::min(kPiece, t.bytes.size() - at));
+    }
   }
+  std::vector<uint64_t> hashes(pieces.size());
   const int used = threads > 0 ? threads : hardware_threads();
   parallel_for(std::ssize(pieces), used, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i)
-      pieces[static_cast<size_t>(i)].hash = content_hash(pieces[static_cast<size_t>(i)].bytes);
+    for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i) {
+      hashes[i] = content_hash(pieces[i].bytes);
+      if (pieces[i].name == forget) forget_pages(pieces[i]);
+    }
   });
   uint64_t h = content_hash(std::as_bytes(std::span(labels)));
-  for (const Piece& p : pieces) h = mix(h ^ p.hash) * kOdd;
-  for (const HostTensor& t : tensors) {
-    if (forget.empty() || t.name != forget) continue;
-    constexpr uintptr_t kPage = 4096;
-    const auto begin = (reinterpret_cast<uintptr_t>(t.bytes.data()) + kPage - 1) / kPage * kPage;
-    const auto end = reinterpret_cast<uintptr_t>(t.bytes.data() + t.bytes.size()) / kPage * kPage;
-    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-  }
+  for (const uint64_t hash : hashes) h = mix(h ^ hash) * kOdd;
   return fmt::format("{:016x}", h);
 }
 

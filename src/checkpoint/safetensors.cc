@@ -72,11 +72,14 @@ void check_cover(std::vector<TensorEntry>& tensors, uint64_t buffer_bytes,
 
 std::shared_ptr<const SafetensorsFile> SafetensorsFile::open(const std::filesystem::path& path) {
   const auto mapping = map_file(path);
-  return from_bytes(mapping, {mapping->data, mapping->size}, path.string());
+  auto file = from_bytes(mapping, {mapping->data, mapping->size}, path.string());
+  for (HostTensor& t : file->tensors_) t.mapped = true;
+  return file;
 }
 
-std::shared_ptr<const SafetensorsFile> SafetensorsFile::from_bytes(
-    std::shared_ptr<const void> owner, std::span<const std::byte> bytes, std::string name) {
+std::shared_ptr<SafetensorsFile> SafetensorsFile::from_bytes(std::shared_ptr<const void> owner,
+                                                             std::span<const std::byte> bytes,
+                                                             std::string name) {
   ensure(bytes.size() >= 8, Fault::checkpoint, "{} has {} bytes; a safetensors file has at least 8",
          name, bytes.size());
   uint64_t header_bytes = 0;

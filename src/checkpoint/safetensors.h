@@ -24,9 +24,9 @@ class SafetensorsFile {
   static std::shared_ptr<const SafetensorsFile> open(const std::filesystem::path& path);
 
   // The same checks on bytes in memory, kept alive by `owner`.
-  static std::shared_ptr<const SafetensorsFile> from_bytes(std::shared_ptr<const void> owner,
-                                                           std::span<const std::byte> bytes,
-                                                           std::string name);
+  static std::shared_ptr<SafetensorsFile> from_bytes(std::shared_ptr<const void> owner,
+                                                     std::span<const std::byte> bytes,
+                                                     std::string name);
 
   const std::vector<HostTensor>& tensors() const { return tensors_; }  // in file order
   const HostTensor* find(std::string_view name) const;                 // null: absent

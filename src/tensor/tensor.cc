@@ -1,5 +1,7 @@
 #include "tensor/tensor.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -76,6 +78,15 @@ T load(const HostTensor& tensor, int64_t i) {
 }
 
 }  // namespace
+
+void forget_pages(const HostTensor& tensor) {
+  constexpr uintptr_t kPage = 4096;
+  if (!tensor.mapped) return;
+  const auto first = reinterpret_cast<uintptr_t>(tensor.bytes.data());
+  const uintptr_t begin = (first + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (first + tensor.bytes.size()) / kPage * kPage;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
 
 float element(const HostTensor& tensor, int64_t i) {
   switch (tensor.dtype) {

@@ -48,10 +48,14 @@ struct HostTensor {
   Shape shape;
   std::span<const std::byte> bytes;
   std::shared_ptr<const void> owner;
+  bool mapped = false;  // the bytes lie in a file: forgotten pages are read again when touched
 
   // Rows [first, last) of the outermost dimension, without a copy.
   HostTensor rows(int64_t first, int64_t last) const;
 };
+
+// Gives the memory of whole pages back, where the tensor is mapped; else does nothing.
+void forget_pages(const HostTensor& tensor);
 
 // Element i as float, for f32, bf16 and f16.
 float element(const HostTensor& tensor, int64_t i);
