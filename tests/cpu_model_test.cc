@@ -10,6 +10,7 @@
 #include "backends/cpu/cpu.h"
 #include "checkpoint/synthetic.h"
 #include "model/pi0.h"
+#include "tendon/tendon.h"
 #include "tensor/compare.h"
 #include "tensor/random.h"
 #include "test_files.h"
@@ -130,6 +131,24 @@ TEST_P(CpuModel, does_not_allocate_after_the_first_call) {
     network.call();
     EXPECT_EQ(allocations - before, 0) << name(p);
   }
+}
+
+// Pre- and postprocessing still build small vectors, the result among them: always as many.
+TEST(CpuEngine, settles_after_the_first_call) {
+  Engine engine = Engine::open("demo", {.threads = 2});
+  const Observation observation = demo_observation();
+  const auto threads = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/task"), {});
+  };
+  engine.infer(observation);
+  int64_t before = allocations;
+  engine.infer(observation);
+  const int64_t second = allocations - before;
+  const auto running = threads();
+  before = allocations;
+  engine.infer(observation);
+  EXPECT_EQ(allocations - before, second);
+  EXPECT_EQ(threads(), running);
 }
 
 std::string policy_name(const testing::TestParamInfo<PolicyType>& p) {

@@ -41,7 +41,8 @@ class Engine {
   std::vector<std::string> notes() const;  // decisions taken while opening, one sentence each
   std::vector<OpUse> op_use() const;       // since open
   std::string backend() const;
-  double load_ms() const;  // what open took
+  std::string method() const;  // "avx512vnni, int8 products (vpdpbusd, exact)"; empty: reference
+  double load_ms() const;      // what open took
 
   ~Engine();
   Engine(Engine&&) noexcept;
@@ -85,6 +86,7 @@ MachineLimits measure_limits(const OpenOptions& options = {});
 std::string describe(const std::string& model, const OpenOptions& options = {});
 
 std::vector<std::string> backends();  // names that OpenOptions::backend may take
+std::vector<std::string> isas();      // names that OpenOptions::isa may take here, slowest first
 std::string version();                // "0.1.0"
 
 }  // namespace tendon

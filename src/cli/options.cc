@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <nlohmann/json.hpp>
 
 #include "cli/verbs.h"
 
@@ -68,9 +69,9 @@ void add_version(CLI::App& app) {
   verb->add_flag("--json", *json, "as JSON");
   verb->callback([json] {
     if (*json) {
-      std::string list;
-      for (const std::string& b : backends()) list += (list.empty() ? "\"" : ", \"") + b + "\"";
-      fmt::print("{{\"version\": \"{}\", \"backends\": [{}]}}\n", version(), list);
+      const nlohmann::json all{
+          {"version", version()}, {"backends", backends()}, {"instruction_sets", isas()}};
+      fmt::print("{}\n", all.dump());
     } else {
       fmt::print("tendon {}\n", version());
     }

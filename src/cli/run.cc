@@ -61,19 +61,24 @@ nlohmann::json times_json(const StageTimes& t) {
 }
 
 void print_json(const RunOptions& o, const Engine& engine, const Actions& a) {
-  nlohmann::json json{{"model", o.model},
-                      {"backend", engine.backend()},
-                      {"names", engine.action_names()},
-                      {"horizon", a.horizon},
-                      {"load_ms", engine.load_ms()},
-                      {"stage_ms", times_json(a.times)},
-                      {"warnings", a.warnings},
-                      {"notes", engine.notes()},
-                      {"actions", nlohmann::json::array()}};
+  nlohmann::json json{
+      {"model", o.model},
+      {"backend", engine.backend()},
+      {"method", engine.method()},
+      {"names", engine.action_names()},
+      {"horizon", a.horizon},
+      {"load_ms", engine.load_ms()},
+      {"stage_ms", times_json(a.times)},
+      {"prefix_tokens", a.work.prefix_tokens},
+      {"flops_done", a.work.vision_flops + a.work.prefill_flops + a.work.denoise_flops},
+      {"flops_skipped", a.work.skipped_flops},
+      {"warnings", a.warnings},
+      {"notes", engine.notes()},
+      {"actions", nlohmann::json::array()}};
   for (int64_t r = 0; r < a.horizon; ++r)
     json["actions"].push_back(
         std::vector<double>(a.values.begin() + r * a.dim, a.values.begin() + (r + 1) * a.dim));
-  int64_t native = 0, fallback = 0, flops = 0;
+  int64_t native = 0, fallback = 0;
   for (const OpUse& use : engine.op_use()) {
     json["ops"][use.op] = {{"native", use.native_calls},
                            {"fallback", use.fallback_calls},
@@ -81,11 +86,9 @@ void print_json(const RunOptions& o, const Engine& engine, const Actions& a) {
                            {"seconds", use.seconds}};
     native += use.native_calls;
     fallback += use.fallback_calls;
-    flops += use.flops;
   }
   json["native"] = native;
   json["fallback"] = fallback;
-  json["flops"] = flops;
   fmt::print("{}\n", json.dump());
 }
 

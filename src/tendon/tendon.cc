@@ -80,13 +80,15 @@ struct Engine::Parts {
   std::unique_ptr<Kernels> kernels, fallback;
   Ops ops;
   std::vector<std::string> notes;
+  std::string method;
   std::unique_ptr<Policy> policy;
   double load_ms = 0;
 
   explicit Parts(const OpenOptions& o)
       : kernels(open_backend(o.backend, o)),
         fallback(o.fallback.empty() ? nullptr : make_reference_backend({.threads = o.threads})),
-        ops(*kernels, fallback.get()) {}
+        ops(*kernels, fallback.get()),
+        method(o.backend == "cpu" ? describe_cpu(cpu_options(o)) : "") {}
 };
 
 Engine::Engine(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
@@ -129,6 +131,7 @@ int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
 int64_t Engine::steps() const { return parts_->policy->config().num_steps; }
 std::vector<std::string> Engine::notes() const { return parts_->notes; }
 std::string Engine::backend() const { return std::string(parts_->kernels->name()); }
+std::string Engine::method() const { return parts_->method; }
 double Engine::load_ms() const { return parts_->load_ms; }
 
 std::vector<OpUse> Engine::op_use() const {
@@ -156,6 +159,7 @@ std::string describe(const std::string& model, const OpenOptions& options) {
 }
 
 std::vector<std::string> backends() { return {"cpu", "reference"}; }
+std::vector<std::string> isas() { return cpu_isas(); }
 std::string version() { return TENDON_VERSION; }
 
 }  // namespace tendon

@@ -4,7 +4,6 @@
 #include <sys/mman.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -13,11 +12,17 @@ namespace tendon::cpu {
 template <class T>
 class Scratch {
  public:
-  // At least `count` elements, 64-byte aligned; content is unspecified.
+  // At least `count` elements, 64-byte aligned; content is unspecified. Large ones ask for huge
+  // pages: a matrix of some megabytes is read across its rows, and would miss in the translation
+  // cache at each of them.
   T* get(int64_t count) {
     if (count > count_) {
+      constexpr size_t kHuge = size_t{2} << 20;
+      const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+      const std::align_val_t alignment{bytes >= kHuge ? kHuge : 64};
       data_.reset();
-      data_.reset(allocate(static_cast<size_t>(count) * sizeof(T)));
+      data_ = {static_cast<T*>(::operator new(bytes, alignment)), Free{alignment}};
+      if (bytes >= kHuge) ::madvise(data_.get(), bytes, MADV_HUGEPAGE);
       count_ = count;
     }
     return data_.get();
@@ -26,18 +31,9 @@ class Scratch {
   const T* peek() const { return data_.get(); }
 
  private:
-  // Large ones begin at a huge page and ask for such pages: a matrix of some megabytes is read by
-  // columns, and would miss in the translation cache at every row.
-  static T* allocate(size_t bytes) {
-    constexpr size_t kHuge = size_t{2} << 20;
-    const bool huge = bytes >= kHuge;
-    void* at = std::aligned_alloc(huge ? kHuge : 64, (bytes + 63) / 64 * 64);
-    if (!at) throw std::bad_alloc();
-    if (huge) ::madvise(at, bytes, MADV_HUGEPAGE);
-    return static_cast<T*>(at);
-  }
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    std::align_val_t alignment{64};
+    void operator()(T* p) const { ::operator delete(p, alignment); }
   };
   std::unique_ptr<T, Free> data_;
   int64_t count_ = 0;
