@@ -31,44 +31,50 @@ Placement place(const Image& image, int height, int width) {
   return {h, w, (height - h) / 2, (width - w) / 2};
 }
 
-// Pillow's triangle filter for one output pixel: fixed-point weights of inputs from `first` on.
+// Pillow's triangle filter: fixed-point weights (times 2^22), `width` per output pixel, of the
+// inputs from first[pixel] on.
 struct Taps {
-  int first = 0;
-  std::vector<int> weights;  // times 2^22
+  int width;
+  std::vector<int> first, weights;
 };
 
-std::vector<Taps> pil_taps(int in, int out) {
+Taps pil_taps(int in, int out) {
   const double scale = static_cast<double>(in) / out, support = std::max(scale, 1.0);
-  std::vector<Taps> taps(static_cast<size_t>(out));
+  const int width = std::min(in, 2 * static_cast<int>(std::ceil(support)) + 1);
+  const auto pixels = static_cast<size_t>(out);
+  Taps taps{width, std::vector<int>(pixels), std::vector<int>(pixels * static_cast<size_t>(width))};
+  std::vector<double> w(static_cast<size_t>(width));
   for (int i = 0; i < out; ++i) {
     const double centre = (i + 0.5) * scale;
     const int low = std::max(0, static_cast<int>(centre - support + 0.5));
     const int high = std::min(in, static_cast<int>(centre + support + 0.5));
-    std::vector<double> w;
+    const int first = std::min(low, in - width);  // weights before `low` and from `high` on are 0
+    std::ranges::fill(w, 0.0);
     double sum = 0;
     for (int k = low; k < high; ++k) {
-      w.push_back(std::max(0.0, 1.0 - std::abs((k - centre + 0.5) / support)));
-      sum += w.back();
+      double& v = w[static_cast<size_t>(k - first)];
+      v = std::max(0.0, 1.0 - std::abs((k - centre + 0.5) / support));
+      sum += v;
     }
-    Taps& t = taps[static_cast<size_t>(i)];
-    t.first = low;
-    for (const double v : w) t.weights.push_back(static_cast<int>(v / sum * (1 << 22) + 0.5));
+    taps.first[static_cast<size_t>(i)] = first;
+    std::ranges::transform(w, taps.weights.begin() + int64_t{i} * width,
+                           [&](double v) { return static_cast<int>(v / sum * (1 << 22) + 0.5); });
   }
   return taps;
 }
 
 // One pass of Pillow's resize. Pixel p of line l stands at (l * line + p * step) * 3.
-void pil_pass(const std::vector<uint8_t>& in, std::vector<uint8_t>& out,
-              const std::vector<Taps>& taps, int lines, bool horizontal, int in_width,
-              int out_width) {
+void pil_pass(const std::vector<uint8_t>& in, std::vector<uint8_t>& out, const Taps& taps,
+              int lines, bool horizontal, int in_width, int out_width) {
   for (int line = 0; line < lines; ++line)
-    for (size_t p = 0; p < taps.size(); ++p)
+    for (size_t p = 0; p < taps.first.size(); ++p)
       for (int c = 0; c < 3; ++c) {
         int64_t sum = 1 << 21;
-        for (size_t k = 0; k < taps[p].weights.size(); ++k) {
-          const int at = taps[p].first + static_cast<int>(k);
+        for (int k = 0; k < taps.width; ++k) {
+          const int at = taps.first[p] + k;
           const int pixel = horizontal ? line * in_width + at : at * in_width + line;
-          sum += int64_t{in[static_cast<size_t>(3 * pixel + c)]} * taps[p].weights[k];
+          sum += int64_t{in[static_cast<size_t>(3 * pixel + c)]} *
+                 taps.weights[p * static_cast<size_t>(taps.width) + static_cast<size_t>(k)];
         }
         const int to = horizontal ? line * out_width + static_cast<int>(p)
                                   : static_cast<int>(p) * out_width + line;
