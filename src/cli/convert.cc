@@ -13,8 +13,8 @@ struct ConvertOptions {
 
 void run(const ConvertOptions& o) {
   const Converted done = convert(o.model, o.out, o.open);
-  fmt::print("{}: {:.2f} GB in {:.1f} s; self-check: same actions as {}\n", o.out,
-             static_cast<double>(done.bytes) / 1e9, done.seconds, o.model);
+  fmt::print("{}: {:.1f} MB in {:.1f} s; self-check: same actions as {}\n", o.out,
+             static_cast<double>(done.bytes) / 1e6, done.seconds, o.model);
 }
 
 }  // namespace
