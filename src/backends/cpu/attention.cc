@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kKeyBlock = 288;  // keys per block at most: nine panels
 static_assert(kKeyBlock <= kTileWords);
-constexpr int64_t kRowsMax = 32, kHalf = kPanel / 2;
+constexpr int64_t kRowsMax = 32;
 
 int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 

@@ -12,7 +12,7 @@
 
 namespace tendon::cpu {
 
-inline constexpr int64_t kPanel = 32;
+inline constexpr int64_t kPanel = 32, kHalf = kPanel / 2;
 // A row of a tile is at most kTileWords long. The stride is constant, so that one register and
 // displacements address all rows, and no power of two, so that rows lie in different cache sets.
 inline constexpr int64_t kTileWords = 512, kTileStride = kTileWords + 16;

@@ -10,7 +10,6 @@ namespace {
 constexpr int64_t kPassBytes = int64_t{7} << 20;
 // A group's panels of one block (64 KiB each) stay in a level-2 cache while all rows pass.
 constexpr int64_t kGroupMost = 4;
-constexpr int64_t kHalf = kPanel / 2;
 
 // Panels per task: the fewest panels on the busiest thread, then the largest group.
 int64_t group_size(int64_t panels, int threads) {
@@ -25,7 +24,7 @@ int64_t group_size(int64_t panels, int threads) {
 
 // Brings the part of y that the next product ends in, while it runs.
 void fetch(const Finish& finish, int64_t row, int64_t rows, int64_t panel) {
-  const int64_t width = finish.bend == Bend::gated_gelu ? kPanel / 2 : kPanel;
+  const int64_t width = finish.bend == Bend::gated_gelu ? kHalf : kPanel;
   const float* y = finish.y + row * finish.stride + panel * width;
   for (int64_t r = 0; r < rows; ++r, y += finish.stride)
     for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(y + i, 1);
@@ -79,7 +78,7 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
     const int64_t from = b * pass.blocks.words, words = std::min(pass.blocks.words, w.words - from);
     // What this thread needs next: the next block of these panels or, most likely, the panels after
     // those that the other threads have.
-    const bool more = b + 1 < pass.last;
+    const bool more = b + 1 < pass.last, done = b + 1 == pass.blocks.count;
     const int64_t next_from = (more ? b + 1 : pass.first) * pass.blocks.words;
     const int64_t next_panel = more ? panel : panel + pool_.threads() * (last_panel - panel);
     for (int64_t t = 0; t < tiling.count; ++t) {
@@ -87,15 +86,16 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
       const uint32_t* tile = tiles_.peek() + ((b - pass.first) * rows + first) * kTileStride;
       for (int64_t p = panel; p < last_panel; ++p) {
         float* c = sums + t * per_tile + (p - panel) * isa_.tile_rows * kPanel;
-        Finish here = routed(finish, parts, p);
-        if (b + 1 == pass.blocks.count) fetch(here, first, count, p);
+        Finish here;
+        if (done) here = routed(finish, parts, p);
+        if (done) fetch(here, first, count, p);
         // What to fetch meanwhile: the next tile or, in the last two, the halves of the next panel.
         const int64_t side = t + 2 - tiling.count, there = next_panel + p - panel;
         const uint32_t* next = w.panel(p);
         if (side < 0) next = tile + count * kTileStride + (last_panel - 1 - p) * words * kHalf;
         if (side >= 0 && there < w.panels) next = w.panel(there) + side * half + next_from * kHalf;
         isa_.tiles[form][count](tile, w.panel(p) + from * kHalf, half, words, c, b > 0, next);
-        if (b + 1 < pass.blocks.count) continue;
+        if (!done) continue;
         here.row = first;
         here.y += first * here.stride;
         if (finish.row_scale) here.row_scale = finish.row_scale + first;

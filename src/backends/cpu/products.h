@@ -18,7 +18,6 @@ void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int
                   float* c, bool add, const uint32_t* next) {
   using V = typename S::V;
   constexpr int kLanes = S::kLanes, kVectors = S::kVectors, kWords = S::tile_words(kForm);
-  constexpr int kHalf = kPanel / 2;
   for (int first = 0; first < kPanel; first += kVectors * kLanes) {
     V acc[kRowCount][kVectors];
 #pragma GCC unroll 16
@@ -212,7 +211,7 @@ TENDON_INLINE void finish_part(typename S::V x, int64_t part, const float* bias,
 
 template <class S>
 void finish(const float* c, int64_t rows, int64_t column, const Finish& to) {
-  constexpr int64_t kLanes = S::kLanes, kHalf = kPanel / 2;
+  constexpr int64_t kLanes = S::kLanes;
   const bool gated = to.bend == Bend::gated_gelu;
   const int64_t width = gated ? kHalf : kPanel, first = gated ? column / 2 : column;
   for (int64_t r = 0; r < rows; ++r, c += kPanel) {
