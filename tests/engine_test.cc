@@ -234,3 +234,23 @@ TEST(Noise, is_standard_normal_and_the_same_everywhere) {
   normal_noise(1, 0, part);
   for (size_t i = 0; i < part.size(); ++i) EXPECT_EQ(part[i], noise[i]);
 }
+
+TEST(Engine, a_robot_with_more_state_or_action_values_than_the_model_is_refused) {
+  const Scratch scratch("wide");
+  std::filesystem::copy(golden("tiny-checkpoint-lerobot-pi0/checkpoint"), scratch.path() / "wide");
+  for (const auto& [features, name] :
+       {std::pair("input_features", "observation.state"), std::pair("output_features", "action")}) {
+    const auto file = golden("tiny-checkpoint-lerobot-pi0/checkpoint/config.json");
+    nlohmann::json config = read_json(file);
+    config.at(features).at(name).at("shape") = {40};
+    scratch.write("wide/config.json", config.dump());
+    const Error e = refused([&] {
+      Engine::open((scratch.path() / "wide").string(),
+                   {.config = golden("tiny-checkpoint-lerobot-pi0/config.json").string(),
+                    .tokenizer = TENDON_TEST_TOKENIZER,
+                    .statistics = "none"});
+    });
+    EXPECT_EQ(e.fault(), Fault::checkpoint);
+    EXPECT_NE(std::string(e.what()).find("40"), std::string::npos) << e.what();
+  }
+}

@@ -2,6 +2,7 @@
 // Facts about the network that hold for any weights, on a small synthetic model.
 #include "backends/reference/reference.h"
 #include "checkpoint/synthetic.h"
+#include "model/flow_matching.h"
 #include "model/pi0.h"
 #include "tensor/random.h"
 #include "test_files.h"
@@ -152,6 +153,20 @@ TEST_F(Network, one_step_is_the_noise_minus_the_first_velocity) {
     const std::vector<float> got = ops.download(denoise(ops, model, cache, schedule, noise));
     for (size_t i = 0; i < x.size(); ++i) EXPECT_FLOAT_EQ(got[i], x[i] - v[i]);
   }
+}
+
+TEST(FlowMatching, the_path_leads_from_noise_to_actions_at_the_velocity_of_the_sampler) {
+  const std::vector<float> actions = {0.5f, -1.f}, noise = {-0.25f, 2.f};
+  EXPECT_EQ(add_noise(actions, noise, 1), noise);
+  EXPECT_EQ(add_noise(actions, noise, 0), actions);
+  // denoise adds dt * v with v = noise - actions and dt < 0.
+  const std::vector<float> x = add_noise(actions, noise, 0.75), y = add_noise(actions, noise, 0.5);
+  for (size_t i = 0; i < x.size(); ++i)
+    EXPECT_FLOAT_EQ(y[i], x[i] - 0.25f * (noise[i] - actions[i]));
+  EXPECT_DOUBLE_EQ(flow_alpha(0.25) + flow_sigma(0.25), 1);
+  EXPECT_DOUBLE_EQ(flow_snr(0.25), 9);
+  EXPECT_TRUE(std::isinf(flow_snr(0)));
+  EXPECT_EQ(refused([&] { add_noise(actions, noise, 1.5); }).fault(), Fault::internal);
 }
 
 TEST_F(Network, guidance_weights_follow_the_schedules_of_lerobot) {

@@ -23,6 +23,8 @@ struct OpUse {
   double seconds = 0;
 };
 
+struct OpenedEngine;
+
 class Engine {
  public:
   // `model`: "demo", "synthetic:pi0", "synthetic:pi05", or a checkpoint folder (lerobot's
@@ -41,17 +43,19 @@ class Engine {
   std::vector<std::string> notes() const;  // decisions taken while opening, one sentence each
   std::vector<OpUse> op_use() const;       // since open
   std::string backend() const;
-  std::string method() const;  // "avx512vnni, int8 products (vpdpbusd, exact)"; empty: reference
-  double load_ms() const;      // what open took
+  // "avx512vnni, int8 products (vpdpbusd, exact)", "TTNN library on a simulated Wormhole, bf16"
+  std::string method() const;
+  bool simulated() const;  // the device is: times are the host's, simulating it
+  double load_ms() const;  // what open took
+  OpenedEngine& opened();  // for tendon's own tools: what stands behind
 
   ~Engine();
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
 
  private:
-  struct Parts;
-  explicit Engine(std::unique_ptr<Parts> parts);
-  std::unique_ptr<Parts> parts_;
+  explicit Engine(std::unique_ptr<OpenedEngine> parts);
+  std::unique_ptr<OpenedEngine> parts_;
 };
 
 // The real observation inside the library: an ALOHA robot in simulation, three cameras, 14 joints.

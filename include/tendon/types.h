@@ -36,11 +36,18 @@ struct OpenOptions {
   std::optional<std::string> default_prompt;
   std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt
   bool pad_state_in_prompt = false;     // pi0.5 checkpoints of old lerobot releases
-  std::string precision;         // "f32", "bf16" or "int8"; "": bf16 on cpu, f32 on reference
+  // cpu: bf16 (default), f32, int8; reference: f32, or bf16: synthetic weights rounded to it;
+  // ttnn: bf16 (default), bfp8.
+  std::string precision;
   std::string isa;               // cpu: instruction set, "": the best; see `tendon version --json`
   uint64_t weights_seed = 2024;  // synthetic models
-  int threads = 0;               // 0: one per core; never changes a result
-  int64_t max_memory = 0;        // bytes; a larger plan is Fault::memory. 0: no limit
+  std::string device;            // ttnn: "fake", "sim" or "chip"; "": what the next two allow
+  std::string ttnn_python;       // ttnn: interpreter that has the ttnn package, for a chip
+  std::string ttnn_sim;          // ttnn: folder that scripts/ttnn-sim makes, for the simulator
+  // Modules of the policy that run on the fallback, as the audit names them ("suffix", "prefix").
+  std::vector<std::string> host_modules;
+  int threads = 0;         // 0: one per core; never changes a result
+  int64_t max_memory = 0;  // bytes; a larger plan is Fault::memory. 0: no limit
   std::function<void(const LoadProgress&)> progress;  // called before and while weights load
 };
 

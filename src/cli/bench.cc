@@ -20,7 +20,7 @@ struct BenchOptions {
   GivenObservation given;
   int64_t calls = 5, warm_up = 1, prompt_tokens = 0, cameras = 0;
   double slower = 0.05;
-  bool json = false, ops = false;
+  bool json = false, ops = false, reference = false;
 };
 
 // One stage over all calls.
@@ -47,7 +47,22 @@ struct Result {
   double load_ms = 0, peak_memory_gb = 0;
   StageWork work;
   std::vector<OpUse> ops;
-  std::string backend;
+  std::string backend, method;
+  bool simulated = false;
+  int64_t images = 0;
+  double reference_ms = 0;  // of one call of the reference backend, 0: not asked for
+
+  const Stage& stage(std::string_view name) const {
+    return *std::ranges::find(stages, name, &Stage::name);
+  }
+  // What the backend's own limits say about; a device that is not this machine has none here.
+  bool limited() const { return limits.gflops > 0; }
+  // Prefix and one velocity evaluation.
+  double forward_ms() const {
+    const Stage& denoise = stage("denoise");
+    return stage("vision").median() + stage("prefill").median() +
+           denoise.median() / static_cast<double>(denoise.parts);
+  }
 };
 
 // A prompt of byte tokens: begin, text and, in openpi's form, the closing line feed.
@@ -69,6 +84,13 @@ double peak_memory_gb() {
   return static_cast<double>(usage.ru_maxrss) * 1024 / 1e9;
 }
 
+double reference_ms(const BenchOptions& o, const Observation& observation) {
+  OpenOptions plain = o.open;
+  plain.backend = "reference";
+  plain.precision.clear();
+  return Engine::open(o.model, plain).infer(observation, o.infer).times.total_ms;
+}
+
 Result measure(const BenchOptions& o) {
   ensure(o.calls >= 1 && o.warm_up >= 0, Fault::usage, "--calls {} --warm-up {}: at least 1 and 0",
          o.calls, o.warm_up);
@@ -76,9 +98,13 @@ Result measure(const BenchOptions& o) {
   Engine engine = Engine::open(o.model, o.open);
   result.load_ms = engine.load_ms();
   result.backend = engine.backend();
+  result.method = engine.method();
+  result.simulated = engine.simulated();
   const Observation observation = observation_of(o, engine);
+  result.images = std::ssize(observation.images);
   for (int64_t i = 0; i < o.warm_up; ++i) engine.infer(observation, o.infer);
-  result.limits = measure_limits(o.open);
+  const bool here = result.backend != "ttnn";
+  if (here) result.limits = measure_limits(o.open);
   const std::vector<OpUse> before = engine.op_use();
 
   Stage preprocess{"preprocess"}, vision{"vision"}, prefill{"prefill"}, denoise{"denoise"},
@@ -109,17 +135,37 @@ Result measure(const BenchOptions& o) {
         use.flops -= earlier.flops, use.bytes -= earlier.bytes, use.seconds -= earlier.seconds;
       }
   // The machine's own speed drifts: the better of before and after is its limit.
-  const MachineLimits after = measure_limits(o.open);
+  const MachineLimits after = here ? measure_limits(o.open) : MachineLimits{};
   result.limits.gflops = std::max(result.limits.gflops, after.gflops);
   result.limits.gbytes = std::max(result.limits.gbytes, after.gbytes);
   result.peak_memory_gb = peak_memory_gb();
+  if (o.reference) result.reference_ms = reference_ms(o, observation);
   return result;
+}
+
+// The columns that accelerator ports of pi0 are compared by. Times of a simulation are the host's.
+nlohmann::json columns_json(const Result& r) {
+  const double vision = r.stage("vision").median(), prefill = r.stage("prefill").median();
+  const double total = r.stage("whole call").median();
+  const auto images = static_cast<double>(r.images);
+  const auto tokens = static_cast<double>(r.work.prefix_tokens);
+  nlohmann::json json{{"forward_ms", r.forward_ms()},
+                      {"denoise_ms", r.stage("denoise").median()},
+                      {"total_ms", total},
+                      {"ms_per_image", images > 0 ? vision / images : 0.0},
+                      {"images_per_s", images > 0 ? 1e3 * images / vision : 0.0},
+                      {"ms_per_token", prefill / tokens},
+                      {"tokens_per_s", 1e3 * tokens / prefill}};
+  if (r.limited()) json["utilisation"] = r.stage("whole call").gflops() / r.limits.gflops;
+  if (r.reference_ms > 0) json["speed_up_over_reference"] = r.reference_ms / total;
+  return json;
 }
 
 nlohmann::json to_json(const BenchOptions& o, const Result& r) {
   nlohmann::json json{{"model", o.model},
                       {"backend", r.backend},
-                      {"method", r.limits.method},
+                      {"method", r.method},
+                      {"simulated", r.simulated},
                       {"threads", r.limits.threads},
                       {"calls", o.calls},
                       {"load_ms", r.load_ms},
@@ -136,13 +182,16 @@ nlohmann::json to_json(const BenchOptions& o, const Result& r) {
     if (s.flops > 0) {
       stage["gflops"] = s.gflops();
       stage["gbytes_per_s"] = s.gbytes();
+    }
+    if (s.flops > 0 && r.limited()) {
       stage["fraction_of_peak"] = s.gflops() / r.limits.gflops;
       stage["fraction_of_bandwidth"] = s.gbytes() / r.limits.gbytes;
     }
     if (s.name == "denoise") stage["per_step_ms"] = s.median() / static_cast<double>(s.parts);
     json["stages"][s.name == "whole call" ? "total" : s.name] = stage;
   }
-  json["fraction_of_peak"] = json["stages"]["total"]["fraction_of_peak"];
+  if (r.limited()) json["fraction_of_peak"] = json["stages"]["total"]["fraction_of_peak"];
+  json["columns"] = columns_json(r);
   for (const OpUse& use : r.ops)
     json["ops"][use.op] = {{"calls", use.native_calls + use.fallback_calls},
                            {"flops", use.flops},
@@ -152,24 +201,44 @@ nlohmann::json to_json(const BenchOptions& o, const Result& r) {
 }
 
 void print_text(const BenchOptions& o, const Result& r) {
-  fmt::print("{} on {} ({}), {} threads, {} calls\n", o.model, r.backend, r.limits.method,
-             r.limits.threads, o.calls);
+  fmt::print("{} on {} ({}), {} calls\n", o.model, r.backend, r.method, o.calls);
+  if (r.simulated)
+    fmt::print(
+        "the device is simulated: all times are of this machine simulating it and say "
+        "nothing about a chip\n");
   fmt::print("load {:.1f} s · peak memory {:.2f} GB · prefix {} tokens\n", r.load_ms / 1e3,
              r.peak_memory_gb, r.work.prefix_tokens);
-  fmt::print("limits of this machine, measured now: {:.0f} GFLOP/s, {:.1f} GB/s\n\n",
-             r.limits.gflops, r.limits.gbytes);
+  if (r.limited())
+    fmt::print(
+        "limits of this machine with {} threads, measured now: {:.0f} GFLOP/s, {:.1f} "
+        "GB/s\n",
+        r.limits.threads, r.limits.gflops, r.limits.gbytes);
+  fmt::print("\n");
   fmt::print("{:12} {:>11} {:>11} {:>11} {:>9} {:>9} {:>9}\n", "stage", "p50 ms", "p90 ms",
              "p99 ms", "GFLOP/s", "of peak", "GB/s");
   for (const Stage& s : r.stages) {
     fmt::print("{:12} {:11.2f} {:11.2f} {:11.2f}", s.name, s.median(), s.percentile(0.9),
                s.percentile(0.99));
     if (s.flops > 0)
-      fmt::print(" {:9.1f} {:8.1f}% {:9.1f}", s.gflops(), 100 * s.gflops() / r.limits.gflops,
+      fmt::print(" {:9.1f} {:>9} {:9.1f}", s.gflops(),
+                 r.limited() ? fmt::format("{:.1f}%", 100 * s.gflops() / r.limits.gflops) : "-",
                  s.gbytes());
     if (s.name == "denoise")
       fmt::print("   {:.2f} ms per step", s.median() / static_cast<double>(s.parts));
     fmt::print("\n");
   }
+  const nlohmann::json c = columns_json(r);
+  const auto number = [&](const char* key) { return c.at(key).get<double>(); };
+  fmt::print(
+      "\nforward {:.2f} ms · denoise {:.2f} ms · total {:.2f} ms\n"
+      "per image {:.2f} ms ({:.2f} images/s) · per prefix token {:.3f} ms ({:.1f} "
+      "tokens/s)\n",
+      number("forward_ms"), number("denoise_ms"), number("total_ms"), number("ms_per_image"),
+      number("images_per_s"), number("ms_per_token"), number("tokens_per_s"));
+  if (r.limited()) fmt::print("utilisation {:.1f}%\n", 100 * number("utilisation"));
+  if (r.reference_ms > 0)
+    fmt::print("{:.1f} times as fast as the reference ({:.2f} ms)\n",
+               number("speed_up_over_reference"), r.reference_ms);
   const double done = static_cast<double>(r.stages.back().flops) / 1e12;
   fmt::print("\n{:.3f} TFLOP done, {:.3f} skipped\n", done,
              static_cast<double>(r.work.skipped_flops) / 1e12);
@@ -191,8 +260,11 @@ bool faster_or_equal(const BenchOptions& o, const nlohmann::json& now) {
   std::ifstream file(o.compare);
   ensure(file.good(), Fault::input, "cannot read {}", o.compare);
   const nlohmann::json then = nlohmann::json::parse(file, nullptr, false);
-  ensure(then.is_object() && then.contains("stages") && then.contains("peak_gflops"), Fault::input,
-         "{}: not the output of tendon bench --json", o.compare);
+  ensure(then.is_object() && then.contains("stages") && then.contains("fraction_of_peak"),
+         Fault::input, "{}: not the output of tendon bench --json on a backend of this machine",
+         o.compare);
+  ensure(now.contains("fraction_of_peak"), Fault::usage,
+         "--compare: only backends whose limits are measured can be compared");
   bool ok = true;
   fmt::print(stderr, "\n{:12} {:>10} {:>10} {:>16}\n", "stage", "then ms", "now ms",
              "ratio to peak");
@@ -239,6 +311,8 @@ void add_bench(CLI::App& app) {
   verb->add_option("--prompt-tokens", o->prompt_tokens,
                    "length of a made-up prompt, for generated models");
   verb->add_flag("--ops", o->ops, "also the table of ops");
+  verb->add_flag("--reference", o->reference,
+                 "also one call of the reference backend, for the speed-up");
   verb->add_flag("--json", o->json, "one JSON object on standard output");
   verb->add_option("--compare", o->compare,
                    "an earlier --json output; exit 1 when the whole call got slower");

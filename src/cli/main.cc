@@ -62,7 +62,10 @@ int main(int argc, char** argv) {
   tendon::cli::add_run(app);
   tendon::cli::add_bench(app);
   tendon::cli::add_convert(app);
+  tendon::cli::add_coverage(app);
+  tendon::cli::add_doctor(app);
   tendon::cli::add_inspect(app);
+  tendon::cli::add_validate(app);
   tendon::cli::add_version(app);
   try {
     app.parse(argc, argv);

@@ -13,8 +13,9 @@ void add_observation_options(CLI::App& verb, GivenObservation& given) {
   verb.add_option("--state", given.state, "numbers, or a .json, .npy or text file");
 }
 
-Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine) {
-  const bool built_in = model == "demo" || model.starts_with("synthetic:");
+Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine,
+                    bool fill) {
+  const bool built_in = fill || model == "demo" || model.starts_with("synthetic:");
   Observation observation;
   if (built_in && given.images.empty()) {
     observation = demo_observation();
@@ -39,6 +40,7 @@ Observation observe(const std::string& model, const GivenObservation& given, con
     observation.state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
   }
   if (given.prompt) observation.prompt = given.prompt;
+  if (fill && !observation.prompt) observation.prompt = demo_observation().prompt;
   return observation;
 }
 

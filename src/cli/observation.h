@@ -19,7 +19,9 @@ struct GivenObservation {
 // --image, --prompt and --state.
 void add_observation_options(CLI::App& verb, GivenObservation& given);
 
-// Demo and synthetic models come with an observation; every other model must be given one.
-Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine);
+// Demo and synthetic models come with an observation; every other model must be given one, or,
+// where any will do, `fill` takes what is missing from the embedded one.
+Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine,
+                    bool fill = false);
 
 }  // namespace tendon::cli

@@ -50,9 +50,17 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--default-prompt", o.default_prompt, "for observations without one");
   verb.add_option("--robot", o.robot, "aloha, droid, libero or lerobot; default: from the model");
   verb.add_option("--asset", o.asset, "which assets/<id> of an openpi checkpoint");
-  verb.add_option("--backend", o.backend, "cpu (default) or reference");
+  verb.add_option("--backend", o.backend, "cpu (default), reference or ttnn");
   verb.add_option("--precision", o.precision,
-                  "f32, bf16 or int8; default: bf16 on cpu, f32 on reference");
+                  "cpu: bf16 (default), f32, int8; reference: f32; ttnn: bf16 (default), bfp8");
+  verb.add_option("--device", o.device,
+                  "ttnn: fake (a model of the device inside tendon), sim or chip");
+  verb.add_option("--ttnn-python", o.ttnn_python,
+                  "ttnn: interpreter of an environment with the ttnn package, on a machine with a "
+                  "chip");
+  verb.add_option("--ttnn-sim", o.ttnn_sim,
+                  "ttnn: folder made by scripts/ttnn-sim: the TTNN library on a simulated "
+                  "Wormhole");
   verb.add_option("--isa", o.isa, "cpu: instruction set; default: the best of this machine");
   verb.add_option("--threads", o.threads, "default: one per core; never changes a result");
   verb.add_flag("--state-in-prompt,!--no-state-in-prompt", o.state_in_prompt,

@@ -2,88 +2,17 @@
 
 #include <cmath>
 
+#include "model/blocks.h"
 #include "tensor/check.h"
 
 namespace tendon {
 namespace {
 
-Heads heads_of(const VisionConfig& c) { return {c.heads, c.heads, c.width / c.heads}; }
-Heads heads_of(const GemmaConfig& c) { return {c.heads, c.kv_heads, c.head_dim}; }
-
-// ---- SigLIP: the patches of all images become image tokens; images do not see each other ----
-
-Tensor vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Tensor& x,
-                    std::span<const int32_t> visible, int64_t images) {
-  const Tensor n = ops.layer_norm(x, w.norm1.scale, w.norm1.shift);
-  const Qkv qkv = ops.qkv(n, w.qkv, heads);
-  const Tensor a = ops.attention(qkv.q, qkv.k, qkv.v, heads, visible, images);
-  const Tensor h = ops.linear(a, w.output, {.residual = x});
-  const Tensor m = ops.layer_norm(h, w.norm2.scale, w.norm2.shift);
-  const Tensor up = ops.linear(m, w.up, {.activation = Activation::gelu_tanh});
-  return ops.linear(up, w.down, {.residual = h});
-}
-
-// What the fused ops of vision_block leave out of sight, computed again for the probe.
-void probe_vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Tensor& x,
-                        std::span<const int32_t> visible, int64_t images, const Probe& probe) {
-  const Tensor n = ops.layer_norm(x, w.norm1.scale, w.norm1.shift);
-  const Qkv qkv = ops.qkv(n, w.qkv, heads);
-  const Tensor a = ops.attention(qkv.q, qkv.k, qkv.v, heads, visible, images);
-  const Tensor m =
-      ops.layer_norm(ops.linear(a, w.output, {.residual = x}), w.norm2.scale, w.norm2.shift);
-  const Tensor up = ops.linear(m, w.up, {.activation = Activation::gelu_tanh});
-  probe("image.layer.0.norm1", n);
-  probe("image.layer.0.attn", ops.linear(a, w.output));
-  probe("image.layer.0.norm2", m);
-  probe("image.layer.0.mlp", ops.linear(up, w.down));
-}
-
-// ---- Gemma: one block reads the prefix and, conditioned on time, denoises the actions ----
-
-struct BlockInput {
-  int64_t first;                     // row of the cache, and rotary position, of x's first row
-  std::span<const int32_t> visible;  // cache rows that the rows of x see
-  const Modulation& attention;
-  const Modulation& mlp;
-};
-
-Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Heads& heads, const Tensor& x, LayerKv& kv,
-                   const BlockInput& in) {
-  const Tensor n = ops.rms_norm(x, in.attention.scale, in.attention.shift);
-  const Qkv qkv = ops.qkv(n, w.qkv, heads, in.first);
-  ops.write_rows(kv.keys, qkv.k, in.first);
-  ops.write_rows(kv.values, qkv.v, in.first);
-  const Tensor a = ops.attention(qkv.q, kv.keys, kv.values, heads, in.visible);
-  const Tensor h = ops.linear(a, w.output, {.residual = x, .gate = in.attention.gate});
-
-  const Tensor m = ops.rms_norm(h, in.mlp.scale, in.mlp.shift);
-  return ops.linear(ops.gated_linear(m, w.gated), w.down, {.residual = h, .gate = in.mlp.gate});
-}
-
-void probe_gemma_block(Ops& ops, const GemmaBlock& w, const Heads& heads, const Tensor& x,
-                       const LayerKv& kv, const BlockInput& in, const std::string& stage,
-                       const Probe& probe) {
-  const Tensor n = ops.rms_norm(x, in.attention.scale, in.attention.shift);
-  const Qkv before_rotary = ops.qkv(n, w.qkv, heads);
-  const Tensor q = ops.qkv(n, w.qkv, heads, in.first).q;
-  const Tensor a = ops.attention(q, kv.keys, kv.values, heads, in.visible);
-  const Tensor h = ops.linear(a, w.output, {.residual = x, .gate = in.attention.gate});
-  const Tensor m = ops.rms_norm(h, in.mlp.scale, in.mlp.shift);
-  probe(stage + ".norm1", n);
-  probe(stage + ".q", before_rotary.q);
-  probe(stage + ".k", before_rotary.k);
-  probe(stage + ".v", before_rotary.v);
-  probe(stage + ".attn", ops.linear(a, w.output));
-  probe(stage + ".norm2", m);
-  probe(stage + ".mlp", ops.linear(ops.gated_linear(m, w.gated), w.down));
-  if (in.attention.gate) probe(stage + ".gate1", in.attention.gate);
-  if (in.mlp.gate) probe(stage + ".gate2", in.mlp.gate);
-}
-
 // Suffix rows through the expert, on top of the cache; returns them after the final norm. Without
 // `step` the norms are the plain ones: the state token is at no time.
 Tensor expert_pass(Ops& ops, const Model& m, KvCache& cache, Tensor x, int64_t first,
                    const StepTables* step, const Probe& probe) {
+  const Ops::Scope scope(ops, Module::gemma);
   const Gemma& expert = m.weights.expert;
   const Heads heads = heads_of(m.config.expert);
   const int32_t visible[] = {static_cast<int32_t>(first + x.rows())};
@@ -120,16 +49,16 @@ KvCache make_cache(Ops& ops, const Config& config) {
 
 Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t images,
                     const Probe& probe) {
+  const Ops::Scope scope(ops, Module::siglip);
   const Vision& w = m.weights.vision;
-  const Heads heads = heads_of(m.config.vision);
-  const int64_t tokens = m.config.vision.tokens();
-  const int32_t visible[] = {static_cast<int32_t>(tokens)};
+  const int32_t visible[] = {static_cast<int32_t>(m.config.vision.tokens())};
+  const VisionInput in{heads_of(m.config.vision), visible, images};
   Tensor x = ops.linear(patches, w.patch, {.residual = w.position});  // [images * tokens, 1152]
   if (probe) probe("image.patch", ops.linear(patches, w.patch));
   if (probe) probe("image.embed", x);
   for (size_t l = 0; l < w.blocks.size(); ++l) {
-    if (probe && l == 0) probe_vision_block(ops, w.blocks[0], heads, x, visible, images, probe);
-    x = vision_block(ops, w.blocks[l], heads, x, visible, images);
+    if (probe && l == 0) probe_vision_block(ops, w.blocks[0], x, in, probe);
+    x = vision_block(ops, w.blocks[l], x, in);
     if (probe) probe(fmt::format("image.layer.{}", l), x);
   }
   x = ops.layer_norm(x, w.norm.scale, w.norm.shift);
@@ -140,6 +69,7 @@ Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t ima
 }
 
 Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in, const Probe& probe) {
+  const Ops::Scope scope(ops, Module::prefix);
   const float scale = static_cast<float>(std::sqrt(static_cast<double>(m.config.vlm.width)));
   const Tensor prompt = ops.embed(m.weights.embedding, in.prompt, scale);  // [prompt, 2048]
   if (probe) probe("language.embed", prompt);
@@ -150,6 +80,7 @@ Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in, const Probe& pro
 
 void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache,
                    const Probe& probe) {
+  const Ops::Scope scope(ops, Module::paligemma);
   const Gemma& vlm = m.weights.vlm;
   Heads heads = heads_of(m.config.vlm);
   ensure(prefix.rows() + 1 + m.config.horizon <= cache.layers[0].keys.rows(), Fault::input,
@@ -189,27 +120,36 @@ void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cach
 
 void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache,
                   const Probe& probe) {
+  const Ops::Scope scope(ops, Module::suffix);
   const Tensor token = ops.linear(state, m.weights.state);  // [1, 1024]
   if (probe) probe("suffix", token);
   expert_pass(ops, m, cache, token, cache.prefix, nullptr, probe);
 }
 
+Tensor embed_suffix(Ops& ops, const Model& m, const StepTables& step, const Tensor& actions) {
+  const Ops::Scope scope(ops, Module::suffix);
+  const Tensor tokens = ops.linear(actions, m.weights.action_in);
+  return m.config.pi05() ? tokens : fuse_action_time(ops, m, step, tokens);
+}
+
+Tensor fuse_action_time(Ops& ops, const Model& m, const StepTables& step, const Tensor& tokens) {
+  const Epilogue mixed{.activation = Activation::silu, .bias = step.mix};
+  return ops.linear(ops.linear(tokens, m.weights.mix_action, mixed), m.weights.mix_out);
+}
+
 Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step,
                 const Tensor& actions, const Probe& probe) {
-  const Weights& w = m.weights;
-  Tensor tokens = ops.linear(actions, w.action_in);  // [horizon, 1024]
-  if (!m.config.pi05()) {
-    const Epilogue mixed{.activation = Activation::silu, .bias = step.mix};
-    tokens = ops.linear(ops.linear(tokens, w.mix_action, mixed), w.mix_out);
-  }
+  const Ops::Scope scope(ops, Module::suffix);
+  const Tensor tokens = embed_suffix(ops, m, step, actions);  // [horizon, 1024]
   if (probe) probe("suffix", tokens);
   const int64_t first = cache.prefix + (m.config.pi05() ? 0 : 1);  // pi0: after the state token
   const Tensor y = expert_pass(ops, m, cache, tokens, first, &step, probe);
-  return ops.linear(y, w.action_out);  // [horizon, action_dim]
+  return ops.linear(y, m.weights.action_out);  // [horizon, action_dim]
 }
 
 Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule, Tensor x,
                const std::optional<Guidance>& guidance, const Probe& probe) {
+  const Ops::Scope scope(ops, Module::denoise);
   for (size_t k = 0; k < schedule.steps.size(); ++k) {
     const StepTables& step = schedule.steps[k];
     const auto probe_step = [&](const std::string& stage, const Tensor& rows) {

@@ -54,6 +54,7 @@ std::vector<Modulation> modulations(Ops& ops, const GemmaNorm& norm, const Tenso
 }  // namespace
 
 Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence sequence) {
+  const Ops::Scope scope(ops, Module::common);
   ensure(steps >= 1 && steps <= 1000, Fault::input, "{} denoising steps; 1 to 1000 make sense",
          steps);
   const int64_t width = m.config.expert.width;

@@ -33,8 +33,16 @@ struct Loader {
   }
 
   Weight linear(const std::string& name, int64_t outputs, int64_t inputs, bool bias,
-                WeightKind kind) const {
-    return stacked("", {{name, outputs}}, inputs, bias, kind);
+                WeightKind kind, int64_t input_head_width = 0) const {
+    WeightParts parts{.kind = kind, .input_head_width = input_head_width};
+    return stacked("", {{name, outputs}}, inputs, bias, std::move(parts));
+  }
+
+  // q, k and v, or some of them.
+  Weight heads(const std::string& base, const std::vector<std::pair<std::string, int64_t>>& names,
+               int64_t inputs, bool bias, int64_t head_width) const {
+    WeightParts parts{.kind = WeightKind::linear, .output_head_width = head_width};
+    return stacked(base, names, inputs, bias, std::move(parts));
   }
 
   Weight head(const std::string& name, int64_t outputs, int64_t inputs) const {
@@ -47,9 +55,9 @@ struct Loader {
 
   // Several projections of the same input as one weight, stacked in the order of `names`.
   Weight stacked(const std::string& base, const std::vector<std::pair<std::string, int64_t>>& names,
-                 int64_t inputs, bool bias, WeightKind kind) const {
-    WeightParts parts{.name = base + names.front().first, .kind = kind};
-    if (kind != WeightKind::head) parts.packed = source.packed(parts.name);
+                 int64_t inputs, bool bias, WeightParts parts) const {
+    parts.name = base + names.front().first;
+    if (parts.kind != WeightKind::head) parts.packed = source.packed(parts.name);
     parts.inputs = inputs;
     for (const auto& [name, outputs] : names) {
       parts.outputs += outputs;
@@ -60,7 +68,7 @@ struct Loader {
       parts.bias.insert(parts.bias.end(), b.begin(), b.end());
     }
     const Weight weight = ops.prepare(parts);
-    if (options.prepared && kind != WeightKind::head) options.prepared(parts, weight);
+    if (options.prepared && parts.kind != WeightKind::head) options.prepared(parts, weight);
     return weight;
   }
 };
@@ -85,9 +93,9 @@ Vision load_vision(const Loader& load, const Config& config) {
     vision.blocks.push_back({
         .norm1 = load.layer_norm(name + "layer_norm1", w),
         .norm2 = load.layer_norm(name + "layer_norm2", w),
-        .qkv = load.stacked(attention, {{"q_proj", w}, {"k_proj", w}, {"v_proj", w}}, w, true,
-                            WeightKind::linear),
-        .output = load.linear(attention + "out_proj", w, w, true, WeightKind::linear),
+        .qkv = load.heads(attention, {{"q_proj", w}, {"k_proj", w}, {"v_proj", w}}, w, true,
+                          w / c.heads),
+        .output = load.linear(attention + "out_proj", w, w, true, WeightKind::linear, w / c.heads),
         .up = load.linear(name + "mlp.fc1", c.mlp, w, true, WeightKind::linear),
         .down = load.linear(name + "mlp.fc2", w, c.mlp, true, WeightKind::linear),
     });
@@ -119,11 +127,12 @@ GemmaBlock load_block(const Loader& load, const std::string& name, const GemmaCo
   return {
       .norm1 = load_norm(load, name + "input_layernorm", c.width, ada),
       .norm2 = load_norm(load, name + "post_attention_layernorm", c.width, ada),
-      .qkv = load.stacked(name + "self_attn.", {{"q_proj", q}, {"k_proj", kv}, {"v_proj", kv}},
-                          c.width, false, WeightKind::linear),
-      .output = load.linear(name + "self_attn.o_proj", c.width, q, false, WeightKind::linear),
+      .qkv = load.heads(name + "self_attn.", {{"q_proj", q}, {"k_proj", kv}, {"v_proj", kv}},
+                        c.width, false, c.head_dim),
+      .output =
+          load.linear(name + "self_attn.o_proj", c.width, q, false, WeightKind::linear, c.head_dim),
       .gated = load.stacked(name + "mlp.", {{"gate_proj", c.mlp}, {"up_proj", c.mlp}}, c.width,
-                            false, WeightKind::gated),
+                            false, {.kind = WeightKind::gated}),
       .down = load.linear(name + "mlp.down_proj", c.width, c.mlp, false, WeightKind::linear),
   };
 }
@@ -139,8 +148,8 @@ Gemma load_prefix(const Loader& load, const GemmaConfig& c, bool whole) {
   const std::string last = fmt::format("{}layers.{}.", kLanguage, c.depth - 1);
   const int64_t kv = c.kv_heads * c.head_dim;
   vlm.norm = load_norm(load, last + "input_layernorm", c.width, false);
-  vlm.last_kv = load.stacked(last + "self_attn.", {{"k_proj", kv}, {"v_proj", kv}}, c.width, false,
-                             WeightKind::linear);
+  vlm.last_kv =
+      load.heads(last + "self_attn.", {{"k_proj", kv}, {"v_proj", kv}}, c.width, false, c.head_dim);
   return vlm;
 }
 

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ops/audit.h"
 #include "tensor/tensor.h"
 
 namespace tendon {
@@ -49,6 +50,10 @@ struct WeightParts {
   WeightKind kind = WeightKind::linear;
   std::vector<HostTensor> matrices;
   std::vector<float> bias;  // [outputs], or empty
+  // Columns that belong together because attention splits them into heads of this width: the
+  // outputs of a qkv weight, the inputs of the product after attention. 0: none. For backends that
+  // pad every head.
+  int64_t output_head_width = 0, input_head_width = 0;
   // Instead of the matrices: what PreparedWeight::pieces() of the same backend once gave.
   std::vector<HostTensor> packed;
   int64_t outputs = 0, inputs = 0;  // with `packed` only
@@ -96,6 +101,13 @@ class Kernels {
   virtual ~Kernels() = default;
   virtual std::string_view name() const = 0;
   virtual bool supports(Op op) const = 0;
+  virtual std::string_view precision() const { return "f32"; }  // of the large products
+  // How it computes, in words; empty: as the formulas say.
+  virtual std::string method() const { return {}; }
+  virtual bool simulated() const { return false; }  // its times say nothing about a device
+  // From now on every call made of the device is appended to `to`; null: no more. False: this
+  // backend makes one call per op, and Ops counts for it.
+  virtual bool report_calls(std::vector<DeviceCall>* to) { return to == nullptr; }
 
   virtual std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) = 0;
   virtual Tensor upload(std::span<const float> values, const Shape& shape) = 0;
@@ -122,6 +134,7 @@ class Kernels {
   virtual Tensor multiply(const Tensor& x, const Tensor& y) = 0;
   virtual Tensor concat_rows(std::span<const Tensor> parts) = 0;
   virtual Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) = 0;
+  // Where `rows` come from qkv, `to` is a cache: a backend may forget what lies behind them.
   virtual void write_rows(Tensor& to, const Tensor& rows, int64_t first) = 0;
 };
 

@@ -240,8 +240,9 @@ std::vector<float> run_case(Ops& ops, const OpCase& c, const OpInputs& in) {
   std::vector<float> weight = in.weight;
   const HostTensor matrix = stored(weight, {weight_rows(c), weight_columns(c)}, c.dtype);
   const auto prepared = [&](std::vector<HostTensor> parts) {
-    return ops.prepare(
-        {"weight", kind(c.op), std::move(parts), c.bias ? in.bias : std::vector<float>{}});
+    return ops.prepare({"weight", kind(c.op), std::move(parts),
+                        c.bias ? in.bias : std::vector<float>{},
+                        c.op == Op::qkv ? c.heads.width : 0});
   };
   const auto row = [&](const std::vector<float>& v) { return ops.upload(v, {1, c.outputs}); };
   const auto second = [&] { return ops.upload(in.y, {c.rows, c.inputs}); };

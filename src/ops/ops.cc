@@ -77,11 +77,72 @@ std::string product(const Tensor& x, const Weight& w) {
 
 }  // namespace
 
-// The only place that knows about fallbacks. `kernel(kernels, prepared weight choice, carry in)`
-// is called with the backend that runs the op.
+namespace {
+
+OpClass class_of(Op op) {
+  switch (op) {
+    case Op::linear:
+    case Op::gated_linear:
+    case Op::qkv: return OpClass::linear;
+    case Op::attention: return OpClass::attention;
+    case Op::layer_norm:
+    case Op::rms_norm: return OpClass::norm;
+    case Op::embed: return OpClass::embedding;
+    case Op::concat_rows: return OpClass::concat;
+    case Op::add_scaled:
+    case Op::multiply: return OpClass::elementwise;
+    default: return OpClass::utilities;
+  }
+}
+
+}  // namespace
+
+void Ops::keep_on_host(std::span<const Module> modules) {
+  ensure(fallback_ || modules.empty(), Fault::usage,
+         "a module can only stay on the host with --fallback=reference");
+  for (const Module m : modules) host_modules_ |= 1u << static_cast<int>(m);
+}
+
+void Ops::audit(Audit* to) {
+  audit_ = to;
+  backend_reports_ = kernels_.report_calls(to ? &calls_ : nullptr);
+}
+
+void Ops::record(Op op, const Cost& cost, bool native, int64_t ups, int64_t downs) {
+  const Kernels& runner = native ? kernels_ : *fallback_;
+  // Transfers of the fallback are counted here, not as calls of the device.
+  if (native && backend_reports_) {
+    for (const DeviceCall& c : calls_)
+      audit_->entries.push_back({c, c.module.value_or(module_), true, runner.name(),
+                                 c.bytes_up > 0 ? 1 : 0, c.bytes_down > 0 ? 1 : 0});
+    return;
+  }
+  const bool up = native && op == Op::upload, down = native && op == Op::download;
+  const int64_t half = cost.bytes / 2;
+  AuditEntry entry{{.name = name(op),
+                    .op_class = class_of(op),
+                    .dtype = cost.flops > 0 ? runner.precision() : "f32",
+                    .flops = cost.flops,
+                    .bytes_read = cost.bytes - half,
+                    .bytes_written = half},
+                   module_,
+                   native,
+                   runner.name(),
+                   up ? 1 : ups,
+                   down ? 1 : downs};
+  if (up) entry.call.bytes_up = cost.bytes;
+  if (down) entry.call.bytes_down = cost.bytes;
+  if (!native && ups + downs > 0) entry.call.bytes_up = half, entry.call.bytes_down = half;
+  if (cost.weight)
+    entry.call.bytes_read += (native ? cost.weight->native : cost.weight->fallback)->bytes();
+  audit_->entries.push_back(entry);
+}
+
+// The only place that knows about fallbacks. `kernel(runner, native, in, out)` is called with the
+// backend that runs the op; `in` and `out` carry tensors to it and back.
 template <class Kernel, class Describe>
 auto Ops::run(Op op, Cost cost, const Describe& describe, const Kernel& kernel) {
-  const bool native = kernels_.supports(op);
+  const bool native = kernels_.supports(op) && !on_host();
   if (!native && !fallback_)
     fail(Fault::backend,
          "{} has no kernel for {} {}; --fallback=reference runs it elsewhere and counts it",
@@ -96,14 +157,30 @@ auto Ops::run(Op op, Cost cost, const Describe& describe, const Kernel& kernel) 
                                               : cost.weight->fallback.get();
   if (weight) count.weight_bytes += weight->bytes();
   if (!native) count.bytes_moved += cost.bytes;
+  calls_.clear();
   const auto start = std::chrono::steady_clock::now();
+  Kernels& runner = native ? kernels_ : *fallback_;
+  int64_t ups = 0, downs = 0;  // across the fallback
+  const auto carry = [](const Tensor& x, Kernels& from, Kernels& to) {
+    std::vector<float> values(static_cast<size_t>(x.shape().count()));
+    from.download(x, values);
+    return to.upload(values, x.shape());
+  };
+  const auto in = [&](const Tensor& x) {
+    if (native || !x) return x;
+    ++downs;
+    return carry(x, kernels_, runner);
+  };
+  const auto out = [&](const Tensor& x) {
+    if (native || !x) return x;
+    ++ups;
+    return carry(x, runner, kernels_);
+  };
   const auto stop = [&] {
     count.seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (audit_) record(op, cost, native, ups, downs);
   };
-  Kernels& runner = native ? kernels_ : *fallback_;
-  const auto in = [&](const Tensor& x) { return native ? x : carry(x, kernels_, runner); };
-  const auto out = [&](const Tensor& x) { return native ? x : carry(x, runner, kernels_); };
   if constexpr (std::is_void_v<decltype(kernel(runner, native, in, out))>) {
     kernel(runner, native, in, out);
     stop();
@@ -112,13 +189,6 @@ auto Ops::run(Op op, Cost cost, const Describe& describe, const Kernel& kernel) 
     stop();
     return result;
   }
-}
-
-Tensor Ops::carry(const Tensor& x, Kernels& from, Kernels& to) {
-  if (!x) return {};
-  std::vector<float> values(static_cast<size_t>(x.shape().count()));
-  from.download(x, values);
-  return to.upload(values, x.shape());
 }
 
 namespace {
@@ -160,7 +230,8 @@ Weight Ops::prepare(const WeightParts& parts) {
   ensure(!w.has_bias || std::ssize(parts.bias) == w.outputs, Fault::internal,
          "[prepare] {} has {} rows and a bias of {}", parts.name, w.outputs, parts.bias.size());
   const bool qkv_elsewhere = parts.kind == WeightKind::linear && !kernels_.supports(Op::qkv);
-  const bool elsewhere = qkv_elsewhere || !kernels_.supports(consumer(parts.kind));
+  const bool elsewhere =
+      qkv_elsewhere || host_modules_ != 0 || !kernels_.supports(consumer(parts.kind));
   w.native = kernels_.prepare(parts);
   if (fallback_ && elsewhere) w.fallback = fallback_->prepare(parts);
   ++coverage_.ops[static_cast<size_t>(Op::prepare)].native_calls;

@@ -44,6 +44,23 @@ class Ops {
   explicit Ops(Kernels& kernels, Kernels* fallback = nullptr)
       : kernels_(kernels), fallback_(fallback) {}
 
+  // What runs during the life of this object belongs to `module`; scopes nest.
+  class Scope {
+   public:
+    Scope(Ops& ops, Module module) : ops_(ops), before_(ops.module_) { ops.module_ = module; }
+    ~Scope() { ops_.module_ = before_; }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Ops& ops_;
+    Module before_;
+  };
+
+  // These modules run on the fallback, whatever the backend has. Before any weight is prepared;
+  // Error(Fault::usage) without a fallback.
+  void keep_on_host(std::span<const Module> modules);
+
   Weight prepare(const WeightParts& parts);
   Tensor upload(std::span<const float> values, const Shape& shape);
   std::vector<float> download(const Tensor& x);
@@ -71,6 +88,7 @@ class Ops {
   const Coverage& coverage() const { return coverage_; }
   void reset_coverage() { coverage_ = {}; }
   void trace(std::vector<TraceEntry>* to) { trace_ = to; }  // null: no tracing
+  void audit(Audit* to);                                    // null: no audit
 
  private:
   struct Cost {
@@ -79,12 +97,18 @@ class Ops {
   };
   template <class Kernel, class Describe>
   auto run(Op op, Cost cost, const Describe& describe, const Kernel& kernel);
-  Tensor carry(const Tensor& x, Kernels& from, Kernels& to);
+  bool on_host() const { return host_modules_ >> static_cast<int>(module_) & 1; }
+  void record(Op op, const Cost& cost, bool native, int64_t ups, int64_t downs);
 
   Kernels& kernels_;
   Kernels* fallback_;
   Coverage coverage_;
   std::vector<TraceEntry>* trace_ = nullptr;
+  Module module_ = Module::pi0;
+  uint32_t host_modules_ = 0;  // one bit each
+  Audit* audit_ = nullptr;
+  bool backend_reports_ = false;
+  std::vector<DeviceCall> calls_;  // of the running op
 };
 
 }  // namespace tendon

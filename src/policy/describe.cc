@@ -43,6 +43,12 @@ json describe_surroundings(const OpenedModel& m) {
             {"tokenizer", m.tokenizer.empty() ? json() : json(m.tokenizer)}}}};
 }
 
+// bfp8: 16 values share an exponent.
+int64_t weight_bytes(int64_t values, const std::string& precision) {
+  if (precision == "bfp8") return values * 17 / 16;
+  return values * (precision == "int8" ? 1 : precision == "bf16" ? 2 : 4);
+}
+
 struct Group {
   int64_t tensors = 0, parameters = 0, bytes = 0;
 };
@@ -51,16 +57,12 @@ struct Group {
 
 MemoryPlan plan_memory(const OpenedModel& m, const OpenOptions& o) {
   const Config& c = m.config;
-  const bool packs = o.backend == "cpu", generated = m.weights->tensors().empty();
-  const std::string precision = !m.precision.empty()   ? m.precision
-                                : !o.precision.empty() ? o.precision
-                                : packs                ? "bf16"
-                                                       : "f32";
-  const int64_t packed = precision == "int8" ? 1 : precision == "bf16" ? 2 : 4;
+  const bool generated = m.weights->tensors().empty();
+  const std::string& precision = m.precision.empty() ? o.precision : m.precision;
   MemoryPlan plan;
   for (const Parameter& p : parameters(c)) {
     if (p.part == Part::embedding && !generated) continue;  // mapped: rows are read on demand
-    plan.weights += p.shape.count() * (packs && p.part == Part::heads ? 4 : packed);
+    plan.weights += weight_bytes(p.shape.count(), p.part == Part::heads ? "f32" : precision);
   }
   const int64_t image_rows = c.cameras * c.vision.tokens();
   const int64_t rows = image_rows + c.max_token_len + c.horizon + 1;
@@ -78,9 +80,8 @@ json describe_model(const OpenedModel& m, const OpenOptions& options) {
   Group all;
   for (const Parameter& p : parameters(m.config)) {
     const auto stored = types.find(p.name);
-    const int64_t packed = m.precision == "int8" ? 1 : m.precision == "bf16" ? 2 : 4;
-    const int64_t bytes =
-        p.shape.count() * (stored == types.end() ? packed : byte_size(stored->second));
+    const int64_t bytes = stored == types.end() ? weight_bytes(p.shape.count(), m.precision)
+                                                : p.shape.count() * byte_size(stored->second);
     for (Group* g : {&groups[p.part], &all}) {
       ++g->tensors;
       g->parameters += p.shape.count();

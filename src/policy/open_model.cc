@@ -37,7 +37,7 @@ std::vector<std::string> slots(int64_t count) {
 }
 
 std::unique_ptr<WeightSource> generate(const Config& config, const OpenOptions& o) {
-  const bool narrow = o.precision.empty() ? o.backend == "cpu" : o.precision == "bf16";
+  const bool narrow = o.precision == "bf16";
   return synthetic_weights(config.pi05(), {.seed = o.weights_seed,
                                            .dtype = narrow ? DType::bf16 : DType::f32,
                                            .vision_depth = config.vision.depth,
@@ -61,13 +61,25 @@ OpenedModel open_synthetic(const Config& config, const OpenOptions& o) {
   return m;
 }
 
+// Small enough for an action in a moment.
+Config small_config(PolicyType type) {
+  Config c = full_size(type);
+  c.vision = {.image = 112, .patch = 14, .width = 96, .heads = 4, .mlp = 192, .depth = 4};
+  c.vlm = {.width = 128, .mlp = 512, .heads = 4, .kv_heads = 1, .head_dim = 32, .depth = 4};
+  c.expert = {.width = 64, .mlp = 256, .heads = 4, .kv_heads = 1, .head_dim = 32, .depth = 4};
+  c.vocab = 512;
+  return c;
+}
+
 OpenedModel open_synthetic(const std::string& model, const OpenOptions& o,
                            const GivenConfig& given) {
-  const std::string kind = model.substr(std::string_view("synthetic:").size());
+  std::string kind = model.substr(std::string_view("synthetic:").size());
+  const bool small = kind.ends_with("-small");
+  if (small) kind.resize(kind.size() - std::string_view("-small").size());
   ensure(kind == "pi0" || kind == "pi05", Fault::usage,
-         "'{}': expected synthetic:pi0 or synthetic:pi05", model);
+         "'{}': expected synthetic:pi0 or synthetic:pi05, or either with -small", model);
   const PolicyType type = kind == "pi05" ? PolicyType::pi05 : PolicyType::pi0;
-  Config config = full_size(type);
+  Config config = small ? small_config(type) : full_size(type);
   if (given.training) {
     config.horizon = given.training->horizon;
     config.max_token_len = given.training->tokens_max;
@@ -77,27 +89,13 @@ OpenedModel open_synthetic(const std::string& model, const OpenOptions& o,
   OpenedModel m = open_synthetic(config, o);
   if (!o.robot.empty()) surround_with_robot(m.surroundings, robot_named(o.robot));
   if (given.training) apply_training_config(m, *given.training);
-  ensure(m.surroundings.action_dim <= config.action_dim &&
-             m.surroundings.state_dim <= config.state_dim,
-         Fault::usage, "this robot has {} state and {} action dims, the model {} and {}",
-         m.surroundings.state_dim, m.surroundings.action_dim, config.state_dim, config.action_dim);
   return m;
-}
-
-// Small enough for an action in a moment; the robot is the embedded observation's.
-Config demo_config() {
-  Config c = full_size(PolicyType::pi0);
-  c.vision = {.image = 112, .patch = 14, .width = 96, .heads = 4, .mlp = 192, .depth = 4};
-  c.vlm = {.width = 128, .mlp = 512, .heads = 4, .kv_heads = 1, .head_dim = 32, .depth = 4};
-  c.expert = {.width = 64, .mlp = 256, .heads = 4, .kv_heads = 1, .head_dim = 32, .depth = 4};
-  c.vocab = 512;
-  return c;
 }
 
 OpenedModel open_demo(const OpenOptions& o, const GivenConfig& given) {
   ensure(o.config.empty() && given.sizes.is_null(), Fault::usage,
          "the demo is what it is; --config belongs to synthetic:pi0 or a checkpoint folder");
-  OpenedModel m = open_synthetic(demo_config(), o);
+  OpenedModel m = open_synthetic(small_config(PolicyType::pi0), o);
   m.layout = "demo";
   m.notes.front() =
       "the demo model is a stand-in of tiny size with synthetic weights: its actions mean nothing";
@@ -152,6 +150,11 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options) {
            model);
     m = open_folder(model, options, given);
   }
+  ensure(m.surroundings.state_dim <= m.config.state_dim &&
+             m.surroundings.action_dim <= m.config.action_dim,
+         Fault::checkpoint, "this robot has {} state and {} action dims, the model {} and {}",
+         m.surroundings.state_dim, m.surroundings.action_dim, m.config.state_dim,
+         m.config.action_dim);
   if (options.default_prompt) m.surroundings.default_prompt = options.default_prompt;
   if (m.config.pi05() && options.state_in_prompt)
     m.surroundings.prompt.state_in_prompt = *options.state_in_prompt;

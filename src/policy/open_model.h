@@ -32,7 +32,7 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options);
 // Configuration, cameras, prompt, statistics, parameters by part with bytes, memory plan.
 nlohmann::json describe_model(const OpenedModel& model, const OpenOptions& options);
 
-// An upper bound of what opening it with `options` takes.
+// An upper bound of what opening it with `options`, whose precision is given, takes.
 MemoryPlan plan_memory(const OpenedModel& model, const OpenOptions& options);
 
 }  // namespace tendon

@@ -49,7 +49,11 @@ class Policy {
   // are not finite.
   Actions infer(const Observation& observation, const InferOptions& options = {});
 
+  // What the network computes from.
+  Inputs inputs(const Observation& observation) { return preprocess(observation).inputs; }
+
   const Config& config() const { return model_.config; }
+  const Model& model() const { return model_; }
   const Surroundings& surroundings() const { return around_; }
   Ops& ops() { return ops_; }
 

@@ -2,9 +2,9 @@
 #include <chrono>
 #include <filesystem>
 
-#include "backends/cpu/cpu.h"
 #include "policy/converted_file.h"
 #include "policy/policy.h"
+#include "tendon/backends.h"
 #include "tendon/tendon.h"
 #include "tensor/check.h"
 
@@ -25,23 +25,20 @@ Observation probe_observation(const Surroundings& around) {
 
 }  // namespace
 
-Converted convert(const std::string& model, const std::string& out, const OpenOptions& options) {
-  ensure(options.backend == "cpu", Fault::usage, "only the cpu backend has a packed form, not {}",
-         options.backend);
+Converted convert(const std::string& model, const std::string& out, const OpenOptions& given) {
+  ensure(given.backend == "cpu", Fault::usage, "only the cpu backend has a packed form, not {}",
+         given.backend);
+  const OpenOptions options = resolved(given);
   ensure(out.ends_with(".safetensors"), Fault::usage, "{}: expected OUT.safetensors", out);
   std::error_code ignored;
   ensure(!std::filesystem::equivalent(model, out, ignored), Fault::usage,
          "{} would overwrite what it is made from", out);
   const auto begin = std::chrono::steady_clock::now();
-  const Precision precision =
-      options.precision.empty() ? Precision::bf16 : precision_named(options.precision);
   OpenedModel opened = open_model(model, options);
   ensure(opened.precision.empty(), Fault::usage, "{} is already converted", model);
-  const auto kernels =
-      make_cpu_backend({.threads = options.threads, .precision = precision, .isa = options.isa});
+  const auto kernels = open_backend(options);
   Ops ops(*kernels);
-  Weights weights =
-      write_converted(out, opened, ops, {model, std::string(name(precision)), version()});
+  Weights weights = write_converted(out, opened, ops, {model, options.precision, version()});
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
 
   const Observation observation = probe_observation(opened.surroundings);

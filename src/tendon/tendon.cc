@@ -1,4 +1,4 @@
-// The front door: the only place that knows the backends by name.
+// The front door.
 #include "tendon/tendon.h"
 
 #include <chrono>
@@ -8,37 +8,17 @@
 #include "backends/reference/reference.h"
 #include "policy/image_file.h"
 #include "policy/open_model.h"
-#include "policy/policy.h"
+#include "tendon/opened.h"
 #include "tensor/check.h"
-#include "tensor/nearest.h"
 #include "tensor/parallel.h"
 
 namespace tendon {
 namespace {
 
-CpuOptions cpu_options(const OpenOptions& o) {
-  return {.threads = o.threads,
-          .precision = o.precision.empty() ? Precision::bf16 : precision_named(o.precision),
-          .isa = o.isa};
-}
-
-std::unique_ptr<Kernels> open_backend(const std::string& name, const OpenOptions& o) {
-  if (name == "reference") {
-    if (!o.precision.empty())
-      ensure(precision_named(o.precision) != Precision::int8, Fault::usage,
-             "--precision int8: the reference backend computes in f32 only");
-    return make_reference_backend({.threads = o.threads});
-  }
-  if (name == "cpu") return make_cpu_backend(cpu_options(o));
-  for (const char* known : {"cuda", "ttnn"})
-    ensure(name != known, Fault::backend,
-           "backend '{}' is not part of this build; it has: cpu, reference", name);
-  fail(Fault::usage, "unknown backend '{}'; nearest: '{}'", name, nearest(name, backends()));
-}
-
 // Weights that were packed in one precision cannot be used in another.
-OpenOptions as_stored(OpenOptions o, const OpenedModel& opened) {
-  if (opened.precision.empty()) return o;
+OpenOptions as_stored(const OpenOptions& given, const OpenedModel& opened) {
+  if (opened.precision.empty()) return resolved(given);
+  OpenOptions o = given;
   ensure(o.backend == "cpu", Fault::usage,
          "this file is packed for the cpu backend; --backend {} needs the checkpoint", o.backend);
   ensure(o.precision.empty() || o.precision == opened.precision, Fault::usage,
@@ -76,42 +56,44 @@ class Watch {
 
 }  // namespace
 
-struct Engine::Parts {
-  std::unique_ptr<Kernels> kernels, fallback;
-  Ops ops;
-  std::vector<std::string> notes;
-  std::string method;
-  std::unique_ptr<Policy> policy;
-  double load_ms = 0;
+OpenedEngine::OpenedEngine(const OpenOptions& o)
+    : options(o),
+      kernels(open_backend(o)),
+      fallback(o.fallback.empty() ? nullptr : make_reference_backend({.threads = o.threads})),
+      ops(*kernels, fallback.get()) {
+  std::vector<Module> modules;
+  for (const std::string& name : o.host_modules) modules.push_back(module_named(name));
+  ops.keep_on_host(modules);
+}
 
-  explicit Parts(const OpenOptions& o)
-      : kernels(open_backend(o.backend, o)),
-        fallback(o.fallback.empty() ? nullptr : make_reference_backend({.threads = o.threads})),
-        ops(*kernels, fallback.get()),
-        method(o.backend == "cpu" ? describe_cpu(cpu_options(o)) : "") {}
-};
+std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& given,
+                                          bool whole_prefix) {
+  ensure(given.fallback.empty() || given.fallback == "reference", Fault::usage,
+         "--fallback={}: only 'reference' can stand in for another backend", given.fallback);
+  const auto begin = std::chrono::steady_clock::now();
+  const OpenOptions options = resolved(given);
+  OpenedModel opened = open_model(model, options);
+  auto engine = std::make_unique<OpenedEngine>(as_stored(given, opened));
+  const Watch watch(opened, engine->options);
+  Weights weights = load_weights(
+      engine->ops, *opened.weights, opened.config,
+      {.whole_prefix = whole_prefix,
+       .prepared = [&watch](const WeightParts&, const Weight& w) { watch.loaded(w); }});
+  engine->notes = std::move(opened.notes);
+  engine->policy = std::make_unique<Policy>(engine->ops, Model{opened.config, std::move(weights)},
+                                            std::move(opened.surroundings));
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+  engine->load_ms = took.count();
+  return engine;
+}
 
-Engine::Engine(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Engine::Engine(std::unique_ptr<OpenedEngine> parts) : parts_(std::move(parts)) {}
 Engine::~Engine() = default;
 Engine::Engine(Engine&&) noexcept = default;
 Engine& Engine::operator=(Engine&&) noexcept = default;
 
 Engine Engine::open(const std::string& model, const OpenOptions& options) {
-  ensure(options.fallback.empty() || options.fallback == "reference", Fault::usage,
-         "--fallback={}: only 'reference' can stand in for another backend", options.fallback);
-  const auto begin = std::chrono::steady_clock::now();
-  OpenedModel opened = open_model(model, options);
-  auto parts = std::make_unique<Parts>(as_stored(options, opened));
-  const Watch watch(opened, options);
-  Weights weights = load_weights(
-      parts->ops, *opened.weights, opened.config,
-      {.prepared = [&watch](const WeightParts&, const Weight& w) { watch.loaded(w); }});
-  parts->notes = std::move(opened.notes);
-  parts->policy = std::make_unique<Policy>(parts->ops, Model{opened.config, std::move(weights)},
-                                           std::move(opened.surroundings));
-  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
-  parts->load_ms = took.count();
-  return Engine(std::move(parts));
+  return Engine(open_engine(model, options));
 }
 
 Actions Engine::infer(const Observation& observation, const InferOptions& options) {
@@ -131,8 +113,10 @@ int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
 int64_t Engine::steps() const { return parts_->policy->config().num_steps; }
 std::vector<std::string> Engine::notes() const { return parts_->notes; }
 std::string Engine::backend() const { return std::string(parts_->kernels->name()); }
-std::string Engine::method() const { return parts_->method; }
+std::string Engine::method() const { return parts_->kernels->method(); }
+bool Engine::simulated() const { return parts_->kernels->simulated(); }
 double Engine::load_ms() const { return parts_->load_ms; }
+OpenedEngine& Engine::opened() { return *parts_; }
 
 std::vector<OpUse> Engine::op_use() const {
   std::vector<OpUse> use;
@@ -146,19 +130,22 @@ std::vector<OpUse> Engine::op_use() const {
 }
 
 MachineLimits measure_limits(const OpenOptions& options) {
-  CpuOptions cpu = cpu_options(options);
-  if (options.backend == "reference") cpu.precision = Precision::f32;
-  return {describe_cpu(cpu), options.threads > 0 ? options.threads : hardware_threads(),
-          cpu_peak(cpu), cpu_bandwidth(options.threads)};
+  const OpenOptions o = resolved(options);
+  const CpuOptions cpu{
+      .threads = o.threads,
+      .precision = o.backend == "cpu" ? precision_named(o.precision) : Precision::f32,
+      .isa = o.isa};
+  return {describe_cpu(cpu), o.threads > 0 ? o.threads : hardware_threads(), cpu_peak(cpu),
+          cpu_bandwidth(o.threads)};
 }
 
 Image read_image(const std::string& path) { return load_image(path); }
 
 std::string describe(const std::string& model, const OpenOptions& options) {
-  return describe_model(open_model(model, options), options).dump();
+  const OpenOptions o = resolved(options);
+  return describe_model(open_model(model, o), o).dump();
 }
 
-std::vector<std::string> backends() { return {"cpu", "reference"}; }
 std::vector<std::string> isas() { return cpu_isas(); }
 std::string version() { return TENDON_VERSION; }
 

@@ -96,7 +96,8 @@ class RotaryTable {
 class CpuKernels final : public Kernels {
  public:
   explicit CpuKernels(const CpuOptions& options)
-      : isa_(isa_named(options.isa)),
+      : options_(options),
+        isa_(isa_named(options.isa)),
         pool_(options.threads > 0 ? options.threads : hardware_threads()),
         form_(form_of(options.precision)),
         products_(isa_, pool_),
@@ -104,6 +105,8 @@ class CpuKernels final : public Kernels {
 
   std::string_view name() const override { return "cpu"; }
   bool supports(Op) const override { return true; }
+  std::string_view precision() const override { return tendon::name(options_.precision); }
+  std::string method() const override { return describe_cpu(options_); }
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     return pack_weight(parts, form_, pool_);
@@ -254,6 +257,7 @@ class CpuKernels final : public Kernels {
     });
   }
 
+  CpuOptions options_;
   const IsaKernels& isa_;
   ThreadPool pool_;
   Form form_;

@@ -1,0 +1,76 @@
+// Tensors that stay on the device between calls: rotary tables, and attention masks put together on
+// the device from constant tiles, so that a changing prompt uploads nothing.
+#pragma once
+
+#include <list>
+#include <map>
+#include <vector>
+
+#include "backends/ttnn/forms.h"
+#include "backends/ttnn/masks.h"
+
+namespace tendon::tt {
+
+class Constants {
+ public:
+  Constants(Device& device, Reshaper& reshaper, float hidden)
+      : device_(device), reshaper_(reshaper), hidden_(hidden) {}
+
+  // Cosines and sines [1, 1, rows, padded width] of positions first, first + 1, ...
+  struct Rotary {
+    Held cosine, sine;
+  };
+  Rotary rotary(const HeadColumns& columns, int64_t first, int64_t rows);
+
+  // [1, 1, rows, keys on the device] for rows that see every real key of `pieces`; empty when there
+  // is no padding to hide.
+  Held see_all(std::span<const KeyPiece> pieces, int64_t rows);
+  // Any other sight; uploaded.
+  Held see(const std::vector<int32_t>& visible, int64_t segments, int64_t real_rows,
+           std::span<const KeyPiece> pieces, int64_t rows);
+
+ private:
+  struct RotaryTable {
+    int64_t positions = 0;
+    Held cosine, sine;
+  };
+  // A few results by what they were made for; the oldest goes.
+  template <class Key, class Value>
+  class Recent {
+   public:
+    const Value* find(const Key& key) const {
+      for (const auto& [k, v] : entries_)
+        if (k == key) return &v;
+      return nullptr;
+    }
+    const Value& put(Key key, Value value) {
+      if (entries_.size() >= kEntriesMax) entries_.pop_back();
+      entries_.emplace_front(std::move(key), std::move(value));
+      return entries_.front().second;
+    }
+
+   private:
+    static constexpr size_t kEntriesMax = 8;
+    std::list<std::pair<Key, Value>> entries_;
+  };
+  struct Seen {
+    std::vector<int32_t> visible;
+    int64_t segments, real_rows, rows;
+    std::vector<KeyPiece> pieces;
+    bool operator==(const Seen&) const = default;
+  };
+
+  void grow_rotary(RotaryTable& table, const HeadColumns& columns, int64_t positions);
+  void grow_mask_tiles(int64_t rows, int64_t columns);
+
+  Device& device_;
+  Reshaper& reshaper_;
+  float hidden_;
+  std::map<int64_t, RotaryTable> tables_;  // by head width
+  Recent<std::array<int64_t, 3>, Rotary> rotaries_;
+  Recent<Seen, Held> masks_;
+  Held seen_,
+      partly_;  // zeros; 32 columns of tiles of which the first 0, 1, .. 31 columns are seen
+};
+
+}  // namespace tendon::tt

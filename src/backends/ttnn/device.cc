@@ -1,0 +1,172 @@
+#include "backends/ttnn/device.h"
+
+#include "backends/ttnn/tiles.h"
+#include "tensor/check.h"
+
+namespace tendon::tt {
+namespace {
+
+Fault fault_of(Status status) {
+  switch (status) {
+    case Status::out_of_memory: return Fault::memory;
+    case Status::illegal: return Fault::internal;
+    default: return Fault::backend;
+  }
+}
+
+OpClass class_of(Call call) {
+  switch (call) {
+    case Call::linear: return OpClass::linear;
+    case Call::attention: return OpClass::attention;
+    case Call::layer_norm:
+    case Call::rms_norm: return OpClass::norm;
+    case Call::silu:
+    case Call::gelu_tanh:
+    case Call::sin:
+    case Call::cos: return OpClass::activation;
+    case Call::embedding: return OpClass::embedding;
+    case Call::concat: return OpClass::concat;
+    case Call::rotary:
+    case Call::add:
+    case Call::multiply:
+    case Call::add_scalar:
+    case Call::multiply_scalar: return OpClass::elementwise;
+    default: return OpClass::utilities;
+  }
+}
+
+// Of the padded shapes: what the device computes.
+int64_t flops_of(const Request& r, std::span<const Held> inputs) {
+  if (r.call != Call::linear && r.call != Call::attention) return 0;
+  const Dims x = padded(inputs[0]->spec()), y = padded(inputs[1]->spec());
+  const int64_t rows = x[0] * x[1] * x[2];
+  return r.call == Call::linear ? 2 * rows * x[3] * y[3] : 4 * rows * y[2] * x[3];
+}
+
+}  // namespace
+
+DeviceTensor::~DeviceTensor() { device_.api_->release(output_.id); }
+
+Held Device::hold(const Reply& reply, const Spec& expected, std::string_view call) {
+  ensure(reply.status == Status::ok, fault_of(reply.status), "[{}] {}: {}", call,
+         name(reply.status), api_->last_error());
+  ensure(!reply.outputs.empty(), Fault::internal, "[{}] the device answered without a tensor",
+         call);
+  auto held = std::make_shared<const DeviceTensor>(*this, reply.outputs[0]);
+  const Spec& got = held->spec();
+  ensure(padded(got) == padded(expected) && got.format == expected.format &&
+             got.layout == expected.layout && got.memory == expected.memory,
+         Fault::internal, "[{}] the device made {}, expected {}", call, to_string(got),
+         to_string(expected));
+  return held;
+}
+
+Held Device::upload(const Spec& spec, std::span<const float> values) {
+  const int64_t columns = spec.dims[3];
+  return upload_rows(spec, [&](int64_t row, std::span<float> to) {
+    std::ranges::copy(values.subspan(static_cast<size_t>(row * columns), to.size()), to.begin());
+  });
+}
+
+Held Device::upload_rows(const Spec& spec,
+                         const std::function<void(int64_t row, std::span<float> to)>& rows) {
+  std::vector<std::byte> bytes;
+  if (!caps().shapes_only) bytes = pack_rows(spec, rows);
+  const Held held = hold(api_->upload(spec, bytes), spec, "upload");
+  if (calls_)
+    calls_->push_back({.name = "upload",
+                       .dtype = name(spec.format),
+                       .bytes_up = byte_size(spec),
+                       .module = serving_});
+  return held;
+}
+
+std::vector<float> Device::download(const Held& x) {
+  const Dims& d = x->dims();
+  std::vector<float> values(static_cast<size_t>(d[0] * d[1] * d[2] * d[3]));
+  const Status status = api_->download(x->id(), values);
+  ensure(status == Status::ok, fault_of(status), "[download] {}: {}", name(status),
+         api_->last_error());
+  if (calls_)
+    calls_->push_back({.name = "download",
+                       .dtype = name(x->spec().format),
+                       .bytes_down = byte_size(x->spec()),
+                       .module = serving_});
+  return values;
+}
+
+void Device::count(const Request& request, std::span<const Held> inputs,
+                   std::span<const Spec> outputs) {
+  if (!calls_) return;
+  DeviceCall call{.name = name(request.call),
+                  .op_class = class_of(request.call),
+                  .dtype = name(outputs[0].format),
+                  .flops = flops_of(request, inputs),
+                  .module = serving_};
+  for (const Held& x : inputs) call.bytes_read += x ? byte_size(x->spec()) : 0;
+  for (const Spec& s : outputs) call.bytes_written += byte_size(s);
+  if (request.call == Call::reshape) call.bytes_read = call.bytes_written = 0;  // a view
+  calls_->push_back(call);
+}
+
+std::vector<Held> Device::run_all(Request request, std::span<const Held> inputs) {
+  std::vector<Spec> specs;
+  for (const Held& x : inputs) {
+    request.inputs.push_back(x ? x->id() : 0);
+    specs.push_back(x ? x->spec() : Spec{});
+  }
+  const std::vector<Spec> expected = expected_outputs(request, specs);
+  const Reply reply = api_->run(request);
+  std::vector<Held> outputs;
+  ensure(reply.status != Status::ok || reply.outputs.size() == expected.size(), Fault::internal,
+         "[{}] the device gave {} tensors, expected {}", name(request.call), reply.outputs.size(),
+         expected.size());
+  if (reply.status != Status::ok) hold(reply, expected[0], name(request.call));  // throws
+  for (size_t i = 0; i < expected.size(); ++i)
+    outputs.push_back(hold({Status::ok, {reply.outputs[i]}}, expected[i], name(request.call)));
+  count(request, inputs, expected);
+  return outputs;
+}
+
+Held Device::run(Request request, std::initializer_list<Held> inputs) {
+  return run_all(std::move(request), std::span(inputs.begin(), inputs.size()))[0];
+}
+
+std::vector<Spec> expected_outputs(const Request& r, std::span<const Spec> in) {
+  Spec y = in[0];
+  y.memory = r.memory;
+  switch (r.call) {
+    case Call::typecast: y.format = r.format; break;
+    case Call::reshape:
+    case Call::pad: y.dims = r.dims; break;
+    case Call::slice:
+      for (size_t i = 0; i < 4; ++i) y.dims[i] = r.dims[i] - r.begin[i];
+      break;
+    case Call::concat:
+      for (size_t i = 1; i < in.size(); ++i)
+        y.dims[static_cast<size_t>(r.axis)] += in[i].dims[static_cast<size_t>(r.axis)];
+      break;
+    case Call::to_layout: y.layout = r.layout; break;
+    case Call::linear:
+      y.dims[3] = in[1].dims[3];
+      y.format = r.format;
+      break;
+    case Call::create_qkv_heads: {
+      y.dims = {in[0].dims[0], r.heads, in[0].dims[2], in[0].dims[3] / (r.heads + 2 * r.kv_heads)};
+      Spec kv = y;
+      kv.dims[1] = r.kv_heads;
+      return {y, kv, kv};
+    }
+    case Call::concat_heads:
+      y.dims = {in[0].dims[0], 1, in[0].dims[2], in[0].dims[1] * in[0].dims[3]};
+      break;
+    case Call::embedding:
+      y = {
+          .dims = {1, 1, in[0].dims[3], in[1].dims[3]}, .format = in[1].format, .memory = r.memory};
+      break;
+    default: break;
+  }
+  return {y};
+}
+
+}  // namespace tendon::tt

@@ -1,0 +1,73 @@
+// A TTNN device as the mapping layer sees it: tensors that free themselves, every answer checked
+// against what was expected, every call counted.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backends/ttnn/tt_api.h"
+#include "ops/audit.h"
+
+namespace tendon::tt {
+
+class Device;
+
+// A tensor on the device; the last owner frees it.
+class DeviceTensor {
+ public:
+  DeviceTensor(Device& device, const Output& output) : device_(device), output_(output) {}
+  ~DeviceTensor();
+  DeviceTensor(const DeviceTensor&) = delete;
+  DeviceTensor& operator=(const DeviceTensor&) = delete;
+
+  TensorId id() const { return output_.id; }
+  const Spec& spec() const { return output_.spec; }
+  const Dims& dims() const { return output_.spec.dims; }
+
+ private:
+  Device& device_;
+  Output output_;
+};
+using Held = std::shared_ptr<const DeviceTensor>;
+
+inline int64_t round_up(int64_t n) { return (n + kTile - 1) / kTile * kTile; }
+
+class Device {
+ public:
+  explicit Device(std::unique_ptr<TtApi> api) : api_(std::move(api)) {}
+
+  const Caps& caps() const { return api_->caps(); }
+  TtApi& api() { return *api_; }
+
+  // Every method throws Error: Fault::memory when the device is full, Fault::backend when it is
+  // lost, too slow or lacks the call, Fault::internal when it refuses the arguments or answers with
+  // another shape, format or memory than expected.
+  Held upload(const Spec& spec, std::span<const float> values);  // logical values
+  Held upload_rows(const Spec& spec,
+                   const std::function<void(int64_t row, std::span<float> to)>& rows);
+  std::vector<float> download(const Held& x);
+  // `request` without its inputs; the first output, or all of them.
+  Held run(Request request, std::initializer_list<Held> inputs);
+  std::vector<Held> run_all(Request request, std::span<const Held> inputs);
+
+  void report_calls(std::vector<DeviceCall>* to) { calls_ = to; }
+  // Calls made on behalf of `module` from now on; nullopt: of the op's own.
+  void serve(std::optional<Module> module) { serving_ = module; }
+
+ private:
+  friend class DeviceTensor;
+  Held hold(const Reply& reply, const Spec& expected, std::string_view call);
+  void count(const Request& request, std::span<const Held> inputs, std::span<const Spec> outputs);
+
+  std::unique_ptr<TtApi> api_;
+  std::vector<DeviceCall>* calls_ = nullptr;
+  std::optional<Module> serving_;
+};
+
+// What a call gives, by the rules of the library; for checking answers.
+std::vector<Spec> expected_outputs(const Request& request, std::span<const Spec> inputs);
+
+}  // namespace tendon::tt

@@ -1,0 +1,198 @@
+// What the mapping layer asks of a TTNN device, as plain data: about 30 calls over opaque ids.
+// Providers stay dumb: all knowledge of padding, layouts, masks and blocks is in the mapping layer.
+// Names and meaning are those of the ttnn library; a native C++ provider fits without a change.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tendon::tt {
+
+constexpr int kApiVersion = 1;
+constexpr int64_t kTile = 32;  // tiles are 32 x 32, stored as four 16 x 16 faces
+
+enum class Format : uint8_t { bf16, bfp8, f32, u32 };  // ttnn: bfloat16, bfloat8_b, float32, uint32
+enum class Layout : uint8_t { tile, row_major };
+enum class Memory : uint8_t { dram, l1 };  // both interleaved
+using Dims = std::array<int64_t, 4>;       // logical shape, outermost first
+using TensorId = uint32_t;                 // 0: no tensor
+
+struct Spec {
+  Dims dims{1, 1, 1, 1};
+  Format format = Format::bf16;
+  Layout layout = Layout::tile;
+  Memory memory = Memory::dram;
+  bool operator==(const Spec&) const = default;
+};
+
+Dims padded(const Spec& spec);        // tile layout: the last two axes rounded up to whole tiles
+int64_t byte_size(const Spec& spec);  // on the device, padding included
+std::string to_string(const Spec& spec);  // "[1, 1, 64, 96] bf16 tile dram"
+std::string_view name(Format format);
+
+// The calls. x, y, w, ...: Request::inputs in this order. Everything runs on tile layout unless it
+// says otherwise. Every output lies in Request::memory; its format is that of x, but linear and
+// typecast give Request::format.
+enum class Call : uint8_t {
+  reshape,     // x to Request::dims; moves no data when the last two axes stay whole tiles
+  slice,       // x from `begin` to `dims` (exclusive); any row or column
+  pad,         // x to `dims` with `scalar`, at the end of each axis
+  concat,      // inputs along `axis`; ragged pieces allowed
+  to_layout,   // x to `layout`
+  typecast,    // x to `format`
+  to_memory,   // x to `memory`
+  linear,      // x [b, 1, m, k], w [1, 1, k, n], bias [1, 1, 1, n] or 0: activation(x w + bias)
+  layer_norm,  // x, scale [1, 1, 1, n], shift: over the logical columns, epsilon `scalar`
+  rms_norm,    // x, scale
+  attention,   // q [b, h, m, d], k and v [b, g, n, d], mask [1, 1, m, n] added to the scores, or
+               // 0; scores times `scalar`; never causal
+  rotary,      // x [1, h, m, d], cos and sin [1, 1, m, d]: x cos + rotate_half(x) sin
+  create_qkv_heads,  // x [b, 1, m, (heads + 2 kv_heads) d]: three outputs [b, heads, m, d]
+  concat_heads,      // x [b, h, m, d]: [b, 1, m, h d]
+  embedding,         // ids u32 row-major [1, 1, 1, n], table row-major [1, 1, v, k]: tiles
+                     // [1, 1, n, k]
+  add,               // x + y; an axis of y that is 1 is repeated
+  multiply,          // x y, likewise
+  add_scalar,        // x + scalar
+  multiply_scalar,   // x scalar
+  silu,
+  gelu_tanh,
+  sin,  // f32 or bf16, any argument
+  cos,
+};
+constexpr int kCallCount = static_cast<int>(Call::cos) + 1;
+std::string_view name(Call call);
+
+enum class Activation : uint8_t { none, gelu_tanh, silu };
+enum class Fidelity : uint8_t { lofi, hifi2, hifi3, hifi4 };
+
+// ttnn's compute kernel configuration.
+struct Compute {
+  Fidelity fidelity = Fidelity::hifi4;
+  bool f32_accumulate = true;  // fp32_dest_acc_en
+  bool l1_accumulate = false;  // packer_l1_acc
+  bool approximate = false;    // math_approx_mode
+};
+
+// How a product is cut into blocks: MatmulMultiCoreReuseMultiCastProgramConfig, its 1D form for few
+// rows, or the library's own choice. Counts of tiles.
+struct Blocks {
+  enum class Kind : uint8_t { library, multicast_2d, multicast_1d };
+  Kind kind = Kind::library;
+  int64_t grid_x = 0, grid_y = 0;
+  int64_t k_block = 1;                     // in0_block_w
+  int64_t subblock_m = 1, subblock_n = 1;  // out_subblock_h, out_subblock_w
+  int64_t core_m = 1, core_n = 1;          // per_core_M, per_core_N
+  bool operator==(const Blocks&) const = default;
+};
+
+// SDPAProgramConfig: rows of q and of k and v per step, multiples of 32.
+struct Chunks {
+  int64_t q = 32, k = 32;
+};
+
+struct Request {
+  Call call = Call::reshape;
+  std::vector<TensorId> inputs;
+  Dims begin{}, dims{};
+  int axis = 0;
+  int64_t heads = 0, kv_heads = 0;
+  float scalar = 0;
+  Format format = Format::bf16;
+  Layout layout = Layout::tile;
+  Memory memory = Memory::dram;
+  Activation activation = Activation::none;
+  Compute compute;
+  Blocks blocks;  // linear
+  Chunks chunks;  // attention
+};
+
+enum class Status : uint8_t {
+  ok,
+  illegal,        // the library refuses these arguments
+  out_of_memory,  // device DRAM or L1
+  unsupported,    // this provider or library version has no such call
+  deadline,       // the call took too long; the device is gone
+  device_lost,    // the provider died or the device stopped answering
+};
+std::string_view name(Status status);
+
+struct Output {
+  TensorId id = 0;
+  Spec spec;  // what the library says it made
+};
+
+struct Reply {
+  Status status = Status::ok;
+  std::vector<Output> outputs;
+};
+
+struct Caps {
+  std::string provider;            // "fake", "worker"
+  std::string arch;                // "wormhole_b0"
+  std::string library;             // "ttnn 0.81.1", "none"
+  int64_t grid_x = 0, grid_y = 0;  // compute cores
+  int64_t l1_bytes = 0;            // per core
+  int64_t dram_bytes = 0;
+  bool fast_dispatch = false;  // traces can be captured
+  bool simulated = false;
+  bool shapes_only = false;  // values are neither kept nor computed; upload takes no bytes
+  // "fake device", "TTNN library on a simulated Wormhole", "Tenstorrent hardware"
+  std::string description;
+};
+
+// One device, used from one thread. No call throws; after device_lost or deadline every later call
+// answers device_lost. Results of download are f32, the logical shape without padding.
+class TtApi {
+ public:
+  virtual ~TtApi() = default;
+  virtual const Caps& caps() const = 0;
+  // `bytes`: the tensor as the device stores it, packed by tiles.h; byte_size(spec) of them.
+  virtual Reply upload(const Spec& spec, std::span<const std::byte> bytes) = 0;
+  virtual Status download(TensorId x, std::span<float> to) = 0;
+  virtual void release(TensorId x) = 0;
+  virtual Reply run(const Request& request) = 0;
+  virtual Status sync() = 0;
+  // Everything between begin and end is recorded (and run by end); replay runs it again on the same
+  // addresses. No upload or download may lie between.
+  virtual Status begin_trace() = 0;
+  virtual Reply end_trace() = 0;  // one output: the trace's id
+  virtual Status replay_trace(TensorId trace) = 0;
+  virtual void release_trace(TensorId trace) = 0;
+  virtual const std::string& last_error() const = 0;  // of the last call that was not ok
+};
+
+// ---- Providers ----
+
+struct FakeOptions {
+  int64_t grid_x = 8, grid_y = 9;
+  int64_t l1_bytes = 1'499'136;  // per core
+  int64_t dram_bytes = 12LL << 30;
+  bool fast_dispatch = true;
+  bool compute = true;  // false: shapes, legality and memory only; downloads give zeros
+  int threads = 0;      // 0: one per core; never changes a result
+  // Injected failures: the n-th run() (counted from 1) fails with `fail_status`. 0: none.
+  int64_t fail_at = 0;
+  Status fail_status = Status::device_lost;
+};
+std::unique_ptr<TtApi> open_fake_device(const FakeOptions& options = {});
+
+struct WorkerOptions {
+  std::string python;            // interpreter of an environment that has ttnn
+  int device = 0;                // ttnn device id
+  double open_deadline_s = 120;  // starting the library and the device
+  double call_deadline_s = 120;  // one call; a simulator compiles kernels during the first
+  int64_t trace_region_bytes = 0;
+  // Environment of the worker process only, "NAME=value" (TT_METAL_SIMULATOR, ...).
+  std::vector<std::string> environment;
+};
+// Throws Error(Fault::backend) when the interpreter, the library or the device is missing, naming
+// what was tried and what to install.
+std::unique_ptr<TtApi> open_worker(const WorkerOptions& options);
+
+}  // namespace tendon::tt

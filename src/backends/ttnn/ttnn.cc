@@ -1,0 +1,362 @@
+#include "backends/ttnn/ttnn.h"
+
+#include <cmath>
+
+#include "backends/ttnn/constants.h"
+#include "backends/ttnn/device.h"
+#include "backends/ttnn/forms.h"
+#include "backends/ttnn/plan.h"
+#include "backends/ttnn/ttnn_weight.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace tt {
+namespace {
+
+constexpr float kNormEps = 1e-6f;
+
+Activation activation_of(tendon::Activation a) {
+  switch (a) {
+    case tendon::Activation::gelu_tanh: return Activation::gelu_tanh;
+    case tendon::Activation::silu: return Activation::silu;
+    case tendon::Activation::none: return Activation::none;
+  }
+  fail(Fault::internal, "unknown activation {}", static_cast<int>(a));
+}
+
+class TtnnKernels final : public Kernels {
+ public:
+  TtnnKernels(std::unique_ptr<TtApi> api, const TtnnOptions& options)
+      : options_(options),
+        device_(std::move(api)),
+        reshaper_(device_),
+        constants_(device_, reshaper_, options.hidden) {}
+
+  std::string_view name() const override { return "ttnn"; }
+  bool supports(Op) const override { return true; }
+  std::string_view precision() const override { return bfp8() ? "bfp8" : "bf16"; }
+  std::string method() const override {
+    return fmt::format("{}, {}", device_.caps().description, precision());
+  }
+  bool simulated() const override { return device_.caps().simulated; }
+  bool report_calls(std::vector<DeviceCall>* to) override {
+    device_.report_calls(to);
+    return true;
+  }
+
+  std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
+    return prepare_weight(device_, parts, bfp8() ? Format::bfp8 : Format::bf16);
+  }
+
+  Tensor upload(std::span<const float> values, const Shape& shape) override {
+    const int64_t rows = shape[0], columns = shape[1];
+    const Spec spec{.dims = {1, 1, rows == 1 ? 1 : round_up(rows), round_up(columns)}};
+    return make_tensor(shape, device_.upload_rows(spec, [&](int64_t row, std::span<float> to) {
+      std::ranges::fill(to, 0.f);
+      if (row < rows)
+        std::ranges::copy(
+            values.subspan(static_cast<size_t>(row * columns), static_cast<size_t>(columns)),
+            to.begin());
+    }));
+  }
+
+  void download(const Tensor& x, std::span<float> to) override {
+    const Held held = buffer(x).form == Form::cache ? joined(buffer(x)) : buffer(x).held;
+    std::ranges::copy(gather(x, held, device_.download(held)), to.begin());
+  }
+
+  Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
+    const TtWeight& native = weight(w);
+    ensure(native.outputs.width == 0, Fault::internal, "[ttnn] {} makes heads: use qkv", w.name);
+    const Held in =
+        native.inputs.width ? reshaper_.as_spread(x, native.inputs) : reshaper_.as_rows(x);
+    const Held bias = e.bias ? reshaper_.operand_row(e.bias) : native.bias;
+    Held y = product(in, native.matrices[0], bias, activation_of(e.activation), Format::bf16);
+    if (e.gate) y = device_.run({.call = Call::multiply}, {y, reshaper_.operand_row(e.gate)});
+    if (e.residual) y = add_residual(y, e.residual, x.rows());
+    return make_tensor({x.rows(), w.outputs}, y);
+  }
+
+  Tensor gated_linear(const Tensor& x, const Weight& w) override {
+    const std::vector<Held>& halves = weight(w).matrices;
+    const Held in = reshaper_.as_rows(x);
+    const Held gate = product(in, halves[0], nullptr, Activation::gelu_tanh, Format::bf16);
+    const Held up = product(in, halves[1], nullptr, Activation::none, Format::bf16);
+    return make_tensor({x.rows(), w.outputs / 2},
+                       device_.run({.call = Call::multiply}, {gate, up}));
+  }
+
+  Tensor layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
+    return make_tensor(x.shape(), norm(Call::layer_norm, x, scale, shift));
+  }
+
+  Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
+    Held y = norm(Call::rms_norm, x, scale, {});
+    if (shift) y = device_.run({.call = Call::add}, {y, reshaper_.operand_row(shift)});
+    return make_tensor(x.shape(), y);
+  }
+
+  Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
+          std::optional<int64_t> first_position) override {
+    const TtWeight& native = weight(w);
+    const HeadColumns columns = native.outputs;
+    ensure(columns.width == heads.width, Fault::internal,
+           "[ttnn] {} was prepared for heads of {}, not {}", w.name, columns.width, heads.width);
+    Held all = product(reshaper_.as_rows(x), native.matrices[0], native.bias, Activation::none,
+                       bfp8() ? Format::bfp8 : Format::bf16);
+    if (all->dims()[2] == 1) all = reshaper_.pad(all, {1, 1, kTile, all->dims()[3]});
+    std::vector<Held> parts = split_heads(all, heads, columns);
+    if (first_position) {
+      const auto [cosine, sine] = constants_.rotary(columns, *first_position, all->dims()[2]);
+      for (size_t i = heads.query == 0 ? 1 : 0; i < 2; ++i)
+        parts[i] =
+            device_.run({.call = Call::rotary, .compute = compute()}, {parts[i], cosine, sine});
+    }
+    const auto made = [&](const Held& part, int64_t count) {
+      return part ? make_tensor({x.rows(), count * heads.width}, part, Form::heads, columns)
+                  : Tensor{};
+    };
+    return {made(parts[0], heads.query), made(parts[1], heads.kv), made(parts[2], heads.kv)};
+  }
+
+  Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
+                   std::span<const int32_t> visible, int64_t segments) override {
+    const HeadColumns columns{heads.width};
+    const Held query = reshaper_.as_heads(q, heads.query, columns);
+    const Held keys = reshaper_.as_heads(k, heads.kv, columns);
+    const Held values = reshaper_.as_heads(v, heads.kv, columns);
+    const Held mask = mask_of(q, k, query, keys, visible, segments);
+    const Held y = device_.run({.call = Call::attention,
+                                .scalar = 1.f / std::sqrt(static_cast<float>(heads.width)),
+                                .compute = {.fidelity = fidelity(), .f32_accumulate = false},
+                                .chunks = plan_attention(query->dims()[2], keys->dims()[2],
+                                                         columns.padded(), device_.caps())},
+                               {query, keys, values, mask});
+    const Held beside = device_.run({.call = Call::concat_heads}, {y});
+    return make_tensor(q.shape(), beside, Form::spread, columns);
+  }
+
+  Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale) override {
+    const int64_t padded = round_up(std::ssize(ids));
+    std::vector<float> row(static_cast<size_t>(padded));
+    std::ranges::copy(ids, row.begin());  // below 2^24: exact
+    const Held on_device = device_.upload(
+        {.dims = {1, 1, 1, padded}, .format = Format::u32, .layout = Layout::row_major}, row);
+    const Held found =
+        device_.run({.call = Call::embedding}, {on_device, weight(table).matrices[0]});
+    return make_tensor({std::ssize(ids), table.inputs}, scaled(found, scale));
+  }
+
+  Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
+    const Held a = reshaper_.as_rows(x);
+    const Held b = reshaper_.reshape(scaled(reshaper_.as_rows(y), scale), a->dims());
+    return make_tensor(x.shape(), device_.run({.call = Call::add}, {a, b}));
+  }
+
+  Tensor multiply(const Tensor& x, const Tensor& y) override {
+    const Held a = reshaper_.as_rows(x);
+    const Held b = reshaper_.reshape(reshaper_.as_rows(y), a->dims());
+    return make_tensor(x.shape(), device_.run({.call = Call::multiply}, {a, b}));
+  }
+
+  Tensor concat_rows(std::span<const Tensor> parts) override {
+    std::vector<Held> held;
+    std::vector<int64_t> rows;
+    for (const Tensor& part : parts) {
+      held.push_back(reshaper_.flat(reshaper_.as_rows(part)));
+      rows.push_back(part.rows());
+    }
+    int64_t total = 0;
+    for (const int64_t n : rows) total += n;
+    return make_tensor({total, parts[0].columns()}, reshaper_.stack(held, rows));
+  }
+
+  Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
+    const TtBuffer& b = buffer(x);
+    const Shape shape{last - first, x.columns()};
+    if (b.form == Form::heads || b.form == Form::cache) {
+      const Held all = joined(b);
+      return make_tensor(shape, reshaper_.rows(all, first, last - first), Form::heads, b.columns);
+    }
+    return make_tensor(shape, reshaper_.rows(reshaper_.flat(b.held), first, last - first), b.form,
+                       b.columns);
+  }
+
+  void write_rows(Tensor& to, const Tensor& rows, int64_t first) override {
+    if (buffer(rows).form == Form::heads) return write_cache(to, rows, first);
+    const int64_t last = first + rows.rows();
+    std::vector<Tensor> parts;
+    if (first > 0) parts.push_back(slice_rows(to, 0, first));
+    parts.push_back(rows);
+    if (last < to.rows()) parts.push_back(slice_rows(to, last, to.rows()));
+    to = concat_rows(parts);
+  }
+
+ private:
+  bool bfp8() const { return options_.precision == TtPrecision::bfp8; }
+  Fidelity fidelity() const { return bfp8() ? Fidelity::hifi2 : Fidelity::hifi4; }
+  Compute compute() const {
+    return {.fidelity = fidelity(), .f32_accumulate = options_.f32_accumulate};
+  }
+
+  Held product(const Held& x, const Held& w, const Held& bias, Activation activation,
+               Format format) {
+    const Dims& d = x->dims();
+    Request r{
+        .call = Call::linear, .format = format, .activation = activation, .compute = compute()};
+    if (options_.own_blocks)
+      r.blocks = plan_product({.m = d[0] * d[1] * round_up(d[2]),
+                               .k = d[3],
+                               .n = w->dims()[3],
+                               .x = x->spec().format,
+                               .w = w->spec().format,
+                               .y = format,
+                               .f32_accumulate = options_.f32_accumulate},
+                              device_.caps());
+    return device_.run(r, {x, w, bias});
+  }
+
+  Held scaled(const Held& x, float scale) {
+    if (scale == 1.f) return x;
+    return device_.run({.call = Call::multiply_scalar, .scalar = scale}, {x});
+  }
+
+  // y + residual; a residual of fewer rows repeats: its rows are one group of y's.
+  Held add_residual(const Held& y, const Tensor& residual, int64_t rows) {
+    Held r = reshaper_.as_rows(residual);
+    const int64_t group = residual.rows();
+    if (group == rows) {
+      if (r->dims()[2] < y->dims()[2]) return device_.run({.call = Call::add}, {y, r});
+      if (r->dims()[2] > y->dims()[2]) return device_.run({.call = Call::add}, {r, y});
+      return device_.run({.call = Call::add}, {y, reshaper_.reshape(r, y->dims())});
+    }
+    if (group % kTile == 0) {
+      const Held groups = reshaper_.reshape(y, {rows / group, 1, group, y->dims()[3]});
+      return device_.run({.call = Call::add}, {groups, r});
+    }
+    if (group == 1) return device_.run({.call = Call::add}, {y, reshaper_.operand_row(residual)});
+    const std::vector<Held> parts(static_cast<size_t>(rows / group), r);
+    const std::vector<int64_t> counts(parts.size(), group);
+    return device_.run({.call = Call::add}, {y, reshaper_.stack(parts, counts)});
+  }
+
+  // The library's norms run over the logical columns: a ragged width leaves its zero tail behind
+  // and gets it back.
+  Held norm(Call call, const Tensor& x, const Tensor& scale, const Tensor& shift) {
+    Held in = reshaper_.as_rows(x);
+    const Dims whole = in->dims();
+    const bool ragged = x.columns() != whole[3];
+    const auto cut = [&](const Held& h) {
+      return ragged ? reshaper_.slice_axis(h, 3, 0, x.columns()) : h;
+    };
+    const Held weight = cut(reshaper_.operand_row(scale));
+    const Held bias = shift ? cut(reshaper_.operand_row(shift)) : nullptr;
+    Request r{.call = call, .scalar = kNormEps, .compute = compute()};
+    if (options_.norms_in_l1 && !ragged && fits_l1(in->spec())) r.memory = Memory::l1;
+    in = cut(in);
+    const Held y = shift ? device_.run(r, {in, weight, bias}) : device_.run(r, {in, weight});
+    return reshaper_.pad(y, whole);
+  }
+
+  // A quarter of all cores' memory, so that the product that reads it finds room.
+  bool fits_l1(const Spec& spec) const {
+    const Caps& c = device_.caps();
+    return byte_size(spec) <= c.grid_x * c.grid_y * c.l1_bytes / 4;
+  }
+
+  // q, k and v; q is empty where the weight makes none.
+  std::vector<Held> split_heads(const Held& all, const Heads& heads, HeadColumns columns) {
+    if (heads.query > 0)
+      return device_.run_all(
+          {.call = Call::create_qkv_heads, .heads = heads.query, .kv_heads = heads.kv},
+          std::span(&all, 1));
+    std::vector<Held> parts{nullptr};
+    for (int64_t part = 0; part < 2; ++part) {
+      std::vector<Held> each;
+      for (int64_t h = part * heads.kv; h < (part + 1) * heads.kv; ++h)
+        each.push_back(
+            reshaper_.slice_axis(all, 3, h * columns.padded(), (h + 1) * columns.padded()));
+      parts.push_back(reshaper_.concat(each, 1));
+    }
+    return parts;
+  }
+
+  Held joined(const TtBuffer& b) {
+    if (b.form == Form::heads) return b.held;
+    std::vector<Held> parts;
+    std::vector<int64_t> rows;
+    for (const CachePiece& piece : b.pieces) {
+      parts.push_back(piece.held);
+      rows.push_back(piece.rows);
+    }
+    return reshaper_.stack(parts, rows);
+  }
+
+  // Pieces that lie before `first` become one, once per call: then every Euler step only replaces
+  // the last piece.
+  void write_cache(Tensor& to, const Tensor& rows, int64_t first) {
+    if (buffer(to).form != Form::cache) {  // uploaded: its first rows count
+      const HeadColumns columns = buffer(rows).columns;
+      Tensor cache = make_tensor(to.shape(), nullptr, Form::cache, columns);
+      if (first > 0) {
+        const Held before =
+            reshaper_.as_heads(slice_rows(to, 0, first), to.columns() / columns.width, columns);
+        buffer(cache).pieces.push_back(
+            {0, first, reshaper_.typecast(before, buffer(rows).held->spec().format)});
+      }
+      to = cache;
+    }
+    TtBuffer& cache = buffer(to);
+    while (!cache.pieces.empty() && cache.pieces.back().first >= first) cache.pieces.pop_back();
+    if (!cache.pieces.empty()) {
+      CachePiece& last = cache.pieces.back();
+      ensure(last.first + last.rows >= first, Fault::internal,
+             "[ttnn] rows {} to {} of a cache were never written", last.first + last.rows, first);
+      last.rows = first - last.first;
+      if (last.held->dims()[2] > round_up(last.rows))
+        last.held = reshaper_.slice_axis(last.held, 2, 0, round_up(last.rows));
+      if (cache.pieces.size() > 1) {
+        const Held all = joined(cache);
+        cache.pieces = {{0, first, all}};
+      }
+    }
+    cache.pieces.push_back({first, rows.rows(), buffer(rows).held});
+  }
+
+  Held mask_of(const Tensor& q, const Tensor& k, const Held& query, const Held& keys,
+               std::span<const int32_t> visible, int64_t segments) {
+    const int64_t rows = query->dims()[2];
+    const int64_t groups = query->dims()[0];
+    std::vector<KeyPiece> pieces;
+    int64_t real_keys = 0;
+    if (buffer(k).form == Form::cache)
+      for (const CachePiece& p : buffer(k).pieces) {
+        pieces.push_back({p.rows, p.held->dims()[2]});
+        real_keys += p.rows;
+      }
+    else
+      pieces.push_back({real_keys = k.rows() / groups, keys->dims()[2]});
+    ensure(groups == 1 || groups == segments, Fault::internal,
+           "[ttnn] {} groups of rows and {} segments", groups, segments);
+    const int64_t inner_segments = groups == 1 ? segments : 1;
+    const bool all = visible.size() == 1 && inner_segments == 1;
+    if (all && visible[0] == real_keys) return constants_.see_all(pieces, rows);
+    return constants_.see({visible.begin(), visible.end()}, inner_segments, q.rows() / groups,
+                          pieces, rows);
+  }
+
+  TtnnOptions options_;
+  Device device_;
+  Reshaper reshaper_;
+  Constants constants_;
+};
+
+}  // namespace
+}  // namespace tt
+
+std::unique_ptr<Kernels> make_ttnn_backend(std::unique_ptr<tt::TtApi> device,
+                                           const TtnnOptions& options) {
+  return std::make_unique<tt::TtnnKernels>(std::move(device), options);
+}
+
+}  // namespace tendon

@@ -1,0 +1,161 @@
+// tendon coverage: which ops ran where, by class of op and by module of the policy.
+#include "validate/coverage.h"
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "cli/chunk_files.h"
+#include "cli/observation.h"
+#include "cli/verbs.h"
+#include "tensor/check.h"
+
+namespace tendon::cli {
+namespace {
+
+struct CoverageOptions {
+  std::string model = "demo", expect, write;
+  OpenOptions open;
+  InferOptions infer;
+  GivenObservation given;
+  int64_t warm_up = 1;
+  bool json = false;
+};
+
+nlohmann::json to_json(const AuditSum& s, const AuditSum& total) {
+  const int64_t flops = s.device_flops + s.host_flops, all = total.device_flops + total.host_flops;
+  return {{"calls", s.calls()},
+          {"device", s.device_calls},
+          {"host", s.host_calls},
+          {"device_share", s.device_share()},
+          {"flops", flops},
+          {"flops_share", all > 0 ? static_cast<double>(flops) / static_cast<double>(all) : 0.0},
+          {"flops_on_device_share", s.device_flops_share()},
+          {"bytes", s.bytes},
+          {"uploads", s.ups},
+          {"downloads", s.downs},
+          {"bytes_up", s.bytes_up},
+          {"bytes_down", s.bytes_down}};
+}
+
+void print_row(std::string_view name, const AuditSum& s, const AuditSum& total) {
+  const double all = static_cast<double>(total.device_flops + total.host_flops);
+  const double flops = static_cast<double>(s.device_flops + s.host_flops);
+  fmt::print("{:12} {:>7} {:>7} {:>6} {:>9.1f}% {:>8.2f}% {:>10.2f} {:>4} {:>5}\n", name, s.calls(),
+             s.device_calls, s.host_calls, 100 * s.device_share(),
+             all > 0 ? 100 * flops / all : 0.0, static_cast<double>(s.bytes) / 1e6, s.ups, s.downs);
+}
+
+void print_head(std::string_view first) {
+  fmt::print("{:12} {:>7} {:>7} {:>6} {:>10} {:>9} {:>10} {:>4} {:>5}\n", first, "calls", "device",
+             "host", "on device", "of FLOPs", "MB", "up", "down");
+}
+
+void print_text(const Engine& engine, const Audit& audit) {
+  const AuditSum total = audit.total();
+  fmt::print("backend {} ({})\n\n", engine.backend(), engine.method());
+  print_head("op class");
+  for (int i = 0; i < kOpClassCount; ++i)
+    print_row(name(static_cast<OpClass>(i)), audit.of(static_cast<OpClass>(i)), total);
+  print_row("all", total, total);
+  fmt::print("\n");
+  print_head("module");
+  for (int i = 0; i < kModuleCount; ++i)
+    print_row(name(static_cast<Module>(i)), audit.of(static_cast<Module>(i)), total);
+  fmt::print(
+      "\nFLOPs on the device {:.3f}% · uploads {} ({:.1f} kB) · downloads {} ({:.1f} kB) · "
+      "between denoising steps {}\n",
+      100 * total.device_flops_share(), total.ups, static_cast<double>(total.bytes_up) / 1e3,
+      total.downs, static_cast<double>(total.bytes_down) / 1e3, audit.transfers_between_steps());
+}
+
+void print_json(const CoverageOptions& o, const Engine& engine, const Audit& audit,
+                const Actions& a) {
+  const AuditSum total = audit.total();
+  nlohmann::json json{{"model", o.model},
+                      {"backend", engine.backend()},
+                      {"method", engine.method()},
+                      {"total", to_json(total, total)},
+                      {"transfers_between_steps", audit.transfers_between_steps()},
+                      {"flops_skipped", a.work.skipped_flops},
+                      {"version", version()}};
+  for (int i = 0; i < kOpClassCount; ++i) {
+    const auto c = static_cast<OpClass>(i);
+    json["by_class"][std::string(name(c))] = to_json(audit.of(c), total);
+  }
+  for (int i = 0; i < kModuleCount; ++i) {
+    const auto m = static_cast<Module>(i);
+    json["by_module"][std::string(name(m))] = to_json(audit.of(m), total);
+  }
+  for (const AuditEntry& e : audit.entries)
+    json["calls"].push_back({{"module", name(e.module)},
+                             {"op", e.call.name},
+                             {"class", name(e.call.op_class)},
+                             {"where", e.device ? "device" : "host"},
+                             {"provider", e.provider},
+                             {"dtype", e.call.dtype},
+                             {"flops", e.call.flops},
+                             {"bytes_read", e.call.bytes_read},
+                             {"bytes_written", e.call.bytes_written},
+                             {"uploads", e.ups},
+                             {"downloads", e.downs},
+                             {"bytes_up", e.call.bytes_up},
+                             {"bytes_down", e.call.bytes_down}});
+  fmt::print("{}\n", json.dump());
+}
+
+void coverage(CoverageOptions o) {
+  if (!o.open.host_modules.empty() && o.open.fallback.empty()) o.open.fallback = "reference";
+  Engine engine = Engine::open(o.model, o.open);
+  const Observation observation = observe(o.model, o.given, engine, true);
+  ensure(o.warm_up >= 0, Fault::usage, "--warm-up {}: at least 0", o.warm_up);
+  Actions last;
+  const Audit audit = audit_call(engine.opened(), observation, o.infer, o.warm_up, &last);
+  if (o.json) {
+    print_json(o, engine, audit, last);
+  } else {
+    print_text(engine, audit);
+  }
+  const std::string found = expectation(audit);
+  if (!o.write.empty())
+    write_file(o.write, fmt::format("# module, call, place, times: tendon coverage {} --backend {}"
+                                    "\n{}",
+                                    o.model, engine.backend(), found));
+  if (o.expect.empty()) return;
+  std::ifstream file(o.expect);
+  ensure(file.good(), Fault::input, "cannot read {}", o.expect);
+  std::ostringstream expected;
+  expected << file.rdbuf();
+  const std::string changed = difference(expected.str(), found);
+  ensure(changed.empty(), Fault::verdict,
+         "what ran is not what {} expects (- expected, + found; --write-expectation FILE renews "
+         "it):\n{}",
+         o.expect, changed);
+}
+
+}  // namespace
+
+void add_coverage(CLI::App& app) {
+  CLI::App* verb =
+      app.add_subcommand("coverage", "which ops ran where: calls, FLOPs, bytes, transfers");
+  const auto o = std::make_shared<CoverageOptions>();
+  add_model_options(*verb, o->model, o->open);
+  verb->get_option("MODEL")->required(false);
+  add_observation_options(*verb, o->given);
+  verb->add_option("--fallback", o->open.fallback,
+                   "reference: ops that the backend lacks run there and are counted");
+  verb->add_option("--host-modules", o->open.host_modules,
+                   "modules that run on the host whatever the backend has, such as suffix,prefix")
+      ->delimiter(',');
+  verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
+  verb->add_option("--warm-up", o->warm_up, "calls before the audited one; default 1");
+  verb->add_option("--expect", o->expect,
+                   "compare with FILE (tests/coverage/BACKEND.txt); exit 1 when it differs");
+  verb->add_option("--write-expectation", o->write, "write such a FILE");
+  verb->add_flag("--json", o->json, "one JSON object on standard output, every call included");
+  verb->callback([o] { coverage(*o); });
+}
+
+}  // namespace tendon::cli

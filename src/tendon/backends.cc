@@ -1,0 +1,84 @@
+#include "tendon/backends.h"
+
+#include <algorithm>
+
+#include "backends/cpu/cpu.h"
+#include "backends/reference/reference.h"
+#include "backends/ttnn/ttnn.h"
+#include "backends/ttnn/worker.h"
+#include "tendon/tendon.h"
+#include "tensor/check.h"
+#include "tensor/nearest.h"
+
+namespace tendon {
+namespace {
+
+struct Known {
+  std::string name;
+  std::string precision;  // by default
+  std::vector<std::string> precisions;
+};
+
+const std::vector<Known>& known() {
+  static const std::vector<Known> kKnown = {{"cpu", "bf16", {"f32", "bf16", "int8"}},
+                                            {"reference", "f32", {"f32", "bf16"}},
+                                            {"ttnn", "bf16", {"bf16", "bfp8"}}};
+  return kKnown;
+}
+
+std::unique_ptr<tt::TtApi> open_device(const OpenOptions& o) {
+  const std::string device = !o.device.empty()        ? o.device
+                             : !o.ttnn_sim.empty()    ? "sim"
+                             : !o.ttnn_python.empty() ? "chip"
+                                                      : "";
+  if (device == "fake") return tt::open_fake_device({.threads = o.threads});
+  if (device == "sim") {
+    ensure(!o.ttnn_sim.empty(), Fault::usage,
+           "--device sim needs --ttnn-sim DIR, the folder that scripts/ttnn-sim makes");
+    return tt::open_worker(tt::simulator_options(o.ttnn_sim));
+  }
+  if (device == "chip") {
+    ensure(!o.ttnn_python.empty(), Fault::usage,
+           "--device chip needs --ttnn-python PYTHON, an interpreter that has the ttnn package");
+    return tt::open_worker({.python = o.ttnn_python});
+  }
+  ensure(device.empty(), Fault::usage, "--device {}: expected fake, sim or chip", device);
+  fail(Fault::backend,
+       "the ttnn backend needs a device: --ttnn-python PYTHON (an interpreter that has the ttnn "
+       "package, and a chip), --ttnn-sim DIR (the TTNN library on a simulated Wormhole; "
+       "scripts/ttnn-sim makes DIR), or --device fake (a model of the device inside tendon)");
+}
+
+}  // namespace
+
+OpenOptions resolved(OpenOptions o) {
+  const auto found = std::ranges::find(known(), o.backend, &Known::name);
+  if (found == known().end()) {
+    ensure(o.backend != "cuda", Fault::backend, "backend 'cuda' is not part of this build");
+    fail(Fault::usage, "unknown backend '{}'; nearest: '{}'", o.backend,
+         nearest(o.backend, backends()));
+  }
+  if (o.precision.empty()) o.precision = found->precision;
+  ensure(std::ranges::find(found->precisions, o.precision) != found->precisions.end(), Fault::usage,
+         "the {} backend has no precision '{}'; there are: {}", o.backend, o.precision,
+         fmt::join(found->precisions, ", "));
+  return o;
+}
+
+std::unique_ptr<Kernels> open_backend(const OpenOptions& o) {
+  if (o.backend == "reference") return make_reference_backend({.threads = o.threads});
+  if (o.backend == "ttnn")
+    return make_ttnn_backend(
+        open_device(o),
+        {.precision = o.precision == "bfp8" ? TtPrecision::bfp8 : TtPrecision::bf16});
+  return make_cpu_backend(
+      {.threads = o.threads, .precision = precision_named(o.precision), .isa = o.isa});
+}
+
+std::vector<std::string> backends() {
+  std::vector<std::string> names;
+  for (const Known& k : known()) names.push_back(k.name);
+  return names;
+}
+
+}  // namespace tendon

@@ -1,0 +1,20 @@
+// The only place that knows the backends by name: which there are and how each is opened.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/kernels.h"
+#include "tendon/types.h"
+
+namespace tendon {
+
+// `o` with the precision that the backend takes by default. Throws Error(Fault::usage) for a
+// backend or precision that does not exist.
+OpenOptions resolved(OpenOptions o);
+
+// Of resolved options. Throws Error(Fault::backend) when the device is missing.
+std::unique_ptr<Kernels> open_backend(const OpenOptions& o);
+
+}  // namespace tendon

@@ -1,0 +1,30 @@
+// What stands behind an Engine: a policy, its backends and the ops between them. For the rooms that
+// look inside: validation, audit.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/weights.h"
+#include "policy/policy.h"
+#include "tendon/backends.h"
+
+namespace tendon {
+
+struct OpenedEngine {
+  OpenOptions options;  // resolved
+  std::unique_ptr<Kernels> kernels, fallback;
+  Ops ops;
+  std::vector<std::string> notes;
+  std::unique_ptr<Policy> policy;
+  double load_ms = 0;
+
+  explicit OpenedEngine(const OpenOptions& resolved_options);
+};
+
+// As Engine::open. `whole_prefix`: see LoadOptions.
+std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& options,
+                                          bool whole_prefix = false);
+
+}  // namespace tendon

@@ -1,0 +1,40 @@
+// A backend against the reference, module by module: each module gets the reference's input, then
+// the whole policy runs end to end. Names and gates: docs/testing.md.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tendon/opened.h"
+#include "tensor/compare.h"
+
+namespace tendon {
+
+struct ModuleCheck {
+  std::string module;  // "siglip.block.0", "velocity", "actions"
+  Comparison apart;    // of the backend from the reference
+  double gate = 0;     // smallest PCC that passes
+  bool passed = false;
+  std::vector<std::pair<float, float>> sample;  // expected and got, evenly picked
+};
+
+struct Validation {
+  std::string model, backend, method, precision;
+  std::vector<ModuleCheck> checks;
+  bool passed() const;
+};
+
+// The smallest PCC of a module in "f32", "bf16", "int8" or "bfp8".
+double gate_of(const std::string& module, const std::string& precision);
+
+// Both engines hold the same model. `only`: modules whose name begins with it; empty: all. Throws
+// Error(Fault::usage) with the nearest name when there is none, Error(Fault::input) for a bad
+// observation.
+Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
+                            const Observation& observation, const std::string& only = {});
+
+// One self-contained HTML page with a picture per module.
+std::string html_report(const Validation& validation, const std::string& heading);
+
+}  // namespace tendon

@@ -1,0 +1,89 @@
+// The HTML report of a validation: self-contained, one picture per module.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "validate/modules.h"
+
+namespace tendon {
+namespace {
+
+constexpr double kSide = 220, kMargin = 8;  // of a picture, in pixels
+
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '<') {
+      out += "&lt;";
+    } else if (c == '&') {
+      out += "&amp;";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+// Expected to the right, got upwards; equal values lie on the diagonal.
+std::string scatter(const ModuleCheck& check) {
+  double low = 0, high = 0;
+  for (const auto& [expected, got] : check.sample) {
+    low = std::min({low, double{expected}, double{got}});
+    high = std::max({high, double{expected}, double{got}});
+  }
+  const double span = high > low ? high - low : 1;
+  const auto at = [&](double v) { return kMargin + (v - low) / span * (kSide - 2 * kMargin); };
+  std::string svg = fmt::format(
+      "<svg viewBox='0 0 {0} {0}' role='img' aria-label='expected against got'>"
+      "<rect width='{0}' height='{0}' class='frame'/><line x1='{1}' y1='{2}' x2='{2}' y2='{1}' "
+      "class='equal'/>",
+      kSide, kMargin, kSide - kMargin);
+  for (const auto& [expected, got] : check.sample)
+    if (std::isfinite(expected) && std::isfinite(got))
+      svg +=
+          fmt::format("<circle cx='{:.1f}' cy='{:.1f}' r='1.4'/>", at(expected), kSide - at(got));
+  return svg + fmt::format("</svg><p class='axis'>{:.3g} to {:.3g}</p>", low, high);
+}
+
+std::string card(const ModuleCheck& c) {
+  return fmt::format(
+      "<section "
+      "class='{}'><h2>{}</h2>{}<dl><dt>PCC</dt><dd>{:.6f}</dd><dt>gate</dt><dd>{}</dd><dt>max "
+      "error</dt><dd>{:.3g} of {:.3g}</dd><dt>relative L2</dt><dd>{:.3g}</dd></dl><strong>{}"
+      "</strong></section>\n",
+      c.passed ? "passed" : "failed", escaped(c.module), scatter(c), c.apart.pcc, c.gate,
+      c.apart.max_error, c.apart.scale, c.apart.relative_l2, c.passed ? "passed" : "FAILED");
+}
+
+constexpr const char* kStyle = R"(
+:root { color-scheme: light dark; }
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+section { border: 1px solid #8886; border-radius: 8px; padding: .8rem 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1rem; margin: 0 0 .5rem; }
+svg { display: block; width: 100%; } svg circle { fill: #2a78d0; fill-opacity: .55; }
+.frame { fill: none; stroke: #8884; } .equal { stroke: #888; stroke-dasharray: 3 3; }
+.axis { color: #888; font-size: .8rem; margin: .1rem 0 .4rem; text-align: right; }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .8rem; margin: 0 0 .4rem; }
+dt { color: #888; } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
+.passed strong { color: #1a8a4a; } .failed strong { color: #d03a2a; }
+.failed { border-color: #d03a2a; }
+)";
+
+}  // namespace
+
+std::string html_report(const Validation& v, const std::string& heading) {
+  int64_t passed = 0;
+  for (const ModuleCheck& c : v.checks) passed += c.passed;
+  std::string page = fmt::format(
+      "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' "
+      "content='width=device-width'><title>tendon validate</title><style>{}</style>"
+      "<h1>{} of {} modules within their gate</h1><p>{}</p><p>Every module got the reference's "
+      "input; a dot is one value, expected to the right, got upwards.</p><main>\n",
+      kStyle, passed, v.checks.size(), escaped(heading));
+  for (const ModuleCheck& c : v.checks) page += card(c);
+  return page + "</main></html>\n";
+}
+
+}  // namespace tendon

@@ -1,0 +1,499 @@
+// labels: unit
+// Healthy checkpoints have no finding; a seeded fault is found and named.
+#include "validate/health.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "tendon/tendon.h"
+#include "tensor/check.h"
+#include "test_files.h"
+
+using namespace tendon;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string kPaliGemma = "paligemma_with_expert.paligemma.model.";
+const std::string kExpert = "paligemma_with_expert.gemma_expert.model.";
+const std::string kQuery = kPaliGemma + "language_model.layers.1.self_attn.q_proj.weight";
+const std::string kSmallTokenizer = test_data("tokenizer/small_tokenizer.json").string();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+// A copy of a healthy folder, to be damaged.
+class Checkpoint {
+ public:
+  explicit Checkpoint(const std::string& kind)
+      : scratch_("health"), golden_(golden("tiny-checkpoint-" + kind)) {
+    fs::copy(golden_ / "checkpoint", scratch_.path(), fs::copy_options::recursive);
+    options.config = (golden_ / "config.json").string();
+    options.tokenizer = kSmallTokenizer;
+  }
+
+  fs::path path(const std::string& file) const { return scratch_.path() / file; }
+  const Scratch& scratch() const { return scratch_; }
+  Health health() const { return check_health(scratch_.path().string(), options, observations); }
+
+  void edit(const std::string& file, const std::function<void(json&)>& change) const {
+    json content = read_json(path(file));
+    change(content);
+    scratch_.write(file, content.dump());
+  }
+
+  // Every tensor as F32, changed and written back.
+  void tensors(const std::string& file,
+               const std::function<void(std::vector<HostTensor>&)>& change) const {
+    const std::string whole = read_whole(path(file));
+    const auto owner = std::make_shared<const std::string>(whole);
+    std::vector<HostTensor> all;
+    const auto stored = SafetensorsFile::from_bytes(owner, std::as_bytes(std::span(*owner)), file);
+    for (const HostTensor& t : stored->tensors()) {
+      std::vector<float> values(static_cast<size_t>(t.shape.count()));
+      convert_to_f32(t, values);
+      all.push_back(host_tensor(t.name, t.shape, values));
+    }
+    change(all);
+    write_safetensors(path(file), all);
+  }
+  void tensor(const std::string& file, const std::string& end,
+              const std::function<void(HostTensor&)>& change) const {
+    tensors(file, [&](std::vector<HostTensor>& all) {
+      for (HostTensor& t : all)
+        if (t.name.ends_with(end)) return change(t);
+      ADD_FAILURE() << end << " is not there";
+    });
+  }
+  void value(const std::string& file, const std::string& end, size_t at, float value) const {
+    tensor(file, end, [&](HostTensor& t) {
+      std::vector<float> values(static_cast<size_t>(t.shape.count()));
+      convert_to_f32(t, values);
+      values.at(at) = value;
+      t = host_tensor(t.name, t.shape, values);
+    });
+  }
+  void shape(const std::string& end, const Shape& shape) const {
+    tensor(kWeights, end, [&](HostTensor& t) {
+      t = host_tensor(t.name, shape, std::vector<float>(static_cast<size_t>(shape.count()), 0.1f));
+    });
+  }
+  void observe(const json& observation) {
+    observations.push_back(scratch_.write("observation.json", observation.dump()).string());
+  }
+
+  static constexpr const char* kWeights = "model.safetensors";
+  OpenOptions options;
+  std::vector<std::string> observations;
+
+ private:
+  Scratch scratch_;
+  fs::path golden_;
+};
+
+std::string list(const Health& health) {
+  std::string text;
+  for (const Finding& f : health.findings)
+    text += fmt::format("\n  {} {} [{}] {}", static_cast<int>(f.level), f.check, f.subject, f.text);
+  return text;
+}
+
+const Finding* find(const Health& health, const std::string& check, const std::string& subject) {
+  const auto wanted = [&](const Finding& f) {
+    return f.check == check && f.subject.ends_with(subject) && f.level != Finding::Level::note;
+  };
+  const auto found = std::ranges::find_if(health.findings, wanted);
+  return found == health.findings.end() ? nullptr : &*found;
+}
+
+struct Seeded {
+  const char* kind;
+  std::string check, subject;  // the end of the subject
+  std::function<void(Checkpoint&)> damage;
+};
+
+// Finds every fault, names it, and blames nothing else but what the engine says itself.
+void expect_found(const std::vector<Seeded>& faults) {
+  for (const Seeded& fault : faults) {
+    Checkpoint checkpoint(fault.kind);
+    fault.damage(checkpoint);
+    const Health health = checkpoint.health();
+    EXPECT_NE(find(health, fault.check, fault.subject), nullptr)
+        << fault.kind << " " << fault.check << " " << fault.subject << list(health);
+    for (const Finding& f : health.findings)
+      EXPECT_TRUE(f.level == Finding::Level::note || f.check == fault.check)
+          << fault.check << " " << fault.subject << list(health);
+  }
+}
+
+const char* kPre = "policy_preprocessor.json";
+const char* kPost = "policy_postprocessor.json";
+const char* kPreState = "policy_preprocessor_step_6_normalizer_processor.safetensors";
+const char* kPreQuantiles = "policy_preprocessor_step_3_normalizer_processor.safetensors";
+const char* kPostState = "policy_postprocessor_step_0_unnormalizer_processor.safetensors";
+const char* kNormStats = "assets/demo/norm_stats.json";
+
+std::function<void(Checkpoint&)> set_key(const std::string& key, const json& value) {
+  return [=](Checkpoint& c) { c.edit("config.json", [&](json& j) { j[key] = value; }); };
+}
+
+std::function<void(Checkpoint&)> set_statistic(const std::string& vector, const std::string& name,
+                                               size_t d, const json& value) {
+  return [=](Checkpoint& c) {
+    c.edit(kNormStats, [&](json& j) { j["norm_stats"][vector][name][d] = value; });
+  };
+}
+
+}  // namespace
+
+TEST(Health, healthy_folders_have_no_error_and_no_warning) {
+  for (const std::string kind : {"lerobot-pi0", "lerobot-pi05", "openpi-pi0", "openpi-pi05"}) {
+    Checkpoint checkpoint(kind);
+    const Health health = checkpoint.health();
+    EXPECT_TRUE(health.sound()) << kind << list(health);
+    for (const Finding& f : health.findings)
+      EXPECT_EQ(f.level, Finding::Level::note) << kind << list(health);
+    EXPECT_GT(health.tensors, 120) << kind;
+    EXPECT_GT(health.values, 278000) << kind;
+    EXPECT_GT(health.seconds, 0) << kind;
+  }
+}
+
+TEST(Health, synthetic_models_are_sound_and_not_generated) {
+  for (const char* model : {"demo", "synthetic:pi0", "synthetic:pi05"}) {
+    const Health health = check_health(model, {}, {});
+    EXPECT_TRUE(health.findings.empty()) << model << list(health);
+    EXPECT_LT(health.seconds, 5) << model;
+  }
+  EXPECT_FALSE(check_health("synthetic:pi1", {}, {}).sound());
+  EXPECT_FALSE(check_health("no/such/folder", {}, {}).sound());
+}
+
+TEST(Health, a_converted_file_is_sound_until_a_byte_changes) {
+  Checkpoint checkpoint("lerobot-pi0");
+  const fs::path file = checkpoint.path("packed.safetensors");
+  convert(checkpoint.scratch().path().string(), file.string(), checkpoint.options);
+  const Health healthy = check_health(file.string(), {}, {});
+  EXPECT_TRUE(healthy.sound()) << list(healthy);
+  std::string bytes = read_whole(file);
+  bytes[bytes.size() / 2] ^= 0x40;
+  checkpoint.scratch().write("packed.safetensors", bytes);
+  EXPECT_NE(find(check_health(file.string(), {}, {}), "open.refused", file.string()), nullptr);
+}
+
+TEST(Health, a_missing_wrong_or_unused_tensor_is_named) {
+  const auto erase = [](const std::string& end) {
+    return [end](Checkpoint& c) {
+      c.tensors(c.kWeights, [&](std::vector<HostTensor>& all) {
+        EXPECT_EQ(std::erase_if(all, [&](const auto& t) { return t.name.ends_with(end); }), 1u);
+      });
+    };
+  };
+  const auto shaped = [](const std::string& end, const Shape& shape) {
+    return [=](Checkpoint& c) { c.shape(end, shape); };
+  };
+  const std::string position = "embeddings.position_embedding.weight";
+  expect_found({
+      {"lerobot-pi0", "tensor.missing", kQuery, erase(kQuery)},
+      {"lerobot-pi0", "tensor.missing", "state_proj.weight", erase("state_proj.weight")},
+      {"openpi-pi05", "tensor.missing", "time_mlp_in.weight", erase("time_mlp_in.weight")},
+      {"openpi-pi0", "tensor.missing", "action_in_proj.weight", erase("action_in_proj.weight")},
+      {"openpi-pi0", "tensor.missing", "vision_model.encoder.layers.2.mlp.fc1.bias",
+       erase("layers.2.mlp.fc1.bias")},
+      {"lerobot-pi0", "tensor.shape", kQuery, shaped(kQuery, {64, 60})},
+      {"lerobot-pi0", "tensor.shape", "state_proj.weight", shaped("state_proj.weight", {32, 30})},
+      {"openpi-pi0", "tensor.shape", "layers.0.mlp.fc1.weight",
+       shaped("layers.0.mlp.fc1.weight", {70, 48})},
+      {"openpi-pi05", "tensor.shape", "action_in_proj.weight",
+       shaped("action_in_proj.weight", {32, 24})},
+      {"openpi-pi0", "tensor.shape", position, shaped(position, {15, 48})},
+      {"openpi-pi0", "tensor.names", "",
+       [](Checkpoint& c) {
+         c.tensors(c.kWeights,
+                   [](auto& all) { all.push_back(host_tensor("model." + kQuery, {1}, {0.5f})); });
+       }},
+      {"openpi-pi0", "tensor.tower", Checkpoint::kWeights,
+       [](Checkpoint& c) {
+         c.tensors(c.kWeights, [](auto& all) {
+           std::erase_if(all, [](const auto& t) { return t.name.find("layers.") < t.name.size(); });
+         });
+       }},
+      {"lerobot-pi05", "tensor.unused", "surprise.weight",
+       [](Checkpoint& c) {
+         c.tensors(c.kWeights, [](auto& all) {
+           all.push_back(host_tensor("model.surprise.weight", {1}, {0.5f}));
+         });
+       }},
+      {"openpi-pi0", "tensor.dtype", "action_out_proj.bias",
+       [](Checkpoint& c) {
+         c.tensor(c.kWeights, "action_out_proj.bias", [](HostTensor& t) { t.dtype = DType::i32; });
+       }},
+  });
+}
+
+TEST(Health, values_that_are_not_weights_are_found_in_their_tensor) {
+  const auto set = [](const std::string& end, size_t at, float value) {
+    return [=](Checkpoint& c) { c.value(c.kWeights, end, at, value); };
+  };
+  expect_found({
+      {"lerobot-pi0", "tensor.nan", kQuery, set(kQuery, 100, kNan)},
+      {"openpi-pi05", "tensor.inf", "layers.2.mlp.fc2.bias",
+       set("encoder.layers.2.mlp.fc2.bias", 5, -INFINITY)},
+      {"openpi-pi0", "tensor.outlier", kQuery, set(kQuery, 4095, 40.f)},
+      {"lerobot-pi05", "tensor.outlier", "time_mlp_out.bias", set("time_mlp_out.bias", 3, 1e30f)},
+      {"lerobot-pi0", "tensor.zero", "action_out_proj.weight",
+       [](Checkpoint& c) {
+         c.tensor(c.kWeights, "action_out_proj.weight", [](HostTensor& t) {
+           t = host_tensor(t.name, t.shape, std::vector<float>(32 * 32));
+         });
+       }},
+  });
+  Checkpoint checkpoint("openpi-pi0");
+  const std::string table = "paligemma.lm_head.weight";
+  for (const size_t at : {30000u, 20000u}) checkpoint.value(checkpoint.kWeights, table, at, kNan);
+  const Health health = checkpoint.health();
+  const Finding* nan = find(health, "tensor.nan", table);
+  ASSERT_NE(nan, nullptr) << list(health);
+  EXPECT_NE(nan->text.find("2 of 32768 values that are NaN, the first at [312, 32]"),
+            std::string::npos)
+      << list(health);
+}
+
+TEST(Health, damaged_files_are_named) {
+  const auto write = [](const std::string& file, const std::function<void(std::string&)>& change) {
+    return [=](Checkpoint& c) {
+      std::string bytes = read_whole(c.path(file));
+      change(bytes);
+      c.scratch().write(file, bytes);
+    };
+  };
+  const auto cut = [](std::string& bytes) { bytes.resize(bytes.size() / 2); };
+  const auto overlap = [](std::string& bytes) {
+    const std::string offsets = "\"data_offsets\":[";
+    size_t at = bytes.find(offsets);
+    at = bytes.find(offsets, at + 1) + offsets.size();
+    bytes[at] = bytes[at] == '1' ? '2' : '1';
+  };
+  const std::string weights = Checkpoint::kWeights;
+  expect_found({
+      {"openpi-pi0", "file.damaged", weights, write(weights, cut)},
+      {"lerobot-pi0", "file.damaged", weights, write(weights, overlap)},
+      {"openpi-pi05", "file.missing", weights, [&](Checkpoint& c) { fs::remove(c.path(weights)); }},
+      {"openpi-pi0", "file.index", "model.safetensors.index.json",
+       [&](Checkpoint& c) {
+         fs::remove(c.path(weights));
+         c.scratch().write("model.safetensors.index.json", "{}");
+       }},
+      {"lerobot-pi0", "statistics.unreadable", kPreState, write(kPreState, cut)},
+      {"lerobot-pi05", "statistics.unreadable", kPost, write(kPost, cut)},
+      {"openpi-pi0", "config.unreadable", "config.json", write("config.json", cut)},
+      {"lerobot-pi05", "config.unreadable", "config.json", write("config.json", cut)},
+      {"lerobot-pi05", "config.missing", "config.json",
+       [](Checkpoint& c) { fs::remove(c.path("config.json")); }},
+      {"openpi-pi0", "statistics.unreadable", kNormStats, write(kNormStats, cut)},
+  });
+}
+
+TEST(Health, a_damaged_shard_does_not_hide_the_faults_of_the_others) {
+  Checkpoint checkpoint("lerobot-pi0");
+  checkpoint.value(checkpoint.kWeights, kQuery, 9, INFINITY);
+  const auto whole = SafetensorsFile::open(checkpoint.path(checkpoint.kWeights));
+  json map;
+  std::vector<HostTensor> shards[2];
+  for (const HostTensor& t : whole->tensors()) {
+    const size_t shard = t.name.ends_with(kQuery) ? 1 : 0;
+    shards[shard].push_back(t);
+    map[t.name] = shard == 0 ? "a.safetensors" : "b.safetensors";
+  }
+  write_safetensors(checkpoint.path("a.safetensors"), shards[0]);
+  write_safetensors(checkpoint.path("b.safetensors"), shards[1]);
+  fs::remove(checkpoint.path(checkpoint.kWeights));
+  checkpoint.scratch().write("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  Health health = checkpoint.health();
+  EXPECT_EQ(health.tensors, std::ssize(whole->tensors()));
+  EXPECT_NE(find(health, "tensor.inf", kQuery), nullptr) << list(health);
+  fs::resize_file(checkpoint.path("a.safetensors"), 300000);
+  health = checkpoint.health();
+  EXPECT_NE(find(health, "file.damaged", "a.safetensors"), nullptr) << list(health);
+  EXPECT_NE(find(health, "tensor.inf", kQuery), nullptr) << list(health);
+}
+
+TEST(Health, statistics_that_cannot_normalise_are_found_by_dimension) {
+  const auto tensor = [](const char* file, const std::string& name, size_t at, float value) {
+    return [=](Checkpoint& c) { c.value(file, name, at, value); };
+  };
+  expect_found({
+      {"lerobot-pi0", "statistics.nan", "observation.state.mean[3]",
+       tensor(kPreState, "observation.state.mean", 3, kNan)},
+      {"lerobot-pi0", "statistics.constant", "observation.state.std[2]",
+       tensor(kPreState, "observation.state.std", 2, 1e-9f)},
+      {"lerobot-pi0", "statistics.negative", "action.std[13]",
+       tensor(kPostState, "action.std", 13, -0.5f)},
+      {"lerobot-pi05", "statistics.order", "observation.state.q99[0]",
+       tensor(kPreQuantiles, "observation.state.q99", 0, -9.f)},
+      {"lerobot-pi05", "statistics.constant", "action.q99[1]",
+       [](Checkpoint& c) {
+         const auto file = SafetensorsFile::open(c.path(kPostState));
+         const float low = element(*file->find("action.q01"), 1);
+         c.value(kPostState, "action.q99", 1, low);
+       }},
+      {"openpi-pi0", "statistics.nan", "state.std[4]",
+       [](Checkpoint& c) {  // as Python writes it
+         std::string text = read_json(c.path(kNormStats)).dump();
+         const size_t row = text.find("\"std\":[", text.find("\"state\""));
+         size_t from = row + 7;
+         for (int comma = 0; comma < 4; ++comma) from = text.find(',', from) + 1;
+         text.replace(from, text.find(',', from) - from, "NaN");
+         c.scratch().write(kNormStats, text);
+       }},
+      {"openpi-pi0", "statistics.negative", "actions.std[7]",
+       set_statistic("actions", "std", 7, -1.0)},
+      {"openpi-pi05", "statistics.order", "actions.q99[0]",
+       set_statistic("actions", "q99", 0, -1000.0)},
+      {"openpi-pi05", "statistics.constant", "state.q99[1]",
+       [](Checkpoint& c) {
+         c.edit(kNormStats, [](json& j) {
+           json& s = j["norm_stats"]["state"];
+           s["q99"][1] = s["q01"][1];
+         });
+       }},
+      {"openpi-pi05", "statistics.missing", "state.q01",
+       [](Checkpoint& c) {
+         c.edit(kNormStats, [](json& j) { j["norm_stats"]["state"]["q01"] = nullptr; });
+       }},
+      {"openpi-pi0", "statistics.missing", "actions.mean",
+       [](Checkpoint& c) {
+         c.edit(kNormStats, [](json& j) { j["norm_stats"].erase("actions"); });
+       }},
+      {"openpi-pi0", "statistics.missing", "norm_stats.json",
+       [](Checkpoint& c) { fs::remove_all(c.path("assets")); }},
+  });
+}
+
+TEST(Health, statistics_of_another_robot_or_model_are_found) {
+  const auto method = [](const char* file, size_t step, const char* kind, const char* value) {
+    return [=](Checkpoint& c) {
+      c.edit(file, [&](json& j) { j["steps"][step]["config"]["norm_map"][kind] = value; });
+    };
+  };
+  const auto shorter = [](Checkpoint& c) {
+    c.tensor(kPreState, "observation.state.mean",
+             [](HostTensor& t) { t = host_tensor(t.name, {7}, std::vector<float>(7, 0.5f)); });
+  };
+  const auto uneven = [](Checkpoint& c) {
+    c.edit(kNormStats, [](json& j) { j["norm_stats"]["state"]["std"].erase(0); });
+  };
+  expect_found({
+      {"lerobot-pi0", "statistics.dimension", "observation.state.mean", shorter},
+      {"openpi-pi0", "statistics.dimension", "state.std", uneven},
+      {"lerobot-pi0", "statistics.method", "STATE", method(kPre, 6, "STATE", "QUANTILES")},
+      {"lerobot-pi05", "statistics.method", "ACTION", method(kPost, 0, "ACTION", "MEAN_STD")},
+      {"lerobot-pi05", "statistics.missing", "observation.state.q01",
+       [](Checkpoint& c) {
+         c.tensors(kPreQuantiles, [](auto& all) {
+           std::erase_if(all, [](const auto& t) { return t.name == "observation.state.q01"; });
+         });
+       }},
+  });
+}
+
+TEST(Health, a_tokenizer_that_cannot_serve_the_model_is_found) {
+  const auto without = [](const std::string& piece) {
+    return [piece](Checkpoint& c) {
+      json content = read_json(kSmallTokenizer);
+      std::erase_if(content["added_tokens"].get_ref<json::array_t&>(),
+                    [&](const json& t) { return t["content"] == piece; });
+      if (piece == "\n") content["model"]["vocab"].erase(piece);
+      c.options.tokenizer = c.scratch().write("broken.json", content.dump()).string();
+    };
+  };
+  expect_found({
+      {"lerobot-pi0", "tokenizer.missing", "tokenizer",
+       [](Checkpoint& c) { c.options.tokenizer.clear(); }},
+      {"openpi-pi05", "tokenizer.unreadable", "cut.model",
+       [](Checkpoint& c) {
+         const std::string whole = read_whole(TENDON_TEST_TOKENIZER);
+         c.options.tokenizer = c.scratch().write("cut.model", whole.substr(0, 100000)).string();
+       }},
+      {"lerobot-pi0", "tokenizer.vocabulary", ".model",
+       [](Checkpoint& c) { c.options.tokenizer = TENDON_TEST_TOKENIZER; }},
+      {"openpi-pi0", "tokenizer.unreadable", "broken.json", without("<bos>")},
+      {"openpi-pi0", "tokenizer.newline", "broken.json", without("\n")},
+  });
+}
+
+TEST(Health, contradictions_of_the_configuration_are_found) {
+  const auto camera = [](Checkpoint& c) {
+    c.edit(kPre, [](json& j) {
+      j["steps"][0]["config"]["rename_map"]["observation.images.top"] =
+          "observation.images.bse_0_rgb";
+    });
+  };
+  expect_found({
+      {"lerobot-pi0", "config.type", "type", set_key("type", "pi05")},
+      {"lerobot-pi0", "config.n_action_steps", "n_action_steps", set_key("n_action_steps", 11)},
+      {"lerobot-pi0", "config.chunk_size", "chunk_size",
+       [](Checkpoint& c) {
+         set_key("n_action_steps", 1)(c);
+         set_key("chunk_size", 0)(c);
+       }},
+      {"lerobot-pi0", "config.max_state_dim", "max_state_dim", set_key("max_state_dim", 8)},
+      {"lerobot-pi05", "config.max_action_dim", "max_action_dim", set_key("max_action_dim", 6)},
+      {"lerobot-pi05", "config.num_inference_steps", "num_inference_steps",
+       set_key("num_inference_steps", 0)},
+      {"lerobot-pi0", "config.dtype", "dtype", set_key("dtype", "flaot32")},
+      {"lerobot-pi0", "config.image_resolution", "image_resolution",
+       set_key("image_resolution", {224, 224})},
+      {"lerobot-pi05", "config.camera", "bse_0_rgb", camera},
+      {"openpi-pi0", "config.action_dim", "action_dim", set_key("action_dim", 24)},
+      {"openpi-pi05", "config.precision", "precision", set_key("precision", 16)},
+      {"openpi-pi0", "config.action_horizon", "action_horizon", set_key("action_horizon", -1)},
+  });
+}
+
+TEST(Health, observations_of_another_robot_or_in_other_units_are_found_by_dimension) {
+  json observation{{"state", json::array()}, {"cameras", {{"base_0_rgb", json::object()}}}};
+  const auto statistics = read_json(golden("tiny-checkpoint-openpi-pi0/checkpoint") / kNormStats);
+  observation["state"] = statistics["norm_stats"]["state"]["mean"];
+  {
+    Checkpoint healthy("openpi-pi0");
+    healthy.observe(observation);
+    EXPECT_TRUE(healthy.health().findings.empty()) << list(healthy.health());
+  }
+  const auto observed = [&](const std::function<void(json&)>& change) {
+    return [=](Checkpoint& c) {
+      json changed = observation;
+      change(changed);
+      c.observe(changed);
+    };
+  };
+  expect_found({
+      {"openpi-pi0", "observation.range", "state[6]",
+       observed([](json& j) { j["state"][6] = 57.3; })},
+      {"openpi-pi05", "observation.range", "state[1]",
+       observed([](json& j) { j["state"][1] = -1000.0; })},
+      {"openpi-pi0", "observation.dimension", "state",
+       observed([](json& j) { j["state"].push_back(0.0); })},
+      {"openpi-pi0", "observation.unreadable", "observation.json",
+       observed([](json& j) { j["state"][0] = nullptr; })},
+      {"openpi-pi0", "observation.camera", "top",
+       observed([](json& j) { j["cameras"]["top"] = json::object(); })},
+  });
+}
+
+TEST(Health, independent_faults_are_found_in_one_pass) {
+  Checkpoint checkpoint("lerobot-pi0");
+  checkpoint.value(checkpoint.kWeights, kQuery, 7, kNan);
+  checkpoint.shape("action_in_proj.weight", {32, 30});
+  checkpoint.value(kPostState, "action.std", 1, -1.f);
+  set_key("n_action_steps", 50)(checkpoint);
+  checkpoint.options.tokenizer = TENDON_TEST_TOKENIZER;
+  const Health health = checkpoint.health();
+  for (const auto& [check, subject] : {std::pair("tensor.nan", kQuery.c_str()),
+                                       {"tensor.shape", "action_in_proj.weight"},
+                                       {"statistics.negative", "action.std[1]"},
+                                       {"config.n_action_steps", "n_action_steps"},
+                                       {"tokenizer.vocabulary", ".model"}})
+    EXPECT_NE(find(health, check, subject), nullptr) << check << list(health);
+}

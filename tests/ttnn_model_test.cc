@@ -1,0 +1,240 @@
+// labels: model
+// The whole policy on the ttnn backend: what ran where, transfers, masks, positions, noise, the
+// legality of the full-size models on every grid.
+#include <fmt/format.h>
+
+#include "backends/ttnn/fake_device.h"
+#include "backends/ttnn/ttnn.h"
+#include "model/parameters.h"
+#include "model/pi0.h"
+#include "policy/open_model.h"
+#include "tendon/opened.h"
+#include "tendon/tendon.h"
+#include "test_files.h"
+#include "validate/coverage.h"
+#include "validate/modules.h"
+
+namespace tendon {
+namespace {
+
+OpenOptions fake(const std::string& precision = "bf16") {
+  return {.backend = "ttnn", .precision = precision, .device = "fake"};
+}
+
+Observation picture_and_prompt(const std::string& prompt) {
+  Observation o = demo_observation();
+  o.prompt = prompt;
+  o.state.resize(32, 0.0);
+  std::map<std::string, Image> images;
+  for (const char* name : {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"})
+    images[name] = o.images.begin()->second;
+  o.images = images;
+  return o;
+}
+
+std::string small(bool pi05) { return pi05 ? "synthetic:pi05-small" : "synthetic:pi0-small"; }
+
+TEST(TtnnAudit, all_ops_and_flops_are_on_the_device_and_steps_move_nothing) {
+  for (const bool pi05 : {false, true}) {
+    const auto engine = open_engine(small(pi05), fake());
+    audit_call(*engine, picture_and_prompt("fold the towel"), {}, 1);
+    // A longer prompt than ever before: still no mask and no table is uploaded.
+    const Audit audit = audit_call(*engine, picture_and_prompt("pick up the red block"), {}, 0);
+    const AuditSum total = audit.total();
+    EXPECT_GE(total.device_share(), 0.95);
+    EXPECT_GE(total.device_flops_share(), 0.999);
+    EXPECT_LE(total.ups, 6);
+    EXPECT_EQ(total.downs, 1);
+    EXPECT_EQ(audit.transfers_between_steps(), 0);
+  }
+}
+
+TEST(TtnnAudit, a_suffix_and_prefix_on_the_host_are_found_out) {
+  OpenOptions options = fake();
+  options.fallback = "reference";
+  options.host_modules = {"suffix", "prefix"};
+  const auto engine = open_engine(small(false), options);
+  const Audit audit = audit_call(*engine, picture_and_prompt("fold the towel"), {}, 1);
+  const AuditSum total = audit.total();
+  EXPECT_GE(total.ups + total.downs, 40);
+  EXPECT_GT(audit.transfers_between_steps(), 0);
+  EXPECT_GT(total.host_calls, 40);
+  EXPECT_LT(total.device_share(), 0.97);
+}
+
+TEST(TtnnAudit, a_host_module_without_a_fallback_is_refused) {
+  OpenOptions options = fake();
+  options.host_modules = {"suffix"};
+  EXPECT_EQ(refused([&] { open_engine(small(false), options); }).fault(), Fault::usage);
+}
+
+TEST(TtnnModules, are_within_their_gates_at_small_size) {
+  for (const bool pi05 : {false, true})
+    for (const std::string precision : {"bf16", "bfp8"}) {
+      const auto tested = open_engine(small(pi05), fake(precision));
+      const auto reference = open_engine(
+          small(pi05), {.backend = "reference", .precision = precision == "bf16" ? "bf16" : "f32"});
+      const Validation v =
+          validate_modules(*tested, *reference, picture_and_prompt("fold the towel"));
+      for (const ModuleCheck& c : v.checks)
+        EXPECT_TRUE(c.passed) << small(pi05) << " " << precision << " " << c.module << " PCC "
+                              << c.apart.pcc << ", gate " << c.gate;
+    }
+}
+
+TEST(TtnnModules, other_weights_fail_every_gate) {
+  OpenOptions other = fake();
+  other.weights_seed = 7;
+  const auto tested = open_engine(small(false), other);
+  const auto reference = open_engine(small(false), {.backend = "reference", .precision = "bf16"});
+  const Validation v = validate_modules(*tested, *reference, picture_and_prompt("fold"));
+  EXPECT_FALSE(v.passed());
+  for (const ModuleCheck& c : v.checks) EXPECT_FALSE(c.passed) << c.module;
+}
+
+// The network of a small model on the fake device with other options; its actions.
+std::vector<float> actions_with(const TtnnOptions& options, uint64_t seed) {
+  const auto kernels = make_ttnn_backend(tt::open_fake_device(), options);
+  Ops ops(*kernels);
+  OpenOptions o = resolved({.backend = "ttnn", .precision = "bf16"});
+  OpenedModel opened = open_model(small(false), o);
+  Policy policy(ops, {opened.config, load_weights(ops, *opened.weights, opened.config)},
+                std::move(opened.surroundings));
+  return policy.infer(picture_and_prompt("fold the towel"), {.seed = seed}).normalized;
+}
+
+TEST(TtnnMasks, are_passed_to_attention_and_a_mask_that_hides_nothing_is_noticed) {
+  const auto plain = open_engine(small(false), {.backend = "reference", .precision = "bf16"});
+  const std::vector<float> expected =
+      plain->policy->infer(picture_and_prompt("fold the towel"), {.seed = 1}).normalized;
+  EXPECT_GT(compare(actions_with({}, 1), expected).pcc, 0.999);
+  EXPECT_LT(compare(actions_with({.hidden = 0.f}, 1), expected).pcc, 0.999);
+}
+
+TEST(TtnnNoise, is_drawn_anew_for_every_seed) {
+  EXPECT_EQ(actions_with({}, 3), actions_with({}, 3));
+  EXPECT_NE(actions_with({}, 3), actions_with({}, 4));
+}
+
+TEST(TtnnOptions_, the_librarys_own_blocks_and_no_l1_give_the_same_bytes_on_the_fake_device) {
+  EXPECT_EQ(actions_with({}, 1), actions_with({.own_blocks = false, .norms_in_l1 = false}, 1));
+}
+
+// Zeros in every shape; large matrices have no bytes at all: only for devices of shapes.
+class Blank final : public WeightSource {
+ public:
+  bool has(std::string_view) const override { return true; }
+  std::optional<Shape> shape_of(std::string_view) const override { return {}; }
+  void check(const std::string&, const Shape&) const override {}
+  HostTensor get(const std::string& name, const Shape& shape) override {
+    if (shape.count() > std::ssize(zeros_)) return {name, DType::f32, shape, {}, nullptr};
+    const auto bytes =
+        std::as_bytes(std::span(zeros_)).first(static_cast<size_t>(4 * shape.count()));
+    return {name, DType::f32, shape, bytes, nullptr};
+  }
+  std::vector<HostTensor> tensors() const override { return {}; }
+  std::string description() const override { return "blank"; }
+
+ private:
+  std::vector<float> zeros_ = std::vector<float>(1 << 23);
+};
+
+// Every call of a full-size policy, shapes, legality and memory only: no number is computed.
+void run_shapes(PolicyType type, const tt::FakeOptions& device, TtPrecision precision) {
+  auto api = tt::open_fake_device(device);
+  const tt::TtApi& fake_device = *api;
+  const auto kernels = make_ttnn_backend(std::move(api), {.precision = precision});
+  Ops ops(*kernels);
+  const Config c = full_size(type);
+  Blank blank;
+  const Model model{c, load_weights(ops, blank, c)};
+  KvCache cache = make_cache(ops, c);
+  Inputs in{.images = c.cameras,
+            .prompt = std::vector<int32_t>(static_cast<size_t>(c.max_token_len))};
+  const auto zeros = [&](const Shape& shape) {
+    return ops.upload(std::vector<float>(static_cast<size_t>(shape.count())), shape);
+  };
+  in.patches = zeros({c.cameras * c.vision.tokens(), c.vision.patch_values()});
+  if (!c.pi05()) in.state = zeros({1, c.state_dim});
+  fill_kv_cache(ops, model, embed_prefix(ops, model, in), cache);
+  if (in.state) append_state(ops, model, in.state, cache);
+  const Schedule schedule = make_schedule(ops, model, 2, TimeSequence::lerobot);
+  const Tensor x = zeros({c.horizon, c.action_dim});
+  EXPECT_EQ(ops.download(denoise(ops, model, cache, schedule, x)).size(),
+            static_cast<size_t>(c.horizon * c.action_dim));
+  const tt::FakeUse use = tt::fake_use(fake_device);
+  EXPECT_LE(use.dram_peak, device.dram_bytes);
+  EXPECT_LE(use.l1_peak, device.grid_x * device.grid_y * device.l1_bytes);
+  const double weights = precision == TtPrecision::bf16 ? 6.5e9 : 3.9e9;
+  EXPECT_NEAR(static_cast<double>(use.dram_peak), weights, 0.15 * weights);
+}
+
+TEST(TtnnFullSize, every_call_is_legal_and_memory_holds_on_every_grid) {
+  for (const auto& [x, y] : {std::pair{8, 7}, {8, 8}, {8, 9}, {11, 10}, {13, 10}})
+    for (const PolicyType type : {PolicyType::pi0, PolicyType::pi05})
+      for (const TtPrecision precision : {TtPrecision::bf16, TtPrecision::bfp8}) {
+        SCOPED_TRACE(fmt::format("{}x{} {} {}", x, y, name(type), static_cast<int>(precision)));
+        ASSERT_NO_THROW(run_shapes(type, {.grid_x = x, .grid_y = y, .compute = false}, precision));
+      }
+}
+
+TEST(TtnnFullSize, a_device_with_too_little_memory_is_an_error_that_says_so) {
+  const Error e = refused([] {
+    run_shapes(PolicyType::pi0, {.dram_bytes = 2LL << 30, .compute = false}, TtPrecision::bf16);
+  });
+  EXPECT_EQ(e.fault(), Fault::memory);
+  EXPECT_NE(std::string(e.what()).find("out of memory"), std::string::npos) << e.what();
+}
+
+// Real widths, one or two layers of each tower, one camera.
+TEST(TtnnFullSize, slow_blocks_are_within_their_gates) {
+  const Scratch scratch("ttnn");
+  const std::string config = R"({"vision": {"depth": 1}, "vlm": {"depth": 2},
+    "expert": {"depth": 2}, "cameras": 1, "num_steps": 1})";
+  const auto file = scratch.write("blocks.json", config).string();
+  for (const std::string model : {"synthetic:pi0", "synthetic:pi05"})
+    for (const std::string precision : {"bf16", "bfp8"}) {
+      OpenOptions options = fake(precision);
+      options.config = file;
+      OpenOptions plain = options;
+      plain.backend = "reference";
+      plain.precision = precision == "bf16" ? "bf16" : "f32";
+      const auto tested = open_engine(model, options);
+      const auto reference = open_engine(model, plain);
+      Observation o = picture_and_prompt("fold the towel and put it into the basket");
+      o.images.erase("left_wrist_0_rgb");
+      o.images.erase("right_wrist_0_rgb");
+      const Validation v = validate_modules(*tested, *reference, o);
+      for (const ModuleCheck& c : v.checks) {
+        fmt::print("{} {} {:24} pcc {:.6f} max error {:.2e} relative L2 {:.2e}\n", model, precision,
+                   c.module, c.apart.pcc, c.apart.max_error, c.apart.relative_l2);
+        EXPECT_TRUE(c.passed) << c.module << " PCC " << c.apart.pcc << ", gate " << c.gate;
+      }
+    }
+}
+
+// ---- Faults of the device become errors of the call ----
+
+TEST(TtnnFaults, each_has_its_exit_code_and_says_which_call_failed) {
+  const auto failing = [](tt::Status status) {
+    return refused([&] {
+      const auto kernels =
+          make_ttnn_backend(tt::open_fake_device({.fail_at = 2, .fail_status = status}));
+      Ops ops(*kernels);
+      const Tensor x = ops.upload(std::vector<float>(64), {2, 32});
+      for (int i = 0; i < 3; ++i) ops.add_scaled(x, x, 0.5f);
+    });
+  };
+  const std::pair<tt::Status, Fault> expected[] = {{tt::Status::device_lost, Fault::backend},
+                                                   {tt::Status::deadline, Fault::backend},
+                                                   {tt::Status::unsupported, Fault::backend},
+                                                   {tt::Status::out_of_memory, Fault::memory}};
+  for (const auto& [status, fault] : expected) {
+    const Error e = failing(status);
+    EXPECT_EQ(e.fault(), fault) << e.what();
+    EXPECT_NE(std::string(e.what()).find("[add]"), std::string::npos) << e.what();
+  }
+}
+
+}  // namespace
+}  // namespace tendon

@@ -1,0 +1,68 @@
+// labels: op
+// The ttnn backend's mapping on the fake device against the formulas in float64, row by row of the
+// op table. Operands are rounded to bf16 before the formula sees them; what remains is the rounding
+// between the calls of the device.
+#include <gtest/gtest.h>
+
+#include "backends/ttnn/ttnn.h"
+#include "op_oracle.h"
+#include "ops/op_table.h"
+#include "tensor/bf16.h"
+#include "tensor/compare.h"
+
+namespace tendon {
+namespace {
+
+void round_bf16(std::vector<float>& values) {
+  for (float& v : values) v = from_bf16(to_bf16(v));
+}
+
+OpInputs rounded(OpInputs in) {
+  for (std::vector<float>* v :
+       {&in.x, &in.y, &in.weight, &in.bias, &in.residual, &in.gate, &in.values})
+    round_bf16(*v);
+  return in;
+}
+
+// bf16 keeps 8 bits: 2^-9 per rounding at most, 0.2 % on average over a few of them.
+constexpr double kBound = 5e-3;
+
+void run_rows(bool full_size) {
+  const auto kernels = make_ttnn_backend(tt::open_fake_device());
+  Ops ops(*kernels);
+  for (const OpCase& c : op_table()) {
+    if (c.full_size != full_size) continue;
+    const OpInputs in = rounded(make_inputs(c));
+    const std::vector<float> got = run_case(ops, c, in);
+    const std::vector<double> exact = Oracle{c, in}.result();
+    const Comparison d = compare(got, std::vector<float>(exact.begin(), exact.end()));
+    EXPECT_LE(d.relative_l2, kBound) << describe(c);
+    EXPECT_LE(d.max_error, 4 * kBound * d.scale) << describe(c);
+  }
+  EXPECT_EQ(ops.coverage().fallback_calls(), 0);
+}
+
+TEST(TtnnOpTable, agrees_with_the_formulas) { run_rows(false); }
+TEST(TtnnOpTable, slow_agrees_at_full_size) { run_rows(true); }
+
+TEST(TtnnOpTable, q_and_k_turn_with_the_position_of_their_row) {
+  const auto kernels = make_ttnn_backend(tt::open_fake_device());
+  Ops ops(*kernels);
+  const Heads heads{2, 1, 16};
+  const std::vector<float> values(static_cast<size_t>(4 * 32), 0.5f);
+  const Tensor x = ops.upload(values, {4, 32});
+  const Weight w = ops.prepare({"qkv",
+                                WeightKind::linear,
+                                {host_tensor("qkv", {64, 32}, std::vector<float>(64 * 32, 0.25f))},
+                                {},
+                                16});
+  const std::vector<float> late = ops.download(ops.qkv(x, w, heads, 37).q);
+  const std::vector<float> early = ops.download(ops.qkv(x, w, heads, 0).q);
+  EXPECT_GT(compare(late, early).relative_l2, 0.5);
+  // Row 3 at first position 37 is row 0 at first position 40.
+  const std::vector<float> later = ops.download(ops.qkv(x, w, heads, 40).q);
+  for (size_t c = 0; c < 32; ++c) EXPECT_EQ(late[3 * 32 + c], later[c]);
+}
+
+}  // namespace
+}  // namespace tendon

@@ -1,0 +1,120 @@
+// labels: sim
+// A toy pi0 and pi0.5, two Euler steps, stage by stage against the reference: the same network on
+// the TTNN library on a simulated Wormhole.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "backends/reference/reference.h"
+#include "backends/ttnn/ttnn.h"
+#include "backends/ttnn/worker.h"
+#include "checkpoint/synthetic.h"
+#include "model/pi0.h"
+#include "tensor/compare.h"
+#include "tensor/random.h"
+
+namespace tendon {
+namespace {
+
+// Nothing is a whole tile: heads of 24 and 16 columns, 16 image tokens, 23 rows of prefix.
+Config toy(PolicyType type) {
+  Config c = full_size(type);
+  c.vision = {.image = 56, .patch = 14, .width = 48, .heads = 2, .mlp = 80, .depth = 1};
+  c.vlm = {.width = 64, .mlp = 128, .heads = 4, .kv_heads = 1, .head_dim = 16, .depth = 2};
+  c.expert = {.width = 32, .mlp = 64, .heads = 4, .kv_heads = 1, .head_dim = 16, .depth = 2};
+  c.vocab = 200;
+  c.horizon = 8;
+  c.num_steps = 2;
+  c.max_token_len = 8;
+  c.cameras = 1;
+  return c;
+}
+
+std::vector<float> noise(const Shape& shape, uint64_t stream) {
+  std::vector<float> values(static_cast<size_t>(shape.count()));
+  normal_noise(stream, 0, values);
+  return values;
+}
+
+struct Stage {
+  std::string name;
+  std::vector<float> values;
+};
+
+std::vector<Stage> run(Kernels& kernels, PolicyType type) {
+  Ops ops(kernels);
+  const Config c = toy(type);
+  const auto weights = synthetic_weights(c.pi05(), {.dtype = DType::bf16,
+                                                    .vision_depth = c.vision.depth,
+                                                    .vlm_depth = c.vlm.depth,
+                                                    .expert_depth = c.expert.depth,
+                                                    .threads = 1});
+  const Model model{c, load_weights(ops, *weights, c)};
+  std::vector<Stage> stages;
+  const auto note = [&](std::string name, const Tensor& x) {
+    stages.push_back({std::move(name), ops.download(x)});
+  };
+  const auto up = [&](const Shape& shape, uint64_t stream) {
+    return ops.upload(noise(shape, stream), shape);
+  };
+  const Tensor images =
+      embed_images(ops, model, up({c.vision.tokens(), c.vision.patch_values()}, 1), 1);
+  note("images", images);
+  const Tensor language = embed_prefix(ops, model, {.prompt = {2, 5, 60, 7, 199, 11, 108}});
+  const Tensor parts[] = {images, language};
+  const Tensor prefix = ops.concat_rows(parts);
+  note("prefix", prefix);
+  KvCache cache = make_cache(ops, c);
+  fill_kv_cache(ops, model, prefix, cache);
+  if (!c.pi05()) append_state(ops, model, up({1, c.state_dim}, 2), cache);
+  const int64_t rows = cache.prefix + (c.pi05() ? 0 : 1);
+  for (size_t l = 0; l < cache.layers.size(); ++l) {
+    note(fmt::format("keys.{}", l), ops.slice_rows(cache.layers[l].keys, 0, rows));
+    note(fmt::format("values.{}", l), ops.slice_rows(cache.layers[l].values, 0, rows));
+  }
+  const Schedule schedule = make_schedule(ops, model, c.num_steps, TimeSequence::lerobot);
+  Tensor x = up({c.horizon, c.action_dim}, 3);
+  for (size_t k = 0; k < schedule.steps.size(); ++k) {
+    const Tensor v = velocity(ops, model, cache, schedule.steps[k], x);
+    note(fmt::format("velocity.{}", k), v);
+    x = ops.add_scaled(x, v, schedule.dt);
+  }
+  note("actions", x);
+  return stages;
+}
+
+void expect_stages(std::unique_ptr<tt::TtApi> device, PolicyType type, TtPrecision precision) {
+  const auto reference = make_reference_backend();
+  const std::vector<Stage> expected = run(*reference, type);
+  const auto kernels = make_ttnn_backend(std::move(device), {.precision = precision});
+  const std::vector<Stage> got = run(*kernels, type);
+  ASSERT_EQ(got.size(), expected.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    const Comparison d = compare(got[i].values, expected[i].values);
+    fmt::print("{} {:12} PCC {:.6f} max error {:.2e} relative L2 {:.2e}\n", name(type), got[i].name,
+               d.pcc, d.max_error, d.relative_l2);
+    EXPECT_GE(d.pcc, precision == TtPrecision::bf16 ? 0.995 : 0.98) << got[i].name;
+    EXPECT_LE(d.relative_l2, precision == TtPrecision::bf16 ? 0.1 : 0.2) << got[i].name;
+  }
+}
+
+class TtnnToy : public testing::TestWithParam<PolicyType> {};
+
+TEST_P(TtnnToy, follows_the_reference_on_the_fake_device) {
+  for (const TtPrecision precision : {TtPrecision::bf16, TtPrecision::bfp8})
+    expect_stages(tt::open_fake_device(), GetParam(), precision);
+}
+
+TEST_P(TtnnToy, follows_the_reference_on_the_simulated_wormhole) {
+  if (!std::filesystem::exists(TENDON_TTNN_SIM "/environment"))
+    GTEST_SKIP() << TENDON_TTNN_SIM " is not there; scripts/ttnn-sim makes it";
+  expect_stages(tt::open_worker(tt::simulator_options(TENDON_TTNN_SIM)), GetParam(),
+                TtPrecision::bf16);
+}
+
+INSTANTIATE_TEST_SUITE_P(policies, TtnnToy, testing::Values(PolicyType::pi0, PolicyType::pi05),
+                         [](const auto& one) { return std::string(name(one.param)); });
+
+}  // namespace
+}  // namespace tendon

@@ -1,0 +1,218 @@
+// labels: unit
+// The worker process with a stand-in for the library: messages, refusals, deaths, deadlines.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#include "tensor/random.h"
+#include "test_files.h"
+#include "ttnn_board.h"
+#include "ttnn_processes.h"
+
+namespace tendon::tt {
+namespace {
+
+constexpr Dims kDims{1, 2, 33, 40};
+
+// Opens the stand-in in tests/data/ttnn/stub; variables of a real installation are switched off.
+WorkerOptions stub_options(const std::vector<std::string>& more = {}) {
+  WorkerOptions options{.python = "python3", .open_deadline_s = 60, .call_deadline_s = 60};
+  options.environment = {"PYTHONPATH=" + test_data("ttnn/stub").string(), "TT_METAL_SIMULATOR=",
+                         "TT_METAL_MOCK_CLUSTER_DESC_PATH=", "TT_METAL_SLOW_DISPATCH_MODE="};
+  options.environment.insert(options.environment.end(), more.begin(), more.end());
+  return options;
+}
+
+std::string refusal_to_open(const WorkerOptions& options) {
+  try {
+    open_worker(options);
+  } catch (const Error& e) {
+    EXPECT_EQ(e.fault(), Fault::backend);
+    EXPECT_TRUE(below(getpid()).empty());
+    return e.what();
+  }
+  return "it opened";
+}
+
+// A device with one tensor, and whatever is still running when it is gone.
+struct TtnnWorker : testing::Test {
+  Board open(const std::vector<std::string>& more = {}, double call_deadline_s = 60) {
+    WorkerOptions options = stub_options(more);
+    options.call_deadline_s = call_deadline_s;
+    Board board(open_worker(options));
+    x = board.put(kDims, 1.5F);
+    family = below(getpid());
+    EXPECT_GE(family.size(), 2U);
+    return board;
+  }
+  std::string lose(Board& board, Call call, Status status, pid_t killed = 0) {
+    return tt::lose(board, {.call = call, .inputs = {x}}, status, family, [=] {
+      if (killed > 0) kill(killed, SIGKILL);
+    });
+  }
+  void TearDown() override { EXPECT_TRUE(below(getpid()).empty()); }
+
+  TensorId x = 0;
+  std::vector<Running> family;
+};
+
+TEST_F(TtnnWorker, tensors_travel_in_the_bytes_of_the_device) {
+  Board board = open();
+  const Caps& caps = board.api().caps();
+  EXPECT_EQ(caps.provider, "worker");
+  EXPECT_EQ(caps.arch, "wormhole_b0");
+  EXPECT_EQ(caps.library, "ttnn 0.81.1");
+  EXPECT_EQ(caps.description, "Tenstorrent hardware");
+  EXPECT_EQ(caps.grid_x * caps.grid_y, 4);
+  EXPECT_TRUE(caps.fast_dispatch && !caps.simulated);
+  std::vector<float> values(count(kDims));
+  normal_noise(1, 0, values);
+  for (const Spec& spec : {Spec{kDims}, Spec{kDims, Format::bfp8}, Spec{kDims, Format::f32},
+                           Spec{kDims, Format::bf16, Layout::row_major, Memory::l1}}) {
+    SCOPED_TRACE(to_string(spec));
+    const Reply sent = board.api().upload(spec, pack(spec, values));
+    ASSERT_EQ(sent.status, Status::ok) << board.api().last_error();
+    EXPECT_EQ(sent.outputs[0].spec, spec) << to_string(sent.outputs[0].spec);
+    EXPECT_EQ(board.get(sent.outputs[0]), unpack(spec, pack(spec, values)));
+  }
+  const Spec ids{{1, 1, 1, 3}, Format::u32, Layout::row_major};
+  EXPECT_EQ(board.get({board.put(ids, {7, 257151, 0}), ids}), (std::vector<float>{7, 257151, 0}));
+}
+
+TEST_F(TtnnWorker, calls_take_and_give_handles) {
+  Board board = open();
+  const TensorId y = board.put(kDims, -.25F);
+  const Output sum = board.run({.call = Call::add, .inputs = {x, y}, .memory = Memory::l1});
+  EXPECT_EQ(sum.spec, (Spec{kDims, Format::bf16, Layout::tile, Memory::l1}));
+  EXPECT_EQ(board.get(sum), std::vector<float>(count(kDims), 1.25F));
+  const Output flat = board.run({.call = Call::reshape, .inputs = {sum.id}, .dims{1, 1, 66, 40}});
+  EXPECT_EQ(flat.spec.dims, (Dims{1, 1, 66, 40}));
+  board.api().release(y);
+  EXPECT_SAYS(board.refusal({.call = Call::add, .inputs = {x, y}}), "no tensor has the number");
+  std::vector<float> few(3);
+  EXPECT_EQ(board.api().download(x, few), Status::illegal);
+  EXPECT_SAYS(board.api().last_error(), "has 2640 values, not 3");
+  for (int i = 0; i < 10'000; ++i) board.api().release(1'000'000);
+  EXPECT_EQ(board.api().sync(), Status::ok);
+}
+
+TEST_F(TtnnWorker, what_the_library_refuses_is_an_answer) {
+  Board board = open({"STUB_LACKS=cos"});
+  const std::string illegal = board.refusal({.call = Call::sin, .inputs = {x}});
+  EXPECT_EQ(illegal, "[ttnn] sin: TT_THROW: Invalid angle");
+  EXPECT_SAYS(board.refusal({.call = Call::multiply, .inputs = {x, x}}, Status::out_of_memory),
+              "Not enough space to allocate 2097152 B L1");
+  EXPECT_EQ(board.refusal({.call = Call::cos, .inputs = {x}}, Status::unsupported),
+            "[ttnn] cos: ttnn 0.81.1 has no cos, which cos needs");
+  EXPECT_SAYS(board.api().caps().description, "the library lacks cos");
+  EXPECT_EQ(board.api().upload({kDims}, {}).status, Status::illegal);
+  EXPECT_SAYS(board.api().last_error(), "0 bytes for [1, 2, 33, 40], but the device stores 16384");
+  EXPECT_EQ(board.get(board.run({.call = Call::add_scalar, .inputs = {x}, .scalar = 1}))[0], 2.5F);
+}
+
+TEST_F(TtnnWorker, traces_need_fast_dispatch) {
+  Board fast = open();
+  EXPECT_EQ(fast.api().end_trace().status, Status::illegal);
+  EXPECT_EQ(fast.api().begin_trace(), Status::ok);
+  const Reply trace = fast.api().end_trace();
+  ASSERT_EQ(trace.status, Status::ok) << fast.api().last_error();
+  EXPECT_EQ(fast.api().replay_trace(trace.outputs[0].id), Status::ok);
+  fast.api().release_trace(trace.outputs[0].id);
+  EXPECT_EQ(fast.api().replay_trace(trace.outputs[0].id), Status::illegal);
+  Board slow = open({"TT_METAL_SLOW_DISPATCH_MODE=1"});
+  EXPECT_FALSE(slow.api().caps().fast_dispatch);
+  EXPECT_EQ(slow.api().begin_trace(), Status::unsupported);
+  EXPECT_SAYS(slow.api().last_error(), "fast dispatch");
+}
+
+TEST_F(TtnnWorker, a_crash_in_the_library_is_an_error_of_the_call) {
+  Board board = open();
+  const std::string error = lose(board, Call::silu, Status::device_lost);
+  EXPECT_SAYS(error, "the worker ended during silu (signal 11 (Segmentation fault))");
+  EXPECT_SAYS(error, "last words");
+  EXPECT_EQ(error.find("DEADLOCK"), error.npos);
+}
+
+TEST_F(TtnnWorker, an_exit_of_the_library_is_an_error_of_the_call) {
+  Board board = open();
+  EXPECT_SAYS(lose(board, Call::gelu_tanh, Status::device_lost), "(exit code 3)");
+}
+
+TEST_F(TtnnWorker, a_worker_killed_in_the_middle_of_a_call_is_a_lost_device) {
+  Board board = open({"TT_METAL_SIMULATOR=x"});
+  EXPECT_SAYS(lose(board, Call::cos, Status::device_lost, family[1].id), "signal 9 (Killed)");
+}
+
+TEST_F(TtnnWorker, the_end_of_the_simulator_ends_the_call) {
+  Board board = open({"TT_METAL_SIMULATOR=x"});
+  const Running simulator = find_running(family, "sleep");
+  ASSERT_GT(simulator.id, 0);
+  EXPECT_SAYS(lose(board, Call::cos, Status::device_lost, simulator.id), "the simulator (process");
+}
+
+TEST_F(TtnnWorker, a_call_past_its_deadline_ends_the_worker_and_the_simulator) {
+  Board board = open({"TT_METAL_SIMULATOR=x"}, 1);
+  EXPECT_SAYS(lose(board, Call::cos, Status::deadline), "cos took longer than 1 s");
+}
+
+TEST_F(TtnnWorker, nothing_runs_on_when_tendon_is_killed) {
+  const pid_t tendon = fork();
+  if (tendon == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // in case this test itself is ended
+    const Board board(open_worker(stub_options({"TT_METAL_SIMULATOR=x"})));
+    pause();
+  }
+  for (int i = 0; i < 500 && !find_running(family, "sleep").id; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    family = below(tendon);
+  }
+  EXPECT_EQ(family.size(), 3U) << "keeper, worker, simulator";
+  kill(tendon, SIGKILL);
+  waitpid(tendon, nullptr, 0);
+  EXPECT_TRUE(all_end(family));
+}
+
+TEST_F(TtnnWorker, nothing_runs_on_when_the_keeper_is_killed) {
+  Board board = open();
+  kill(family[0].id, SIGKILL);
+  EXPECT_TRUE(all_end(family));
+  EXPECT_EQ(board.api().sync(), Status::device_lost);
+}
+
+TEST_F(TtnnWorker, a_missing_piece_is_named_when_it_opens) {
+  WorkerOptions wrong = stub_options();
+  wrong.python = "/nonexistent/python";
+  EXPECT_SAYS(refusal_to_open(wrong), "'/nonexistent/python' is not a Python interpreter (No such");
+  wrong.python = "/bin/true";
+  EXPECT_SAYS(refusal_to_open(wrong), "'/bin/true' is not a Python interpreter");
+  WorkerOptions bare = stub_options();
+  bare.environment[0] = "PYTHONPATH=";
+  EXPECT_SAYS(refusal_to_open(bare), "has no ttnn; scripts/ttnn-sim makes");
+  EXPECT_SAYS(refusal_to_open(stub_options({"STUB_OPEN=fail"})),
+              "ttnn 0.81.1 cannot open device 0: TT_FATAL: No chip with id 0");
+  WorkerOptions slow = stub_options({"STUB_OPEN=hang"});
+  slow.open_deadline_s = 1;
+  EXPECT_SAYS(refusal_to_open(slow), "was not open after 1 s");
+  EXPECT_SAYS(refusal_to_open(stub_options({"STUB_LACKS=load_tensor"})), "lacks load_tensor");
+  EXPECT_THROW(simulator_options("/nonexistent"), Error);
+}
+
+TEST_F(TtnnWorker, another_version_of_the_library_opens_if_it_has_everything) {
+  EXPECT_SAYS(refusal_to_open(stub_options({"STUB_VERSION=0.99", "STUB_LACKS=sin cos"})),
+              "is not a version that tendon knows (0.81.1) and lacks cos, sin");
+  EXPECT_SAYS(open({"STUB_VERSION=0.99"}).api().caps().description,
+              "ttnn 0.99 is not a version that tendon was tried with");
+}
+
+TEST_F(TtnnWorker, a_call_costs_less_than_100_us_outside_the_library) {
+  Board board = open();
+  const Request reshape{.call = Call::reshape, .inputs = {x}, .dims = kDims};
+  overhead_us(board, reshape, 100);
+  const double us = overhead_us(board, reshape, 400);
+  fmt::print("{:.1f} us per call outside the library\n", us);
+  EXPECT_LE(us, 100);
+}
+
+}  // namespace
+}  // namespace tendon::tt
