@@ -54,7 +54,7 @@ def edit_json(path, change):
 
 def usage():
     expect(0, "Subcommands", "-h")
-    for verb in ("run", "inspect", "version"):
+    for verb in ("run", "inspect", "version", "bench", "coverage", "validate", "doctor"):
         expect(0, "--json", verb, "-h")
     expect(0, "tendon 0.", "version")
     expect(2, "a verb is needed")
@@ -90,6 +90,67 @@ def runs(scratch):
     expect(0, "3238048528", "inspect", "synthetic:pi0", "--json")
     expect(0, "3353433872", "inspect", "synthetic:pi05", "--json")
     expect(0, "horizon", "inspect", "synthetic:pi05", "--config", "pi05_droid")
+
+
+def audits(scratch):
+    fake = ("--backend", "ttnn", "--device", "fake")
+    code, out, _ = tendon("coverage", "demo", *fake, "--json")
+    audit = json.loads(out)
+    check(code == 0 and audit["total"]["device_share"] == 1 and audit["total"]["downloads"] == 1,
+          "coverage counts calls and transfers")
+    check(audit["transfers_between_steps"] == 0, "nothing moves between denoising steps")
+    check({c["where"] for c in audit["calls"]} == {"device"}, "every call says where it ran")
+    wanted = scratch / "expected.txt"
+    expect(0, "op class", "coverage", "demo", *fake, "--write-expectation", wanted)
+    expect(0, "module", "coverage", "demo", *fake, "--expect", wanted)
+    wanted.write_text(wanted.read_text().replace("siglip layer_norm device 9",
+                                                 "siglip layer_norm device 8"))
+    expect(1, "+ siglip layer_norm device 9", "coverage", "demo", *fake, "--expect", wanted)
+    expect(0, "suffix", "coverage", "demo", *fake, "--host-modules", "suffix,prefix")
+    expect(2, "nearest: 'suffix'", "coverage", "demo", *fake, "--host-modules", "sufix")
+    code, out, _ = tendon("bench", "demo", *fake, "--calls", "1", "--json")
+    result = json.loads(out)
+    check(result["simulated"] and "utilisation" not in result["columns"],
+          "a simulated device has no utilisation")
+    expect(0, "say nothing about a chip", "bench", "demo", *fake, "--calls", "1")
+    expect(0, "times as fast as the reference", "bench", "demo", "--calls", "1", "--reference")
+
+
+def validations(scratch):
+    fake = ("--backend", "ttnn", "--device", "fake")
+    report = scratch / "report.html"
+    expect(0, "velocity", "validate", "synthetic:pi05-small", *fake, "--report", report)
+    check(report.read_text().count("<svg") == 30, "the report has a picture per module")
+    code, out, _ = tendon("validate", *fake, "--module", "siglip", "--json")
+    modules = json.loads(out)["modules"]
+    check(code == 0 and modules and all(m["passed"] and m["pcc"] > 0.99 for m in modules),
+          "validate --json has modules with PCC")
+    expect(2, "nearest: 'velocity'", "validate", *fake, "--module", "velocty")
+    folder = copied(scratch, DATA / "golden/tiny-checkpoint-lerobot-pi0", "validated")
+    opened = (folder, "--config", folder / "golden.json",
+              "--tokenizer", DATA / "tokenizer/small_tokenizer.json")
+    expect(0, "sound", "validate", *opened, "--health-only")
+    expect(0, "actions", "validate", *opened, *fake)
+    (folder / "model.safetensors").write_bytes(b"not a tensor")
+    expect(1, "NOT SOUND", "validate", *opened, *fake)
+
+
+def doctor():
+    code, out, _ = tendon("doctor", "--json")
+    machine = json.loads(out)
+    check(code == 0 and {t["name"] for t in machine["tests"]} >= {"host", "simulator", "chip"},
+          "doctor lists kinds of tests")
+    expect(0, "tests that can run here", "doctor")
+    expect(0, "scripts/ttnn-sim makes it", "doctor", "--ttnn-sim", "no/such/folder")
+
+
+def missing_devices():
+    expect(5, "--device fake", "run", "demo", "--backend", "ttnn")
+    expect(2, "expected fake, sim or chip", "run", "demo", "--backend", "ttnn", "--device", "gpu")
+    expect(5, "scripts/ttnn-sim", "run", "demo", "--backend", "ttnn", "--ttnn-sim", "no/such")
+    expect(5, "no/such/python", "run", "demo", "--backend", "ttnn", "--ttnn-python",
+           "no/such/python")
+    expect(2, "there are: bf16, bfp8", "run", "demo", "--backend", "ttnn", "--precision", "int8")
 
 
 def bad_inputs(scratch):
@@ -281,6 +342,10 @@ def benchmark(scratch):
 with tempfile.TemporaryDirectory() as folder:
     usage()
     runs(pathlib.Path(folder))
+    audits(pathlib.Path(folder))
+    validations(pathlib.Path(folder))
+    doctor()
+    missing_devices()
     bad_inputs(pathlib.Path(folder))
     bad_checkpoints(pathlib.Path(folder))
     layouts(pathlib.Path(folder))

@@ -55,14 +55,17 @@ struct Group {
 
 }  // namespace
 
-MemoryPlan plan_memory(const OpenedModel& m, const OpenOptions& o) {
+MemoryPlan plan_memory(const OpenedModel& m, const OpenOptions& o, bool table_on_device) {
   const Config& c = m.config;
   const bool generated = m.weights->tensors().empty();
   const std::string& precision = m.precision.empty() ? o.precision : m.precision;
   MemoryPlan plan;
   for (const Parameter& p : parameters(c)) {
-    if (p.part == Part::embedding && !generated) continue;  // mapped: rows are read on demand
-    plan.weights += weight_bytes(p.shape.count(), p.part == Part::heads ? "f32" : precision);
+    const bool table = p.part == Part::embedding;
+    if (table && !table_on_device && !generated) continue;  // mapped: rows are read on demand
+    plan.weights += weight_bytes(p.shape.count(), p.part == Part::heads      ? "f32"
+                                                  : table && table_on_device ? "bf16"
+                                                                             : precision);
   }
   const int64_t image_rows = c.cameras * c.vision.tokens();
   const int64_t rows = image_rows + c.max_token_len + c.horizon + 1;
@@ -73,7 +76,7 @@ MemoryPlan plan_memory(const OpenedModel& m, const OpenOptions& o) {
   return plan;
 }
 
-json describe_model(const OpenedModel& m, const OpenOptions& options) {
+json describe_model(const OpenedModel& m, const OpenOptions& options, bool table_on_device) {
   std::map<std::string, DType> types;
   for (const HostTensor& t : m.weights->tensors()) types[t.name] = t.dtype;
   std::map<Part, Group> groups;
@@ -92,7 +95,7 @@ json describe_model(const OpenedModel& m, const OpenOptions& options) {
     return json{
         {"group", what}, {"tensors", g.tensors}, {"parameters", g.parameters}, {"bytes", g.bytes}};
   };
-  const MemoryPlan plan = plan_memory(m, options);
+  const MemoryPlan plan = plan_memory(m, options, table_on_device);
   const json memory{{"weights", plan.weights},
                     {"kv_cache", plan.kv_cache},
                     {"activations", plan.activations},

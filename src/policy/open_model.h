@@ -30,9 +30,12 @@ struct OpenedModel {
 OpenedModel open_model(const std::string& model, const OpenOptions& options);
 
 // Configuration, cameras, prompt, statistics, parameters by part with bytes, memory plan.
-nlohmann::json describe_model(const OpenedModel& model, const OpenOptions& options);
+nlohmann::json describe_model(const OpenedModel& model, const OpenOptions& options,
+                              bool table_on_device = false);
 
 // An upper bound of what opening it with `options`, whose precision is given, takes.
-MemoryPlan plan_memory(const OpenedModel& model, const OpenOptions& options);
+// `table_on_device`: the backend keeps token embeddings in its own memory, as bf16.
+MemoryPlan plan_memory(const OpenedModel& model, const OpenOptions& options,
+                       bool table_on_device = false);
 
 }  // namespace tendon

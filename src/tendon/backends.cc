@@ -65,6 +65,8 @@ OpenOptions resolved(OpenOptions o) {
   return o;
 }
 
+bool keeps_table(const OpenOptions& o) { return o.backend == "ttnn"; }
+
 std::unique_ptr<Kernels> open_backend(const OpenOptions& o) {
   if (o.backend == "reference") return make_reference_backend({.threads = o.threads});
   if (o.backend == "ttnn")

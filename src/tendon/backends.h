@@ -14,6 +14,9 @@ namespace tendon {
 // backend or precision that does not exist.
 OpenOptions resolved(OpenOptions o);
 
+// Whether token embeddings lie in the memory of the backend's device rather than in mapped files.
+bool keeps_table(const OpenOptions& o);
+
 // Of resolved options. Throws Error(Fault::backend) when the device is missing.
 std::unique_ptr<Kernels> open_backend(const OpenOptions& o);
 

@@ -32,7 +32,7 @@ OpenOptions as_stored(const OpenOptions& given, const OpenedModel& opened) {
 class Watch {
  public:
   Watch(const OpenedModel& opened, const OpenOptions& o)
-      : progress_(o.progress), now_{.plan = plan_memory(opened, o)} {
+      : progress_(o.progress), now_{.plan = plan_memory(opened, o, keeps_table(o))} {
     const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
     ensure(o.max_memory <= 0 || now_.plan.total() <= o.max_memory, Fault::memory,
            "the model needs {:.2f} GB (weights {:.2f}, cache {:.2f}, activations {:.2f}), "
@@ -143,7 +143,7 @@ Image read_image(const std::string& path) { return load_image(path); }
 
 std::string describe(const std::string& model, const OpenOptions& options) {
   const OpenOptions o = resolved(options);
-  return describe_model(open_model(model, o), o).dump();
+  return describe_model(open_model(model, o), o, keeps_table(o)).dump();
 }
 
 std::vector<std::string> isas() { return cpu_isas(); }
