@@ -92,15 +92,23 @@ TEST(TtnnModules, other_weights_fail_every_gate) {
   for (const ModuleCheck& c : v.checks) EXPECT_FALSE(c.passed) << c.module;
 }
 
-// The network of a small model on the fake device with other options; its actions.
+// A policy on the fake device with other options.
+struct Network {
+  Network(const std::string& model, const TtnnOptions& options)
+      : kernels(make_ttnn_backend(tt::open_fake_device(), options)),
+        opened(open_model(model, resolved({.backend = "ttnn", .precision = "bf16"}))),
+        policy(ops, {opened.config, load_weights(ops, *opened.weights, opened.config)},
+               opened.surroundings) {}
+
+  std::unique_ptr<Kernels> kernels;
+  Ops ops{*kernels};
+  OpenedModel opened;
+  Policy policy;
+};
+
 std::vector<float> actions_with(const TtnnOptions& options, uint64_t seed) {
-  const auto kernels = make_ttnn_backend(tt::open_fake_device(), options);
-  Ops ops(*kernels);
-  OpenOptions o = resolved({.backend = "ttnn", .precision = "bf16"});
-  OpenedModel opened = open_model(small(false), o);
-  Policy policy(ops, {opened.config, load_weights(ops, *opened.weights, opened.config)},
-                std::move(opened.surroundings));
-  return policy.infer(picture_and_prompt("fold the towel"), {.seed = seed}).normalized;
+  Network network(small(false), options);
+  return network.policy.infer(picture_and_prompt("fold the towel"), {.seed = seed}).normalized;
 }
 
 TEST(TtnnMasks, are_passed_to_attention_and_a_mask_that_hides_nothing_is_noticed) {
@@ -118,6 +126,53 @@ TEST(TtnnNoise, is_drawn_anew_for_every_seed) {
 
 TEST(TtnnOptions_, the_librarys_own_blocks_and_no_l1_give_the_same_bytes_on_the_fake_device) {
   EXPECT_EQ(actions_with({}, 1), actions_with({.own_blocks = false, .norms_in_l1 = false}, 1));
+}
+
+TEST(TtnnTraces, are_recorded_at_the_second_run_and_replayed_without_calling_the_body) {
+  const auto kernels = make_ttnn_backend(tt::open_fake_device());
+  Ops ops(*kernels);
+  int bodies = 0;
+  std::vector<float> last;
+  for (int run = 1; run <= 4; ++run) {
+    const Tensor x = ops.upload(std::vector<float>(64, static_cast<float>(run)), {2, 32});
+    const auto body = [&](std::span<const Tensor> in) {
+      ++bodies;
+      return std::vector<Tensor>{ops.add_scaled(in[0], in[0], 0.5f)};
+    };
+    last = ops.download(ops.replay("twice", std::span(&x, 1), body)[0]);
+    EXPECT_EQ(last, std::vector<float>(64, 1.5f * static_cast<float>(run))) << run;
+    EXPECT_EQ(bodies, std::min(run, 2));
+    EXPECT_EQ(ops.coverage().of(Op::add_scaled).native_calls, run);
+  }
+}
+
+TEST(TtnnTraces, an_upload_during_capture_is_refused) {
+  const auto kernels = make_ttnn_backend(tt::open_fake_device());
+  Ops ops(*kernels);
+  const auto body = [&](std::span<const Tensor>) {
+    return std::vector<Tensor>{ops.upload(std::vector<float>(32), {1, 32})};
+  };
+  ops.replay("uploads", {}, body);
+  EXPECT_NE(std::string(refused([&] { ops.replay("uploads", {}, body); }).what()).find("captured"),
+            std::string::npos);
+}
+
+TEST(TtnnTraces, give_the_bytes_of_plain_calls_whatever_changes_between_them) {
+  for (const bool pi05 : {false, true}) {
+    const auto traced = open_engine(small(pi05), fake());
+    Network plain(small(pi05), {.traces = false});
+    const auto same = [&](const std::string& prompt, const InferOptions& options) {
+      const Observation o = picture_and_prompt(prompt);
+      EXPECT_EQ(traced->policy->infer(o, options).normalized,
+                plain.policy.infer(o, options).normalized)
+          << prompt;
+    };
+    for (uint64_t seed = 0; seed < 4; ++seed) same("fold the towel", {.seed = seed});
+    for (uint64_t seed = 0; seed < 3; ++seed) same("pick up the red block", {.seed = seed});
+    for (uint64_t seed = 4; seed < 7; ++seed) same("fold the towel", {.seed = seed});
+    for (uint64_t seed = 0; seed < 3; ++seed) same("fold the towel", {.seed = seed, .steps = 3});
+    same("fold the towel", {.seed = 9});
+  }
 }
 
 // Zeros in every shape; large matrices have no bytes at all: only for devices of shapes.

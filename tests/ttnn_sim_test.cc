@@ -123,6 +123,12 @@ void moves(Bench& b) {
   b.check(
       "to_memory, l1", {.call = Call::to_memory, .inputs = {x.id}, .memory = Memory::l1}, x.dims,
       [&](auto a, auto h, auto r, auto c) { return x.at(a, h, r, c); }, 1);
+  const Operand source = b.noise({1, 1, 32, 32}), target = b.noise({1, 1, 32, 32});
+  EXPECT_EQ(b.board.api().run({.call = Call::copy, .inputs = {source.id, target.id}}).status,
+            Status::ok)
+      << b.board.api().last_error();
+  EXPECT_EQ(b.board.get({target.id, {target.dims}}), b.board.get({source.id, {source.dims}}));
+  b.tried.insert(Call::copy);
   b.check("typecast to bfp8", {.call = Call::typecast, .inputs = {x.id}, .format = Format::bfp8},
           x.dims, [&](auto a, auto h, auto r, auto c) { return x.at(a, h, r, c); });
 }

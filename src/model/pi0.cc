@@ -68,14 +68,27 @@ Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t ima
   return x;
 }
 
-Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in, const Probe& probe) {
+Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt,
+                      const Probe& probe) {
   const Ops::Scope scope(ops, Module::prefix);
   const float scale = static_cast<float>(std::sqrt(static_cast<double>(m.config.vlm.width)));
-  const Tensor prompt = ops.embed(m.weights.embedding, in.prompt, scale);  // [prompt, 2048]
-  if (probe) probe("language.embed", prompt);
-  if (in.images == 0) return prompt;
-  const Tensor parts[] = {embed_images(ops, m, in.patches, in.images, probe), prompt};
+  const Tensor tokens = ops.embed(m.weights.embedding, prompt, scale);  // [prompt, 2048]
+  if (probe) probe("language.embed", tokens);
+  return tokens;
+}
+
+Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language) {
+  const Ops::Scope scope(ops, Module::prefix);
+  if (!images) return language;
+  const Tensor parts[] = {images, language};
   return ops.concat_rows(parts);
+}
+
+Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in, const Probe& probe) {
+  const Tensor language = embed_language(ops, m, in.prompt, probe);
+  const Tensor images =
+      in.images > 0 ? embed_images(ops, m, in.patches, in.images, probe) : Tensor();
+  return join_prefix(ops, images, language);
 }
 
 void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache,

@@ -88,7 +88,12 @@ KvCache make_cache(Ops& ops, const Config& config);
 Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t images,
                     const Probe& probe = {});
 
-// [images * tokens + prompt, vlm width]
+// [prompt, vlm width], times the square root of the width
+Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt,
+                      const Probe& probe = {});
+
+// Image tokens, if any, above language tokens: [images * tokens + prompt, vlm width]
+Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language);
 Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in, const Probe& probe = {});
 
 // Reads the prefix and, for pi0, the state token (which sees the prefix and itself, at no time).

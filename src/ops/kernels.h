@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -108,6 +109,19 @@ class Kernels {
   // From now on every call made of the device is appended to `to`; null: no more. False: this
   // backend makes one call per op, and Ops counts for it.
   virtual bool report_calls(std::vector<DeviceCall>* to) { return to == nullptr; }
+
+  // Runs `body` on `inputs`, or does again what it did under the same key, without calling it: then
+  // its outputs lie where they lay. `body` depends on its inputs, on weights and on the key alone.
+  // What it writes into caches must be among its outputs.
+  using Body = std::function<std::vector<Tensor>(std::span<const Tensor> inputs)>;
+  struct Replayed {
+    std::vector<Tensor> outputs;
+    bool again = false;  // body was not called
+  };
+  virtual Replayed replay(const std::string& /*key*/, std::span<const Tensor> inputs,
+                          const Body& body) {
+    return {body(inputs)};
+  }
 
   virtual std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) = 0;
   virtual Tensor upload(std::span<const float> values, const Shape& shape) = 0;

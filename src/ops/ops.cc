@@ -17,6 +17,16 @@ std::string_view name(Op op) {
   return kNames[static_cast<size_t>(op)];
 }
 
+void Coverage::add(const Coverage& other, int sign) {
+  for (size_t i = 0; i < ops.size(); ++i) {
+    OpCount& a = ops[i];
+    const OpCount& b = other.ops[i];
+    a.native_calls += sign * b.native_calls, a.fallback_calls += sign * b.fallback_calls;
+    a.flops += sign * b.flops, a.bytes += sign * b.bytes;
+    a.weight_bytes += sign * b.weight_bytes, a.bytes_moved += sign * b.bytes_moved;
+  }
+}
+
 int64_t Coverage::native_calls() const {
   int64_t n = 0;
   for (const OpCount& c : ops) n += c.native_calls;
@@ -101,6 +111,21 @@ void Ops::keep_on_host(std::span<const Module> modules) {
   ensure(fallback_ || modules.empty(), Fault::usage,
          "a module can only stay on the host with --fallback=reference");
   for (const Module m : modules) host_modules_ |= 1u << static_cast<int>(m);
+}
+
+std::vector<Tensor> Ops::replay(const std::string& key, std::span<const Tensor> inputs,
+                                const Kernels::Body& body) {
+  if (audit_ || trace_ || host_modules_ != 0) return body(inputs);
+  const Coverage before = coverage_;
+  Kernels::Replayed r = kernels_.replay(key, inputs, body);
+  if (r.again) {
+    coverage_.add(replayed_.at(key));
+  } else {
+    Coverage counted = coverage_;
+    counted.add(before, -1);
+    replayed_[key] = counted;
+  }
+  return std::move(r.outputs);
 }
 
 void Ops::audit(Audit* to) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct Coverage {
   std::array<OpCount, kOpCount> ops{};
 
   const OpCount& of(Op op) const { return ops[static_cast<size_t>(op)]; }
+  void add(const Coverage& other, int sign = 1);  // seconds stay: they belong to the clock
   int64_t native_calls() const;
   int64_t fallback_calls() const;
   int64_t flops() const;
@@ -84,6 +86,11 @@ class Ops {
   Tensor slice_rows(const Tensor& x, int64_t first, int64_t last);
   void write_rows(Tensor& to, const Tensor& rows, int64_t first);
 
+  // See Kernels::replay. What a replay did is counted as if its ops had run. During an audit, a
+  // trace of ops or a fallback, nothing is replayed.
+  std::vector<Tensor> replay(const std::string& key, std::span<const Tensor> inputs,
+                             const Kernels::Body& body);
+
   std::string_view backend() const { return kernels_.name(); }
   const Coverage& coverage() const { return coverage_; }
   void reset_coverage() { coverage_ = {}; }
@@ -104,6 +111,7 @@ class Ops {
   Kernels* fallback_;
   Coverage coverage_;
   std::vector<TraceEntry>* trace_ = nullptr;
+  std::map<std::string, Coverage> replayed_;  // what a body counted when it last ran
   Module module_ = Module::pi0;
   uint32_t host_modules_ = 0;  // one bit each
   Audit* audit_ = nullptr;

@@ -231,27 +231,65 @@ std::vector<double> Policy::postprocess(std::span<const float> normalized,
   return real;
 }
 
+namespace {
+
+std::vector<Tensor> tensors_of(const KvCache& cache) {
+  std::vector<Tensor> all;
+  for (const LayerKv& kv : cache.layers) {
+    all.push_back(kv.keys);
+    all.push_back(kv.values);
+  }
+  return all;
+}
+
+void set_tensors(KvCache& cache, const std::vector<Tensor>& all) {
+  for (size_t l = 0; l < cache.layers.size(); ++l) cache.layers[l] = {all[2 * l], all[2 * l + 1]};
+}
+
+}  // namespace
+
 Actions Policy::infer(const Observation& observation, const InferOptions& options) {
   StopWatch total, watch;
   Actions out{.horizon = model_.config.horizon,
               .dim = around_.action_dim,
               .model_dim = model_.config.action_dim};
   Prepared p = preprocess(observation);
-  const std::optional<Guidance> guided = guidance(options);
-  const Tensor start = ops_.upload(noise(options), {out.horizon, model_.config.action_dim});
+  const std::vector<float> drawn = noise(options);
   const Schedule& steps = schedule(options);
   WorkMeter meter(ops_.coverage());
   out.times.preprocess_ms = watch.lap_ms();
 
-  const Tensor prefix = embed_prefix(ops_, model_, p.inputs);
-  out.times.vision_ms = watch.lap_ms();
-  meter.lap(out.work.vision_flops, out.work.vision_bytes);
-  fill_kv_cache(ops_, model_, prefix, cache_);
-  if (p.inputs.state) append_state(ops_, model_, p.inputs.state, cache_);
+  // Two bodies that a backend may record and replay. Where one replays, vision is part of prefill.
+  const Inputs& in = p.inputs;
+  const Tensor language = embed_language(ops_, model_, in.prompt);
+  const std::string key =
+      fmt::format("{} images {} tokens {} steps {}", in.images, in.prompt.size(),
+                  steps.steps.size(), static_cast<int>(options.sequence));
+  const Tensor given[] = {language, in.patches, in.state};
+  cache_.prefix = in.images * model_.config.vision.tokens() + std::ssize(in.prompt);
+  const std::vector<Tensor> filled = ops_.replay(key + "/prefix", given, [&](auto inputs) {
+    const Tensor images =
+        in.images > 0 ? embed_images(ops_, model_, inputs[1], in.images) : Tensor();
+    const Tensor prefix = join_prefix(ops_, images, inputs[0]);
+    out.times.vision_ms = watch.lap_ms();
+    meter.lap(out.work.vision_flops, out.work.vision_bytes);
+    fill_kv_cache(ops_, model_, prefix, cache_);
+    if (in.state) append_state(ops_, model_, inputs[2], cache_);
+    return tensors_of(cache_);
+  });
+  set_tensors(cache_, filled);
   out.times.prefill_ms = watch.lap_ms();
   meter.lap(out.work.prefill_flops, out.work.prefill_bytes);
 
-  out.normalized = ops_.download(denoise(ops_, model_, cache_, steps, start, guided));
+  // Uploaded only now: a replay may use the memory of whatever came after it was recorded.
+  const std::optional<Guidance> guided = guidance(options);
+  const Tensor start = ops_.upload(drawn, {out.horizon, model_.config.action_dim});
+  const auto denoised = [&](auto inputs) {
+    return std::vector<Tensor>{denoise(ops_, model_, cache_, steps, inputs[0], guided)};
+  };
+  const Tensor actions = guided ? denoised(std::span(&start, 1))[0]
+                                : ops_.replay(key + "/denoise", std::span(&start, 1), denoised)[0];
+  out.normalized = ops_.download(actions);
   out.times.denoise_ms = watch.lap_ms();
   meter.lap(out.work.denoise_flops, out.work.denoise_bytes);
   out.work.prefix_tokens = cache_.prefix;

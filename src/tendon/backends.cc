@@ -40,7 +40,7 @@ std::unique_ptr<tt::TtApi> open_device(const OpenOptions& o) {
   if (device == "chip") {
     ensure(!o.ttnn_python.empty(), Fault::usage,
            "--device chip needs --ttnn-python PYTHON, an interpreter that has the ttnn package");
-    return tt::open_worker({.python = o.ttnn_python});
+    return tt::open_worker({.python = o.ttnn_python, .trace_region_bytes = 64 << 20});
   }
   ensure(device.empty(), Fault::usage, "--device {}: expected fake, sim or chip", device);
   fail(Fault::backend,

@@ -47,9 +47,13 @@ int64_t flops_of(const Request& r, std::span<const Held> inputs) {
 
 DeviceTensor::~DeviceTensor() { device_.api_->release(output_.id); }
 
+void Device::check(Status status, std::string_view call) {
+  ensure(status == Status::ok, fault_of(status), "[{}] {}: {}", call, name(status),
+         api_->last_error());
+}
+
 Held Device::hold(const Reply& reply, const Spec& expected, std::string_view call) {
-  ensure(reply.status == Status::ok, fault_of(reply.status), "[{}] {}: {}", call,
-         name(reply.status), api_->last_error());
+  check(reply.status, call);
   ensure(!reply.outputs.empty(), Fault::internal, "[{}] the device answered without a tensor",
          call);
   auto held = std::make_shared<const DeviceTensor>(*this, reply.outputs[0]);
@@ -84,9 +88,7 @@ Held Device::upload_rows(const Spec& spec,
 std::vector<float> Device::download(const Held& x) {
   const Dims& d = x->dims();
   std::vector<float> values(static_cast<size_t>(d[0] * d[1] * d[2] * d[3]));
-  const Status status = api_->download(x->id(), values);
-  ensure(status == Status::ok, fault_of(status), "[download] {}: {}", name(status),
-         api_->last_error());
+  check(api_->download(x->id(), values), "download");
   if (calls_)
     calls_->push_back({.name = "download",
                        .dtype = name(x->spec().format),
@@ -117,16 +119,36 @@ std::vector<Held> Device::run_all(Request request, std::span<const Held> inputs)
   }
   const std::vector<Spec> expected = expected_outputs(request, specs);
   const Reply reply = api_->run(request);
-  std::vector<Held> outputs;
-  ensure(reply.status != Status::ok || reply.outputs.size() == expected.size(), Fault::internal,
+  check(reply.status, name(request.call));
+  ensure(reply.outputs.size() == expected.size(), Fault::internal,
          "[{}] the device gave {} tensors, expected {}", name(request.call), reply.outputs.size(),
          expected.size());
-  if (reply.status != Status::ok) hold(reply, expected[0], name(request.call));  // throws
+  std::vector<Held> outputs;
   for (size_t i = 0; i < expected.size(); ++i)
     outputs.push_back(hold({Status::ok, {reply.outputs[i]}}, expected[i], name(request.call)));
   count(request, inputs, expected);
   return outputs;
 }
+
+void Device::copy(const Held& x, const Held& into) {
+  check(api_->run({.call = Call::copy, .inputs = {x->id(), into->id()}}).status, "copy");
+  if (calls_)
+    calls_->push_back({.name = "copy",
+                       .dtype = name(x->spec().format),
+                       .bytes_read = byte_size(x->spec()),
+                       .bytes_written = byte_size(x->spec()),
+                       .module = serving_});
+}
+
+TensorId Device::capture(const std::function<void()>& body) {
+  check(api_->begin_trace(), "begin_trace");
+  body();
+  const Reply reply = api_->end_trace();
+  check(reply.status, "end_trace");
+  return reply.outputs.at(0).id;
+}
+
+void Device::replay(TensorId trace) { check(api_->replay_trace(trace), "replay_trace"); }
 
 Held Device::run(Request request, std::initializer_list<Held> inputs) {
   return run_all(std::move(request), std::span(inputs.begin(), inputs.size()))[0];

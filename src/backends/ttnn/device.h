@@ -52,6 +52,11 @@ class Device {
   // `request` without its inputs; the first output, or all of them.
   Held run(Request request, std::initializer_list<Held> inputs);
   std::vector<Held> run_all(Request request, std::span<const Held> inputs);
+  void copy(const Held& x, const Held& into);
+
+  // What `body` asks of the device is recorded, run and can be run again; it may not upload.
+  TensorId capture(const std::function<void()>& body);
+  void replay(TensorId trace);
 
   void report_calls(std::vector<DeviceCall>* to) { calls_ = to; }
   // Calls made on behalf of `module` from now on; nullopt: of the op's own.
@@ -59,6 +64,7 @@ class Device {
 
  private:
   friend class DeviceTensor;
+  void check(Status status, std::string_view call);
   Held hold(const Reply& reply, const Spec& expected, std::string_view call);
   void count(const Request& request, std::span<const Held> inputs, std::span<const Spec> outputs);
 

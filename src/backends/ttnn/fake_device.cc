@@ -121,6 +121,7 @@ class FakeDevice final : public TtApi {
   // Runs `call`, whose refusals are exceptions, and turns those into a status.
   template <class Body>
   Status attempt(const Body& call);
+  void copy(const Request& request);
   Status refuse(Status status, std::string error);
   FakeTensor find(const Request& request, size_t input) const;
   FakeTensor create(const Spec& spec);
@@ -269,6 +270,17 @@ void FakeDevice::execute(Step& step) {
   }
 }
 
+// Into memory that is there already: between replays, never while a trace is captured.
+void FakeDevice::copy(const Request& request) {
+  ensure(!recording_, Fault::backend, "[copy] got a call while a trace is captured");
+  ensure(request.inputs.size() == 2, Fault::backend, "[copy] got {} inputs, expected 2",
+         request.inputs.size());
+  const FakeTensor x = find(request, 0), y = find(request, 1);
+  ensure(x.spec == y.spec, Fault::backend, "[copy] got {} into {}, expected the same",
+         to_string(x.spec), to_string(y.spec));
+  y.storage->values = x.storage->values;
+}
+
 Reply FakeDevice::run(const Request& request) {
   Reply reply;
   if (!lost_ && ++runs_ == options_.fail_at) {
@@ -278,6 +290,7 @@ Reply FakeDevice::run(const Request& request) {
     return reply;
   }
   reply.status = attempt([&] {
+    if (request.call == Call::copy) return copy(request);
     Step step = prepare(request);
     execute(step);
     for (const FakeTensor& y : step.outputs) reply.outputs.push_back(name_tensor(y));

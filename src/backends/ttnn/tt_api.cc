@@ -48,7 +48,7 @@ std::string_view name(Call call) {
       "reshape",          "slice",        "pad",        "concat",   "to_layout", "typecast",
       "to_memory",        "linear",       "layer_norm", "rms_norm", "attention", "rotary",
       "create_qkv_heads", "concat_heads", "embedding",  "add",      "multiply",  "add_scalar",
-      "multiply_scalar",  "silu",         "gelu_tanh",  "sin",      "cos"};
+      "multiply_scalar",  "silu",         "gelu_tanh",  "sin",      "cos",       "copy"};
   return kNames[static_cast<size_t>(call)];
 }
 

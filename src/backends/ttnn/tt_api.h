@@ -64,8 +64,9 @@ enum class Call : uint8_t {
   gelu_tanh,
   sin,  // f32 or bf16, any argument
   cos,
+  copy,  // the values of x into the tensor y, of the same spec; no output
 };
-constexpr int kCallCount = static_cast<int>(Call::cos) + 1;
+constexpr int kCallCount = static_cast<int>(Call::copy) + 1;
 std::string_view name(Call call);
 
 enum class Activation : uint8_t { none, gelu_tanh, silu };

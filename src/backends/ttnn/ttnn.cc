@@ -44,6 +44,34 @@ class TtnnKernels final : public Kernels {
     return true;
   }
 
+  // Compile run, capture, replays. A run that is no replay may leave new tensors (masks, tables)
+  // where recorded intermediates used to lie: it forgets what was recorded before.
+  Replayed replay(const std::string& key, std::span<const Tensor> inputs,
+                  const Body& body) override {
+    if (!options_.traces || !device_.caps().fast_dispatch) return {body(inputs)};
+    if (recordings_.size() > kRecordingsMax) forget_traces(), recordings_.clear();
+    Recording& r = recordings_[key];
+    if (!r.compiled) {
+      forget_traces();
+      r.compiled = true;
+      return {body(inputs)};
+    }
+    if (r.trace == 0) {
+      r.inputs.assign(inputs.begin(), inputs.end());
+      r.trace = device_.capture([&] {
+        r.outputs = body(inputs);
+        for (const Tensor& y : r.outputs) join_pieces(buffer(y));
+      });
+      return {fresh(r.outputs)};
+    }
+    for (size_t i = 0; i < inputs.size(); ++i)
+      if (inputs[i]) device_.copy(buffer(inputs[i]).held, buffer(r.inputs[i]).held);
+    device_.replay(r.trace);
+    return {fresh(r.outputs), true};
+  }
+
+  ~TtnnKernels() override { forget_traces(); }
+
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     return prepare_weight(device_, parts, bfp8() ? Format::bfp8 : Format::bf16);
   }
@@ -193,6 +221,31 @@ class TtnnKernels final : public Kernels {
   }
 
  private:
+  struct Recording {
+    bool compiled = false;
+    TensorId trace = 0;
+    std::vector<Tensor> inputs, outputs;
+  };
+  static constexpr size_t kRecordingsMax = 16;
+
+  void forget_traces() {
+    for (auto& [key, r] : recordings_) {
+      if (r.trace != 0) device_.api().release_trace(r.trace);
+      r = {.compiled = r.compiled};
+    }
+  }
+
+  // The same memory under buffers of their own: whoever gets them may write rows into a cache.
+  static std::vector<Tensor> fresh(const std::vector<Tensor>& outputs) {
+    std::vector<Tensor> all;
+    for (const Tensor& y : outputs) {
+      const TtBuffer& b = buffer(y);
+      all.push_back(make_tensor(y.shape(), b.held, b.form, b.columns));
+      buffer(all.back()).pieces = b.pieces;
+    }
+    return all;
+  }
+
   bool bfp8() const { return options_.precision == TtPrecision::bfp8; }
   Fidelity fidelity() const { return bfp8() ? Fidelity::hifi2 : Fidelity::hifi4; }
   Compute compute() const {
@@ -292,6 +345,12 @@ class TtnnKernels final : public Kernels {
     return reshaper_.stack(parts, rows);
   }
 
+  void join_pieces(TtBuffer& cache) {
+    if (cache.pieces.size() < 2) return;
+    const CachePiece& last = cache.pieces.back();
+    cache.pieces = {{0, last.first + last.rows, joined(cache)}};
+  }
+
   // Pieces that lie before `first` become one, once per call: then every Euler step only replaces
   // the last piece.
   void write_cache(Tensor& to, const Tensor& rows, int64_t first) {
@@ -315,10 +374,7 @@ class TtnnKernels final : public Kernels {
       last.rows = first - last.first;
       if (last.held->dims()[2] > round_up(last.rows))
         last.held = reshaper_.slice_axis(last.held, 2, 0, round_up(last.rows));
-      if (cache.pieces.size() > 1) {
-        const Held all = joined(cache);
-        cache.pieces = {{0, first, all}};
-      }
+      join_pieces(cache);
     }
     cache.pieces.push_back({first, rows.rows(), buffer(rows).held});
   }
@@ -347,6 +403,7 @@ class TtnnKernels final : public Kernels {
 
   TtnnOptions options_;
   Device device_;
+  std::map<std::string, Recording> recordings_;
   Reshaper reshaper_;
   Constants constants_;
 };

@@ -20,6 +20,7 @@ struct TtnnOptions {
   bool f32_accumulate = true;  // of products and norms
   bool own_blocks = true;      // plan_product's instead of the library's choice
   bool norms_in_l1 = true;     // where they fit
+  bool traces = true;          // record and replay, on devices with fast dispatch
 };
 
 std::unique_ptr<Kernels> make_ttnn_backend(std::unique_ptr<tt::TtApi> device,
