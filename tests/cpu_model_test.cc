@@ -28,17 +28,18 @@ void* counted(size_t bytes, size_t alignment) {
 }
 }  // namespace
 
-void* operator new(size_t bytes) { return counted(bytes, 1); }
-void* operator new[](size_t bytes) { return counted(bytes, 1); }
-void* operator new(size_t bytes, std::align_val_t a) {
+// Never inlined: gcc takes the halves of an inlined pair for a mismatch.
+[[gnu::noinline]] void* operator new(size_t bytes) { return counted(bytes, 1); }
+[[gnu::noinline]] void* operator new[](size_t bytes) { return counted(bytes, 1); }
+[[gnu::noinline]] void* operator new(size_t bytes, std::align_val_t a) {
   return counted(bytes, static_cast<size_t>(a));
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
-void operator delete[](void* p, size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete[](void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete[](void* p, size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace tendon {
 namespace {
