@@ -80,7 +80,7 @@ TEST_F(TtnnWorker, tensors_travel_in_the_bytes_of_the_device) {
   EXPECT_EQ(board.get({board.put(ids, {7, 257151, 0}), ids}), (std::vector<float>{7, 257151, 0}));
 }
 
-TEST_F(TtnnWorker, calls_take_and_give_handles) {
+TEST_F(TtnnWorker, calls_take_and_give_tensors) {
   Board board = open();
   const TensorId y = board.put(kDims, -.25F);
   const Output sum = board.run({.call = Call::add, .inputs = {x, y}, .memory = Memory::l1});
@@ -88,6 +88,10 @@ TEST_F(TtnnWorker, calls_take_and_give_handles) {
   EXPECT_EQ(board.get(sum), std::vector<float>(count(kDims), 1.25F));
   const Output flat = board.run({.call = Call::reshape, .inputs = {sum.id}, .dims{1, 1, 66, 40}});
   EXPECT_EQ(flat.spec.dims, (Dims{1, 1, 66, 40}));
+  const Reply copied = board.api().run({.call = Call::copy, .inputs = {x, y}});
+  EXPECT_EQ(copied.status, Status::ok) << board.api().last_error();
+  EXPECT_TRUE(copied.outputs.empty());
+  EXPECT_EQ(board.get({y, {kDims}}), std::vector<float>(count(kDims), 1.5F));
   board.api().release(y);
   EXPECT_SAYS(board.refusal({.call = Call::add, .inputs = {x, y}}), "no tensor has the number");
   std::vector<float> few(3);
