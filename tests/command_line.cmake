@@ -3,4 +3,4 @@
 add_test(NAME command_line COMMAND ${Python3_EXECUTABLE} -B
                                    ${CMAKE_CURRENT_SOURCE_DIR}/command_line_test.py
                                    $<TARGET_FILE:tendon> ${CMAKE_CURRENT_SOURCE_DIR}/data)
-set_tests_properties(command_line PROPERTIES LABELS command TIMEOUT 300)
+set_tests_properties(command_line PROPERTIES LABELS command TIMEOUT 300 RUN_SERIAL ON)
