@@ -16,7 +16,7 @@ def run(command):
 
 def machine():
     names = re.findall(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    return f"{len(names)} x {names[0]}, {platform.system()} {platform.release()}"
+    return f"{len(names)} x {names[0]}, {platform.system()}"
 
 
 def head(title, intro):
