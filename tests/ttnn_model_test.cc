@@ -175,6 +175,23 @@ TEST(TtnnTraces, give_the_bytes_of_plain_calls_whatever_changes_between_them) {
   }
 }
 
+TEST(TtnnTraces, survive_more_prompts_than_masks_are_kept) {
+  const Scratch scratch("traces");  // 16 tokens per image: attention needs a mask per segment
+  const auto file = scratch.write("tokens.json", R"({"vision": {"image": 56}, "cameras": 3})");
+  OpenOptions options = fake();
+  options.config = file.string();
+  const auto engine = open_engine(small(false), options);
+  const auto infer = [&](size_t letters, uint64_t seed) {
+    return engine->policy->infer(picture_and_prompt(std::string(letters, 'x')), {.seed = seed})
+        .normalized;
+  };
+  const std::vector<float> first = infer(1, 0);
+  infer(1, 1);
+  for (size_t letters = 2; letters < 8; ++letters)
+    for (uint64_t seed = 0; seed < 3; ++seed) infer(letters, seed);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(infer(1, 0), first);
+}
+
 // Zeros in every shape; large matrices have no bytes at all: only for devices of shapes.
 class Blank final : public WeightSource {
  public:

@@ -110,9 +110,12 @@ class Kernels {
   // backend makes one call per op, and Ops counts for it.
   virtual bool report_calls(std::vector<DeviceCall>* to) { return to == nullptr; }
 
+  // Whether replay() ever does anything but call its body.
+  virtual bool replays() const { return false; }
   // Runs `body` on `inputs`, or does again what it did under the same key, without calling it: then
   // its outputs lie where they lay. `body` depends on its inputs, on weights and on the key alone.
-  // What it writes into caches must be among its outputs.
+  // What it writes into caches must be among its outputs. Keys that share what stands before '/'
+  // are parts of one kind of call.
   using Body = std::function<std::vector<Tensor>(std::span<const Tensor> inputs)>;
   struct Replayed {
     std::vector<Tensor> outputs;

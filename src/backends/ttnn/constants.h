@@ -2,6 +2,7 @@
 // the device from constant tiles, so that a changing prompt uploads nothing.
 #pragma once
 
+#include <algorithm>
 #include <list>
 #include <map>
 #include <vector>
@@ -34,14 +35,16 @@ class Constants {
     int64_t positions = 0;
     Held cosine, sine;
   };
-  // A few results by what they were made for; the oldest goes.
+  // A few results by what they were made for; the one unused for longest goes. One call needs at
+  // most four masks: what its first run used is there for the second.
   template <class Key, class Value>
   class Recent {
    public:
-    const Value* find(const Key& key) const {
-      for (const auto& [k, v] : entries_)
-        if (k == key) return &v;
-      return nullptr;
+    const Value* find(const Key& key) {
+      const auto found = std::ranges::find(entries_, key, &std::pair<Key, Value>::first);
+      if (found == entries_.end()) return nullptr;
+      entries_.splice(entries_.begin(), entries_, found);
+      return &found->second;
     }
     const Value& put(Key key, Value value) {
       if (entries_.size() >= kEntriesMax) entries_.pop_back();

@@ -45,11 +45,17 @@ class TtnnKernels final : public Kernels {
   }
 
   // Compile run, capture, replays. A run that is no replay may leave new tensors (masks, tables)
-  // where recorded intermediates used to lie: it forgets what was recorded before.
+  // where recorded intermediates used to lie: it forgets what was recorded before. Calls of another
+  // kind may also have driven out masks that a capture would then have to upload, which it must
+  // not: their keys begin anew.
+  bool replays() const override { return options_.traces && device_.caps().fast_dispatch; }
   Replayed replay(const std::string& key, std::span<const Tensor> inputs,
                   const Body& body) override {
-    if (!options_.traces || !device_.caps().fast_dispatch) return {body(inputs)};
-    if (recordings_.size() > kRecordingsMax) forget_traces(), recordings_.clear();
+    if (const std::string call = key.substr(0, key.find('/')); call != recorded_call_) {
+      forget_traces();
+      recordings_.clear();
+      recorded_call_ = call;
+    }
     Recording& r = recordings_[key];
     if (!r.compiled) {
       forget_traces();
@@ -223,8 +229,6 @@ class TtnnKernels final : public Kernels {
     TensorId trace = 0;
     std::vector<Tensor> inputs, outputs;
   };
-  static constexpr size_t kRecordingsMax = 16;
-
   void forget_traces() {
     for (auto& [key, r] : recordings_) {
       if (r.trace != 0) device_.api().release_trace(r.trace);
@@ -400,7 +404,8 @@ class TtnnKernels final : public Kernels {
 
   TtnnOptions options_;
   Device device_;
-  std::map<std::string, Recording> recordings_;
+  std::string recorded_call_;                    // what stands before '/' in their keys
+  std::map<std::string, Recording> recordings_;  // of one kind of call
   Reshaper reshaper_;
   Constants constants_;
 };
