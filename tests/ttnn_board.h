@@ -14,8 +14,6 @@
 
 namespace tendon::tt {
 
-inline size_t count(const Dims& d) { return static_cast<size_t>(d[0] * d[1] * d[2] * d[3]); }
-
 class Board {
  public:
   explicit Board(const FakeOptions& options = {}) : api_(open_fake_device(options)) {}

@@ -43,7 +43,6 @@ std::vector<Product> products() {
   return all;
 }
 
-int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 int64_t blocks_of(int64_t n, int64_t per_core) { return (n + per_core - 1) / per_core; }
 
 TEST(Plan, blocks_divide_the_product_cover_it_and_fit_the_cores) {

@@ -51,13 +51,22 @@ void Constants::grow_mask_tiles(int64_t rows, int64_t columns) {
   partly_ = device_.upload({.dims = {1, 1, rows, width}}, partly);
 }
 
+template <class Make>
+Held Constants::mask(const Seen& key, const Make& make) {
+  if (const Held* known = masks_.find(key)) return *known;
+  const Device::Serving serving(device_, Module::attention);
+  return masks_.put(key, make());
+}
+
 Held Constants::see_all(std::span<const KeyPiece> pieces, int64_t rows) {
   int64_t hidden_keys = 0, keys = 0;
   for (const KeyPiece& p : pieces) hidden_keys += p.padded - p.rows, keys += p.padded;
   if (hidden_keys == 0) return nullptr;
-  const Seen key{{}, 1, rows, rows, {pieces.begin(), pieces.end()}};
-  if (const Held* known = masks_.find(key)) return *known;
-  device_.serve(Module::attention);
+  return mask({{}, 1, rows, rows, {pieces.begin(), pieces.end()}},
+              [&] { return put_together(pieces, rows, keys); });
+}
+
+Held Constants::put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys) {
   grow_mask_tiles(rows, keys);
   std::vector<Held> parts;
   int64_t whole = 0;  // columns of whole tiles that are seen and not yet in `parts`
@@ -72,23 +81,18 @@ Held Constants::see_all(std::span<const KeyPiece> pieces, int64_t rows) {
     whole = 0;
   }
   if (whole > 0) part(seen_, 0, whole);
-  const Held mask = reshaper_.concat(parts, 3);
-  device_.serve({});
-  return masks_.put(key, mask);
+  return reshaper_.concat(parts, 3);
 }
 
 Held Constants::see(const std::vector<int32_t>& visible, int64_t segments, int64_t real_rows,
                     std::span<const KeyPiece> pieces, int64_t rows) {
-  const Seen key{visible, segments, real_rows, rows, {pieces.begin(), pieces.end()}};
-  if (const Held* known = masks_.find(key)) return *known;
-  device_.serve(Module::attention);
   int64_t keys = 0, padded_keys = 0;
   for (const KeyPiece& p : pieces) keys += p.rows, padded_keys += p.padded;
-  const Held mask = device_.upload(
-      {.dims = {1, 1, rows, padded_keys}},
-      additive(sees_first(visible, real_rows, keys, segments), pieces, rows, hidden_));
-  device_.serve({});
-  return masks_.put(key, mask);
+  return mask({visible, segments, real_rows, rows, {pieces.begin(), pieces.end()}}, [&] {
+    return device_.upload(
+        {.dims = {1, 1, rows, padded_keys}},
+        additive(sees_first(visible, real_rows, keys, segments), pieces, rows, hidden_));
+  });
 }
 
 }  // namespace tendon::tt

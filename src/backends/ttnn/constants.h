@@ -63,6 +63,9 @@ class Constants {
     bool operator==(const Seen&) const = default;
   };
 
+  template <class Make>
+  Held mask(const Seen& key, const Make& make);  // made once, for Module::attention
+  Held put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys);
   void grow_rotary(RotaryTable& table, const HeadColumns& columns, int64_t positions);
   void grow_mask_tiles(int64_t rows, int64_t columns);
 

@@ -52,11 +52,14 @@ void Device::check(Status status, std::string_view call) {
          api_->last_error());
 }
 
-Held Device::hold(const Reply& reply, const Spec& expected, std::string_view call) {
+void Device::check(const Reply& reply, size_t outputs, std::string_view call) {
   check(reply.status, call);
-  ensure(!reply.outputs.empty(), Fault::internal, "[{}] the device answered without a tensor",
-         call);
-  auto held = std::make_shared<const DeviceTensor>(*this, reply.outputs[0]);
+  ensure(reply.outputs.size() == outputs, Fault::internal,
+         "[{}] the device gave {} tensors, expected {}", call, reply.outputs.size(), outputs);
+}
+
+Held Device::hold(const Output& output, const Spec& expected, std::string_view call) {
+  auto held = std::make_shared<const DeviceTensor>(*this, output);
   const Spec& got = held->spec();
   ensure(padded(got) == padded(expected) && got.format == expected.format &&
              got.layout == expected.layout && got.memory == expected.memory,
@@ -76,7 +79,9 @@ Held Device::upload_rows(const Spec& spec,
                          const std::function<void(int64_t row, std::span<float> to)>& rows) {
   std::vector<std::byte> bytes;
   if (!caps().shapes_only) bytes = pack_rows(spec, rows);
-  const Held held = hold(api_->upload(spec, bytes), spec, "upload");
+  const Reply reply = api_->upload(spec, bytes);
+  check(reply, 1, "upload");
+  const Held held = hold(reply.outputs[0], spec, "upload");
   if (calls_)
     calls_->push_back({.name = "upload",
                        .dtype = name(spec.format),
@@ -86,8 +91,7 @@ Held Device::upload_rows(const Spec& spec,
 }
 
 std::vector<float> Device::download(const Held& x) {
-  const Dims& d = x->dims();
-  std::vector<float> values(static_cast<size_t>(d[0] * d[1] * d[2] * d[3]));
+  std::vector<float> values(static_cast<size_t>(count(x->dims())));
   check(api_->download(x->id(), values), "download");
   if (calls_)
     calls_->push_back({.name = "download",
@@ -97,8 +101,8 @@ std::vector<float> Device::download(const Held& x) {
   return values;
 }
 
-void Device::count(const Request& request, std::span<const Held> inputs,
-                   std::span<const Spec> outputs) {
+void Device::report(const Request& request, std::span<const Held> inputs,
+                    std::span<const Spec> outputs) {
   if (!calls_) return;
   DeviceCall call{.name = name(request.call),
                   .op_class = class_of(request.call),
@@ -119,14 +123,11 @@ std::vector<Held> Device::run_all(Request request, std::span<const Held> inputs)
   }
   const std::vector<Spec> expected = expected_outputs(request, specs);
   const Reply reply = api_->run(request);
-  check(reply.status, name(request.call));
-  ensure(reply.outputs.size() == expected.size(), Fault::internal,
-         "[{}] the device gave {} tensors, expected {}", name(request.call), reply.outputs.size(),
-         expected.size());
+  check(reply, expected.size(), name(request.call));
   std::vector<Held> outputs;
   for (size_t i = 0; i < expected.size(); ++i)
-    outputs.push_back(hold({Status::ok, {reply.outputs[i]}}, expected[i], name(request.call)));
-  count(request, inputs, expected);
+    outputs.push_back(hold(reply.outputs[i], expected[i], name(request.call)));
+  report(request, inputs, expected);
   return outputs;
 }
 
@@ -144,8 +145,8 @@ TensorId Device::capture(const std::function<void()>& body) {
   check(api_->begin_trace(), "begin_trace");
   body();
   const Reply reply = api_->end_trace();
-  check(reply.status, "end_trace");
-  return reply.outputs.at(0).id;
+  check(reply, 1, "end_trace");
+  return reply.outputs[0].id;
 }
 
 void Device::replay(TensorId trace) { check(api_->replay_trace(trace), "replay_trace"); }

@@ -33,8 +33,6 @@ class DeviceTensor {
 };
 using Held = std::shared_ptr<const DeviceTensor>;
 
-inline int64_t round_up(int64_t n) { return (n + kTile - 1) / kTile * kTile; }
-
 class Device {
  public:
   explicit Device(std::unique_ptr<TtApi> api) : api_(std::move(api)) {}
@@ -59,14 +57,24 @@ class Device {
   void replay(TensorId trace);
 
   void report_calls(std::vector<DeviceCall>* to) { calls_ = to; }
-  // Calls made on behalf of `module` from now on; nullopt: of the op's own.
-  void serve(std::optional<Module> module) { serving_ = module; }
+  // Calls made during the life of this object are on behalf of `module`, not of the op's own.
+  class Serving {
+   public:
+    Serving(Device& device, Module module) : device_(device) { device.serving_ = module; }
+    ~Serving() { device_.serving_.reset(); }
+    Serving(const Serving&) = delete;
+    Serving& operator=(const Serving&) = delete;
+
+   private:
+    Device& device_;
+  };
 
  private:
   friend class DeviceTensor;
   void check(Status status, std::string_view call);
-  Held hold(const Reply& reply, const Spec& expected, std::string_view call);
-  void count(const Request& request, std::span<const Held> inputs, std::span<const Spec> outputs);
+  void check(const Reply& reply, size_t outputs, std::string_view call);
+  Held hold(const Output& output, const Spec& expected, std::string_view call);
+  void report(const Request& request, std::span<const Held> inputs, std::span<const Spec> outputs);
 
   std::unique_ptr<TtApi> api_;
   std::vector<DeviceCall>* calls_ = nullptr;

@@ -197,8 +197,7 @@ Status FakeDevice::download(TensorId x, std::span<float> to) {
     const auto at = tensors_.find(x);
     ensure(at != tensors_.end(), Fault::backend,
            "[download] got id {}, expected a tensor that was not released", x);
-    const Dims& d = at->second.spec.dims;
-    ensure(std::ssize(to) == d[0] * d[1] * d[2] * d[3], Fault::backend,
+    ensure(std::ssize(to) == count(at->second.spec.dims), Fault::backend,
            "[download] got room for {} values, expected those of {}", to.size(),
            to_string(at->second.spec));
     if (options_.compute)

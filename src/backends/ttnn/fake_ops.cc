@@ -13,8 +13,6 @@ namespace {
 
 constexpr int64_t kSmall = 1 << 16;  // values that one thread computes before another is started
 
-int64_t count(const Dims& d) { return d[0] * d[1] * d[2] * d[3]; }
-
 std::vector<float> empty_values(const Spec& spec) {
   return std::vector<float>(static_cast<size_t>(count(spec.dims)));
 }

@@ -10,10 +10,8 @@
 namespace tendon::tt {
 namespace {
 
-int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
 std::string text(const Dims& dims) { return to_string(Shape(dims)); }
-int64_t tile_bytes(Format format) { return byte_size({{1, 1, kTile, kTile}, format}); }
 
 // One call under examination: its inputs by position, and the sentences of a refusal.
 struct Inspection {
@@ -92,8 +90,8 @@ Spec through_rows(Spec y, bool tiles_move_whole) {
 Spec reshape(const Inspection& in) {
   const Spec& x = in.at(0, "x");
   const Dims &from = x.dims, &to = in.request.dims;
-  in.expect(from[0] * from[1] * from[2] * from[3] == to[0] * to[1] * to[2] * to[3],
-            "x is {}, expected as many values as {}", to_string(x), text(to));
+  in.expect(count(from) == count(to), "x is {}, expected as many values as {}", to_string(x),
+            text(to));
   return in.like(x, to);
 }
 

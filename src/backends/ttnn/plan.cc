@@ -9,12 +9,7 @@ namespace {
 constexpr int64_t kReserve = 180 << 10;
 constexpr int64_t kBlockMax = 8;  // tiles of K per step
 
-int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t tile_bytes(Format format) {
-  return byte_size({.dims = {1, 1, kTile, kTile}, .format = format});
-}
 
 // The library wants whole rows of a block or a single row of tiles per subblock; half of the
 // registers hold f32 sums.

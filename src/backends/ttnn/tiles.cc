@@ -110,45 +110,51 @@ struct Bands {
   const int64_t per_matrix, count, columns, bytes;
 };
 
+// Calls body(value, exponent, stored) for every face row of a band of tiles: where its 16 values
+// begin in [32, columns], and the bytes of its exponent (bfp8) and its values in the band.
+template <class Body>
+void each_face_row(const Bands& bands, const Body& body) {
+  const bool shared = bands.spec.format == Format::bfp8;
+  const int64_t bytes = tile_bytes(bands.spec.format);
+  for (int64_t tile = 0; tile < bands.columns / kTile; ++tile)
+    for (int64_t i = 0; i < kFaceRows; ++i) {
+      const FaceRow at = face_row(tile, i);
+      const int64_t stored = shared ? kFaceRows + i * kFace : i * bytes / kFaceRows;
+      body(at.row * bands.columns + at.column, tile * bytes + i, tile * bytes + stored);
+    }
+}
+
 // `band`: [32, columns], padding zero.
 void pack_band(const Bands& bands, const float* band, std::byte* to) {
   const Format format = bands.spec.format;
   if (!bands.tiled) return pack_values(format, band, bands.columns, to);
-  const int64_t tile_bytes = bands.bytes / (bands.columns / kTile);
-  for (int64_t tile = 0; tile < bands.columns / kTile; ++tile, to += tile_bytes)
-    for (int64_t i = 0; i < kFaceRows; ++i) {
-      const FaceRow at = face_row(tile, i);
-      const float* from = band + at.row * bands.columns + at.column;
-      if (format == Format::bfp8)
-        pack_block(from, to + i, to + kFaceRows + i * kFace);
-      else
-        pack_values(format, from, kFace, to + i * tile_bytes / kFaceRows);
-    }
+  each_face_row(bands, [&](int64_t value, int64_t exponent, int64_t stored) {
+    if (format == Format::bfp8)
+      pack_block(band + value, to + exponent, to + stored);
+    else
+      pack_values(format, band + value, kFace, to + stored);
+  });
 }
 
 void unpack_band(const Bands& bands, const std::byte* from, float* band) {
   const Format format = bands.spec.format;
   if (!bands.tiled) return unpack_values(format, from, bands.columns, band);
-  const int64_t tile_bytes = bands.bytes / (bands.columns / kTile);
-  for (int64_t tile = 0; tile < bands.columns / kTile; ++tile, from += tile_bytes)
-    for (int64_t i = 0; i < kFaceRows; ++i) {
-      const FaceRow at = face_row(tile, i);
-      float* to = band + at.row * bands.columns + at.column;
-      if (format == Format::bfp8)
-        unpack_block(from[i], from + kFaceRows + i * kFace, to);
-      else
-        unpack_values(format, from + i * tile_bytes / kFaceRows, kFace, to);
-    }
+  each_face_row(bands, [&](int64_t value, int64_t exponent, int64_t stored) {
+    if (format == Format::bfp8)
+      unpack_block(from[exponent], from + stored, band + value);
+    else
+      unpack_values(format, from + stored, kFace, band + value);
+  });
 }
 
 }  // namespace
 
 std::vector<std::byte> pack(const Spec& spec, std::span<const float> values) {
-  const Dims& d = spec.dims;
-  ensure(std::ssize(values) == d[0] * d[1] * d[2] * d[3], Fault::internal,
-         "packing {} values as {}", values.size(), to_string(spec));
+  const int64_t columns = spec.dims[3];
+  ensure(std::ssize(values) == count(spec.dims), Fault::internal, "packing {} values as {}",
+         values.size(), to_string(spec));
   return pack_rows(spec, [&](int64_t r, std::span<float> to) {
-    std::copy_n(values.begin() + r * d[3], d[3], to.begin());
+    std::copy_n(values.begin() + r * columns, columns, to.begin());
   });
 }
 
@@ -175,8 +181,7 @@ std::vector<float> unpack(const Spec& spec, std::span<const std::byte> bytes) {
   ensure(std::ssize(bytes) == byte_size(spec), Fault::internal, "{} bytes are not {}: {} expected",
          bytes.size(), to_string(spec), byte_size(spec));
   const int64_t columns = spec.dims[3];
-  std::vector<float> values(
-      static_cast<size_t>(spec.dims[0] * spec.dims[1] * spec.dims[2] * columns));
+  std::vector<float> values(static_cast<size_t>(count(spec.dims)));
   parallel_for(bands.count, bands.threads(), [&](int64_t first, int64_t last) {
     std::vector<float> band(static_cast<size_t>(kTile * bands.columns));
     for (int64_t b = first; b < last; ++b) {

@@ -6,30 +6,27 @@
 #include "tensor/tensor.h"
 
 namespace tendon::tt {
-namespace {
-
-int64_t whole_tiles(int64_t n) { return (n + kTile - 1) / kTile * kTile; }
-
-}  // namespace
-
 Dims padded(const Spec& spec) {
   Dims dims = spec.dims;
   if (spec.layout == Layout::row_major) return dims;
-  dims[2] = whole_tiles(dims[2]);
-  dims[3] = whole_tiles(dims[3]);
+  dims[2] = round_up(dims[2]);
+  dims[3] = round_up(dims[3]);
   return dims;
 }
 
 int64_t byte_size(const Spec& spec) {
-  const Dims dims = padded(spec);
-  const int64_t count = dims[0] * dims[1] * dims[2] * dims[3];
+  const int64_t values = count(padded(spec));
   switch (spec.format) {
-    case Format::bf16: return 2 * count;
-    case Format::bfp8: return count / (kTile * kTile) * kBfp8TileBytes;
+    case Format::bf16: return 2 * values;
+    case Format::bfp8: return values / (kTile * kTile) * kBfp8TileBytes;
     case Format::f32:
-    case Format::u32: return 4 * count;
+    case Format::u32: return 4 * values;
   }
   return 0;
+}
+
+int64_t tile_bytes(Format format) {
+  return byte_size({.dims = {1, 1, kTile, kTile}, .format = format});
 }
 
 std::string to_string(const Spec& spec) {

@@ -30,8 +30,12 @@ struct Spec {
   bool operator==(const Spec&) const = default;
 };
 
+inline int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
+inline int64_t round_up(int64_t n) { return tiles(n) * kTile; }  // to whole tiles
+inline int64_t count(const Dims& d) { return d[0] * d[1] * d[2] * d[3]; }
 Dims padded(const Spec& spec);        // tile layout: the last two axes rounded up to whole tiles
 int64_t byte_size(const Spec& spec);  // on the device, padding included
+int64_t tile_bytes(Format format);
 std::string to_string(const Spec& spec);  // "[1, 1, 64, 96] bf16 tile dram"
 std::string_view name(Format format);
 
