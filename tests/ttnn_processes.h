@@ -2,6 +2,8 @@
 #pragma once
 
 #include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -79,6 +81,26 @@ inline Running find_running(const std::vector<Running>& all, const std::string& 
   for (const Running& r : all)
     if (r.command.find(piece) != r.command.npos) return r;
   return {};
+}
+
+// A process that holds a worker is killed: keeper, worker and the simulator, whose command holds
+// `simulator`, end with it.
+inline void expect_all_end_with_tendon(const WorkerOptions& options, const std::string& simulator) {
+  const pid_t tendon = fork();
+  if (tendon == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // in case this test itself is ended
+    const Board board(open_worker(options));
+    pause();
+  }
+  std::vector<Running> family;
+  for (int i = 0; i < 3000 && !find_running(family, simulator).id; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    family = below(tendon);
+  }
+  EXPECT_EQ(family.size(), 3U) << "keeper, worker, simulator";
+  kill(tendon, SIGKILL);
+  waitpid(tendon, nullptr, 0);
+  EXPECT_TRUE(all_end(family));
 }
 
 // Runs a call that must end with `status` because of `trouble` 0.3 s later. Nothing of `family` may

@@ -3,8 +3,6 @@
 // when a piece of that tower falls. Needs the folder that scripts/ttnn-sim makes.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <cmath>
@@ -355,21 +353,7 @@ TEST(TtnnSimulator, a_call_past_its_deadline_ends_the_simulator) {
 
 TEST(TtnnSimulator, nothing_runs_on_when_tendon_is_killed) {
   OPTIONS_OR_SKIP(options);
-  const pid_t tendon = fork();
-  if (tendon == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);  // in case this test itself is ended
-    const Board board(open_worker(options));
-    pause();
-  }
-  std::vector<Running> family;
-  for (int i = 0; i < 3000 && !find_running(family, "server.py").id; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    family = below(tendon);
-  }
-  EXPECT_EQ(family.size(), 3U) << "keeper, worker, simulator";
-  kill(tendon, SIGKILL);
-  waitpid(tendon, nullptr, 0);
-  EXPECT_TRUE(all_end(family));
+  expect_all_end_with_tendon(options, "server.py");
 }
 
 TEST(TtnnSimulator, a_call_costs_less_than_100_us_and_nothing_stays_in_shared_memory) {

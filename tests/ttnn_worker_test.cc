@@ -2,8 +2,6 @@
 // The worker process with a stand-in for the library: messages, refusals, deaths, deadlines.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 
 #include "tensor/random.h"
 #include "test_files.h"
@@ -161,20 +159,7 @@ TEST_F(TtnnWorker, a_call_past_its_deadline_ends_the_worker_and_the_simulator) {
 }
 
 TEST_F(TtnnWorker, nothing_runs_on_when_tendon_is_killed) {
-  const pid_t tendon = fork();
-  if (tendon == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);  // in case this test itself is ended
-    const Board board(open_worker(stub_options({"TT_METAL_SIMULATOR=x"})));
-    pause();
-  }
-  for (int i = 0; i < 500 && !find_running(family, "sleep").id; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    family = below(tendon);
-  }
-  EXPECT_EQ(family.size(), 3U) << "keeper, worker, simulator";
-  kill(tendon, SIGKILL);
-  waitpid(tendon, nullptr, 0);
-  EXPECT_TRUE(all_end(family));
+  expect_all_end_with_tendon(stub_options({"TT_METAL_SIMULATOR=x"}), "sleep");
 }
 
 TEST_F(TtnnWorker, nothing_runs_on_when_the_keeper_is_killed) {

@@ -302,7 +302,6 @@ void add_bench(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("bench", "latency per stage beside the machine's limits");
   const auto o = std::make_shared<BenchOptions>();
   add_model_options(*verb, o->model, o->open);
-  verb->get_option("MODEL")->required(false);
   add_observation_options(*verb, o->given);
   verb->add_option("--calls", o->calls, "measured calls; default 5");
   verb->add_option("--warm-up", o->warm_up, "calls before; default 1");

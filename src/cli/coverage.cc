@@ -142,7 +142,6 @@ void add_coverage(CLI::App& app) {
       app.add_subcommand("coverage", "which ops ran where: calls, FLOPs, bytes, transfers");
   const auto o = std::make_shared<CoverageOptions>();
   add_model_options(*verb, o->model, o->open);
-  verb->get_option("MODEL")->required(false);
   add_observation_options(*verb, o->given);
   verb->add_option("--fallback", o->open.fallback,
                    "reference: ops that the backend lacks run there and are counted");

@@ -40,7 +40,7 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
                   "demo, synthetic:pi0, synthetic:pi05, a checkpoint folder of lerobot or openpi, "
                   "or a file "
                   "of tendon convert")
-      ->required();
+      ->required(model.empty());
   verb.add_option("--config", o.config,
                   "sizes as a JSON file, or an openpi training config such as pi05_droid");
   verb.add_option("--tokenizer", o.tokenizer,

@@ -113,7 +113,6 @@ void add_validate(CLI::App& app) {
       "validate", "a checkpoint's health, and a backend against the reference module by module");
   const auto o = std::make_shared<ValidateOptions>();
   add_model_options(*verb, o->model, o->open);
-  verb->get_option("MODEL")->required(false);
   add_observation_options(*verb, o->given);
   verb->add_option("--module", o->module,
                    "only modules whose name begins with it: siglip, gemma_2b");

@@ -17,7 +17,8 @@ void add_inspect(CLI::App& app);
 void add_validate(CLI::App& app);
 void add_version(CLI::App& app);
 
-// MODEL and the options that decide how it is opened; both must outlive the parse.
+// MODEL, optional where `model` holds a default, and the options that decide how it is opened; both
+// must outlive the parse.
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& options);
 
 }  // namespace tendon::cli

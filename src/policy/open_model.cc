@@ -106,13 +106,16 @@ OpenedModel open_demo(const OpenOptions& o, const GivenConfig& given) {
   return m;
 }
 
-// Beside the weights, in the places where lerobot and openpi users keep it.
+}  // namespace
+
 std::string find_tokenizer(const std::string& model) {
   for (const char* name : {"tokenizer/tokenizer.json", "tokenizer/tokenizer.model",
                            "tokenizer.json", "tokenizer.model", "paligemma_tokenizer.model"})
     if (fs::exists(fs::path(model) / name)) return (fs::path(model) / name).string();
   return "";
 }
+
+namespace {
 
 void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& o) {
   Surroundings& s = m.surroundings;

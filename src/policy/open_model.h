@@ -29,6 +29,9 @@ struct OpenedModel {
 // Error(Fault::checkpoint or usage).
 OpenedModel open_model(const std::string& model, const OpenOptions& options);
 
+// The tokenizer beside the weights of a folder, where lerobot and openpi users keep it; else empty.
+std::string find_tokenizer(const std::string& model);
+
 // Configuration, cameras, prompt, statistics, parameters by part with bytes, memory plan.
 nlohmann::json describe_model(const OpenedModel& model, const OpenOptions& options,
                               bool table_on_device = false);

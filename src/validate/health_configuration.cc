@@ -114,15 +114,6 @@ bool newline_is_a_piece(const Tokenizer& tokenizer) {
   return newline.size() == 1 && (one.size() != 1 || newline[0] - one[0] != '\n' - '\x01');
 }
 
-// Beside the weights, in the places that open_model looks at.
-std::string tokenizer_of(const Examined& m) {
-  if (!m.options.tokenizer.empty()) return m.options.tokenizer;
-  for (const char* name : {"tokenizer/tokenizer.json", "tokenizer/tokenizer.model",
-                           "tokenizer.json", "tokenizer.model", "paligemma_tokenizer.model"})
-    if (fs::exists(m.folder / name)) return (m.folder / name).string();
-  return "";
-}
-
 }  // namespace
 
 std::vector<Feature> features(const json& owner, const char* list) {
@@ -156,7 +147,9 @@ std::vector<Finding> check_tokenizer(const Examined& m) {
   if (generated || (m.folder.empty() && !m.opened)) return {};
   std::shared_ptr<const Tokenizer> tokenizer =
       m.opened ? m.opened->surroundings.tokenizer : nullptr;
-  const std::string file = m.opened ? m.opened->tokenizer : tokenizer_of(m);
+  const std::string file = m.opened                       ? m.opened->tokenizer
+                           : !m.options.tokenizer.empty() ? m.options.tokenizer
+                                                          : find_tokenizer(m.folder.string());
   if (!tokenizer && file.empty()) {
     r.error("tokenizer.missing", "tokenizer",
             fmt::format("{} has no tokenizer; put paligemma_tokenizer.model or tokenizer.json "
