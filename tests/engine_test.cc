@@ -1,8 +1,12 @@
 // labels: unit
 // Facts about whole calls of a small synthetic model through the public library.
+#include <fmt/format.h>
+
 #include <cmath>
 #include <limits>
 
+#include "policy/open_model.h"
+#include "tendon/backends.h"
 #include "tendon/tendon.h"
 #include "tensor/random.h"
 #include "test_files.h"
@@ -28,7 +32,7 @@ Engine small(const std::string& kind, OpenOptions options = {}) {
 Image picture(uint8_t seed) {
   Image image{20, 30, std::vector<uint8_t>(20 * 30 * 3)};
   for (size_t i = 0; i < image.rgb.size(); ++i)
-    image.rgb[i] = static_cast<uint8_t>(i * 37 + seed * 91 + i * i % 11);
+    image.rgb.owned()[i] = static_cast<uint8_t>(i * 37 + seed * 91 + i * i % 11);
   return image;
 }
 
@@ -39,6 +43,103 @@ Observation observe(const Engine& engine) {
   o.prompt = "fold the towel";
   o.state = {0.1, -0.2, 0.3, 0.4, -0.5};
   return o;
+}
+
+// One robot with one way to normalise, around the small network.
+struct Meeting {
+  Robot robot = Robot::lerobot;
+  NormFamily family = NormFamily::lerobot;
+  NormMethod method = NormMethod::mean_std;
+  bool relative = false, adapt_to_pi = true, quantiles = true;
+};
+
+std::string to_text(const Meeting& m) {
+  return fmt::format("{} {} {}{}{}", name(m.robot),
+                     m.family == NormFamily::openpi ? "openpi" : "lerobot", name(m.method),
+                     m.relative ? " relative" : "", m.adapt_to_pi ? "" : " not adapted");
+}
+
+Normalizer some_statistics(const Meeting& m, int64_t dim) {
+  Normalizer n{.family = m.family, .method = m.method};
+  for (int64_t i = 0; i < dim; ++i) {
+    const double centre = 0.1 * static_cast<double>(i % 5) - 0.25;
+    const double width = 0.4 + 0.07 * static_cast<double>(i % 7);
+    const bool mean_std = m.method == NormMethod::mean_std;
+    n.centre.push_back(mean_std ? centre : centre - width);
+    n.range.push_back(mean_std ? width : centre + width);
+    if (!m.quantiles) continue;
+    n.q01.push_back(centre - 2 * width);
+    n.q99.push_back(centre + 1.5 * width);
+  }
+  return n;
+}
+
+struct Robotic {
+  std::unique_ptr<Kernels> kernels = open_backend(resolved({.backend = "reference"}));
+  Ops ops{*kernels};
+  std::unique_ptr<Policy> policy;
+  Observation observation{.prompt = "fold the towel"};
+
+  explicit Robotic(const Meeting& m) {
+    const Scratch scratch("robotic");
+    std::string wide = kSmall;
+    wide.replace(wide.find("\"action_dim\": 6, \"state_dim\": 5"), 31,
+                 R"("action_dim": 16, "state_dim": 16)");
+    OpenedModel opened =
+        open_model("synthetic:pi0", {.config = scratch.write("wide.json", wide).string()});
+    Surroundings& s = opened.surroundings;
+    s.robot = m.robot;
+    s.adapt_to_pi = m.adapt_to_pi;
+    s.state_dim = std::max<int64_t>(facts(m.robot).state_dim, 8);
+    s.action_dim = std::max<int64_t>(facts(m.robot).action_dim, 7);
+    s.state = some_statistics(m, s.state_dim);
+    s.action = some_statistics(m, s.action_dim);
+    if (m.relative)
+      for (int64_t d = 0; d < s.action_dim; ++d) s.delta.push_back(d % 7 != 6);
+    for (int64_t d = 0; d < s.state_dim; ++d)
+      observation.state.push_back(0.3 - 0.05 * static_cast<double>(d));
+    for (const std::string& camera : s.cameras) observation.images[camera] = picture(3);
+    Weights weights = load_weights(ops, *opened.weights, opened.config);
+    policy = std::make_unique<Policy>(ops, Model{opened.config, std::move(weights)},
+                                      std::move(opened.surroundings));
+  }
+
+  Actions infer(const std::optional<PreviousChunk>& previous = {}) {
+    return policy->infer(observation, {.seed = 5, .previous = previous});
+  }
+};
+
+// The first three rows, in the model's units or in the robot's.
+PreviousChunk previous_of(const Actions& a, bool in_units) {
+  PreviousChunk chunk{.rows = 3, .dim = a.dim, .schedule = GuidanceSchedule::ones};
+  for (int64_t r = 0; r < 3; ++r)
+    for (int64_t d = 0; d < a.dim; ++d)
+      if (in_units)
+        chunk.actions.push_back(a.values[static_cast<size_t>(r * a.dim + d)]);
+      else
+        chunk.normalized.push_back(a.normalized[static_cast<size_t>(r * a.model_dim + d)]);
+  return chunk;
+}
+
+void expect_close(const std::vector<float>& a, const std::vector<float>& b,
+                  const std::string& what) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i)
+    EXPECT_NEAR(a[i], b[i], 1e-5 * std::max(1.f, std::abs(b[i]))) << what << " " << i;
+}
+
+std::vector<Meeting> meetings() {
+  std::vector<Meeting> all;
+  for (const bool relative : {false, true}) {
+    for (const Robot robot : {Robot::aloha, Robot::droid, Robot::libero})
+      for (const NormMethod m : {NormMethod::mean_std, NormMethod::quantiles})
+        all.push_back({robot, NormFamily::openpi, m, relative});
+    all.push_back({Robot::aloha, NormFamily::openpi, NormMethod::mean_std, relative, false});
+    for (const NormMethod m : {NormMethod::identity, NormMethod::mean_std, NormMethod::quantiles,
+                               NormMethod::min_max, NormMethod::quantile10})
+      all.push_back({Robot::lerobot, NormFamily::lerobot, m, relative});
+  }
+  return all;
 }
 
 Error refused_observation(const Observation& o, const std::string& kind = "pi0") {
@@ -89,8 +190,8 @@ TEST(Engine, every_input_reaches_the_actions) {
     const std::vector<double> before = engine.infer(o).values;
     for (const std::string& camera : engine.cameras()) {
       Observation changed = o;
-      changed.images[camera].rgb[0] ^= 0x80;
-      changed.images[camera].rgb[900] ^= 0x80;
+      changed.images[camera].rgb.owned()[0] ^= 0x80;
+      changed.images[camera].rgb.owned()[900] ^= 0x80;
       EXPECT_NE(engine.infer(changed).values, before) << kind << " " << camera;
     }
     Observation changed = o;
@@ -130,6 +231,116 @@ TEST(Engine, a_previous_chunk_pulls_the_first_rows_towards_it) {
   EXPECT_NE(guided.values, free.values);
 }
 
+TEST(PreviousChunk, in_the_robots_units_guides_as_in_the_models_on_every_robot) {
+  for (const Meeting& m : meetings()) {
+    Robotic robotic(m);
+    const Actions free = robotic.infer();
+    const Actions expected = robotic.infer(previous_of(free, false));
+    expect_close(robotic.infer(previous_of(free, true)).normalized, expected.normalized,
+                 to_text(m));
+    PreviousChunk other = previous_of(free, true);
+    for (double& v : other.actions) v += 0.1;
+    EXPECT_NE(robotic.infer(other).normalized, expected.normalized) << to_text(m);
+  }
+}
+
+TEST(PreviousChunk, relative_actions_are_anchored_at_the_state_of_now) {
+  const Meeting m{.relative = true};
+  Robotic robotic(m);
+  const Actions free = robotic.infer();
+  for (double& v : robotic.observation.state) v += 0.125;
+  PreviousChunk by_hand = previous_of(free, false);
+  const std::vector<double> std = some_statistics(m, free.dim).range;
+  for (size_t i = 0; i < by_hand.normalized.size(); ++i) {
+    const size_t d = i % static_cast<size_t>(free.dim);
+    if (d != 6) by_hand.normalized[i] -= static_cast<float>(0.125 / std[d]);
+  }
+  expect_close(robotic.infer(previous_of(free, true)).normalized, robotic.infer(by_hand).normalized,
+               "anchored");
+}
+
+TEST(PreviousChunk, is_refused_when_it_is_neither_or_both_or_does_not_fit) {
+  Robotic robotic(Meeting{});
+  const Actions free = robotic.infer();
+  const PreviousChunk good = previous_of(free, true), normal = previous_of(free, false);
+  const auto says = [&](PreviousChunk bad, const std::string& text) {
+    const Error e = refused([&] { robotic.infer(bad); });
+    EXPECT_EQ(e.fault(), Fault::input);
+    EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+  };
+  PreviousChunk bad = good;
+  bad.normalized = normal.normalized;
+  says(bad, "21 normalized values and 21 in the robot's units");
+  bad.normalized = {};
+  bad.actions = {};
+  says(bad, "give one of them");
+  bad = good;
+  bad.dim = 3;
+  bad.rows = 4;
+  bad.actions.resize(12);
+  says(bad, "have 3 actions, this robot has 7");
+  bad = good;
+  bad.rows = 5;
+  says(bad, "[5, 7] with 21 values; at most [4, 7]");
+  // 1e300 is finite until it meets the model's floats.
+  for (const double v : {std::nan(""), std::numeric_limits<double>::infinity(), 1e300}) {
+    bad = good;
+    bad.actions[8] = v;
+    says(bad, "action 1 of row 1 of the previous chunk is");
+  }
+  bad = normal;
+  bad.normalized[15] = NAN;
+  says(bad, "action 1 of row 2 of the previous chunk is nan");
+  bad = normal;
+  bad.max_weight = NAN;
+  says(bad, "largest weight of nan");
+}
+
+TEST(Quantiles, of_actions_come_in_the_robots_units_at_the_state_of_now) {
+  const Meeting m{Robot::aloha, NormFamily::openpi, NormMethod::mean_std, true};
+  Robotic robotic(m);
+  const Actions a = robotic.infer();
+  const Normalizer n = some_statistics(m, 14);
+  ASSERT_EQ(a.low.size(), 14u);
+  ASSERT_EQ(a.high.size(), 14u);
+  for (size_t d = 0; d < 14; ++d) {
+    const double state = robotic.observation.state[d];
+    double low = n.q01[d] + state, high = n.q99[d] + state;
+    if (d == 1 || d == 2 || d == 8 || d == 9) {  // flipped on the way in and on the way out
+      low = state - n.q99[d];
+      high = state - n.q01[d];
+    } else if (d % 7 == 6) {  // grippers: absolute, of another range
+      low = (n.q01[d] + 0.5476 + 0.6213) / (1.4910 + 0.6213);
+      high = (n.q99[d] + 0.5476 + 0.6213) / (1.4910 + 0.6213);
+    }
+    EXPECT_NEAR(a.low[d], low, 1e-6) << d;
+    EXPECT_NEAR(a.high[d], high, 1e-6) << d;
+  }
+}
+
+TEST(Quantiles, are_told_for_every_robot_and_change_no_action) {
+  for (Meeting m : meetings()) {
+    const Actions with = Robotic(m).infer();
+    ASSERT_EQ(std::ssize(with.low), with.dim) << to_text(m);
+    for (size_t d = 0; d < with.low.size(); ++d) EXPECT_LT(with.low[d], with.high[d]) << to_text(m);
+    m.quantiles = false;
+    const Actions without = Robotic(m).infer();
+    EXPECT_EQ(without.values, with.values) << to_text(m);
+    EXPECT_TRUE(without.low.empty() && without.high.empty() && without.state_outside.empty());
+  }
+}
+
+TEST(Quantiles, a_state_outside_of_them_is_marked_value_by_value) {
+  const Meeting m;
+  Robotic robotic(m);
+  const Normalizer n = some_statistics(m, 8);
+  robotic.observation.state = n.q01;
+  robotic.observation.state[1] = n.q99[1];
+  robotic.observation.state[3] = n.q99[3] + 0.01;
+  robotic.observation.state[6] = n.q01[6] - 0.01;
+  EXPECT_EQ(robotic.infer().state_outside, std::vector<uint8_t>({0, 0, 0, 1, 0, 0, 1, 0}));
+}
+
 TEST(BadInput, camera_names_are_listed_with_the_nearest) {
   Engine engine = small("pi0");
   Observation o = observe(engine);
@@ -141,6 +352,18 @@ TEST(BadInput, camera_names_are_listed_with_the_nearest) {
     EXPECT_NE(text.find(part), std::string::npos) << text;
   o.images.clear();
   EXPECT_EQ(refused([&] { engine.infer(o); }).fault(), Fault::input);
+}
+
+TEST(BadInput, a_picture_that_is_none_names_its_camera) {
+  Engine engine = small("pi0");
+  Observation o = observe(engine);
+  o.images["left_wrist_0_rgb"].height = 21;
+  const Error e = refused([&] { engine.infer(o); });
+  EXPECT_EQ(e.fault(), Fault::input);
+  EXPECT_NE(std::string(e.what()).find("camera 'left_wrist_0_rgb': the picture of 21 by 30 pixels "
+                                       "has 1800 bytes, expected 1890"),
+            std::string::npos)
+      << e.what();
 }
 
 TEST(BadInput, states_of_wrong_length_or_not_finite_are_refused) {

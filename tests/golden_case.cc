@@ -373,7 +373,7 @@ int run_pipeline(const Options& options) {
   for (const HostTensor& t : stored->tensors()) {
     if (!t.name.starts_with("frame.")) continue;
     Image image{static_cast<int>(t.shape[0]), static_cast<int>(t.shape[1]), {}};
-    for (const std::byte b : t.bytes) image.rgb.push_back(std::to_integer<uint8_t>(b));
+    for (const std::byte b : t.bytes) image.rgb.owned().push_back(std::to_integer<uint8_t>(b));
     observation.images[t.name.substr(6)] = image;
   }
   for (const float v : expected("state.raw")) observation.state.push_back(v);

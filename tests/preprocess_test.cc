@@ -5,8 +5,10 @@
 
 #include "policy/image_file.h"
 #include "policy/images.h"
+#include "policy/processors.h"
 #include "policy/robots.h"
 #include "policy/statistics.h"
+#include "policy/surroundings_json.h"
 #include "policy/training_configs.h"
 #include "test_files.h"
 
@@ -56,6 +58,24 @@ std::vector<double> normalize_rows(const Normalizer& n, const std::vector<double
 
 std::vector<float> to_float(const std::vector<double>& v) { return {v.begin(), v.end()}; }
 
+// Every picture of the resizing goldens.
+std::map<std::string, Image> pictures() {
+  std::map<std::string, Image> all;
+  const auto json = read_json(test_data("preprocess/images.json"));
+  for (const auto& [name, entry] : json.at("images").items())
+    all[name] = load_image(
+        test_data("preprocess/" + entry.at("files").at("input").get<std::string>()).string());
+  return all;
+}
+
+Image planar(const Image& image) {
+  Image out{image.height, image.width, std::vector<uint8_t>(image.rgb.size()), true};
+  const size_t pixels = image.rgb.size() / 3;
+  for (size_t i = 0; i < image.rgb.size(); ++i)
+    out.rgb.owned()[i % 3 * pixels + i / 3] = image.rgb[i];
+  return out;
+}
+
 }  // namespace
 
 TEST(Statistics, lerobot_methods_agree_in_float) {
@@ -78,6 +98,104 @@ TEST(Statistics, openpi_methods_agree_in_double_also_beyond_the_statistics) {
     expect_close(s.action.unnormalize(to_float(stored(base + ".actions_padded_input")), 32),
                  stored(base + ".actions"), 1e-12, base + ".actions");
   }
+}
+
+TEST(Statistics, renormalize_undoes_unnormalize_in_every_method_also_beyond_the_statistics) {
+  const std::vector<float> model = to_float(stored("model_actions"));
+  const auto undone = [&](const Normalizer& n, int64_t dim, const std::string& what) {
+    const std::vector<double> back = n.renormalize(n.unnormalize(model, dim), dim);
+    ASSERT_EQ(back.size(), model.size()) << what;
+    for (size_t i = 0; i < back.size(); ++i) {
+      const size_t d = i % static_cast<size_t>(dim);
+      const bool mean_std = n.method == NormMethod::mean_std;
+      const bool constant = d < n.range.size() && n.range[d] == (mean_std ? 0 : n.centre[d]);
+      const double expected = !constant ? model[i] : mean_std ? 0 : -1;
+      // lerobot un-normalises in float; openpi's 1e-6 beside a range must show.
+      const double relative = n.family == NormFamily::openpi ? 5e-7 : 1e-5;
+      EXPECT_NEAR(back[i], expected, relative * std::max(1.0, std::abs(expected))) << what << i;
+    }
+  };
+  for (const NormMethod m : {NormMethod::identity, NormMethod::mean_std, NormMethod::quantiles,
+                             NormMethod::min_max, NormMethod::quantile10})
+    undone(m == NormMethod::identity ? Normalizer{} : lerobot(m, "action"), 7,
+           std::string(name(m)));
+  for (const bool quantiles : {false, true}) {
+    Statistics s = read_norm_stats(test_data("preprocess/norm_stats.json"), quantiles);
+    undone(s.action, 7, "openpi");
+    s.action.centre.resize(5);
+    s.action.range.resize(5);
+    undone(s.action, 7, "openpi beyond");
+  }
+}
+
+TEST(Statistics, a_column_that_is_always_the_same_stays_at_its_centre) {
+  for (const NormFamily family : {NormFamily::openpi, NormFamily::lerobot}) {
+    const Normalizer mean{
+        .family = family, .method = NormMethod::mean_std, .centre = {3}, .range = {0}};
+    const Normalizer ends{
+        .family = family, .method = NormMethod::quantiles, .centre = {3}, .range = {3}};
+    EXPECT_EQ(mean.renormalize(std::vector<double>{3.5}, 1), std::vector<double>{0});
+    EXPECT_EQ(ends.renormalize(std::vector<double>{3.5}, 1), std::vector<double>{-1});
+  }
+}
+
+TEST(Statistics, quantiles_are_kept_whatever_normalises) {
+  const auto file = test_data("preprocess/norm_stats.json");
+  const Statistics mean = read_norm_stats(file, false), quantile = read_norm_stats(file, true);
+  EXPECT_EQ(mean.action.method, NormMethod::mean_std);
+  EXPECT_EQ(mean.action.q01, quantile.action.centre);
+  EXPECT_EQ(mean.action.q99, quantile.action.range);
+  EXPECT_EQ(quantile.state.q99, quantile.state.range);
+  EXPECT_TRUE(mean.state.has_quantiles(8));
+  EXPECT_FALSE(mean.state.has_quantiles(std::ssize(mean.state.q01) + 1));
+
+  const auto folder = golden("tiny-checkpoint-lerobot-pi0/checkpoint");
+  const Processors p = read_processors(folder, {.state_dim = 14, .action_dim = 14});
+  EXPECT_EQ(p.action.method, NormMethod::mean_std);
+  const auto states =
+      SafetensorsFile::open(folder / "policy_preprocessor_step_6_normalizer_processor.safetensors");
+  EXPECT_EQ(p.action.q01, numbers(*states->find("action.q01")));
+  EXPECT_EQ(p.action.q99, numbers(*states->find("action.q99")));
+  EXPECT_EQ(p.state.q01, numbers(*states->find("observation.state.q01")));
+  const Processors none =
+      read_processors(folder, {.state_dim = 14, .action_dim = 14, .statistics = false});
+  EXPECT_FALSE(none.action.has_quantiles(1));
+}
+
+TEST(Statistics, pi0_needs_no_quantiles_but_refuses_damaged_ones) {
+  const Scratch scratch("quantiles");
+  const auto read = [&](const std::string& quantiles) {
+    const std::string one = R"({"mean":[0,1],"std":[1,2])" + quantiles + "}";
+    return read_norm_stats(
+        scratch.write("q.json", R"({"norm_stats":{"state":)" + one + R"(,"actions":)" + one + "}}"),
+        false);
+  };
+  EXPECT_TRUE(read("").action.q01.empty());
+  EXPECT_TRUE(read(R"(,"q01":null,"q99":null)").action.q01.empty());
+  EXPECT_EQ(read(R"(,"q01":[-1,0],"q99":[1,2])").action.q99, std::vector<double>({1, 2}));
+  for (const char* bad : {R"(,"q01":[-1],"q99":[1])", R"(,"q01":[-1,0],"q99":[1,1e999])",
+                          R"(,"q01":"low","q99":[1,2])"})
+    EXPECT_EQ(refused([&] { read(bad); }).fault(), Fault::checkpoint) << bad;
+}
+
+TEST(Statistics, a_converted_file_keeps_quantiles_and_an_older_one_without_them_opens) {
+  Surroundings around;
+  const Statistics s = read_norm_stats(test_data("preprocess/norm_stats.json"), false);
+  around.state = s.state;
+  around.action = s.action;
+  nlohmann::json j = surroundings_json(around);
+  const Surroundings again = read_surroundings(j, "x");
+  EXPECT_EQ(again.action.q01, s.action.q01);
+  EXPECT_EQ(again.state.q99, s.state.q99);
+  for (const char* what : {"state", "action"}) {
+    j[what].erase("q01");
+    j[what].erase("q99");
+  }
+  const Surroundings older = read_surroundings(j, "x");
+  EXPECT_TRUE(older.action.q01.empty());
+  EXPECT_EQ(older.action.centre, s.action.centre);
+  j["action"]["q01"] = {1, 2};
+  EXPECT_EQ(refused([&] { read_surroundings(j, "x"); }).fault(), Fault::checkpoint);
 }
 
 TEST(Statistics, a_missing_or_infinite_statistic_is_refused_by_name) {
@@ -120,6 +238,69 @@ TEST(Images, torch_resize_agrees_to_a_millionth) {
     for (size_t i = 0; i < expected.size(); ++i)
       ASSERT_NEAR(pixels[i / row * stride * row + i % row], expected[i], 1e-6) << name << " " << i;
   }
+}
+
+TEST(Pixels, a_view_copies_nothing_until_it_is_written) {
+  std::vector<uint8_t> bytes = {1, 2, 3};
+  Pixels view = Pixels::view(bytes);
+  const Pixels copy = view;
+  EXPECT_EQ(copy.data(), bytes.data());
+  EXPECT_EQ(copy, Pixels(bytes));
+  view.owned()[0] = 9;
+  EXPECT_FALSE(view.is_view());
+  EXPECT_EQ(bytes[0], 1);
+  EXPECT_EQ(view, Pixels({9, 2, 3}));
+  EXPECT_NE(view, copy);
+  bytes[1] = 7;
+  EXPECT_EQ(copy[1], 7);
+  EXPECT_EQ(view[1], 2);
+}
+
+TEST(Images, planar_pictures_and_views_give_the_same_values) {
+  int compared = 0;
+  for (const auto& [name, image] : pictures()) {
+    const Image channels = planar(image);
+    Image seen = image;
+    seen.rgb = Pixels::view(image.rgb.bytes());
+    ASSERT_NE(channels.rgb, image.rgb);
+    for (const Resizer resizer : {Resizer::openpi, Resizer::lerobot})
+      // The last two sides: as it is, and padding alone.
+      for (const int side : {224, 56, image.height, std::max(image.height, image.width)}) {
+        const std::vector<float> expected = model_pixels(image, side, resizer);
+        EXPECT_EQ(model_pixels(channels, side, resizer), expected) << name << " " << side;
+        EXPECT_EQ(model_pixels(seen, side, resizer), expected) << name << " " << side;
+        ++compared;
+      }
+  }
+  EXPECT_GE(compared, 48);
+}
+
+TEST(Images, a_square_picture_of_the_right_size_is_only_scaled) {
+  const Image image{2, 2, std::vector<uint8_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 254, 255}};
+  for (const Resizer resizer : {Resizer::openpi, Resizer::lerobot})
+    for (const Image& given : {image, planar(image)}) {
+      const std::vector<float> pixels = model_pixels(given, 2, resizer);
+      for (size_t i = 0; i < pixels.size(); ++i)
+        EXPECT_EQ(pixels[i], static_cast<float>(image.rgb[i]) / 255.f * 2.f - 1.f) << i;
+    }
+}
+
+TEST(Images, bad_pictures_are_refused_by_name_with_what_was_got_and_wanted) {
+  const std::vector<uint8_t> some(12);
+  const std::tuple<Image, std::string> bad[] = {
+      {{0, 4, {}}, "camera 'top' has 0 by 4 pixels, expected 1 to 8192"},
+      {{4, -1, some}, "camera 'top' has 4 by -1 pixels"},
+      {{8193, 1, std::vector<uint8_t>(3 * 8193)}, "camera 'top' has 8193 by 1 pixels"},
+      {{2147483647, 2147483647, some}, "2147483647 by 2147483647 pixels, expected 1 to 8192"},
+      {{2, 3, some}, "camera 'top' of 2 by 3 pixels has 12 bytes, expected 18"},
+      {{2, 1, some, true}, "camera 'top' of 2 by 1 pixels has 12 bytes, expected 6"},
+      {{1, 3000, std::vector<uint8_t>(9000)}, "camera 'top' of 1 by 3000 pixels is too thin"}};
+  for (const auto& [image, text] : bad)
+    for (const Resizer resizer : {Resizer::openpi, Resizer::lerobot}) {
+      const Error e = refused([&] { model_pixels(image, 224, resizer, "camera 'top'"); });
+      EXPECT_EQ(e.fault(), Fault::input);
+      EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+    }
 }
 
 TEST(Robots, relative_actions_become_absolute_as_in_openpi_and_lerobot) {
@@ -175,6 +356,8 @@ TEST(Robots, aloha_grippers_match_openpi) {
     EXPECT_NEAR(row[6], travel, 1e-7);
     EXPECT_EQ(row[1], -action);
     EXPECT_EQ(row[14], action);
+    aloha_actions_to_pi(row, 32);
+    for (const double v : row) EXPECT_NEAR(v, action, 1e-12);
   }
 }
 
@@ -185,6 +368,8 @@ TEST(Robots, relative_dims_are_those_of_openpi_and_lerobot) {
   std::vector<double> actions = {1, 2, 3, 4};
   to_absolute(actions, 2, std::vector<double>{10, 20}, {true, false}, false);
   EXPECT_EQ(actions, std::vector<double>({11, 2, 13, 4}));
+  to_relative(actions, 2, std::vector<double>{1, 20}, {true, false});
+  EXPECT_EQ(actions, std::vector<double>({10, 2, 12, 4}));
 }
 
 TEST(ImageFiles, wrong_channel_counts_and_cut_files_are_refused) {

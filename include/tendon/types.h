@@ -1,11 +1,14 @@
 // What a policy is opened with, what goes in and what comes out: plain data, no behaviour.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace tendon {
@@ -51,10 +54,49 @@ struct OpenOptions {
   std::function<void(const LoadProgress&)> progress;  // called before and while weights load
 };
 
-// 8-bit RGB picture, row 0 on top: rgb[3 * (row * width + column) + channel].
+// The bytes of a picture: its own, or a view of bytes that somebody else keeps alive for as long as
+// the view and its copies are read.
+class Pixels {
+ public:
+  Pixels() = default;
+  Pixels(std::vector<uint8_t> own) : own_(std::move(own)) {}  // NOLINT: a vector is pixels
+  static Pixels view(std::span<const uint8_t> bytes) {
+    Pixels p;
+    p.seen_ = bytes;
+    return p;
+  }
+
+  bool is_view() const { return seen_.data() != nullptr; }
+  std::span<const uint8_t> bytes() const { return is_view() ? seen_ : std::span(own_); }
+  size_t size() const { return bytes().size(); }
+  bool empty() const { return size() == 0; }
+  const uint8_t* data() const { return bytes().data(); }
+  uint8_t operator[](size_t i) const { return data()[i]; }
+  const uint8_t* begin() const { return data(); }
+  const uint8_t* end() const { return data() + size(); }
+
+  // For writing. A view becomes a copy first: nobody else's bytes are ever changed.
+  std::vector<uint8_t>& owned() {
+    if (is_view()) own_.assign(seen_.begin(), seen_.end());
+    seen_ = {};
+    return own_;
+  }
+
+  friend bool operator==(const Pixels& a, const Pixels& b) {
+    return std::ranges::equal(a.bytes(), b.bytes());
+  }
+
+ private:
+  std::vector<uint8_t> own_;
+  std::span<const uint8_t> seen_;
+};
+
+// 8-bit RGB picture, row 0 on top: rgb[3 * (row * width + column) + channel], or planar:
+// rgb[(channel * height + row) * width + column]. At most 8192 rows and columns.
 struct Image {
   int height = 0, width = 0;
-  std::vector<uint8_t> rgb;
+  Pixels rgb;
+  bool planar = false;
 };
 
 struct Observation {
@@ -74,10 +116,14 @@ enum class GuidanceSchedule { zeros, ones, linear, exp };
 
 // Unexecuted rows of the previous chunk, for guided real-time chunking (lerobot's RTCProcessor):
 // the first rows of the new chunk are pulled towards them.
+// Either `normalized` or `actions` is given.
 struct PreviousChunk {
   std::vector<float> normalized;  // [rows, dim], cut from Actions::normalized
-  int64_t rows = 0, dim = 0;      // at most horizon rows and the model's action_dim
-  int64_t delay = 0;              // actions that will have been executed when the new chunk arrives
+  // [rows, dim], cut from Actions::values, dim = Actions::dim. Relative actions are anchored anew
+  // at the state of the observation; dims that the robot does not have are 0.
+  std::vector<double> actions;
+  int64_t rows = 0, dim = 0;  // at most horizon rows and the model's action_dim
+  int64_t delay = 0;          // actions that will have been executed when the new chunk arrives
   int64_t execution_horizon = 10;  // rows that are guided at all
   GuidanceSchedule schedule = GuidanceSchedule::linear;
   float max_weight = 10.f;
@@ -111,6 +157,11 @@ struct Actions {
   std::vector<double> values;  // [horizon, dim], in the robot's units
   int64_t model_dim = 0;
   std::vector<float> normalized;  // [horizon, model_dim], before post-processing
+  // Per action dim, q01 and q99 of the training data in the robot's units at this observation's
+  // state; per state value, 1 where it lies outside q01..q99. Empty where the statistics do not
+  // tell. For guards and displays: `values` does not depend on them.
+  std::vector<double> low, high;
+  std::vector<uint8_t> state_outside;
   StageTimes times;
   StageWork work;
   std::vector<std::string> warnings;  // a cut prompt, an absent camera, ...

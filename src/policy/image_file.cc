@@ -10,24 +10,22 @@
 #include <fstream>
 #include <memory>
 
+#include "policy/images.h"
 #include "tensor/check.h"
 
 namespace tendon {
 namespace {
 
 constexpr uint64_t kFileBytesMax = 64 << 20;
-constexpr int64_t kSideMax = 16384;
-constexpr int64_t kPixelsMax = int64_t{64} << 20;
 
 using Bytes = std::span<const std::byte>;
 
 const unsigned char* raw(Bytes file) { return reinterpret_cast<const unsigned char*>(file.data()); }
 
 Image blank(int64_t height, int64_t width, const std::string& name) {
-  ensure(height >= 1 && width >= 1 && height <= kSideMax && width <= kSideMax &&
-             height * width <= kPixelsMax,
-         Fault::input, "{}: {} by {} pixels; at most {} per side and {} in all are read", name,
-         height, width, kSideMax, kPixelsMax);
+  ensure(height >= 1 && width >= 1 && height <= kImageSideMax && width <= kImageSideMax,
+         Fault::input, "{}: {} by {} pixels; at most {} per side are read", name, height, width,
+         kImageSideMax);
   return {static_cast<int>(height), static_cast<int>(width),
           std::vector<uint8_t>(static_cast<size_t>(3 * height * width))};
 }
@@ -52,7 +50,7 @@ Image decode_png(Bytes file, const std::string& name) {
   ensure(!deep, Fault::input, "{} has 16 bits per channel, expected 8", name);
   Image image = blank(height, width, name);
   png.format = PNG_FORMAT_RGB;
-  if (!png_image_finish_read(&png, nullptr, image.rgb.data(), 0, nullptr)) refuse();
+  if (!png_image_finish_read(&png, nullptr, image.rgb.owned().data(), 0, nullptr)) refuse();
   ensure((png.warning_or_error & PNG_IMAGE_ERROR) == 0, Fault::input, "{}: {}", name, png.message);
   return image;
 }
@@ -117,7 +115,7 @@ Image decode_jpeg(Bytes file, const std::string& name) {
   ensure_colour(channels, name);
   image = blank(height, width, name);
   const bool read = read_jpeg(
-      file, errors, [&](jpeg_decompress_struct&) -> uint8_t* { return image.rgb.data(); });
+      file, errors, [&](jpeg_decompress_struct&) -> uint8_t* { return image.rgb.owned().data(); });
   ensure(read, Fault::input, "{}: {}", name, errors.message);
   return image;
 }
@@ -147,7 +145,7 @@ Image decode_ppm(Bytes file, const std::string& name) {
   ensure(file.size() - std::min(file.size(), at) >= image.rgb.size(), Fault::input,
          "{}: {} by {} pixels need {} bytes, the file has {}", name, width, height,
          image.rgb.size(), file.size() - std::min(file.size(), at));
-  std::copy_n(raw(file) + at, image.rgb.size(), image.rgb.begin());
+  std::copy_n(raw(file) + at, image.rgb.size(), image.rgb.owned().begin());
   return image;
 }
 

@@ -9,7 +9,7 @@
 
 namespace tendon {
 
-// Three channels of 8 bits; at most 64 MB of file and 16,384 pixels per side. Throws
+// Three channels of 8 bits; at most 64 MB of file and 8,192 pixels per side. Throws
 // Error(Fault::input) naming the file for anything else, also for grey or transparent pictures.
 Image load_image(const std::string& path);
 Image decode_image(std::span<const std::byte> file, const std::string& name);

@@ -8,13 +8,29 @@
 namespace tendon {
 namespace {
 
-void check_image(const Image& image) {
-  ensure(image.height > 0 && image.width > 0, Fault::input, "an image of {} by {} pixels",
-         image.height, image.width);
+void check_image(const Image& image, const std::string& name) {
+  const auto fits = [](int side) { return side >= 1 && side <= kImageSideMax; };
+  ensure(fits(image.height) && fits(image.width), Fault::input,
+         "{} has {} by {} pixels, expected 1 to {} rows and columns", name, image.height,
+         image.width, kImageSideMax);
   const int64_t bytes = int64_t{3} * image.height * image.width;
-  ensure(std::ssize(image.rgb) == bytes, Fault::input,
-         "an image of {} by {} pixels with {} bytes, expected {} (three channels of 8 bits)",
+  ensure(std::ssize(image.rgb.bytes()) == bytes, Fault::input,
+         "{} of {} by {} pixels has {} bytes, expected {} (three channels of 8 bits)", name,
          image.height, image.width, image.rgb.size(), bytes);
+}
+
+// How far apart neighbours stand, in bytes.
+struct Steps {
+  size_t row, column, channel;
+};
+
+Steps steps(const Image& image) {
+  const auto height = static_cast<size_t>(image.height), width = static_cast<size_t>(image.width);
+  return image.planar ? Steps{width, 1, height * width} : Steps{3 * width, 3, 1};
+}
+
+Image black(int height, int width) {
+  return {height, width, std::vector<uint8_t>(static_cast<size_t>(3 * height * width), 0)};
 }
 
 // Where the picture lands inside the padded target.
@@ -22,11 +38,11 @@ struct Placement {
   int height, width, top, left;
 };
 
-Placement place(const Image& image, int height, int width) {
+Placement place(const Image& image, int height, int width, const std::string& name) {
   const double ratio = std::max(static_cast<double>(image.width) / width,
                                 static_cast<double>(image.height) / height);
   const int h = static_cast<int>(image.height / ratio), w = static_cast<int>(image.width / ratio);
-  ensure(h > 0 && w > 0, Fault::input, "an image of {} by {} pixels is too thin for {} by {}",
+  ensure(h > 0 && w > 0, Fault::input, "{} of {} by {} pixels is too thin for {} by {}", name,
          image.height, image.width, height, width);
   return {h, w, (height - h) / 2, (width - w) / 2};
 }
@@ -63,41 +79,40 @@ Taps pil_taps(int in, int out) {
   return taps;
 }
 
-// One pass of Pillow's resize. Pixel p of line l stands at (l * line + p * step) * 3.
-void pil_pass(const std::vector<uint8_t>& in, std::vector<uint8_t>& out, const Taps& taps,
-              int lines, bool horizontal, int in_width, int out_width) {
-  for (int line = 0; line < lines; ++line)
+// One pass of Pillow's resize, which gives every row (or column) `size` pixels. Interleaved.
+Image pil_pass(const Image& in, int size, bool horizontal) {
+  const Taps taps = pil_taps(horizontal ? in.width : in.height, size);
+  Image out = horizontal ? black(in.height, size) : black(size, in.width);
+  const Steps from = steps(in), to = steps(out);
+  const size_t in_pixel = horizontal ? from.column : from.row;
+  const size_t in_line = horizontal ? from.row : from.column;
+  const size_t out_pixel = horizontal ? to.column : to.row;
+  const size_t out_line = horizontal ? to.row : to.column;
+  const auto lines = static_cast<size_t>(horizontal ? in.height : in.width);
+  const auto width = static_cast<size_t>(taps.width);
+  const uint8_t* bytes = in.rgb.data();
+  uint8_t* written = out.rgb.owned().data();
+  for (size_t line = 0; line < lines; ++line)
     for (size_t p = 0; p < taps.first.size(); ++p)
-      for (int c = 0; c < 3; ++c) {
+      for (size_t c = 0; c < 3; ++c) {
+        const uint8_t* seen = bytes + line * in_line +
+                              static_cast<size_t>(taps.first[p]) * in_pixel + c * from.channel;
+        const int* weights = &taps.weights[p * width];
         int64_t sum = 1 << 21;
-        for (int k = 0; k < taps.width; ++k) {
-          const int at = taps.first[p] + k;
-          const int pixel = horizontal ? line * in_width + at : at * in_width + line;
-          sum += int64_t{in[static_cast<size_t>(3 * pixel + c)]} *
-                 taps.weights[p * static_cast<size_t>(taps.width) + static_cast<size_t>(k)];
-        }
-        const int to = horizontal ? line * out_width + static_cast<int>(p)
-                                  : static_cast<int>(p) * out_width + line;
-        out[static_cast<size_t>(3 * to + c)] =
+        for (size_t k = 0; k < width; ++k) sum += int64_t{seen[k * in_pixel]} * weights[k];
+        written[line * out_line + p * out_pixel + c] =
             static_cast<uint8_t>(std::clamp<int64_t>(sum >> 22, 0, 255));
       }
+  return out;
 }
 
+// A side that already fits is no pass; when both do, a view of the picture as it is.
 Image resize_pil(const Image& image, int height, int width) {
-  Image current = image;
-  if (width != current.width) {
-    Image next{current.height, width,
-               std::vector<uint8_t>(static_cast<size_t>(3 * current.height * width))};
-    pil_pass(current.rgb, next.rgb, pil_taps(current.width, width), current.height, true,
-             current.width, width);
-    current = std::move(next);
-  }
-  if (height != current.height) {
-    Image next{height, width, std::vector<uint8_t>(static_cast<size_t>(3 * height * width))};
-    pil_pass(current.rgb, next.rgb, pil_taps(current.height, height), width, false, width, width);
-    current = std::move(next);
-  }
-  return current;
+  Image wide = width == image.width
+                   ? Image{image.height, width, Pixels::view(image.rgb.bytes()), image.planar}
+                   : pil_pass(image, width, true);
+  if (height == wide.height) return wide;
+  return pil_pass(wide, height, false);
 }
 
 // torch's source coordinate, in float as torch computes it: one rounding for scale · (i + 0.5) −
@@ -118,12 +133,16 @@ std::vector<Sample> torch_samples(int in, int out) {
   return samples;
 }
 
-std::vector<float> torch_pixels(const Image& image, int side) {
-  const Placement p = place(image, side, side);
+std::vector<float> torch_pixels(const Image& image, int side, const std::string& name) {
+  const Placement p = place(image, side, side, name);
   const std::vector<Sample> rows = torch_samples(image.height, p.height);
   const std::vector<Sample> columns = torch_samples(image.width, p.width);
+  const Steps from = steps(image);
+  const uint8_t* bytes = image.rgb.data();
   const auto value = [&](int r, int c, int ch) {
-    return static_cast<float>(image.rgb[static_cast<size_t>(3 * (r * image.width + c) + ch)]) /
+    return static_cast<float>(
+               bytes[static_cast<size_t>(r) * from.row + static_cast<size_t>(c) * from.column +
+                     static_cast<size_t>(ch) * from.channel]) /
            255.f;
   };
   std::vector<float> pixels(static_cast<size_t>(3 * side * side), -1.f);
@@ -142,25 +161,42 @@ std::vector<float> torch_pixels(const Image& image, int side) {
 
 }  // namespace
 
-Image resize_with_pad_pil(const Image& image, int height, int width) {
-  check_image(image);
+Image resize_with_pad_pil(const Image& image, int height, int width, const std::string& name) {
+  check_image(image, name);
   if (image.height == height && image.width == width) return image;
-  const Placement p = place(image, height, width);
+  const Placement p = place(image, height, width, name);
   const Image small = resize_pil(image, p.height, p.width);
-  Image out{height, width, std::vector<uint8_t>(static_cast<size_t>(3 * height * width), 0)};
-  for (int r = 0; r < p.height; ++r)
-    std::copy_n(small.rgb.begin() + 3 * r * p.width, 3 * p.width,
-                out.rgb.begin() + 3 * ((r + p.top) * width + p.left));
+  if (p.height == height && p.width == width) return small;
+  Image out = black(height, width);
+  const Steps from = steps(small), to = steps(out);
+  uint8_t* corner = out.rgb.owned().data() + static_cast<size_t>(p.top) * to.row +
+                    static_cast<size_t>(p.left) * to.column;
+  for (size_t r = 0; r < static_cast<size_t>(p.height); ++r)
+    for (size_t c = 0; c < static_cast<size_t>(p.width); ++c)
+      for (size_t ch = 0; ch < 3; ++ch)
+        corner[r * to.row + c * to.column + ch] =
+            small.rgb.data()[r * from.row + c * from.column + ch * from.channel];
   return out;
 }
 
-std::vector<float> model_pixels(const Image& image, int side, Resizer resizer) {
-  check_image(image);
-  if (resizer == Resizer::lerobot) return torch_pixels(image, side);
-  const Image resized = resize_with_pad_pil(image, side, side);
-  std::vector<float> pixels;
-  pixels.reserve(resized.rgb.size());
-  for (const uint8_t v : resized.rgb) pixels.push_back(static_cast<float>(v) / 255.f * 2.f - 1.f);
+std::vector<float> model_pixels(const Image& image, int side, Resizer resizer,
+                                const std::string& name) {
+  check_image(image, name);
+  if (resizer == Resizer::lerobot) return torch_pixels(image, side, name);
+  const bool fits = image.height == side && image.width == side;
+  const Image resized = fits ? Image{} : resize_with_pad_pil(image, side, side, name);
+  const Image& square = fits ? image : resized;
+  const Steps from = steps(square);
+  const uint8_t* bytes = square.rgb.data();
+  const auto count = static_cast<size_t>(side);
+  std::vector<float> pixels(3 * count * count);
+  float* next = pixels.data();
+  for (size_t r = 0; r < count; ++r)
+    for (size_t c = 0; c < count; ++c)
+      for (size_t ch = 0; ch < 3; ++ch) {
+        const uint8_t v = bytes[r * from.row + c * from.column + ch * from.channel];
+        *next++ = static_cast<float>(v) / 255.f * 2.f - 1.f;
+      }
   return pixels;
 }
 

@@ -95,6 +95,8 @@ OpenedModel open_synthetic(const std::string& model, const OpenOptions& o,
 OpenedModel open_demo(const OpenOptions& o, const GivenConfig& given) {
   ensure(o.config.empty() && given.sizes.is_null(), Fault::usage,
          "the demo is what it is; --config belongs to synthetic:pi0 or a checkpoint folder");
+  ensure(o.robot.empty() || o.robot == name(Robot::aloha), Fault::usage,
+         "the demo's robot is aloha, not '{}'; synthetic:pi0-small takes --robot", o.robot);
   OpenedModel m = open_synthetic(small_config(PolicyType::pi0), o);
   m.layout = "demo";
   m.notes.front() =
@@ -102,7 +104,7 @@ OpenedModel open_demo(const OpenOptions& o, const GivenConfig& given) {
   surround_with_robot(m.surroundings, Robot::aloha);
   m.surroundings.adapt_to_pi = false;
   m.surroundings.resizer = Resizer::openpi;
-  m.surroundings.default_prompt = "Transfer cube";
+  m.surroundings.default_prompt = o.default_prompt.value_or("Transfer cube");
   return m;
 }
 

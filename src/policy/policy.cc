@@ -73,6 +73,9 @@ Policy::Policy(Ops& ops, Model model, Surroundings surroundings)
   ensure(around_.folded_vocab || around_.tokenizer->vocabulary() <= model_.config.vocab,
          Fault::checkpoint, "the tokenizer knows {} tokens, the model's token table has {} rows",
          around_.tokenizer->vocabulary(), model_.config.vocab);
+  for (size_t d = 0; d < around_.delta.size(); ++d)
+    ensure(!around_.delta[d] || std::cmp_less(d, around_.state_dim), Fault::checkpoint,
+           "action {} is relative to the state, which has {} values", d, around_.state_dim);
   cache_ = make_cache(ops_, model_.config);
   schedule({});
 }
@@ -100,8 +103,9 @@ std::vector<double> Policy::robot_state(const Observation& observation) const {
 // Present cameras in the model's order, as one stack of patches; absent ones are left out.
 void Policy::add_images(const Observation& observation, Prepared& p) {
   const VisionConfig& vision = model_.config.vision;
-  std::map<std::string, const Image*> by_slot;
-  for (const auto& [key, image] : observation.images) {
+  std::map<std::string, decltype(observation.images.begin())> by_slot;
+  for (auto given = observation.images.begin(); given != observation.images.end(); ++given) {
+    const std::string& key = given->first;
     const std::string own = camera_name(key);
     const auto renamed = around_.rename.find(own);
     const std::string slot = renamed == around_.rename.end() ? own : renamed->second;
@@ -111,7 +115,7 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
            "no camera is called '{}'; this model expects {}; nearest: '{}'", key, quoted(expected),
            nearest(own, expected));
     ensure(!by_slot.contains(slot), Fault::input, "two images for camera '{}'", slot);
-    by_slot[slot] = &image;
+    by_slot[slot] = given;
   }
   ensure(!by_slot.empty(), Fault::input, "no image given; this model expects {}",
          quoted(robot_cameras(around_)));
@@ -126,7 +130,9 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
       continue;
     }
     const int side = static_cast<int>(vision.image);
-    const std::vector<float> pixels = model_pixels(*found->second, side, around_.resizer);
+    const auto& [key, image] = *found->second;
+    const std::vector<float> pixels =
+        model_pixels(image, side, around_.resizer, fmt::format("camera '{}': the picture", key));
     const std::vector<float> rows = patches(pixels, side, static_cast<int>(vision.patch));
     all.insert(all.end(), rows.begin(), rows.end());
     ++p.inputs.images;
@@ -179,56 +185,134 @@ std::vector<float> Policy::noise(const InferOptions& options) const {
   return options.noise;
 }
 
-std::optional<Guidance> Policy::guidance(const InferOptions& options) {
+std::optional<Policy::Leftover> Policy::leftover(const InferOptions& options,
+                                                 const Prepared& p) const {
   if (!options.previous) return {};
   const PreviousChunk& previous = *options.previous;
   const Config& c = model_.config;
+  const bool in_units = !previous.actions.empty();
+  ensure(in_units != !previous.normalized.empty(), Fault::input,
+         "the previous chunk has {} normalized values and {} in the robot's units; give one of "
+         "them",
+         previous.normalized.size(), previous.actions.size());
+  const int64_t dim_max = in_units ? around_.action_dim : c.action_dim;
+  const size_t values = in_units ? previous.actions.size() : previous.normalized.size();
   ensure(previous.rows >= 1 && previous.rows <= c.horizon && previous.dim >= 1 &&
-             previous.dim <= c.action_dim &&
-             std::ssize(previous.normalized) == previous.rows * previous.dim,
+             previous.dim <= dim_max && std::cmp_equal(values, previous.rows * previous.dim),
          Fault::input, "the previous chunk is [{}, {}] with {} values; at most [{}, {}] fit",
-         previous.rows, previous.dim, previous.normalized.size(), c.horizon, c.action_dim);
-  const std::vector<float> rows = guidance_weights(
-      previous.schedule, previous.delay, previous.execution_horizon, previous.rows, c.horizon);
-  std::vector<float> leftover(static_cast<size_t>(c.horizon * c.action_dim)), weights;
-  for (const float w : rows) weights.insert(weights.end(), static_cast<size_t>(c.action_dim), w);
+         previous.rows, previous.dim, values, c.horizon, dim_max);
+  ensure(!in_units || previous.dim == dim_max, Fault::input,
+         "the rows of the previous chunk have {} actions, this robot has {}", previous.dim,
+         dim_max);
+  ensure(std::isfinite(previous.max_weight) && previous.max_weight >= 0, Fault::input,
+         "guidance with a largest weight of {}, expected a finite number from 0 on",
+         previous.max_weight);
+  const auto refuse = [&](size_t i, double v) {
+    fail(Fault::input, "action {} of row {} of the previous chunk is {}, expected a finite number",
+         static_cast<int64_t>(i) % previous.dim, static_cast<int64_t>(i) / previous.dim, v);
+  };
+  for (size_t i = 0; i < previous.actions.size(); ++i)
+    if (!std::isfinite(previous.actions[i])) refuse(i, previous.actions[i]);
+  const std::vector<float> given = in_units ? from_robot(previous.actions, p) : previous.normalized;
+  for (size_t i = 0; i < given.size(); ++i)
+    if (!std::isfinite(given[i])) refuse(i, in_units ? previous.actions[i] : double{given[i]});
+
+  Leftover left{.target = std::vector<float>(static_cast<size_t>(c.horizon * c.action_dim)),
+                .max_weight = previous.max_weight};
+  for (const float w : guidance_weights(previous.schedule, previous.delay,
+                                        previous.execution_horizon, previous.rows, c.horizon))
+    left.weights.insert(left.weights.end(), static_cast<size_t>(c.action_dim), w);
   for (int64_t r = 0; r < previous.rows; ++r)
-    std::copy_n(previous.normalized.begin() + r * previous.dim, previous.dim,
-                leftover.begin() + r * c.action_dim);
-  const Shape shape{c.horizon, c.action_dim};
-  return Guidance{ops_.upload(leftover, shape), ops_.upload(weights, shape), previous.max_weight};
+    std::copy_n(given.begin() + r * previous.dim, previous.dim,
+                left.target.begin() + r * c.action_dim);
+  return left;
 }
 
-// openpi: un-normalise all dims, add the state (which went through float and back), map to the
-// robot. lerobot: cut to the real dims first, un-normalise, add the raw state; float throughout.
-std::vector<double> Policy::postprocess(std::span<const float> normalized,
-                                        const Prepared& p) const {
+// What relative actions are relative to. openpi: the state that went through the model's floats and
+// back; lerobot: the raw state, in float.
+std::vector<double> Policy::anchor(const Prepared& p) const {
+  if (around_.action.family == NormFamily::lerobot) {
+    const std::vector<float> state(p.state.begin(), p.state.end());
+    return {state.begin(), state.end()};
+  }
+  const std::vector<float> seen(p.normalized_state.begin(), p.normalized_state.end());
+  return around_.state.unnormalize(seen, std::ssize(seen));
+}
+
+// openpi: un-normalise all dims, add the state, map to the robot. lerobot: cut to the real dims
+// first, un-normalise, add the state; float throughout.
+std::vector<double> Policy::to_robot(std::span<const float> normalized, const Prepared& p) const {
   const Config& c = model_.config;
   const bool openpi = around_.action.family == NormFamily::openpi;
+  const int64_t rows = std::ssize(normalized) / c.action_dim;
   const int64_t dim = openpi ? c.action_dim : around_.action_dim;
   std::vector<float> cut;
-  for (int64_t r = 0; r < c.horizon; ++r)
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t d = 0; d < dim; ++d)
       cut.push_back(normalized[static_cast<size_t>(r * c.action_dim + d)]);
   std::vector<double> actions = around_.action.unnormalize(cut, dim);
-  if (!around_.delta.empty() && openpi) {
-    const std::vector<float> seen(p.normalized_state.begin(), p.normalized_state.end());
-    to_absolute(actions, dim, around_.state.unnormalize(seen, std::ssize(seen)), around_.delta,
-                false);
-  } else if (!around_.delta.empty()) {
-    to_absolute(actions, dim, p.state, around_.delta, true);
-  }
+  if (!around_.delta.empty()) to_absolute(actions, dim, anchor(p), around_.delta, !openpi);
   if (around_.robot == Robot::aloha && around_.adapt_to_pi) aloha_actions_from_pi(actions, dim);
   std::vector<double> real;
-  for (int64_t r = 0; r < c.horizon; ++r)
+  for (int64_t r = 0; r < rows; ++r)
     real.insert(real.end(), actions.begin() + r * dim,
                 actions.begin() + r * dim + around_.action_dim);
+  return real;
+}
+
+// The inverse of to_robot at the state of this observation; rows of the robot's dims both.
+std::vector<float> Policy::from_robot(std::span<const double> actions, const Prepared& p) const {
+  const int64_t dim = around_.action_dim;
+  std::vector<double> rows(actions.begin(), actions.end());
+  if (around_.robot == Robot::aloha && around_.adapt_to_pi) aloha_actions_to_pi(rows, dim);
+  if (!around_.delta.empty()) to_relative(rows, dim, anchor(p), around_.delta);
+  const std::vector<double> normalized = around_.action.renormalize(rows, dim);
+  std::vector<float> out(normalized.size());
+  std::ranges::transform(normalized, out.begin(), [](double v) { return static_cast<float>(v); });
+  return out;
+}
+
+std::vector<double> Policy::postprocess(std::span<const float> normalized,
+                                        const Prepared& p) const {
+  std::vector<double> real = to_robot(normalized, p);
   for (size_t i = 0; i < real.size(); ++i)
     ensure(std::isfinite(real[i]), Fault::internal,
            "action {} of row {} is {}; refusing to return it. Are weights and statistics sound?",
            static_cast<int64_t>(i) % around_.action_dim,
            static_cast<int64_t>(i) / around_.action_dim, real[i]);
   return real;
+}
+
+// Two more rows through to_robot: relative actions become absolute, ALOHA's joints flip.
+void Policy::add_quantiles(const Prepared& p, Actions& out) const {
+  const auto columns = static_cast<size_t>(model_.config.action_dim);
+  const Normalizer &state = around_.state, &action = around_.action;
+  if (state.has_quantiles(std::ssize(p.state)))
+    for (size_t i = 0; i < p.state.size(); ++i) {
+      // lerobot's statistics are floats: a state equal to its quantile is not outside.
+      const auto seen = [&](double v) {
+        return state.family == NormFamily::openpi ? v : static_cast<float>(v);
+      };
+      const double v = seen(p.state[i]);
+      out.state_outside.push_back(v < seen(state.q01[i]) || v > seen(state.q99[i]));
+    }
+  if (!action.has_quantiles(out.dim)) return;
+  std::vector<float> rows(2 * columns, 0.f);
+  auto row = rows.begin();
+  for (const std::vector<double>* quantile : {&action.q01, &action.q99}) {
+    const std::vector<double> normalized = action.renormalize(*quantile, std::ssize(*quantile));
+    std::transform(normalized.begin(),
+                   normalized.begin() + std::min(std::ssize(normalized), std::ssize(rows) / 2), row,
+                   [](double v) { return static_cast<float>(v); });
+    row += std::ssize(rows) / 2;
+  }
+  const std::vector<double> pair = to_robot(rows, p);
+  if (!std::ranges::all_of(pair, [](double v) { return std::isfinite(v); })) return;
+  for (size_t d = 0; d < static_cast<size_t>(out.dim); ++d) {
+    const auto [low, high] = std::minmax(pair[d], pair[d + static_cast<size_t>(out.dim)]);
+    out.low.push_back(low);
+    out.high.push_back(high);
+  }
 }
 
 namespace {
@@ -255,6 +339,7 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
               .model_dim = model_.config.action_dim};
   Prepared p = preprocess(observation);
   const std::vector<float> drawn = noise(options);
+  const std::optional<Leftover> left = leftover(options, p);
   const Schedule& steps = schedule(options);
   WorkMeter meter(ops_.coverage());
   out.times.preprocess_ms = watch.lap_ms();
@@ -282,8 +367,12 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
   meter.lap(out.work.prefill_flops, out.work.prefill_bytes);
 
   // Uploaded only now: a replay may use the memory of whatever came after it was recorded.
-  const std::optional<Guidance> guided = guidance(options);
-  const Tensor start = ops_.upload(drawn, {out.horizon, model_.config.action_dim});
+  const Shape chunk{out.horizon, out.model_dim};
+  std::optional<Guidance> guided;
+  if (left)
+    guided = {ops_.upload(left->target, chunk), ops_.upload(left->weights, chunk),
+              left->max_weight};
+  const Tensor start = ops_.upload(drawn, chunk);
   const auto denoised = [&](auto inputs) {
     return std::vector<Tensor>{denoise(ops_, model_, cache_, steps, inputs[0], guided)};
   };
@@ -298,6 +387,7 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
       (out.work.vision_flops + out.work.prefill_flops + out.work.denoise_flops);
 
   out.values = postprocess(out.normalized, p);
+  add_quantiles(p, out);
   out.times.postprocess_ms = watch.lap_ms();
   out.times.total_ms = total.lap_ms();
   out.warnings = std::move(p.warnings);

@@ -42,11 +42,12 @@ std::vector<std::string> robot_cameras(const Surroundings& around);
 class Policy {
  public:
   // `ops` must outlive the policy. Throws Error(Fault::checkpoint) when the tokenizer is missing or
-  // knows more tokens than the model.
+  // knows more tokens than the model, or when an action is relative to a state value that the robot
+  // does not have.
   Policy(Ops& ops, Model model, Surroundings surroundings);
 
-  // Throws Error(Fault::input) for a bad observation and Error(Fault::internal) for actions that
-  // are not finite.
+  // Throws Error(Fault::input) for a bad observation or previous chunk and Error(Fault::internal)
+  // for actions that are not finite.
   Actions infer(const Observation& observation, const InferOptions& options = {});
 
   // What the network computes from.
@@ -64,12 +65,21 @@ class Policy {
     std::vector<double> normalized_state;
     std::vector<std::string> warnings;
   };
+  // What guidance pulls towards and how much, still on the host.
+  struct Leftover {
+    std::vector<float> target, weights;  // [horizon, action_dim]
+    float max_weight = 0;
+  };
   Prepared preprocess(const Observation& observation);
   void add_images(const Observation& observation, Prepared& p);
   std::vector<double> robot_state(const Observation& observation) const;
+  std::vector<double> anchor(const Prepared& p) const;
+  std::vector<double> to_robot(std::span<const float> normalized, const Prepared& p) const;
+  std::vector<float> from_robot(std::span<const double> actions, const Prepared& p) const;
   std::vector<double> postprocess(std::span<const float> normalized, const Prepared& p) const;
+  void add_quantiles(const Prepared& p, Actions& out) const;
   std::vector<float> noise(const InferOptions& options) const;
-  std::optional<Guidance> guidance(const InferOptions& options);
+  std::optional<Leftover> leftover(const InferOptions& options, const Prepared& p) const;
   const Schedule& schedule(const InferOptions& options);
 
   Ops& ops_;

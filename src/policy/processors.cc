@@ -100,12 +100,18 @@ Normalizer read_normalizer(const Step& step, const std::string& kind, const std:
   n.method = norm_method(json_string(map, kind, step.where + ": norm_map"), step.where);
   if (!statistics) n.method = NormMethod::identity;
   if (step.config.contains("eps")) n.eps = json_number(step.config, "eps", step.where);
-  if (n.method == NormMethod::identity) return n;
+  // Without normalisation only the quantiles are of use, and nobody misses them.
+  if (!statistics || (n.method == NormMethod::identity && step.state_file.empty())) return n;
   ensure(!step.state_file.empty(), Fault::checkpoint,
          "{} has no state_file, so {} of {} has no statistics (a base checkpoint?); give them with "
          "--statistics norm_stats.json, or say --statistics none",
          step.where, name(n.method), feature);
   const auto file = SafetensorsFile::open(step.state_file);
+  if (file->find(feature + ".q01") && file->find(feature + ".q99")) {
+    n.q01 = statistic(*file, feature + ".q01", dim);
+    n.q99 = statistic(*file, feature + ".q99", dim);
+  }
+  if (n.method == NormMethod::identity) return n;
   const auto [low, high] = n.method == NormMethod::mean_std    ? std::pair("mean", "std")
                            : n.method == NormMethod::min_max   ? std::pair("min", "max")
                            : n.method == NormMethod::quantiles ? std::pair("q01", "q99")

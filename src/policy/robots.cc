@@ -26,6 +26,7 @@ double gripper_angle(double travel) {
 }
 
 double gripper_travel(double action) { return (action + 0.5476 + 0.6213) / (1.4910 + 0.6213); }
+double gripper_action(double travel) { return travel * (1.4910 + 0.6213) - 0.5476 - 0.6213; }
 
 std::string lower(std::string text) {
   for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
@@ -90,6 +91,14 @@ void aloha_actions_from_pi(std::span<double> actions, int64_t dim) {
   }
 }
 
+void aloha_actions_to_pi(std::span<double> actions, int64_t dim) {
+  ensure(dim >= static_cast<int64_t>(kAlohaJoints), Fault::internal, "{} ALOHA joints", dim);
+  for (size_t row = 0; row < actions.size(); row += static_cast<size_t>(dim)) {
+    for (const size_t j : kAlohaFlipped) actions[row + j] = -actions[row + j];
+    for (const size_t g : kAlohaGrippers) actions[row + g] = gripper_action(actions[row + g]);
+  }
+}
+
 void to_absolute(std::span<double> actions, int64_t dim, std::span<const double> state,
                  const std::vector<bool>& relative, bool single) {
   for (size_t i = 0; i < actions.size(); ++i) {
@@ -98,6 +107,13 @@ void to_absolute(std::span<double> actions, int64_t dim, std::span<const double>
     actions[i] = single ? static_cast<float>(actions[i]) + static_cast<float>(state[d])
                         : actions[i] + state[d];
   }
+}
+
+void to_relative(std::span<double> actions, int64_t dim, std::span<const double> state,
+                 const std::vector<bool>& relative) {
+  std::vector<double> minus(state.begin(), state.end());
+  for (double& v : minus) v = -v;
+  to_absolute(actions, dim, minus, relative, false);
 }
 
 std::vector<bool> relative_mask(std::span<const int> runs) {

@@ -30,10 +30,15 @@ const RobotFacts& facts(Robot robot);
 // from travel to angle), in place; and actions back, rows of `dim` >= 14.
 void aloha_state_to_pi(std::span<double> state);
 void aloha_actions_from_pi(std::span<double> actions, int64_t dim);
+// The inverse of aloha_actions_from_pi.
+void aloha_actions_to_pi(std::span<double> actions, int64_t dim);
 
 // Adds state[d] to column d of every row where relative[d]. In float where `single`.
 void to_absolute(std::span<double> actions, int64_t dim, std::span<const double> state,
                  const std::vector<bool>& relative, bool single);
+// The inverse of to_absolute, in double.
+void to_relative(std::span<double> actions, int64_t dim, std::span<const double> state,
+                 const std::vector<bool>& relative);
 
 // openpi's make_bool_mask(6, -1, 6, -1): six true, one false, ...
 std::vector<bool> relative_mask(std::span<const int> runs);

@@ -93,6 +93,26 @@ std::vector<double> Normalizer::unnormalize(std::span<const float> rows, int64_t
   return out;
 }
 
+std::vector<double> Normalizer::renormalize(std::span<const double> rows, int64_t dim) const {
+  std::vector<double> out(rows.begin(), rows.end());
+  if (method == NormMethod::identity) return out;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const size_t d = i % static_cast<size_t>(dim);
+    if (d >= centre.size()) {
+      if (family == NormFamily::openpi && method == NormMethod::mean_std) out[i] /= 1.0 + 1e-6;
+      continue;
+    }
+    const bool openpi = family == NormFamily::openpi, mean_std = method == NormMethod::mean_std;
+    // lerobot's statistics are floats, as in unnormalize.
+    const double c = openpi ? centre[d] : static_cast<float>(centre[d]);
+    const double r = openpi ? range[d] : static_cast<float>(range[d]);
+    const double spread = mean_std ? r : openpi ? r - c : lerobot_range(c, r, 0);
+    const double x = spread == 0 ? 0 : (out[i] - c) / (openpi ? spread + 1e-6 : spread);
+    out[i] = mean_std ? x : 2.0 * x - 1.0;
+  }
+  return out;
+}
+
 Statistics read_norm_stats(const std::filesystem::path& path, bool quantiles) {
   const std::string file = path.string();
   const nlohmann::json root = read_json(path);
@@ -107,8 +127,16 @@ Statistics read_norm_stats(const std::filesystem::path& path, bool quantiles) {
                  .method = quantiles ? NormMethod::quantiles : NormMethod::mean_std};
     n.centre = read_row(all.at(what), quantiles ? "q01" : "mean", where);
     n.range = read_row(all.at(what), quantiles ? "q99" : "std", where);
-    ensure(n.centre.size() == n.range.size(), Fault::checkpoint, "{}: {} and {} values", where,
-           n.centre.size(), n.range.size());
+    const auto given = [&](const char* key) {
+      return all.at(what).contains(key) && !all.at(what).at(key).is_null();
+    };
+    if (given("q01") && given("q99")) {
+      n.q01 = read_row(all.at(what), "q01", where);
+      n.q99 = read_row(all.at(what), "q99", where);
+    }
+    for (const std::vector<double>* row : {&n.range, &n.q01, &n.q99})
+      ensure(row->size() == n.centre.size() || (row != &n.range && row->empty()), Fault::checkpoint,
+             "{}: {} and {} values", where, n.centre.size(), row->size());
     return n;
   };
   return {read("state"), read("actions")};

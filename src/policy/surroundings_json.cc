@@ -14,15 +14,26 @@ json normalizer_json(const Normalizer& n) {
           {"method", name(n.method)},
           {"eps", n.eps},
           {"centre", n.centre},
-          {"range", n.range}};
+          {"range", n.range},
+          {"q01", n.q01},
+          {"q99", n.q99}};
 }
 
 Normalizer read_normalizer(const json& j, const std::string& file) {
-  return {.family = j.at("family") == "openpi" ? NormFamily::openpi : NormFamily::lerobot,
-          .method = norm_method(j.at("method").get<std::string>(), file),
-          .eps = j.at("eps"),
-          .centre = j.at("centre"),
-          .range = j.at("range")};
+  Normalizer n{.family = j.at("family") == "openpi" ? NormFamily::openpi : NormFamily::lerobot,
+               .method = norm_method(j.at("method").get<std::string>(), file),
+               .eps = j.at("eps"),
+               .centre = j.at("centre"),
+               .range = j.at("range")};
+  // Files of earlier releases have no quantiles.
+  const std::vector<double> none;
+  n.q01 = j.value("q01", none);
+  n.q99 = j.value("q99", none);
+  ensure(n.q01.size() == n.q99.size() &&
+             (n.q01.empty() || n.method == NormMethod::identity || n.q01.size() == n.centre.size()),
+         Fault::checkpoint, "{}: {} and {} quantiles beside {} statistics", file, n.q01.size(),
+         n.q99.size(), n.centre.size());
+  return n;
 }
 
 }  // namespace

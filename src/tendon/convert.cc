@@ -17,7 +17,8 @@ Observation probe_observation(const Surroundings& around) {
                 .state = std::vector<double>(static_cast<size_t>(around.state_dim), 0.125)};
   for (const std::string& camera : robot_cameras(around)) {
     Image image{48, 64, std::vector<uint8_t>(48 * 64 * 3)};
-    for (size_t i = 0; i < image.rgb.size(); ++i) image.rgb[i] = static_cast<uint8_t>(i * 7 % 251);
+    for (size_t i = 0; i < image.rgb.size(); ++i)
+      image.rgb.owned()[i] = static_cast<uint8_t>(i * 7 % 251);
     o.images[camera] = image;
   }
   return o;
