@@ -32,7 +32,7 @@ DIRECTION = {
     "model": {"ops", "checkpoint", "tensor"},
     "policy": {"model", "ops", "checkpoint", "tensor"},
     "tendon": {"policy", "model", "ops", "checkpoint", "tensor", "backends", "api"},
-    "serve": {"tendon", "tensor", "api"},
+    "serve": {"tendon", "policy", "model", "ops", "checkpoint", "tensor", "api"},
     "validate": {"tendon", "policy", "model", "ops", "checkpoint", "tensor", "api"},
     # The command line uses nothing that the library does not have.
     "cli": {"serve", "validate", "tendon", "tensor", "api"},

@@ -65,6 +65,8 @@ int main(int argc, char** argv) {
   tendon::cli::add_coverage(app);
   tendon::cli::add_doctor(app);
   tendon::cli::add_inspect(app);
+  tendon::cli::add_replay(app);
+  tendon::cli::add_serve(app);
   tendon::cli::add_validate(app);
   tendon::cli::add_version(app);
   try {

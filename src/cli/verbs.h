@@ -8,12 +8,14 @@
 
 namespace tendon::cli {
 
+void add_replay(CLI::App& app);
 void add_run(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_coverage(CLI::App& app);
 void add_doctor(CLI::App& app);
 void add_inspect(CLI::App& app);
+void add_serve(CLI::App& app);
 void add_validate(CLI::App& app);
 void add_version(CLI::App& app);
 

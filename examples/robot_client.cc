@@ -1,0 +1,66 @@
+// A robot's two threads: one asks a policy server for chunks of actions, one executes an action 50
+// times a second and holds while it has none. Works with `tendon serve` and with openpi's server.
+//
+//   robot_client [ws://HOST:PORT [PROMPT]]
+#include <tendon/client.h>
+#include <tendon/tendon.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <string>
+#include <thread>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr int kControlHz = 50;
+std::atomic<bool> stopped = false;
+
+// Asks for one chunk after the other. A robot would take its own pictures and joints here.
+void ask(const std::string& url, const std::string& prompt, tendon::ActionQueue& queue) {
+  tendon::PolicyClient policy(url);
+  std::printf("connected to %s%s\n", policy.policy().model.c_str(),
+              policy.policy().demo ? ": no trained policy, its actions mean nothing" : "");
+  const std::string robot = policy.policy().robot.empty() ? "aloha" : policy.policy().robot;
+  tendon::Observation observation = tendon::demo_observation();
+  observation.prompt = prompt;
+  while (!stopped) {
+    const tendon::ActionQueue::Mark mark = queue.mark();
+    const tendon::RemoteOptions guidance = queue.guidance(kControlHz, mark);
+    queue.push(policy.infer(observation, robot, guidance), mark);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string url = argc > 1 ? argv[1] : "localhost:8000";
+  const std::string prompt = argc > 2 ? argv[2] : "Transfer cube";
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int) { stopped = true; });
+  tendon::ActionQueue queue;
+  std::thread network([&] {
+    while (!stopped) {
+      try {
+        ask(url, prompt, queue);
+      } catch (const tendon::Error& error) {  // the queue runs empty and the robot holds
+        std::fprintf(stderr, "%s\n", error.what());
+        std::this_thread::sleep_for(std::chrono::seconds(1));
+      }
+    }
+  });
+  int executed = 0, held = 0;
+  for (Clock::time_point tick = Clock::now(); !stopped;) {
+    if (const auto action = queue.pop())
+      ++executed;  // robot.move(*action)
+    else
+      ++held;  // robot.hold(): an old action must not be repeated
+    if ((executed + held) % kControlHz == 0) std::printf("%d moved, %d held\n", executed, held);
+    // A tick that was missed is not made up for: two actions at once are a jerk.
+    tick = std::max(tick + std::chrono::milliseconds(1000 / kControlHz), Clock::now());
+    std::this_thread::sleep_until(tick);
+  }
+  network.join();
+}

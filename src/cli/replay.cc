@@ -1,0 +1,217 @@
+// tendon replay: recorded requests run again and compared.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/verbs.h"
+#include "serve/answer.h"
+#include "serve/recording.h"
+#include "tensor/check.h"
+
+namespace tendon::cli {
+namespace {
+
+struct Given {
+  std::string folder, model, url, dialect = "openpi";
+  OpenOptions open;
+  AnswerOptions answers;
+  double tolerance = -1;
+  bool json = false;
+};
+
+struct Result {
+  int64_t compared = 0, other_errors = 0, equal = 0;
+  std::vector<double> delta_max;  // per action dimension
+  std::vector<double> recorded_ms, replayed_ms;
+  std::vector<std::string> names;
+};
+
+// Answers one recorded request again: in this process, or by a server.
+using AskAgain = std::function<Answer(const Record& request)>;
+
+AskAgain in_process(const Given& g, Metrics& metrics, Result& result, std::string& fingerprint) {
+  ServedPolicy policy = open_served(g.model, g.open);
+  fingerprint = policy.card.fingerprint;
+  result.names = policy.card.action_names;
+  const auto answerer =
+      std::make_shared<Answerer>(std::move(policy), g.answers, metrics, [](const std::string&) {});
+  const auto sessions = std::make_shared<std::map<uint64_t, std::shared_ptr<Session>>>();
+  return [answerer, sessions](const Record& request) {
+    std::shared_ptr<Session>& session = (*sessions)[request.connection];
+    if (!session) {
+      session = std::make_shared<Session>();
+      session->id = request.connection;
+    }
+    return answerer->answer({session, request.message, Clock::now(), request.seed});
+  };
+}
+
+// The request with the seed that it was answered with, where it fits into a short map without one.
+Bytes with_seed(const Record& request) {
+  Bytes message = request.message;
+  const bool short_map = !message.empty() && message[0] >= 0x80 && message[0] < 0x8f;
+  if (!short_map || msgpack::decode(message).find("seed")) return message;
+  std::string more;
+  msgpack::Writer to(more);
+  to.text("seed");
+  to.integer(static_cast<int64_t>(request.seed));
+  ++message[0];
+  message.insert(message.end(), more.begin(), more.end());
+  return message;
+}
+
+AskAgain at_server(const Given& g) {
+  const auto clients = std::make_shared<std::map<uint64_t, WebSocketClient>>();
+  return [clients, url = g.url](const Record& request) {
+    auto found = clients->find(request.connection);
+    if (found == clients->end()) {
+      found = clients->emplace(request.connection, WebSocketClient(url, {.timeout_s = 600})).first;
+      found->second.receive();  // the greeting
+    }
+    found->second.send(with_seed(request));
+    const WebSocketClient::Message reply = found->second.receive();
+    return Answer{.message = std::string(reply.bytes.begin(), reply.bytes.end()),
+                  .text = reply.text};
+  };
+}
+
+struct Chunk {
+  std::vector<double> values;
+  int64_t dim = 0;
+  double infer_ms = 0;
+};
+
+// Of a reply in either dialect.
+Chunk read_chunk(std::span<const uint8_t> bytes) {
+  const msgpack::Value reply = msgpack::decode(bytes);
+  const msgpack::Value* actions =
+      reply.kind == msgpack::Value::Kind::array ? &reply : reply.find("actions");
+  ensure(
+      actions && actions->kind == msgpack::Value::Kind::array && actions->array.shape.size() == 2,
+      Fault::input, "a recorded reply holds no actions");
+  Chunk chunk{.dim = actions->array.shape[1]};
+  for (int64_t i = 0; i < actions->array.size(); ++i)
+    chunk.values.push_back(actions->array.number(i));
+  if (const msgpack::Value* timing = reply.find("server_timing"))
+    if (const msgpack::Value* ms = timing->find("infer_ms")) chunk.infer_ms = ms->number;
+  return chunk;
+}
+
+void compare(const Record& recorded, const Answer& again, double took_ms, Result& result) {
+  ++result.compared;
+  const bool was_error = recorded.kind == RecordKind::text_error;
+  if (was_error || again.text) {
+    if (was_error != again.text) ++result.other_errors;
+    return;
+  }
+  const Chunk before = read_chunk(recorded.message);
+  const Chunk now =
+      read_chunk({reinterpret_cast<const uint8_t*>(again.message.data()), again.message.size()});
+  ensure(before.values.size() == now.values.size() && before.dim == now.dim, Fault::input,
+         "the recorded chunk has {} values, this model's has {}", before.values.size(),
+         now.values.size());
+  result.delta_max.resize(static_cast<size_t>(before.dim), 0.0);
+  for (size_t i = 0; i < before.values.size(); ++i) {
+    double& largest = result.delta_max[i % static_cast<size_t>(before.dim)];
+    largest = std::max(largest, std::abs(before.values[i] - now.values[i]));
+  }
+  result.equal += before.values == now.values ? 1 : 0;
+  result.recorded_ms.push_back(before.infer_ms);
+  result.replayed_ms.push_back(now.infer_ms > 0 ? now.infer_ms : took_ms);
+}
+
+void replay_file(const std::filesystem::path& path, const AskAgain& ask_again,
+                 const std::string& fingerprint, Result& result) {
+  RecordingReader reader(path);
+  if (!fingerprint.empty() && reader.model_hash() != fingerprint)
+    fmt::print(stderr, "note: {} was recorded with another model, backend or precision\n",
+               path.filename().string());
+  std::map<uint64_t, Record> asked;  // by connection
+  while (std::optional<Record> record = reader.next()) {
+    if (record->kind == RecordKind::request) {
+      asked[record->connection] = std::move(*record);
+      continue;
+    }
+    const auto request = asked.find(record->connection);
+    if (request == asked.end()) continue;
+    const Clock::time_point begin = Clock::now();
+    const Answer again = ask_again(request->second);
+    compare(*record, again, ms_between(begin, Clock::now()), result);
+    asked.erase(request);
+  }
+  if (!reader.warning().empty())
+    fmt::print(stderr, "warning: {}: {}\n", path.filename().string(), reader.warning());
+}
+
+std::array<double, 3> p50_p90_p99(std::vector<double> ms) {
+  std::ranges::sort(ms);
+  const auto at = [&](double part) {
+    return ms.empty() ? 0.0 : ms[static_cast<size_t>(part * static_cast<double>(ms.size() - 1))];
+  };
+  return {at(0.5), at(0.9), at(0.99)};
+}
+
+void print(const Result& r, bool as_json) {
+  const auto before = p50_p90_p99(r.recorded_ms), now = p50_p90_p99(r.replayed_ms);
+  if (as_json) {
+    fmt::print("{}\n", nlohmann::json{{"requests", r.compared},
+                                      {"equal", r.equal},
+                                      {"other_errors", r.other_errors},
+                                      {"delta_max", r.delta_max},
+                                      {"recorded_infer_ms", before},
+                                      {"replayed_infer_ms", now}}
+                           .dump());
+    return;
+  }
+  fmt::print("{:16}  {:>12}\n", "action", "max |delta|");
+  for (size_t d = 0; d < r.delta_max.size(); ++d)
+    fmt::print("{:16}  {:12.3g}\n", d < r.names.size() ? r.names[d] : fmt::format("{}", d),
+               r.delta_max[d]);
+  fmt::print("{} requests, {} chunks equal in every bit, {} where only one side is an error\n",
+             r.compared, r.equal, r.other_errors);
+  fmt::print("infer_ms p50/p90/p99: recorded {:.1f}/{:.1f}/{:.1f}, replayed {:.1f}/{:.1f}/{:.1f}\n",
+             before[0], before[1], before[2], now[0], now[1], now[2]);
+}
+
+void run(Given g) {
+  ensure(g.url.empty() != g.model.empty(), Fault::usage,
+         "name either the MODEL that shall answer again, or a server with --url ws://...");
+  if (g.dialect == "roboarena") g.answers.dialect = Dialect::roboarena;
+  const std::vector<std::filesystem::path> files = recordings_in(g.folder);
+  ensure(!files.empty(), Fault::input, "{} holds no recording of `tendon serve --record`",
+         g.folder);
+  Metrics metrics;
+  Result result;
+  std::string fingerprint;
+  const AskAgain ask_again =
+      g.url.empty() ? in_process(g, metrics, result, fingerprint) : at_server(g);
+  for (const std::filesystem::path& file : files) replay_file(file, ask_again, fingerprint, result);
+  print(result, g.json);
+  const double worst = result.delta_max.empty() ? 0 : *std::ranges::max_element(result.delta_max);
+  ensure(g.tolerance < 0 || (worst <= g.tolerance && result.other_errors == 0), Fault::verdict,
+         "max |delta| {:.3g} is beyond --tolerance {}, or errors differ", worst, g.tolerance);
+}
+
+}  // namespace
+
+void add_replay(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand("replay", "recorded requests run again and compared");
+  const auto g = std::make_shared<Given>();
+  verb->add_option("DIR", g->folder, "what `tendon serve --record DIR` wrote")->required();
+  add_model_options(*verb, g->model, g->open);
+  verb->get_option("MODEL")->required(false);
+  verb->add_option("--url", g->url, "ask a running server instead: ws://host:port");
+  verb->add_option("--dialect", g->dialect, "openpi (default) or roboarena");
+  verb->add_flag("--rtc", g->answers.rtc, "as the server had it");
+  verb->add_option("--control-hz", g->answers.control_hz, "as the server had it");
+  verb->add_option("--tolerance", g->tolerance, "exit code 1 where an action differs by more");
+  verb->add_flag("--json", g->json, "one JSON object on standard output");
+  verb->callback([g] { run(*g); });
+}
+
+}  // namespace tendon::cli

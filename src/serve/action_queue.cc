@@ -1,0 +1,106 @@
+#include <algorithm>
+#include <cmath>
+
+#include "tendon/client.h"
+#include "tensor/check.h"
+
+namespace tendon {
+
+ActionQueue::Mark ActionQueue::mark() const {
+  const std::lock_guard lock(mutex_);
+  return {consumed_, clears_};
+}
+
+int64_t ActionQueue::consumed_since(const Mark& mark) const {
+  const std::lock_guard lock(mutex_);
+  return consumed_ - mark.consumed;
+}
+
+int64_t ActionQueue::end() const {
+  return rows_max_ > 0 ? std::min(rows_max_, chunk_.horizon) : chunk_.horizon;
+}
+
+int64_t ActionQueue::push(const RemoteActions& chunk, const Mark& mark) {
+  ensure(
+      chunk.horizon >= 0 && chunk.dim > 0 && std::ssize(chunk.values) == chunk.horizon * chunk.dim,
+      Fault::usage, "a chunk has {} values, expected {} rows of {}", chunk.values.size(),
+      chunk.horizon, chunk.dim);
+  const std::lock_guard lock(mutex_);
+  ensure(mark.consumed <= consumed_, Fault::usage,
+         "a chunk for an observation after {} actions, but only {} were consumed", mark.consumed,
+         consumed_);
+  if (pushes_++ > 0) slowest_ms_ = std::max(slowest_ms_, chunk.round_trip_ms);
+  const bool newer = mark.clears == clears_ && mark.consumed >= chunk_mark_.consumed;
+  if (newer) {
+    chunk_ = chunk;
+    chunk_mark_ = mark;
+    next_ = consumed_ - mark.consumed;
+  }
+  return std::max<int64_t>(end() - next_, 0);
+}
+
+std::optional<std::vector<double>> ActionQueue::pop() {
+  const std::lock_guard lock(mutex_);
+  if (next_ >= end()) return {};
+  const auto begin = chunk_.values.begin() + next_ * chunk_.dim;
+  ++next_;
+  ++consumed_;
+  return std::vector<double>(begin, begin + chunk_.dim);
+}
+
+int64_t ActionQueue::size() const {
+  const std::lock_guard lock(mutex_);
+  return std::max<int64_t>(end() - next_, 0);
+}
+
+void ActionQueue::clear() {
+  const std::lock_guard lock(mutex_);
+  chunk_ = {};
+  next_ = 0;
+  ++clears_;
+  chunk_mark_ = {consumed_, clears_};
+}
+
+ActionRows ActionQueue::rows_from(int64_t row) const {
+  if (row < 0 || row >= chunk_.horizon) return {.dim = chunk_.dim};
+  return {.rows = chunk_.horizon - row,
+          .dim = chunk_.dim,
+          .values = {chunk_.values.begin() + row * chunk_.dim, chunk_.values.end()}};
+}
+
+// Row 0 of the chunk was due when the robot was at chunk_mark_; rows and actions go in step.
+int64_t ActionQueue::row_at(const Mark& mark) const {
+  return mark.clears == clears_ ? mark.consumed - chunk_mark_.consumed : -1;
+}
+
+ActionRows ActionQueue::left_over() const {
+  const std::lock_guard lock(mutex_);
+  return rows_from(next_);
+}
+
+ActionRows ActionQueue::left_over(const Mark& mark) const {
+  const std::lock_guard lock(mutex_);
+  return rows_from(row_at(mark));
+}
+
+int64_t ActionQueue::steps(double control_hz) const {
+  ensure(std::isfinite(control_hz) && control_hz > 0, Fault::usage,
+         "control_hz is {}, expected actions per second", control_hz);
+  return static_cast<int64_t>(std::ceil(slowest_ms_ * control_hz / 1e3));
+}
+
+int64_t ActionQueue::delay_steps(double control_hz) const {
+  const std::lock_guard lock(mutex_);
+  return steps(control_hz);
+}
+
+RemoteOptions ActionQueue::guidance(double control_hz, const Mark& mark) const {
+  const std::lock_guard lock(mutex_);
+  RemoteOptions options;
+  options.prev_chunk = rows_from(row_at(mark));
+  if (options.prev_chunk.rows > 0)
+    options.inference_delay = std::min(steps(control_hz), options.prev_chunk.rows);
+  return options;
+}
+
+}  // namespace tendon

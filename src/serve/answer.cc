@@ -1,0 +1,205 @@
+#include "serve/answer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "serve/msgpack.h"
+#include "serve/reply.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+constexpr int64_t kExecutionHorizon = 10;  // lerobot's default
+constexpr const char* kStrictReason =
+    "Internal server error. Traceback included in previous frame.";
+
+// Thrown for what is not the request's form: counted under its own name.
+struct Refused {
+  Outcome outcome;
+  std::string text;
+};
+
+double unix_seconds_now() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(now).count();
+}
+
+}  // namespace
+
+Answerer::Answerer(ServedPolicy policy, AnswerOptions options, Metrics& metrics,
+                   std::function<void(const std::string&)> log)
+    : policy_(std::move(policy)),
+      options_(options),
+      metrics_(metrics),
+      log_(std::move(log)),
+      unix_seconds_(unix_seconds_now()) {}
+
+double Answerer::observation_age_ms(double observed_at) const {
+  return (unix_seconds_ - observed_at) * 1e3 + ms_between(start_, Clock::now());
+}
+
+void Answerer::check_age(const Request& request) const {
+  if (options_.observation_age_ms_max <= 0 || !request.observed_at) return;
+  const double age = observation_age_ms(*request.observed_at);
+  if (age > options_.observation_age_ms_max)
+    throw Refused{
+        Outcome::stale,
+        fmt::format("stale by {:.0f} ms: the observation is {:.0f} ms old, this server "
+                    "takes at most {:.0f} ms",
+                    age - options_.observation_age_ms_max, age, options_.observation_age_ms_max)};
+}
+
+// The unexecuted rows of the previous chunk: the client sends them, or the server kept the chunk
+// and the client says how many of its actions were executed when the observation was taken.
+std::optional<PreviousChunk> Answerer::previous_chunk(const Request& request,
+                                                      const Session& session) const {
+  const int64_t dim = policy_.card.action_dim;
+  PreviousChunk previous{.dim = dim};
+  if (!request.previous_chunk.empty()) {
+    previous.actions = request.previous_chunk;
+  } else if (options_.rtc && request.actions_consumed && !session.previous.empty()) {
+    const auto used = std::min(std::ssize(session.previous), *request.actions_consumed * dim);
+    previous.actions.assign(session.previous.begin() + used, session.previous.end());
+  }
+  const int64_t left = std::ssize(previous.actions) / dim;
+  if (left == 0) return {};
+  if (request.inference_delay) {
+    previous.delay = *request.inference_delay;
+  } else {
+    ensure(options_.control_hz > 0, Fault::input,
+           "'inference_delay' is missing: with a previous chunk the server must know how many "
+           "actions will be executed before the reply arrives, or its --control-hz");
+    previous.delay =
+        static_cast<int64_t>(std::ceil(session.latency_ms_max * options_.control_hz / 1e3));
+    previous.delay = std::min(previous.delay, left);
+  }
+  ensure(previous.delay <= left, Fault::input,
+         "'inference_delay' is {}, but only {} actions of the previous chunk are left",
+         previous.delay, left);
+  previous.execution_horizon =
+      request.execution_horizon.value_or(std::min(kExecutionHorizon, policy_.card.horizon));
+  // Beyond its end the previous chunk holds its last action: zeros would pull the robot elsewhere.
+  previous.rows = std::max(left, previous.execution_horizon);
+  const std::vector<double> last(previous.actions.end() - dim, previous.actions.end());
+  for (int64_t row = left; row < previous.rows; ++row)
+    previous.actions.insert(previous.actions.end(), last.begin(), last.end());
+  return previous;
+}
+
+void Answerer::guard(const Actions& actions) const {
+  if (options_.guard_factor <= 0) return;
+  for (size_t i = 0; i < actions.values.size(); ++i) {
+    const size_t d = i % static_cast<size_t>(actions.dim);
+    if (d >= actions.low.size()) continue;
+    const double middle = (actions.low[d] + actions.high[d]) / 2;
+    const double reach = options_.guard_factor * (actions.high[d] - actions.low[d]) / 2;
+    if (std::abs(actions.values[i] - middle) <= reach) continue;
+    throw Refused{
+        Outcome::guarded,
+        fmt::format("action {} of row {} is {:.4g}, beyond {:.4g} to {:.4g} (--guard-factor "
+                    "{}): not sent",
+                    d, i / static_cast<size_t>(actions.dim), actions.values[i], middle - reach,
+                    middle + reach, options_.guard_factor)};
+  }
+}
+
+void Answerer::failed(const std::string& text) {
+  if (++failures_ == options_.failures_max)
+    metrics_.set_state(ServerState::failed,
+                       fmt::format("{} failures in a row, the last: {}", failures_, text));
+}
+
+Answer Answerer::refuse(const Waiting& waiting, Outcome outcome, const std::string& text,
+                        bool internal) {
+  metrics_.count(outcome);
+  ++waiting.session->errors;
+  log_(fmt::format("client {}: {}: {}", waiting.session->id, name(outcome), text));
+  Answer answer{.message = text, .text = true};
+  if (options_.strict_openpi || internal) {
+    answer.close = CloseCode::internal_error;
+    answer.close_reason = options_.strict_openpi ? kStrictReason : "internal error";
+  }
+  return answer;
+}
+
+Answer Answerer::answer_request(const Waiting& waiting, const Request& request, double decode_ms) {
+  Session& session = *waiting.session;
+  const double queue_ms = ms_between(waiting.received, Clock::now()) - decode_ms;
+  if (request.deadline_ms && queue_ms + decode_ms > *request.deadline_ms)
+    throw Refused{Outcome::deadline_missed,
+                  fmt::format("the request waited {:.0f} ms, its deadline_ms is {:.0f}", queue_ms,
+                              *request.deadline_ms)};
+  check_age(request);
+  InferOptions infer;
+  const uint64_t own = options_.fresh_noise ? options_.seed + requests_ : options_.seed;
+  infer.seed = request.seed.value_or(waiting.seed.value_or(own));
+  infer.noise = request.noise;
+  infer.previous = previous_chunk(request, session);
+  ++requests_;
+
+  const Clock::time_point begin = Clock::now();
+  const Actions actions = policy_.infer(request.observation, infer);
+  const double infer_ms = ms_between(begin, Clock::now());
+  guard(actions);
+  if (failures_ >= options_.failures_max) metrics_.set_state(ServerState::ready, "");
+  failures_ = 0;
+  for (const std::string& warning : actions.warnings) metrics_.warn(warning);
+
+  const Clock::time_point encode_begin = Clock::now();
+  ReplyTimes times{.infer_ms = infer_ms,
+                   .queue_ms = queue_ms,
+                   .decode_ms = decode_ms,
+                   .reply_id = session.replies};
+  if (session.prev_total_ms >= 0) times.prev_total_ms = session.prev_total_ms;
+  if (request.observed_at) times.observation_age_ms = observation_age_ms(*request.observed_at);
+  if (infer.previous) times.inference_delay = infer.previous->delay;
+  Answer answer{.seed = infer.seed};
+  answer.message = options_.dialect == Dialect::roboarena ? write_bare_actions(actions)
+                                                          : write_reply(actions, request, times);
+  const Clock::time_point done = Clock::now();
+  const double total_ms = ms_between(waiting.received, done);
+  // The first inference of a connection pays for connecting and warming up: it is no sample.
+  if (session.replies > 0) session.latency_ms_max = std::max(session.latency_ms_max, total_ms);
+  ++session.replies;
+  if (options_.rtc) session.previous = actions.values;
+  ++session.answered;
+  metrics_.answered({.queue_ms = queue_ms,
+                     .decode_ms = decode_ms,
+                     .encode_ms = ms_between(encode_begin, done),
+                     .total_ms = total_ms,
+                     .stages = actions.times},
+                    actions, session.id);
+  return answer;
+}
+
+Answer Answerer::answer(const Waiting& waiting) {
+  try {
+    const Clock::time_point begin = Clock::now();
+    const msgpack::Value message = msgpack::decode(waiting.message);
+    const Request request = read_request(message, policy_.card, options_.dialect);
+    if (request.reset) {
+      waiting.session->previous.clear();
+      return {.message = "reset successful", .text = true};
+    }
+    return answer_request(waiting, request, ms_between(begin, Clock::now()));
+  } catch (const Refused& refused) {
+    if (refused.outcome == Outcome::guarded) failed(refused.text);
+    return refuse(waiting, refused.outcome, refused.text, false);
+  } catch (const Error& error) {
+    if (error.fault() == Fault::input)
+      return refuse(waiting, Outcome::refused, error.what(), false);
+    failed(error.what());
+    log_(error.what());
+    // Messages of a device may name files of this machine.
+    const bool own = error.fault() == Fault::internal;
+    return refuse(waiting, Outcome::failed,
+                  own ? error.what() : "the policy failed; the server's log says why", true);
+  } catch (const std::exception& error) {
+    failed(error.what());
+    log_(error.what());
+    return refuse(waiting, Outcome::failed, "the policy failed; the server's log says why", true);
+  }
+}
+
+}  // namespace tendon

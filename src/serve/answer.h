@@ -1,0 +1,69 @@
+// One message in, one message out: decoding, real-time chunking, the policy, the guards. Runs on
+// the inference thread.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "serve/metrics.h"
+#include "serve/model_card.h"
+#include "serve/network.h"
+#include "serve/request.h"
+#include "serve/session.h"
+
+namespace tendon {
+
+struct AnswerOptions {
+  Dialect dialect = Dialect::openpi;
+  uint64_t seed = 0;         // of the noise, the same for every request
+  bool fresh_noise = false;  // seed + number of the request instead
+  bool rtc = false;          // keep each connection's last chunk for requests with actions_consumed
+  double control_hz = 0;     // actions per second: lets the server estimate inference_delay
+  double observation_age_ms_max = 0;  // older ones are refused; 0: any
+  double guard_factor = 0;  // actions at most this many half widths of q01..q99 from its middle; 0:
+                            // unchecked
+  int failures_max = 3;     // in a row; then the server is not ready
+  bool strict_openpi = false;  // close with 1011 after every error
+};
+
+struct Answer {
+  std::string message;
+  bool text = false;  // an error
+  std::optional<CloseCode> close;
+  std::string close_reason;
+  uint64_t seed = 0;  // that was used
+};
+
+class Answerer {
+ public:
+  // `log` gets one line per refused request.
+  Answerer(ServedPolicy policy, AnswerOptions options, Metrics& metrics,
+           std::function<void(const std::string&)> log);
+
+  // Never throws for what a peer sent or the policy could not do: that is the answer.
+  Answer answer(const Waiting& request);
+
+  const ModelCard& card() const { return policy_.card; }
+
+ private:
+  Answer answer_request(const Waiting& waiting, const Request& request, double decode_ms);
+  Answer refuse(const Waiting& waiting, Outcome outcome, const std::string& text, bool internal);
+  void check_age(const Request& request) const;
+  double observation_age_ms(double observed_at) const;
+  std::optional<PreviousChunk> previous_chunk(const Request& request, const Session& session) const;
+  void guard(const Actions& actions) const;
+  void failed(const std::string& text);
+
+  ServedPolicy policy_;
+  AnswerOptions options_;
+  Metrics& metrics_;
+  std::function<void(const std::string&)> log_;
+  uint64_t requests_ = 0;
+  int failures_ = 0;  // in a row
+  // Wall time is asked once: later jumps of the clock have no effect.
+  const double unix_seconds_;
+  const Clock::time_point start_ = Clock::now();
+};
+
+}  // namespace tendon

@@ -1,0 +1,418 @@
+#include "tendon/client.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <thread>
+#include <utility>
+
+#include "serve/msgpack.h"
+#include "serve/network.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using msgpack::Value;
+using msgpack::Writer;
+using Kind = Value::Kind;
+
+constexpr size_t kDroidJoints = 7;
+constexpr double kRetrySeconds = 1;  // of keep_trying
+
+Image view_of(int height, int width, std::span<const uint8_t> rgb, bool planar) {
+  return {.height = height, .width = width, .rgb = Pixels::view(rgb), .planar = planar};
+}
+
+Image view_of(const Image& image) {
+  return view_of(image.height, image.width, image.rgb.bytes(), image.planar);
+}
+
+void check_finite(std::span<const double> values, std::string_view key) {
+  for (size_t i = 0; i < values.size(); ++i)
+    ensure(std::isfinite(values[i]), Fault::input, "'{}'[{}] is {}, expected a finite number", key,
+           i, values[i]);
+}
+
+std::vector<uint8_t> planes(const Image& image) {
+  const size_t pixels = image.rgb.size() / 3;
+  std::vector<uint8_t> planar(image.rgb.size());
+  for (size_t i = 0; i < pixels; ++i)
+    for (size_t channel = 0; channel < 3; ++channel)
+      planar[channel * pixels + i] = image.rgb[3 * i + channel];
+  return planar;
+}
+
+void write_picture(Writer& to, std::string_view key, const Image& image, bool planar_wanted) {
+  const int64_t height = image.height, width = image.width;
+  ensure(height > 0 && width > 0 && std::ssize(image.rgb.bytes()) == 3 * height * width,
+         Fault::input, "picture '{}' has {} bytes, expected 3 x {} x {}", key, image.rgb.size(),
+         height, width);
+  if (image.planar)
+    to.array("|u1", std::array{int64_t{3}, height, width}, image.rgb.bytes());
+  else if (planar_wanted)
+    to.array("|u1", std::array{int64_t{3}, height, width}, planes(image));
+  else
+    to.array("|u1", std::array{height, width, int64_t{3}}, image.rgb.bytes());
+}
+
+// One overload per kind of value on the wire.
+struct EntryWriter {
+  Writer& to;
+  std::string_view key;
+
+  void operator()(const Image& image) const { write_picture(to, key, image, false); }
+  void operator()(const RemoteObservation::Cameras& cameras) const {
+    to.map(std::ssize(cameras));
+    for (const auto& [name, image] : cameras) {
+      to.text(name);
+      write_picture(to, name, image, true);
+    }
+  }
+  void operator()(const std::vector<double>& values) const {
+    check_finite(values, key);
+    to.array(values, std::array{std::ssize(values)});
+  }
+  void operator()(const std::string& text) const { to.text(text); }
+  void operator()(double number) const {
+    check_finite({&number, 1}, key);
+    to.number(number);
+  }
+};
+
+size_t picture_bytes(const RemoteObservation::Value& value) {
+  if (const auto* image = std::get_if<Image>(&value)) return image->rgb.size();
+  size_t bytes = 0;
+  if (const auto* cameras = std::get_if<RemoteObservation::Cameras>(&value))
+    for (const auto& [name, image] : *cameras) bytes += image.rgb.size();
+  return bytes;
+}
+
+void write_rows(Writer& to, const ActionRows& chunk) {
+  ensure(chunk.dim > 0 && chunk.rows * chunk.dim == std::ssize(chunk.values), Fault::input,
+         "prev_chunk has {} values, expected {} rows of {}", chunk.values.size(), chunk.rows,
+         chunk.dim);
+  check_finite(chunk.values, "prev_chunk");
+  to.array(chunk.values, std::array{chunk.rows, chunk.dim});
+}
+
+int64_t keys_of(const RemoteOptions& options) {
+  return int64_t{options.seed.has_value()} + int64_t{options.request_id.has_value()} +
+         int64_t{options.deadline_ms.has_value()} + int64_t{options.observed_at.has_value()} +
+         int64_t{options.prev_chunk.rows > 0} + int64_t{options.inference_delay.has_value()} +
+         int64_t{options.execution_horizon.has_value()} +
+         int64_t{options.actions_consumed.has_value()};
+}
+
+void write_options(Writer& to, const RemoteOptions& options) {
+  const auto integer = [&to](std::string_view key, auto value) {
+    if (!value) return;
+    to.text(key);
+    to.integer(static_cast<int64_t>(*value));
+  };
+  const auto number = [&to](std::string_view key, std::optional<double> value) {
+    if (!value) return;
+    to.text(key);
+    EntryWriter{to, key}(*value);
+  };
+  integer("seed", options.seed);
+  if (options.request_id) {
+    to.text("request_id");
+    to.text(*options.request_id);
+  }
+  number("deadline_ms", options.deadline_ms);
+  number("observed_at", options.observed_at);
+  if (options.prev_chunk.rows > 0) {
+    to.text("prev_chunk");
+    write_rows(to, options.prev_chunk);
+  }
+  integer("inference_delay", options.inference_delay);
+  integer("execution_horizon", options.execution_horizon);
+  integer("actions_consumed", options.actions_consumed);
+}
+
+std::optional<double> number_in(const Value& value) {
+  if (value.kind == Kind::number) return value.number;
+  if (value.kind == Kind::integer && !value.above_int64) return static_cast<double>(value.integer);
+  if (value.kind != Kind::scalar) return {};
+  switch (value.array.dtype) {
+    case msgpack::DType::f2:
+    case msgpack::DType::f4:
+    case msgpack::DType::f8: return value.number;
+    case msgpack::DType::b1:
+    case msgpack::DType::U:
+    case msgpack::DType::S: return {};
+    default: return static_cast<double>(value.integer);
+  }
+}
+
+std::string text_in(const Value& map, std::string_view key) {
+  const Value* value = map.find(key);
+  return value && value->kind == Kind::text ? std::string(value->text) : "";
+}
+
+std::vector<std::string> texts_in(const Value& map, std::string_view key) {
+  std::vector<std::string> texts;
+  const Value* value = map.find(key);
+  if (!value || value->kind != Kind::list) return {};
+  for (const Value& item : value->list) {
+    if (item.kind != Kind::text) return {};
+    texts.emplace_back(item.text);
+  }
+  return texts;
+}
+
+// A list or an array of numbers.
+std::vector<double> row_in(const Value& map, std::string_view key) {
+  std::vector<double> row;
+  const Value* value = map.find(key);
+  if (!value) return {};
+  for (const Value& item : value->list) {
+    const std::optional<double> number = number_in(item);
+    if (!number) return {};
+    row.push_back(*number);
+  }
+  const msgpack::Array& array = value->array;
+  const bool text = array.dtype == msgpack::DType::U || array.dtype == msgpack::DType::S;
+  if (value->kind == Kind::array && array.shape.size() == 1 && !text)
+    for (int64_t i = 0; i < array.size(); ++i) row.push_back(array.number(i));
+  return row;
+}
+
+// What a server says about itself is a convenience: odd values count as absent.
+RemotePolicy read_greeting(const Value& map) {
+  RemotePolicy policy{.model = text_in(map, "model"),
+                      .robot = text_in(map, "robot"),
+                      .server = text_in(map, "server"),
+                      .action_names = texts_in(map, "action_names"),
+                      .cameras = texts_in(map, "cameras"),
+                      .reset_pose = row_in(map, "reset_pose")};
+  const Value* horizon = map.find("action_horizon");
+  if (horizon && horizon->kind == Kind::integer && !horizon->above_int64)
+    policy.horizon = std::max<int64_t>(horizon->integer, 0);
+  const Value* demo = map.find("demo");
+  policy.demo = demo && demo->kind == Kind::boolean && demo->boolean;
+  return policy;
+}
+
+std::map<std::string, double> numbers_in(const Value& map, std::string_view key) {
+  std::map<std::string, double> numbers;
+  const Value* value = map.find(key);
+  if (!value || value->kind != Kind::map) return {};
+  for (const msgpack::Entry& entry : value->map)
+    if (const auto number = number_in(entry.value)) numbers[std::string(entry.key)] = *number;
+  return numbers;
+}
+
+// RoboArena's servers reply with the array alone.
+RemoteActions read_reply(const Value& reply) {
+  const Value* actions = reply.kind == Kind::map ? reply.find("actions") : &reply;
+  ensure(actions != nullptr, Fault::network, "the server's reply has no 'actions'");
+  const msgpack::Array& array = actions->array;
+  ensure(actions->kind == Kind::array && array.shape.size() == 2 && array.size() > 0 &&
+             array.dtype != msgpack::DType::U && array.dtype != msgpack::DType::S,
+         Fault::network, "the server's 'actions' are {}, expected an array [horizon, dim]",
+         describe(*actions));
+  RemoteActions out{.horizon = array.shape[0], .dim = array.shape[1]};
+  out.values.resize(static_cast<size_t>(array.size()));
+  for (int64_t i = 0; i < array.size(); ++i) out.values[static_cast<size_t>(i)] = array.number(i);
+  out.server_timing = numbers_in(reply, "server_timing");
+  out.policy_timing = numbers_in(reply, "policy_timing");
+  out.request_id = text_in(reply, "request_id");
+  return out;
+}
+
+void check_actions(const RemoteActions& actions) {
+  for (int64_t i = 0; i < std::ssize(actions.values); ++i) {
+    const double value = actions.values[static_cast<size_t>(i)];
+    ensure(std::isfinite(value), Fault::internal, "the server's action {} of row {} is {}",
+           i % actions.dim, i / actions.dim, value);
+  }
+}
+
+std::string_view as_text(const Bytes& bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+// What a server sends that is no msgpack is not the caller's input.
+Value decode_from_server(const Bytes& message) {
+  try {
+    return msgpack::decode(message);
+  } catch (const Error& error) {
+    fail(Fault::network, "the server does not speak openpi's protocol: {}", error.what());
+  }
+}
+
+// A server that still loads does not listen; a proxy in front of it says 502 or 503. A wrong
+// address, an unknown host or a refused key stays what it is.
+bool may_come_up(const Error& error) {
+  const std::string_view text = error.what();
+  return text.starts_with("cannot connect") || text.find(" answered 502 ") != text.npos ||
+         text.find(" answered 503 ") != text.npos;
+}
+
+}  // namespace
+
+RemoteObservation::Value& RemoteObservation::at(std::string key) {
+  for (auto& [known, value] : entries_)
+    if (known == key) return value;
+  return entries_.emplace_back(std::move(key), Value{}).second;
+}
+
+RemoteObservation& RemoteObservation::image(std::string key, Image picture) {
+  at(std::move(key)) = std::move(picture);
+  return *this;
+}
+
+RemoteObservation& RemoteObservation::image(std::string key, int height, int width,
+                                            std::span<const uint8_t> rgb, bool planar) {
+  return image(std::move(key), view_of(height, width, rgb, planar));
+}
+
+RemoteObservation& RemoteObservation::camera(std::string name, Image picture) {
+  Value& images = at("images");
+  if (!std::holds_alternative<Cameras>(images)) images = Cameras{};
+  Cameras& cameras = std::get<Cameras>(images);
+  const auto found = std::ranges::find(cameras, name, &Cameras::value_type::first);
+  if (found != cameras.end())
+    found->second = std::move(picture);
+  else
+    cameras.emplace_back(std::move(name), std::move(picture));
+  return *this;
+}
+
+RemoteObservation& RemoteObservation::camera(std::string name, int height, int width,
+                                             std::span<const uint8_t> rgb, bool planar) {
+  return camera(std::move(name), view_of(height, width, rgb, planar));
+}
+
+RemoteObservation& RemoteObservation::state(std::string key, std::vector<double> values) {
+  at(std::move(key)) = std::move(values);
+  return *this;
+}
+
+RemoteObservation& RemoteObservation::text(std::string key, std::string value) {
+  at(std::move(key)) = std::move(value);
+  return *this;
+}
+
+RemoteObservation& RemoteObservation::number(std::string key, double value) {
+  at(std::move(key)) = value;
+  return *this;
+}
+
+RemoteObservation laid_out(const Observation& observation, const std::string& robot) {
+  RemoteObservation out;
+  const std::vector<double>& state = observation.state;
+  const auto pictures = [&](const std::string& prefix) {
+    for (const auto& [name, image] : observation.images) out.image(prefix + name, view_of(image));
+  };
+  if (robot == "aloha") {
+    out.state("state", state);
+    for (const auto& [name, image] : observation.images) out.camera(name, view_of(image));
+  } else if (robot == "droid") {
+    ensure(state.size() == kDroidJoints + 1, Fault::input,
+           "the state has {} values, expected {} joints and a gripper", state.size(), kDroidJoints);
+    pictures("observation/");
+    out.state("observation/joint_position", {state.begin(), state.begin() + kDroidJoints});
+    out.state("observation/gripper_position", {state.back()});
+  } else if (robot == "libero") {
+    pictures("observation/");
+    out.state("observation/state", state);
+  } else {
+    ensure(robot == "lerobot", Fault::usage,
+           "unknown robot '{}': expected 'aloha', 'droid', 'libero' or 'lerobot'", robot);
+    pictures("observation.images.");
+    out.state("observation.state", state);
+  }
+  if (observation.prompt) out.prompt(*observation.prompt);
+  return out;
+}
+
+std::string request_message(const RemoteObservation& observation, const RemoteOptions& options) {
+  constexpr size_t kRest = 4096;  // keys, state, prompt: once more than that, and the string grows
+  size_t bytes = kRest + options.prev_chunk.values.size() * sizeof(double);
+  for (const auto& [key, value] : observation.entries()) bytes += picture_bytes(value);
+  std::string message;
+  message.reserve(bytes);
+  Writer to(message);
+  to.map(std::ssize(observation.entries()) + keys_of(options));
+  for (const auto& [key, value] : observation.entries()) {
+    to.text(key);
+    std::visit(EntryWriter{to, key}, value);
+  }
+  write_options(to, options);
+  return message;
+}
+
+struct PolicyClient::State {
+  std::optional<WebSocketClient> socket;  // nothing once the connection is lost
+  RemotePolicy policy;
+};
+
+PolicyClient::PolicyClient(const std::string& url) : PolicyClient(url, Options{}) {}
+
+PolicyClient::PolicyClient(const std::string& url, const Options& options)
+    : state_(std::make_unique<State>()) {
+  const WebSocketClient::Options socket{.api_key = options.api_key, .timeout_s = options.timeout_s};
+  while (!state_->socket) {
+    try {
+      state_->socket.emplace(url, socket);
+    } catch (const Error& error) {
+      if (!options.keep_trying || !may_come_up(error)) throw;
+      std::this_thread::sleep_for(std::chrono::duration<double>(kRetrySeconds));
+    }
+  }
+  const WebSocketClient::Message first = state_->socket->receive();
+  ensure(!first.text, Fault::network, "'{}' is no policy server, it says: {}", url,
+         as_text(first.bytes));
+  const Value greeting = decode_from_server(first.bytes);
+  ensure(greeting.kind == Kind::map, Fault::network,
+         "'{}' is no policy server: it began with {}, expected a map", url, describe(greeting));
+  state_->policy = read_greeting(greeting);
+}
+
+PolicyClient::~PolicyClient() = default;
+PolicyClient::PolicyClient(PolicyClient&&) noexcept = default;
+PolicyClient& PolicyClient::operator=(PolicyClient&&) noexcept = default;
+
+const RemotePolicy& PolicyClient::policy() const { return state_->policy; }
+
+RemoteActions PolicyClient::infer(const RemoteObservation& observation,
+                                  const RemoteOptions& options) {
+  const Clock::time_point begin = Clock::now();
+  const std::string request = request_message(observation, options);
+  ensure(state_->socket.has_value(), Fault::network,
+         "the connection to the policy server was lost: make a new PolicyClient");
+  // Put back once its reply is here: on a connection that fails in between, a late reply would be
+  // taken for the next request's.
+  std::optional<WebSocketClient> socket = std::exchange(state_->socket, std::nullopt);
+  socket->send({reinterpret_cast<const uint8_t*>(request.data()), request.size()});
+  const WebSocketClient::Message reply = socket->receive();
+  if (reply.text) {
+    state_->socket = std::move(socket);
+    fail(Fault::input, "{}", as_text(reply.bytes));
+  }
+  RemoteActions actions = read_reply(decode_from_server(reply.bytes));
+  ensure(!options.request_id || actions.request_id.empty() ||
+             actions.request_id == *options.request_id,
+         Fault::network, "the reply belongs to request '{}', expected '{}'", actions.request_id,
+         options.request_id.value_or(""));
+  state_->socket = std::move(socket);
+  check_actions(actions);
+  actions.round_trip_ms = std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+  return actions;
+}
+
+RemoteActions PolicyClient::infer(const Observation& observation, const std::string& robot,
+                                  const RemoteOptions& options) {
+  const std::string& said = state_->policy.robot;
+  ensure(!robot.empty() || !said.empty(), Fault::usage,
+         "the server does not say for which robot its policy is: name 'aloha', 'droid', 'libero' "
+         "or 'lerobot'");
+  return infer(laid_out(observation, robot.empty() ? said : robot), options);
+}
+
+}  // namespace tendon

@@ -1,0 +1,323 @@
+#include "serve/metrics.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace tendon {
+namespace {
+
+constexpr double kSliceSeconds = 5;
+constexpr int64_t kSlices = 60;
+constexpr size_t kSliceSamplesMax = 4096;  // percentiles of busier slices rest on the first ones
+constexpr size_t kWarningsMax = 50;
+constexpr std::array<const char*, 8> kStageNames = {"queue",   "decode",  "preprocess",  "vision",
+                                                    "prefill", "denoise", "postprocess", "encode"};
+// Upper bounds in milliseconds.
+constexpr std::array<double, 15> kBounds = {1,   2,    5,    10,   20,    50,    100,  200,
+                                            500, 1000, 2000, 5000, 10000, 30000, 60000};
+
+double seconds_since(Clock::time_point from) { return ms_between(from, Clock::now()) / 1e3; }
+
+nlohmann::json percentiles(std::vector<float> ms) {
+  nlohmann::json out{{"count", ms.size()}};
+  std::ranges::sort(ms);
+  const auto at = [&](double part) -> nlohmann::json {
+    if (ms.empty()) return nullptr;
+    const double index = std::ceil(part * static_cast<double>(ms.size())) - 1;
+    return ms[static_cast<size_t>(std::max(index, 0.0))];
+  };
+  out["p50"] = at(0.5);
+  out["p90"] = at(0.9);
+  out["p99"] = at(0.99);
+  out["max"] = at(1.0);
+  return out;
+}
+
+// In Prometheus' text, backslash, quote and newline of a label's value.
+std::string label(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\\' || c == '"') out += '\\';
+    if (c == '\n')
+      out += "\\n";
+    else
+      out += c;
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string_view name(ServerState state) {
+  constexpr std::array<std::string_view, 5> kNames = {"loading", "warming", "ready", "draining",
+                                                      "failed"};
+  return kNames[static_cast<size_t>(state)];
+}
+
+std::string_view name(Outcome outcome) {
+  constexpr std::array<std::string_view, kOutcomes> kNames = {
+      "answered", "refused", "failed", "deadline_missed", "stale", "skipped", "guarded"};
+  return kNames[static_cast<size_t>(outcome)];
+}
+
+void Metrics::set_state(ServerState state, const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  state_ = state;
+  reason_ = reason;
+}
+
+ServerState Metrics::state() const {
+  const std::lock_guard lock(mutex_);
+  return state_;
+}
+
+std::string Metrics::reason() const {
+  const std::lock_guard lock(mutex_);
+  if (state_ != ServerState::loading || !progress_ || progress_->plan.weights == 0) return reason_;
+  return fmt::format("{}: {} %", reason_, 100 * progress_->bytes / progress_->plan.weights);
+}
+
+void Metrics::set_progress(const LoadProgress& progress) {
+  const std::lock_guard lock(mutex_);
+  progress_ = progress;
+}
+
+void Metrics::set_card(const ModelCard& card) {
+  const std::lock_guard lock(mutex_);
+  card_ = card;
+}
+
+void Metrics::count(Outcome outcome) {
+  const std::lock_guard lock(mutex_);
+  ++outcomes_[static_cast<size_t>(outcome)];
+}
+
+int64_t Metrics::counted(Outcome outcome) const {
+  const std::lock_guard lock(mutex_);
+  return outcomes_[static_cast<size_t>(outcome)];
+}
+
+std::array<double, Metrics::kStages> Metrics::stage_row(const RequestTimes& t) {
+  return {t.queue_ms,          t.decode_ms,         t.stages.preprocess_ms,  t.stages.vision_ms,
+          t.stages.prefill_ms, t.stages.denoise_ms, t.stages.postprocess_ms, t.encode_ms};
+}
+
+void Metrics::answered(const RequestTimes& times, const Actions& actions, ConnectionId client) {
+  const std::lock_guard lock(mutex_);
+  ++outcomes_[static_cast<size_t>(Outcome::answered)];
+  const auto now = static_cast<int64_t>(seconds_since(start_) / kSliceSeconds);
+  if (slices_.empty() || slices_.back().begin != now) slices_.push_back({.begin = now});
+  while (slices_.front().begin <= now - kSlices) slices_.pop_front();
+  Slice& slice = slices_.back();
+  if (slice.total_ms.size() < kSliceSamplesMax) {
+    slice.total_ms.push_back(static_cast<float>(times.total_ms));
+    const auto row = stage_row(times);
+    for (size_t s = 0; s < row.size(); ++s) slice.stage_ms[s] += row[s];
+  }
+  histogram_.resize(kBounds.size() + 1);
+  const auto bound = std::ranges::lower_bound(kBounds, times.total_ms);
+  ++histogram_[static_cast<size_t>(bound - kBounds.begin())];
+  total_ms_ += times.total_ms;
+  const auto row = stage_row(times);
+  for (size_t s = 0; s < row.size(); ++s) stage_sum_ms_[s] += row[s];
+  chunk_ = {Clock::now(),   client,      actions.horizon, actions.dim,
+            actions.values, actions.low, actions.high};
+  if (actions.state_outside.empty()) return;
+  outside_.resize(actions.state_outside.size());
+  for (size_t i = 0; i < outside_.size(); ++i) outside_[i] += actions.state_outside[i];
+  ++states_seen_;
+}
+
+void Metrics::warn(const std::string& text) {
+  const std::lock_guard lock(mutex_);
+  if (!warnings_.contains(text) && warnings_.size() >= kWarningsMax)
+    warnings_.erase(std::ranges::min_element(warnings_, {},
+                                             [](const auto& entry) { return entry.second.last; }));
+  Warning& warning = warnings_[text];
+  ++warning.count;
+  warning.last = Clock::now();
+}
+
+nlohmann::json Metrics::latency_json() const {
+  std::vector<float> all;
+  std::array<double, kStages> sums{};
+  for (const Slice& slice : slices_) {
+    all.insert(all.end(), slice.total_ms.begin(), slice.total_ms.end());
+    for (size_t s = 0; s < sums.size(); ++s) sums[s] += slice.stage_ms[s];
+  }
+  nlohmann::json out;
+  for (size_t s = 0; s < sums.size(); ++s)
+    out["stages_ms"][kStageNames[s]] =
+        all.empty() ? nlohmann::json() : nlohmann::json(sums[s] / static_cast<double>(all.size()));
+  out["latency_ms"] = percentiles(std::move(all));
+  out["latency_ms"]["window_s"] = kSliceSeconds * kSlices;
+  return out;
+}
+
+nlohmann::json Metrics::history_json() const {
+  nlohmann::json rows = nlohmann::json::array();
+  const double now = seconds_since(start_);
+  for (const Slice& slice : slices_) {
+    nlohmann::json row = percentiles(slice.total_ms);
+    row["age_s"] = std::max(0.0, now - kSliceSeconds * static_cast<double>(slice.begin + 1));
+    for (size_t s = 0; s < slice.stage_ms.size(); ++s)
+      row["stages"][kStageNames[s]] =
+          slice.stage_ms[s] / static_cast<double>(slice.total_ms.size());
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+nlohmann::json Metrics::model_json() const {
+  if (!card_) return nullptr;
+  return {{"name", card_->name},
+          {"backend", card_->backend},
+          {"method", card_->method},
+          {"robot", card_->robot},
+          {"horizon", card_->horizon},
+          {"steps", card_->steps},
+          {"action_dim", card_->action_dim},
+          {"state_dim", card_->state_dim},
+          {"cameras", card_->cameras},
+          {"action_names", card_->action_names},
+          {"demo", card_->demo},
+          {"notes", card_->notes},
+          {"load_ms", card_->load_ms},
+          {"warm_up_ms", card_->warm_up_ms},
+          {"fingerprint", card_->fingerprint}};
+}
+
+nlohmann::json Metrics::loading_json() const {
+  if (!progress_ || progress_->plan.weights == 0) return nullptr;
+  const auto total = static_cast<double>(progress_->plan.weights);
+  const double part = std::min(1.0, static_cast<double>(progress_->bytes) / total);
+  nlohmann::json left;
+  if (part > 0) left = progress_->seconds * (1 - part) / part;
+  return {{"fraction", part},
+          {"bytes", progress_->bytes},
+          {"bytes_total", progress_->plan.weights},
+          {"seconds_left", left}};
+}
+
+nlohmann::json Metrics::warnings_json() const {
+  nlohmann::json rows = nlohmann::json::array();
+  for (const auto& [text, warning] : warnings_)
+    rows.push_back(
+        {{"text", text}, {"count", warning.count}, {"age_s", seconds_since(warning.last)}});
+  return rows;
+}
+
+std::string Metrics::status_json(const std::vector<std::shared_ptr<Session>>& sessions) const {
+  const std::string why = reason();
+  const std::lock_guard lock(mutex_);
+  nlohmann::json out = latency_json();
+  out["state"] = name(state_);
+  out["reason"] = why;
+  out["loading"] = loading_json();
+  out["uptime_s"] = seconds_since(start_);
+  out["version"] = card_ ? nlohmann::json(card_->version) : nlohmann::json();
+  out["model"] = model_json();
+  for (size_t o = 0; o < kOutcomes; ++o)
+    out["requests"][name(static_cast<Outcome>(o))] = outcomes_[o];
+  out["history"] = history_json();
+  out["clients"] = nlohmann::json::array();
+  for (const auto& s : sessions) {
+    const Clock::time_point last{Clock::duration(s->last_request_ticks.load())};
+    out["clients"].push_back(
+        {{"id", s->id},
+         {"peer", s->peer.address},
+         {"since_s", seconds_since(s->since)},
+         {"rate_hz", s->rate_hz.load()},
+         {"queued", s->queued.load()},
+         {"answered", s->answered.load()},
+         {"skipped", s->skipped.load()},
+         {"errors", s->errors.load()},
+         {"idle_s", last.time_since_epoch().count() == 0 ? nlohmann::json()
+                                                         : nlohmann::json(seconds_since(last))}});
+  }
+  out["chunk"] = nullptr;
+  if (chunk_) {
+    nlohmann::json rows = nlohmann::json::array();
+    for (int64_t r = 0; r < chunk_->horizon; ++r)
+      rows.push_back(std::vector<double>(chunk_->values.begin() + r * chunk_->dim,
+                                         chunk_->values.begin() + (r + 1) * chunk_->dim));
+    out["chunk"] = {{"age_s", seconds_since(chunk_->at)},
+                    {"client", chunk_->client},
+                    {"horizon", chunk_->horizon},
+                    {"dim", chunk_->dim},
+                    {"names", card_ ? card_->action_names : std::vector<std::string>()},
+                    {"values", std::move(rows)},
+                    {"low", chunk_->low},
+                    {"high", chunk_->high}};
+  }
+  out["state_ranges"] = nlohmann::json::array();
+  for (size_t i = 0; i < outside_.size(); ++i)
+    out["state_ranges"].push_back(
+        {{"index", i}, {"name", ""}, {"outside", outside_[i]}, {"seen", states_seen_}});
+  out["warnings"] = warnings_json();
+  return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+std::string Metrics::prometheus(const std::vector<std::shared_ptr<Session>>& sessions,
+                                const NetworkCounters& network) const {
+  const std::lock_guard lock(mutex_);
+  std::string out;
+  const auto type = [&](const char* metric, const char* kind, const char* help) {
+    out += fmt::format("# HELP {0} {2}\n# TYPE {0} {1}\n", metric, kind, help);
+  };
+  type("tendon_ready", "gauge", "1 when requests are answered");
+  out += fmt::format("tendon_ready {}\n", state_ == ServerState::ready ? 1 : 0);
+  type("tendon_info", "gauge", "What is served");
+  if (card_)
+    out += fmt::format(
+        "tendon_info{{model=\"{}\",backend=\"{}\",method=\"{}\",robot=\"{}\",version=\"{}\"}} 1\n",
+        label(card_->name), label(card_->backend), label(card_->method), label(card_->robot),
+        label(card_->version));
+  type("tendon_requests_total", "counter", "Requests by outcome");
+  for (size_t o = 0; o < kOutcomes; ++o)
+    out += fmt::format("tendon_requests_total{{outcome=\"{}\"}} {}\n",
+                       name(static_cast<Outcome>(o)), outcomes_[o]);
+  type("tendon_request_seconds", "histogram", "From the last byte of a request to its reply");
+  int64_t below = 0;
+  for (size_t b = 0; b < kBounds.size(); ++b) {
+    below += b < histogram_.size() ? histogram_[b] : 0;
+    out += fmt::format("tendon_request_seconds_bucket{{le=\"{}\"}} {}\n", kBounds[b] / 1e3, below);
+  }
+  const int64_t all = outcomes_[static_cast<size_t>(Outcome::answered)];
+  out += fmt::format(
+      "tendon_request_seconds_bucket{{le=\"+Inf\"}} {0}\ntendon_request_seconds_sum {1}\n"
+      "tendon_request_seconds_count {0}\n",
+      all, total_ms_ / 1e3);
+  type("tendon_stage_seconds_total", "counter", "Time in each stage of answered requests");
+  for (size_t s = 0; s < stage_sum_ms_.size(); ++s)
+    out += fmt::format("tendon_stage_seconds_total{{stage=\"{}\"}} {}\n", kStageNames[s],
+                       stage_sum_ms_[s] / 1e3);
+  type("tendon_clients", "gauge", "Open connections");
+  out += fmt::format("tendon_clients {}\n", sessions.size());
+  type("tendon_state_out_of_range_total", "counter", "State values outside q01 to q99");
+  for (size_t i = 0; i < outside_.size(); ++i)
+    out += fmt::format("tendon_state_out_of_range_total{{dimension=\"{}\"}} {}\n", i, outside_[i]);
+  type("tendon_network_total", "counter", "What happened on the policy port");
+  const std::pair<const char*, const std::atomic<int64_t>*> events[] = {
+      {"accepted", &network.accepted},
+      {"over_capacity", &network.over_capacity},
+      {"unauthorized", &network.unauthorized},
+      {"bad_origin", &network.bad_origin},
+      {"bad_handshake", &network.bad_handshake},
+      {"head_timeout", &network.head_timeouts},
+      {"message_timeout", &network.message_timeouts},
+      {"silent", &network.silent},
+      {"too_big", &network.too_big},
+      {"protocol_error", &network.protocol_errors},
+      {"ping", &network.pings},
+      {"bytes_in", &network.bytes_in},
+      {"bytes_out", &network.bytes_out}};
+  for (const auto& [event, value] : events)
+    out += fmt::format("tendon_network_total{{event=\"{}\"}} {}\n", event, value->load());
+  return out;
+}
+
+}  // namespace tendon

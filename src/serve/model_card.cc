@@ -1,0 +1,86 @@
+#include "serve/model_card.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <memory>
+
+#include "checkpoint/content_hash.h"
+#include "tendon/opened.h"
+#include "tendon/tendon.h"
+
+namespace tendon {
+namespace {
+
+constexpr int kPictureSide = 224;
+
+// Grey pictures, the middle of the statistics or zeros as state.
+Observation empty_scene(const Surroundings& around) {
+  Observation scene;
+  const size_t bytes = size_t{3} * kPictureSide * kPictureSide;
+  for (const std::string& camera : robot_cameras(around)) {
+    Image& image = scene.images[camera];
+    image.height = image.width = kPictureSide;
+    image.rgb = std::vector<uint8_t>(bytes, 128);
+  }
+  scene.prompt = around.default_prompt.value_or("warm up");
+  scene.state.assign(static_cast<size_t>(around.state_dim), 0.0);
+  return scene;
+}
+
+// openpi's configurations of real ALOHA robots tell clients where to go at first; its simulator's,
+// whose joints need no adapting, has no such pose.
+std::vector<double> reset_pose(const Surroundings& around) {
+  if (around.robot != Robot::aloha || !around.adapt_to_pi) return {};
+  return {0, -1.5, 1.5, 0, 0, 0};
+}
+
+ModelCard describe_opened(const std::string& model, const Engine& engine,
+                          const OpenedEngine& opened) {
+  const Surroundings& around = opened.policy->surroundings();
+  const Config& config = opened.policy->config();
+  ModelCard card;
+  const bool generated = model == "demo" || model.starts_with("synthetic:");
+  card.name = generated ? model : std::filesystem::path(model).filename().string();
+  if (card.name.empty()) card.name = std::filesystem::path(model).parent_path().filename().string();
+  card.backend = engine.backend();
+  card.method = engine.method();
+  card.version = version();
+  card.robot = name(around.robot);
+  card.cameras = engine.cameras();
+  card.action_names = engine.action_names();
+  card.horizon = config.horizon;
+  card.action_dim = around.action_dim;
+  card.state_dim = around.state_dim;
+  card.model_action_dim = config.action_dim;
+  card.steps = config.num_steps;
+  card.demo = generated;
+  card.default_prompt = around.default_prompt.has_value();
+  card.joint_positions = !around.delta.empty();
+  card.reset_pose = reset_pose(around);
+  card.notes = engine.notes();
+  card.load_ms = engine.load_ms();
+  return card;
+}
+
+}  // namespace
+
+ServedPolicy open_served(const std::string& model, const OpenOptions& options) {
+  const auto engine = std::make_shared<Engine>(Engine::open(model, options));
+  ServedPolicy served;
+  served.card = describe_opened(model, *engine, engine->opened());
+  const auto begin = std::chrono::steady_clock::now();
+  const Actions warm = engine->infer(empty_scene(engine->opened().policy->surroundings()));
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+  served.card.warm_up_ms = took.count();
+  served.card.action_ranges = !warm.low.empty();
+  served.card.fingerprint =
+      fmt::format("{:016x}", content_hash(std::as_bytes(std::span(warm.values))));
+  served.infer = [engine](const Observation& observation, const InferOptions& infer) {
+    return engine->infer(observation, infer);
+  };
+  return served;
+}
+
+}  // namespace tendon

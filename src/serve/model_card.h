@@ -1,0 +1,42 @@
+// What the server knows about the policy it serves: facts to check requests against and to tell
+// clients, and the one function that answers.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tendon/types.h"
+
+namespace tendon {
+
+struct ModelCard {
+  std::string name;  // as given on the command line; of a path only the last part
+  std::string backend, method, version;
+  std::string robot = "lerobot";     // "aloha", "droid", "libero" or "lerobot"
+  std::vector<std::string> cameras;  // what the robot calls them, in the model's order
+  std::vector<std::string> action_names;
+  int64_t horizon = 0, action_dim = 0, state_dim = 0, model_action_dim = 0, steps = 0;
+  bool demo = false;               // weights that are no trained policy
+  bool action_ranges = false;      // q01 and q99 of the actions are known
+  bool default_prompt = false;     // there is one: requests may come without
+  bool joint_positions = false;    // DROID: actions are positions, else velocities
+  std::vector<double> reset_pose;  // of one arm; openpi's ALOHA configurations have one
+  std::vector<std::string> notes;
+  double load_ms = 0, warm_up_ms = 0;
+  // Of the answer to the warm-up's observation: weights, statistics, backend and precision in one.
+  std::string fingerprint;
+};
+
+struct ServedPolicy {
+  ModelCard card;
+  std::function<Actions(const Observation&, const InferOptions&)> infer;
+};
+
+// Opens `model`, runs it once on an empty scene (so that the first client does not pay for what a
+// backend does at first) and describes it. Throws what Engine::open and Engine::infer throw.
+ServedPolicy open_served(const std::string& model, const OpenOptions& options);
+
+}  // namespace tendon

@@ -1,0 +1,436 @@
+#include "serve/msgpack.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <bit>
+#include <charconv>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+#include "policy/vocabulary.h"
+#include "tensor/bf16.h"
+#include "tensor/check.h"
+
+namespace tendon::msgpack {
+namespace {
+
+using Kind = Value::Kind;
+static_assert(std::endian::native == std::endian::little);
+
+// As NumPy writes them behind the byte order; in the order of DType. U and S follow with a length.
+constexpr std::string_view kNumericTypes[] = {"b1", "i1", "i2", "i4", "i8", "u1",
+                                              "u2", "u4", "u8", "f2", "f4", "f8"};
+static_assert(std::size(kNumericTypes) == static_cast<size_t>(DType::U));
+constexpr int64_t kCharactersMax = 1 << 24;  // of one item of U or S
+
+template <class... Args>
+[[noreturn]] void refuse(size_t at, fmt::format_string<Args...> text, Args&&... args) {
+  fail(Fault::input, "msgpack at byte {}: {}", at, fmt::format(text, std::forward<Args>(args)...));
+}
+
+template <class... Args>
+void need(bool ok, size_t at, fmt::format_string<Args...> text, Args&&... args) {
+  if (!ok) [[unlikely]]
+    refuse(at, text, std::forward<Args>(args)...);
+}
+
+Value of(Kind kind) {
+  Value value;
+  value.kind = kind;
+  return value;
+}
+
+bool is_text(const Value& value) { return value.kind == Kind::text || value.kind == Kind::bytes; }
+
+// Why NumPy's dtype of this first letter is never decoded; empty where that is not so.
+std::string_view reason_to_refuse(std::string_view dtype) {
+  if (dtype.find(',') != dtype.npos) return "is structured";
+  switch (dtype.empty() ? '\0' : dtype[0]) {
+    case 'O': return "holds Python objects";
+    case 'V': return "holds void or structured items";
+    case 'c': return "holds complex numbers";
+    default: return {};
+  }
+}
+
+// An array of this dtype, still without shape and data.
+Array read_dtype(const Value* field, size_t at) {
+  need(field != nullptr, at, "an array or scalar has no 'dtype'");
+  need(field->kind != Kind::list, at, "'dtype' is a list of fields: structured arrays are refused");
+  need(is_text(*field), at, "'dtype' is {}, expected a text such as '<f4'", describe(*field));
+  std::string_view name = field->text;
+  const std::string_view orders = "<>|=";
+  const bool ordered = !name.empty() && orders.find(name[0]) != orders.npos;
+  const bool big_endian = ordered && name[0] == '>';
+  if (ordered) name.remove_prefix(1);
+
+  const std::string_view reason = reason_to_refuse(name);
+  need(reason.empty(), at, "dtype {:?} {} and is refused", field->text.substr(0, 40), reason);
+  Array array;
+  if (const auto* found = std::ranges::find(kNumericTypes, name);
+      found != std::end(kNumericTypes)) {
+    array.dtype = static_cast<DType>(found - std::begin(kNumericTypes));
+    array.item_bytes = name[1] - '0';
+  } else {
+    int64_t characters = 0;
+    const char* end = name.data() + name.size();
+    const bool fixed_text = name.size() > 1 && (name[0] == 'U' || name[0] == 'S') &&
+                            std::from_chars(name.data() + 1, end, characters).ptr == end;
+    need(fixed_text && characters >= 1 && characters <= kCharactersMax, at,
+         "dtype {:?} is unknown: expected one of {}, U or S with a length",
+         field->text.substr(0, 40), fmt::join(kNumericTypes, " "));
+    array.dtype = name[0] == 'U' ? DType::U : DType::S;
+    array.item_bytes = characters * (array.dtype == DType::U ? 4 : 1);
+  }
+  array.big_endian = big_endian && array.item_bytes > 1 && array.dtype != DType::S;
+  return array;
+}
+
+std::vector<int64_t> read_shape(const Value* field, const Limits& limits, size_t at) {
+  need(field != nullptr, at, "an array has no 'shape'");
+  const bool bare = field->kind == Kind::integer;  // NumPy takes 5 for [5]
+  need(bare || field->kind == Kind::list, at, "'shape' is {}, expected a list of integers",
+       describe(*field));
+  const std::span<const Value> sizes = bare ? std::span(field, 1) : std::span(field->list);
+  need(std::ssize(sizes) <= limits.dims, at, "an array has {} dimensions, expected at most {}",
+       sizes.size(), limits.dims);
+  std::vector<int64_t> shape;
+  shape.reserve(sizes.size());
+  for (const Value& size : sizes) {
+    need(size.kind == Kind::integer && !size.above_int64, at, "'shape' holds {}, expected integers",
+         describe(size));
+    need(size.integer >= 0, at, "'shape' holds {}, expected sizes of 0 or more", size.integer);
+    shape.push_back(size.integer);
+  }
+  return shape;
+}
+
+Value array_of(const Value& map, const Limits& limits, size_t at) {
+  Value out = of(Kind::array);
+  out.array = read_dtype(map.find("dtype"), at);
+  Array& array = out.array;
+  array.shape = read_shape(map.find("shape"), limits, at);
+  const Value* data = map.find("data");
+  need(data != nullptr, at, "an array has no 'data'");
+  need(data->kind == Kind::bytes, at, "'data' of an array is {}, expected bytes", describe(*data));
+  // A dimension of 0 does not excuse the others: NumPy refuses them as well.
+  int64_t bytes = array.item_bytes;
+  for (const int64_t size : array.shape) {
+    need(size == 0 || bytes <= std::numeric_limits<int64_t>::max() / size, at,
+         "the shape {} of an array is too big: its bytes overflow 64 bits", array.shape);
+    if (size != 0) bytes *= size;
+  }
+  if (std::ranges::find(array.shape, 0) != array.shape.end()) bytes = 0;
+  if (std::ssize(data->text) < bytes)
+    refuse(at, "{} needs {} bytes of data, got {}", describe(out), bytes, data->text.size());
+  // What is beyond the shape is cut, as NumPy does.
+  array.data = {reinterpret_cast<const uint8_t*>(data->text.data()), static_cast<size_t>(bytes)};
+  return out;
+}
+
+bool in_range(const Value& integer, DType dtype, int64_t bytes) {
+  if (dtype == DType::u8) return integer.above_int64 || integer.integer >= 0;
+  if (dtype == DType::i8 || integer.above_int64) return !integer.above_int64;
+  const bool is_signed = dtype < DType::u1;
+  const int64_t high = int64_t{1} << (8 * bytes - (is_signed ? 1 : 0));
+  return integer.integer >= (is_signed ? -high : 0) && integer.integer < high;
+}
+
+// The value stays as it was sent: the double that NumPy made of a float32, say.
+Value scalar_of(const Value& map, size_t at) {
+  Value out = of(Kind::scalar);
+  out.array = read_dtype(map.find("dtype"), at);
+  out.array.big_endian = false;
+  const Value* data = map.find("data");
+  need(data != nullptr, at, "a NumPy scalar has no 'data'");
+  const auto expect = [&](bool ok, std::string_view wanted) {
+    if (!ok) refuse(at, "'data' of {} is {}, expected {}", describe(out), describe(*data), wanted);
+  };
+  const bool whole = data->kind == Kind::integer;
+  out.boolean = data->boolean;
+  out.integer = data->integer;
+  out.above_int64 = data->above_int64;
+  out.number = data->number;
+  out.text = data->text;
+  switch (const DType dtype = out.array.dtype) {
+    case DType::b1: expect(data->kind == Kind::boolean, "a boolean"); break;
+    case DType::U: expect(data->kind == Kind::text, "a text"); break;
+    case DType::S: expect(data->kind == Kind::bytes, "bytes"); break;
+    case DType::f2:
+    case DType::f4:
+    case DType::f8:
+      expect(whole || data->kind == Kind::number, "a number");
+      if (whole)
+        out.number = data->above_int64 ? static_cast<double>(static_cast<uint64_t>(data->integer))
+                                       : static_cast<double>(data->integer);
+      break;
+    default:
+      expect(whole, "an integer");
+      expect(in_range(*data, dtype, out.array.item_bytes), "one in the dtype's range");
+  }
+  return out;
+}
+
+// Sorted, not compared pair by pair: a peer picks the keys.
+void keep_last_of_equal_keys(std::vector<Entry>& map) {
+  std::vector<size_t> order(map.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  const auto name = [&](size_t i) { return std::pair(map[i].key, map[i].bytes_key); };
+  std::ranges::sort(order, {}, [&](size_t i) { return std::pair(name(i), i); });
+  std::vector<bool> dropped(map.size());
+  for (size_t i = 1, first = 0; i < order.size(); ++i) {
+    if (name(order[i]) != name(order[first])) {
+      first = i;
+      continue;
+    }
+    map[order[first]].value = std::move(map[order[i]].value);
+    dropped[order[i]] = true;
+  }
+  size_t i = 0;
+  std::erase_if(map, [&](const Entry&) { return dropped[i++]; });
+}
+
+class Decoder {
+ public:
+  Decoder(std::span<const uint8_t> message, const Limits& limits)
+      : message_(message), limits_(limits) {}
+
+  Value only_value() {
+    Value value = next(0);
+    need(left() == 0, at_, "the message goes on for {} bytes after its value", left());
+    return value;
+  }
+
+ private:
+  uint64_t left() const { return message_.size() - at_; }
+
+  std::string_view take(uint64_t bytes, std::string_view what) {
+    need(bytes <= left(), at_, "{} of {} bytes, but only {} are left", what, bytes, left());
+    const auto* from = reinterpret_cast<const char*>(message_.data() + at_);
+    at_ += bytes;
+    return {from, bytes};
+  }
+
+  uint64_t big_endian(int bytes) {
+    uint64_t value = 0;
+    for (const char c : take(static_cast<uint64_t>(bytes), "a field"))
+      value = value << 8 | static_cast<uint8_t>(c);
+    return value;
+  }
+
+  // Before anything is reserved for them. Each takes at least `bytes_each`.
+  void admit(uint64_t count, uint64_t bytes_each, int depth, size_t start, std::string_view what) {
+    need(depth < limits_.depth, start, "lists and maps are nested deeper than {}", limits_.depth);
+    need(count <= left() / bytes_each, start, "{} claims {} items, but only {} bytes are left",
+         what, count, left());
+    values_ += static_cast<int64_t>(count);
+    need(values_ <= limits_.values, start, "more than {} values in one message", limits_.values);
+  }
+
+  Value text(uint64_t bytes, size_t start) {
+    Value value = of(Kind::text);
+    value.text = take(bytes, "a text");
+    const auto wrong = invalid_utf8(value.text);
+    need(!wrong, start, "a text is not valid UTF-8 at its byte {}", wrong.value_or(0));
+    return value;
+  }
+
+  Value bytes(uint64_t count) {
+    Value value = of(Kind::bytes);
+    value.text = take(count, "bytes");
+    return value;
+  }
+
+  Value list(uint64_t count, int depth, size_t start) {
+    admit(count, 1, depth, start, "a list");
+    Value value = of(Kind::list);
+    value.list.reserve(count);
+    for (uint64_t i = 0; i < count; ++i) value.list.push_back(next(depth + 1));
+    return value;
+  }
+
+  Value map(uint64_t count, int depth, size_t start) {
+    admit(count, 2, depth, start, "a map");
+    entries_ += static_cast<int64_t>(count);
+    need(entries_ <= limits_.map_entries, start, "more than {} map entries in one message",
+         limits_.map_entries);
+    Value value = of(Kind::map);
+    value.map.reserve(count);
+    for (uint64_t i = 0; i < count; ++i) {
+      const size_t key_start = at_;
+      const Value key = next(depth + 1);
+      need(is_text(key), key_start, "a map key is {}, expected a text or bytes", describe(key));
+      value.map.push_back({key.text, key.kind == Kind::bytes, next(depth + 1)});
+    }
+    keep_last_of_equal_keys(value.map);
+    if (value.find("__ndarray__")) return array_of(value, limits_, start);
+    if (value.find("__npgeneric__")) return scalar_of(value, start);
+    return value;
+  }
+
+  Value next(int depth) {
+    const size_t start = at_;
+    const uint64_t tag = big_endian(1);
+    if (tag < 0x80 || tag >= 0xe0) return integer(static_cast<int8_t>(tag));
+    if (tag < 0x90) return map(tag & 0xf, depth, start);
+    if (tag < 0xa0) return list(tag & 0xf, depth, start);
+    if (tag < 0xc0) return text(tag & 0x1f, start);
+    const auto sized = [&](uint64_t first) { return big_endian(1 << (tag - first)); };
+    switch (tag) {
+      case 0xc0: return {};
+      case 0xc2:
+      case 0xc3: return boolean(tag == 0xc3);
+      case 0xc4:
+      case 0xc5:
+      case 0xc6: return bytes(sized(0xc4));
+      case 0xca: return number(std::bit_cast<float>(static_cast<uint32_t>(big_endian(4))));
+      case 0xcb: return number(std::bit_cast<double>(big_endian(8)));
+      case 0xcc:
+      case 0xcd:
+      case 0xce:
+      case 0xcf: {
+        Value value = integer(static_cast<int64_t>(sized(0xcc)));
+        value.above_int64 = value.integer < 0;
+        return value;
+      }
+      case 0xd0: return integer(static_cast<int8_t>(big_endian(1)));
+      case 0xd1: return integer(static_cast<int16_t>(big_endian(2)));
+      case 0xd2: return integer(static_cast<int32_t>(big_endian(4)));
+      case 0xd3: return integer(static_cast<int64_t>(big_endian(8)));
+      case 0xd9:
+      case 0xda:
+      case 0xdb: return text(sized(0xd9), start);
+      case 0xdc:
+      case 0xdd: return list(sized(0xdb), depth, start);
+      case 0xde:
+      case 0xdf: return map(sized(0xdd), depth, start);
+      default:
+        refuse(start, "{}", tag == 0xc1 ? "0xc1 is no msgpack" : "extension types are refused");
+    }
+  }
+
+  static Value boolean(bool truth) {
+    Value value = of(Kind::boolean);
+    value.boolean = truth;
+    return value;
+  }
+  static Value integer(int64_t number) {
+    Value value = of(Kind::integer);
+    value.integer = number;
+    return value;
+  }
+  static Value number(double number) {
+    Value value = of(Kind::number);
+    value.number = number;
+    return value;
+  }
+
+  std::span<const uint8_t> message_;
+  const Limits& limits_;
+  size_t at_ = 0;
+  int64_t values_ = 1;  // that were claimed so far
+  int64_t entries_ = 0;
+};
+
+template <class T>
+T load(const uint8_t* from, bool big_endian) {
+  uint8_t bytes[sizeof(T)];
+  std::memcpy(bytes, from, sizeof(T));
+  if (big_endian) std::ranges::reverse(bytes);
+  return std::bit_cast<T>(bytes);
+}
+
+void append_utf8(std::string& out, uint32_t code) {
+  ensure(code < 0x110000 && (code < 0xd800 || code > 0xdfff), Fault::input,
+         "a NumPy string holds U+{:04X}, which is no Unicode character", code);
+  const auto put = [&](uint32_t byte) { out.push_back(static_cast<char>(byte)); };
+  const int more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+  constexpr uint32_t kLead[] = {0, 0xc0, 0xe0, 0xf0};
+  put(kLead[more] | code >> (6 * more));
+  for (int i = more - 1; i >= 0; --i) put(0x80 | (code >> (6 * i) & 0x3f));
+}
+
+}  // namespace
+
+int64_t Array::size() const {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+double Array::number(int64_t i) const {
+  const uint8_t* from = data.data() + i * item_bytes;
+  switch (dtype) {
+    case DType::b1: return *from != 0 ? 1 : 0;
+    case DType::i1: return load<int8_t>(from, false);
+    case DType::i2: return load<int16_t>(from, big_endian);
+    case DType::i4: return load<int32_t>(from, big_endian);
+    case DType::i8: return static_cast<double>(load<int64_t>(from, big_endian));
+    case DType::u1: return *from;
+    case DType::u2: return load<uint16_t>(from, big_endian);
+    case DType::u4: return load<uint32_t>(from, big_endian);
+    case DType::u8: return static_cast<double>(load<uint64_t>(from, big_endian));
+    case DType::f2: return from_f16(load<uint16_t>(from, big_endian));
+    case DType::f4: return load<float>(from, big_endian);
+    case DType::f8: return load<double>(from, big_endian);
+    case DType::U:
+    case DType::S: break;
+  }
+  fail(Fault::internal, "an array of {} holds no numbers", dtype_name());
+}
+
+std::string Array::text(int64_t i) const {
+  const uint8_t* from = data.data() + i * item_bytes;
+  std::string out;
+  if (dtype == DType::U) {
+    int64_t bytes = item_bytes;
+    while (bytes > 0 && load<uint32_t>(from + bytes - 4, big_endian) == 0) bytes -= 4;
+    for (int64_t at = 0; at < bytes; at += 4)
+      append_utf8(out, load<uint32_t>(from + at, big_endian));
+    return out;
+  }
+  ensure(dtype == DType::S, Fault::internal, "an array of {} holds no texts", dtype_name());
+  out.assign(reinterpret_cast<const char*>(from), static_cast<size_t>(item_bytes));
+  out.resize(out.find_last_not_of('\0') + 1);
+  const auto wrong = invalid_utf8(out);
+  ensure(!wrong, Fault::input, "a NumPy string is not valid UTF-8 at its byte {}",
+         wrong.value_or(0));
+  return out;
+}
+
+std::string Array::dtype_name() const {
+  const bool text = dtype == DType::U || dtype == DType::S;
+  const char order = item_bytes == 1 || dtype == DType::S ? '|' : big_endian ? '>' : '<';
+  if (!text) return fmt::format("{}{}", order, kNumericTypes[static_cast<size_t>(dtype)]);
+  return dtype == DType::U ? fmt::format("{}U{}", order, item_bytes / 4)
+                           : fmt::format("{}S{}", order, item_bytes);
+}
+
+const Value* Value::find(std::string_view key) const {
+  const auto found = std::ranges::find(map, key, &Entry::key);
+  return found == map.end() ? nullptr : &found->value;
+}
+
+std::string describe(const Value& value) {
+  switch (value.kind) {
+    case Kind::nil: return "nil";
+    case Kind::boolean: return "a boolean";
+    case Kind::integer: return "an integer";
+    case Kind::number: return "a number";
+    case Kind::text: return "a text";
+    case Kind::bytes: return "bytes";
+    case Kind::list: return "a list";
+    case Kind::map: return "a map";
+    case Kind::array:
+      return fmt::format("an array {} {}", value.array.dtype_name(), value.array.shape);
+    case Kind::scalar: return "a NumPy scalar " + value.array.dtype_name();
+  }
+  return {};
+}
+
+Value decode(std::span<const uint8_t> message, const Limits& limits) {
+  return Decoder(message, limits).only_value();
+}
+
+}  // namespace tendon::msgpack

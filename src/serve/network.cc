@@ -1,0 +1,256 @@
+// The hub: ports, the timer that looks after every connection, and the public face of it all.
+#include "serve/network.h"
+
+#include <boost/asio/executor_work_guard.hpp>
+
+#include "serve/network_parts.h"
+
+namespace tendon {
+namespace wire {
+namespace {
+
+constexpr double kTickSeconds = 0.1;  // how late a timeout may be
+constexpr double kAcceptAgainSeconds = 0.1;
+constexpr size_t kLeavingMax = 128;
+
+std::vector<tcp::endpoint> resolve(Loop& loop, const PortOptions& at) {
+  if (at.host.empty() || at.host == "*")
+    return {{asio::ip::address_v6::any(), at.port}, {tcp::v4(), at.port}};
+  ErrorCode ec;
+  const auto found =
+      tcp::resolver(loop).resolve(at.host, std::to_string(at.port), tcp::resolver::passive, ec);
+  ensure(!ec, Fault::network,
+         "host '{}' is unknown to this machine; give an address such as 127.0.0.1, or 0.0.0.0 for "
+         "every network",
+         at.host);
+  std::vector<tcp::endpoint> ends;
+  for (const auto& entry : found) ends.push_back(entry.endpoint());
+  return ends;
+}
+
+ErrorCode bind(Acceptor& acceptor, const tcp::endpoint& end) {
+  ErrorCode ec;
+  acceptor.open(end.protocol(), ec);
+  if (!ec) acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
+  if (!ec) acceptor.bind(end, ec);
+  return ec;
+}
+
+ErrorCode bind_and_listen(Acceptor& acceptor, const tcp::endpoint& end) {
+  ErrorCode ec = bind(acceptor, end);
+  if (!ec) acceptor.listen(asio::socket_base::max_listen_connections, ec);
+  if (ec) {
+    ErrorCode ignored;
+    acceptor.close(ignored);
+  }
+  return ec;
+}
+
+[[noreturn]] void refuse(const PortOptions& at, const ErrorCode& ec) {
+  if (ec == asio::error::address_in_use)
+    fail(Fault::network, "port {} is in use; stop the other server or give {} N", at.port, at.flag);
+  if (ec == asio::error::access_denied)
+    fail(Fault::network, "no permission for port {}; give {} N with N of 1024 or more", at.port,
+         at.flag);
+  if (ec == boost::system::errc::address_not_available)
+    fail(Fault::network,
+         "'{}' is no address of this machine; give one of its own, 127.0.0.1, or 0.0.0.0 for every "
+         "network",
+         at.host);
+  fail(Fault::network, "cannot listen at host '{}', port {}: {}; give another host or {} N",
+       at.host, at.port, ec.message(), at.flag);
+}
+
+}  // namespace
+
+// At every address of a name ("localhost" may be two). "*" is one that takes IPv4 as well where the
+// machine has IPv6.
+uint16_t listen(Hub& hub, std::unique_ptr<Port> opened) {
+  const PortOptions& at = opened->options.at;
+  const bool everywhere = at.host.empty() || at.host == "*";
+  uint16_t bound = at.port;
+  ErrorCode first_error;
+  for (tcp::endpoint end : resolve(hub.loop, at)) {
+    end.port(bound);
+    Acceptor acceptor(hub.loop);
+    const ErrorCode ec = bind_and_listen(acceptor, end);
+    if (ec && !first_error) first_error = ec;
+    if (ec == asio::error::address_in_use || ec == asio::error::access_denied) refuse(at, ec);
+    if (ec) continue;
+    bound = acceptor.local_endpoint().port();
+    opened->acceptors.push_back(std::move(acceptor));
+    if (everywhere) break;
+  }
+  if (opened->acceptors.empty()) refuse(at, first_error);
+  hub.ports.push_back(std::move(opened));
+  Port& port = *hub.ports.back();
+  for (Acceptor& acceptor : port.acceptors) hub.accept(port, acceptor);
+  return bound;
+}
+
+void check(const PortOptions& at) {
+  Loop loop;
+  ErrorCode ec;
+  for (const tcp::endpoint& end : resolve(loop, at)) {
+    Acceptor acceptor(loop);
+    ec = bind(acceptor, end);
+    if (!ec || ec == asio::error::address_in_use || ec == asio::error::access_denied) break;
+  }
+  if (ec) refuse(at, ec);
+}
+
+void Hub::accept(Port& port, Acceptor& acceptor) {
+  const auto head = std::make_shared<Head>(*this, port, next_id++);
+  acceptor.async_accept(head->stream().socket(), [this, &port, &acceptor, head](ErrorCode ec) {
+    if (!acceptor.is_open()) return;
+    // Too many open files, most likely: they get fewer.
+    if (ec) return after(kAcceptAgainSeconds, [this, &port, &acceptor] { accept(port, acceptor); });
+    accepted(port, head);
+    accept(port, acceptor);
+  });
+}
+
+void Hub::accepted(Port& port, const std::shared_ptr<Head>& head) {
+  ++counters.accepted;
+  ErrorCode ignored;
+  head->stream().socket().set_option(tcp::no_delay(true), ignored);
+  if (port.heads.size() >= static_cast<size_t>(port.options.handshakes_max)) {
+    // A healthy head is here in milliseconds: the oldest is the one that waits on purpose.
+    ++counters.over_capacity;
+    port.heads.begin()->second->drop();
+  }
+  port.heads[head->id()] = head;
+  head->read();
+}
+
+void Hub::leave(Stream stream) {
+  if (leaving.size() >= kLeavingMax) {
+    leaving.front()->cut();
+    leaving.pop_front();
+  }
+  leaving.push_back(std::make_shared<Leaving>(*this, std::move(stream)));
+  leaving.back()->read();
+}
+
+void Hub::after(double wait_s, std::function<void()> action) {
+  const auto timer = std::make_shared<asio::steady_timer>(loop, seconds(wait_s));
+  timer->async_wait([timer, action = std::move(action)](ErrorCode ec) {
+    if (!ec) action();
+  });
+}
+
+void Hub::tick() {
+  const Time now = Clock::now();
+  for (const auto& port : ports) {
+    std::vector<std::shared_ptr<Head>> late;
+    for (const auto& [id, head] : port->heads)
+      if (now > head->deadline()) late.push_back(head);
+    for (const auto& head : late) head->expire();
+  }
+  for (const auto& [id, socket] : sockets) socket->tick(now);
+  for (const auto& peer : leaving)
+    if (now > peer->deadline) peer->cut();
+  after(kTickSeconds, [this] { tick(); });
+}
+
+void Hub::wait_for(asio::signal_set& set, const std::function<void(int)>& action) {
+  set.async_wait([this, &set, action](ErrorCode ec, int signal) {
+    if (ec) return;
+    wait_for(set, action);
+    action(signal);
+  });
+}
+
+void Hub::close_all() {
+  for (const auto& port : ports) {
+    for (Acceptor& acceptor : port->acceptors) acceptor.close();
+    for (const auto& [id, head] : std::map(port->heads)) head->drop();
+  }
+  for (const auto& [id, socket] : std::map(sockets)) socket->finish(false);
+  for (const auto& peer : leaving) peer->cut();
+  loop.stop();
+}
+
+}  // namespace wire
+
+struct Network::State : wire::Hub {
+  wire::Socket* find(ConnectionId id) {
+    const auto found = sockets.find(id);
+    return found == sockets.end() ? nullptr : found->second.get();
+  }
+};
+
+void check_port(const PortOptions& at) { wire::check(at); }
+
+Network::Network() : state_(std::make_unique<State>()) {}
+Network::~Network() = default;
+
+uint16_t Network::listen_http(const PortOptions& at, HttpHandler handler) {
+  auto port = std::make_unique<wire::Port>();
+  port->options.at = at;
+  port->http = std::move(handler);
+  return listen(*state_, std::move(port));
+}
+
+uint16_t Network::listen_websocket(const WebSocketOptions& options, WebSocketEvents& events,
+                                   HttpHandler http) {
+  auto port = std::make_unique<wire::Port>();
+  port->options = options;
+  port->events = &events;
+  port->http = std::move(http);
+  return listen(*state_, std::move(port));
+}
+
+void Network::stop_listening() {
+  for (const auto& port : state_->ports) {
+    if (!port->events) continue;
+    port->listening = false;
+    for (wire::Acceptor& acceptor : port->acceptors) acceptor.close();
+  }
+}
+
+void Network::send(ConnectionId id, std::string message, bool text) {
+  if (wire::Socket* socket = state_->find(id)) socket->send(std::move(message), text);
+}
+
+void Network::resume(ConnectionId id) {
+  if (wire::Socket* socket = state_->find(id)) socket->resume();
+}
+
+void Network::close(ConnectionId id, CloseCode code, std::string_view reason) {
+  if (wire::Socket* socket = state_->find(id)) socket->close(code, reason);
+}
+
+std::vector<ConnectionId> Network::connections() const {
+  std::vector<ConnectionId> ids;
+  for (const auto& [id, socket] : state_->sockets)
+    if (socket->opened()) ids.push_back(id);
+  return ids;
+}
+
+void Network::post(std::function<void()> action) {
+  boost::asio::post(state_->loop, std::move(action));
+}
+
+void Network::after(double seconds, std::function<void()> action) {
+  state_->after(seconds, std::move(action));
+}
+
+void Network::on_signals(std::vector<int> signals, std::function<void(int)> action) {
+  state_->signals.emplace_back(state_->loop);
+  for (const int signal : signals) state_->signals.back().add(signal);
+  state_->wait_for(state_->signals.back(), action);
+}
+
+void Network::run() {
+  state_->tick();  // also what keeps the loop alive without a port
+  state_->loop.run();
+}
+
+void Network::stop() {
+  post([this] { state_->close_all(); });
+}
+
+const NetworkCounters& Network::counters() const { return state_->counters; }
+
+}  // namespace tendon

@@ -1,0 +1,337 @@
+#include "serve/request.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "policy/processors.h"
+#include "policy/robots.h"
+#include "tensor/check.h"
+#include "tensor/nearest.h"
+
+namespace tendon {
+namespace {
+
+using msgpack::Array;
+using msgpack::DType;
+using msgpack::Value;
+using Kind = Value::Kind;
+
+constexpr int64_t kPictureSideMax = 8192;
+constexpr size_t kKeysNamed = 8;
+
+// What a message has, for the answer to one that lacks something. A peer's words: cut and escaped.
+std::string keys_of(const Value& map) {
+  std::string text;
+  for (size_t i = 0; i < std::min(map.map.size(), kKeysNamed); ++i)
+    text += fmt::format("{}'{}'", i == 0 ? "" : ", ", escaped(map.map[i].key));
+  if (map.map.size() > kKeysNamed) text += ", ...";
+  return text.empty() ? "nothing" : text;
+}
+
+const Value& needed(const Value& map, std::string_view key, std::string_view wanted) {
+  const Value* found = map.find(key);
+  ensure(found != nullptr, Fault::input, "key '{}' is missing: {} is needed; got the keys {}", key,
+         wanted, keys_of(map));
+  return *found;
+}
+
+bool is_float(DType type) { return type == DType::f2 || type == DType::f4 || type == DType::f8; }
+
+bool is_text(DType type) { return type == DType::U || type == DType::S; }
+
+std::optional<double> plain_number(const Value& value) {
+  const bool scalar = value.kind == Kind::scalar;
+  if (value.kind == Kind::number || (scalar && is_float(value.array.dtype))) return value.number;
+  if (value.kind != Kind::integer && (!scalar || is_text(value.array.dtype))) return {};
+  if (scalar && value.array.dtype == DType::b1) return {};
+  return value.above_int64 ? static_cast<double>(static_cast<uint64_t>(value.integer))
+                           : static_cast<double>(value.integer);
+}
+
+// A number, a NumPy scalar of one, or an array of exactly one.
+double read_number(const Value& value, std::string_view key) {
+  const auto refuse = [&] {
+    fail(Fault::input, "'{}' is {}, expected a number", key, describe(value));
+  };
+  double number = 0;
+  if (value.kind == Kind::array) {
+    if (value.array.size() != 1 || is_text(value.array.dtype)) refuse();
+    number = value.array.number(0);
+  } else if (const auto plain = plain_number(value)) {
+    number = *plain;
+  } else {
+    refuse();
+  }
+  ensure(std::isfinite(number), Fault::input, "'{}' is {}, expected a finite number", key, number);
+  return number;
+}
+
+int64_t read_integer(const Value& value, std::string_view key, int64_t low, int64_t high) {
+  const double number = read_number(value, key);
+  ensure(number == std::floor(number) && number >= static_cast<double>(low) &&
+             number <= static_cast<double>(high),
+         Fault::input, "'{}' is {}, expected a whole number from {} to {}", key, number, low, high);
+  return static_cast<int64_t>(number);
+}
+
+std::optional<int64_t> optional_integer(const Value& map, std::string_view key, int64_t low,
+                                        int64_t high) {
+  const Value* value = map.find(key);
+  if (!value || value->kind == Kind::nil) return {};
+  return read_integer(*value, key, low, high);
+}
+
+std::optional<double> optional_number(const Value& map, std::string_view key) {
+  const Value* value = map.find(key);
+  if (!value || value->kind == Kind::nil) return {};
+  return read_number(*value, key);
+}
+
+// A vector of numbers: an array of one axis, a list, or a single number.
+std::vector<double> read_row(const Value& value, std::string_view key) {
+  std::vector<double> row;
+  if (value.kind == Kind::list) {
+    for (const Value& item : value.list) row.push_back(read_number(item, key));
+    return row;
+  }
+  if (value.kind != Kind::array) return {read_number(value, key)};
+  ensure(!is_text(value.array.dtype) && value.array.shape.size() <= 1, Fault::input,
+         "'{}' is {}, expected one axis of numbers", key, describe(value));
+  for (int64_t i = 0; i < value.array.size(); ++i) {
+    row.push_back(value.array.number(i));
+    ensure(std::isfinite(row.back()), Fault::input, "'{}'[{}] is {}, expected a finite number", key,
+           i, row.back());
+  }
+  return row;
+}
+
+std::vector<double> read_row(const Value& map, std::string_view key, int64_t count) {
+  std::vector<double> row =
+      read_row(needed(map, key, fmt::format("the robot's state, {} numbers", count)), key);
+  ensure(std::ssize(row) == count, Fault::input, "'{}' has {} numbers, expected {}", key,
+         row.size(), count);
+  return row;
+}
+
+// A table of finite numbers with `columns` columns.
+std::vector<double> read_table(const Value& value, std::string_view key, int64_t columns,
+                               int64_t rows_max) {
+  ensure(value.kind == Kind::array && !is_text(value.array.dtype) &&
+             value.array.shape.size() == 2 && value.array.shape[1] == columns &&
+             value.array.shape[0] <= rows_max,
+         Fault::input, "'{}' is {}, expected an array of at most {} rows of {} numbers", key,
+         describe(value), rows_max, columns);
+  std::vector<double> table(static_cast<size_t>(value.array.size()));
+  for (size_t i = 0; i < table.size(); ++i) {
+    table[i] = value.array.number(static_cast<int64_t>(i));
+    ensure(std::isfinite(table[i]), Fault::input, "'{}'[{}, {}] is {}, expected a finite number",
+           key, static_cast<int64_t>(i) / columns, static_cast<int64_t>(i) % columns, table[i]);
+  }
+  return table;
+}
+
+std::optional<std::string> read_prompt(const Value& map, std::string_view key) {
+  const Value* value = map.find(key);
+  if (!value || value->kind == Kind::nil) return {};
+  const bool scalar = value->kind == Kind::scalar && is_text(value->array.dtype);
+  if (value->kind == Kind::text || value->kind == Kind::bytes || scalar)
+    return std::string(value->text);
+  ensure(value->kind == Kind::array && is_text(value->array.dtype) && value->array.size() == 1,
+         Fault::input, "'{}' is {}, expected a text", key, describe(*value));
+  return value->array.text(0);
+}
+
+void read_aloha(const Value& map, const ModelCard& card, Observation& out) {
+  const Value& images = needed(map, "images", "a map of pictures by camera name");
+  ensure(images.kind == Kind::map, Fault::input,
+         "'images' is {}, expected a map of pictures by camera name", describe(images));
+  const std::map<std::string, std::string>& known = facts(Robot::aloha).cameras;
+  for (const msgpack::Entry& entry : images.map) {
+    const std::string camera(entry.key);
+    ensure(known.contains(camera), Fault::input,
+           "'images' has '{}', which is no camera of this robot; nearest: '{}'", escaped(camera),
+           nearest(camera, card.cameras));
+    out.images[camera] = read_picture(entry.value, "images/" + camera);
+  }
+  for (const std::string& camera : facts(Robot::aloha).required_cameras)
+    ensure(out.images.contains(camera), Fault::input,
+           "'images' lacks '{}', which this robot needs; got {}", camera, keys_of(images));
+  out.state = read_row(map, "state", card.state_dim);
+}
+
+// DROID and LIBERO: flat keys with a prefix.
+void read_pictures(const Value& map, const RobotFacts& robot, Observation& out) {
+  for (const auto& [camera, slot] : robot.cameras) {
+    const std::string key = "observation/" + camera;
+    const bool required =
+        std::ranges::find(robot.required_cameras, camera) != robot.required_cameras.end();
+    const Value* found = map.find(key);
+    if (!found && !required) continue;
+    out.images[camera] = read_picture(needed(map, key, "a picture"), key);
+  }
+}
+
+void read_droid(const Value& map, Observation& out) {
+  read_pictures(map, facts(Robot::droid), out);
+  out.state = read_row(map, "observation/joint_position", 7);
+  out.state.push_back(read_row(map, "observation/gripper_position", 1)[0]);
+}
+
+// RoboArena's clients count external cameras from 0 or from 1; the policy looks through one.
+void read_roboarena(const Value& map, Observation& out) {
+  const char* first = "observation/exterior_image_0_left";
+  const char* second = "observation/exterior_image_1_left";
+  const char* key = map.find(second) || !map.find(first) ? second : first;
+  out.images["exterior_image_1_left"] = read_picture(needed(map, key, "a picture"), key);
+  const char* wrist = "observation/wrist_image_left";
+  out.images["wrist_image_left"] = read_picture(needed(map, wrist, "a picture"), wrist);
+  out.state = read_row(map, "observation/joint_position", 7);
+  out.state.push_back(read_row(map, "observation/gripper_position", 1)[0]);
+}
+
+// lerobot's names, "observation.images.top" and "observation.state"; also a map "images" and
+// "state", so that a model with own camera names can be asked in openpi's shortest form.
+void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
+  for (const msgpack::Entry& entry : map.map) {
+    const std::string key(entry.key);
+    if (!key.starts_with("observation.images.") && !key.starts_with("observation/images/"))
+      continue;
+    const std::string camera = key.substr(std::string_view("observation.images.").size());
+    ensure(std::ranges::find(card.cameras, camera) != card.cameras.end(), Fault::input,
+           "'{}' is no camera of this model; nearest: '{}'", escaped(key),
+           nearest(camera, card.cameras));
+    out.images[camera] = read_picture(entry.value, key);
+  }
+  const Value* images = map.find("images");
+  if (images && images->kind == Kind::map) {
+    for (const msgpack::Entry& entry : images->map) {
+      const std::string camera(entry.key);
+      ensure(std::ranges::find(card.cameras, camera) != card.cameras.end(), Fault::input,
+             "'images' has '{}', which is no camera of this model; nearest: '{}'", escaped(camera),
+             nearest(camera, card.cameras));
+      out.images[camera] = read_picture(entry.value, "images/" + camera);
+    }
+  }
+  ensure(!out.images.empty(), Fault::input,
+         "no picture: keys such as 'observation.images.{}' are needed; got the keys {}",
+         card.cameras.empty() ? "top" : card.cameras.front(), keys_of(map));
+  const bool dotted = map.find("observation.state") || !map.find("state");
+  out.state = read_row(map, dotted ? "observation.state" : "state", card.state_dim);
+}
+
+void read_additions(const Value& map, const ModelCard& card, Request& out) {
+  constexpr double kExact = 9007199254740992.0;  // whole numbers beyond 2^53 are no doubles
+  if (const auto seed = optional_integer(map, "seed", 0, static_cast<int64_t>(kExact)))
+    out.seed = static_cast<uint64_t>(*seed);
+  if (const Value* noise = map.find("noise"); noise && noise->kind != Kind::nil) {
+    const std::vector<double> table =
+        read_table(*noise, "noise", card.model_action_dim, card.horizon);
+    out.noise.assign(table.begin(), table.end());
+  }
+  if (const Value* id = map.find("request_id"); id && id->kind != Kind::nil) {
+    ensure((id->kind == Kind::text && id->text.size() <= 256) ||
+               (id->kind == Kind::integer && !id->above_int64),
+           Fault::input, "'request_id' is {}, expected a text of at most 256 bytes or an integer",
+           describe(*id));
+    out.id = *id;
+  }
+  out.deadline_ms = optional_number(map, "deadline_ms");
+  out.observed_at = optional_number(map, "observed_at");
+  if (const Value* chunk = map.find("prev_chunk"); chunk && chunk->kind != Kind::nil) {
+    out.previous_chunk = read_table(*chunk, "prev_chunk", card.action_dim, card.horizon);
+    out.previous_rows = std::ssize(out.previous_chunk) / card.action_dim;
+  }
+  out.inference_delay = optional_integer(map, "inference_delay", 0, card.horizon);
+  out.execution_horizon = optional_integer(map, "execution_horizon", 1, card.horizon);
+  out.actions_consumed = optional_integer(map, "actions_consumed", 0, card.horizon);
+}
+
+Image picture_from_floats(const Array& array, std::string_view key) {
+  std::vector<uint8_t> bytes(static_cast<size_t>(array.size()));
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const double v = array.number(static_cast<int64_t>(i));
+    ensure(v >= 0 && v <= 1, Fault::input,
+           "'{}' has the value {}: pictures of floats lie in [0, 1]; send uint8 for 0 to 255", key,
+           v);
+    bytes[i] = static_cast<uint8_t>(255 * v);
+  }
+  Image image;
+  image.rgb = std::move(bytes);
+  return image;
+}
+
+}  // namespace
+
+std::string escaped(std::string_view text) {
+  constexpr size_t kShown = 200;
+  std::string out;
+  for (const char c : text.substr(0, kShown)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte > 0x7e)
+      out += fmt::format("\\x{:02x}", byte);
+    else
+      out += c;
+  }
+  if (text.size() > kShown) out += "...";
+  return out;
+}
+
+Image read_picture(const Value& value, std::string_view key) {
+  const std::string name = escaped(key);
+  ensure(value.kind == Kind::array, Fault::input,
+         "'{}' is {}, expected a uint8 array [height, width, 3] or [3, height, width]", name,
+         describe(value));
+  const Array& array = value.array;
+  const bool bytes = array.dtype == DType::u1;
+  ensure(bytes || is_float(array.dtype), Fault::input,
+         "'{}' is {}, expected uint8 or floats in [0, 1]", name, describe(value));
+  const bool three_axes = array.shape.size() == 3;
+  const bool planar = three_axes && array.shape[0] == 3;
+  ensure(planar || (three_axes && array.shape[2] == 3), Fault::input,
+         "'{}' is {}, expected [height, width, 3] or [3, height, width]", name, describe(value));
+  const int64_t height = array.shape[planar ? 1 : 0], width = array.shape[planar ? 2 : 1];
+  ensure(height >= 1 && width >= 1 && height <= kPictureSideMax && width <= kPictureSideMax,
+         Fault::input, "'{}' has {} x {} pixels, expected 1 to {} each way", name, height, width,
+         kPictureSideMax);
+  Image image = bytes ? Image{} : picture_from_floats(array, name);
+  if (bytes) image.rgb = Pixels::view(array.data);
+  image.height = static_cast<int>(height);
+  image.width = static_cast<int>(width);
+  image.planar = planar;
+  return image;
+}
+
+Request read_request(const Value& message, const ModelCard& card, Dialect dialect) {
+  ensure(message.kind == Kind::map, Fault::input, "the message is {}, expected a map of keys",
+         describe(message));
+  Request out;
+  if (dialect == Dialect::roboarena) {
+    const std::optional<std::string> endpoint = read_prompt(message, "endpoint");
+    ensure(endpoint == "infer" || endpoint == "reset", Fault::input,
+           "'endpoint' is {}, expected 'infer' or 'reset'",
+           endpoint ? fmt::format("'{}'", escaped(*endpoint)) : "missing");
+    out.reset = endpoint == "reset";
+    if (out.reset) return out;
+    read_roboarena(message, out.observation);
+  } else if (card.robot == "aloha") {
+    read_aloha(message, card, out.observation);
+  } else if (card.robot == "droid") {
+    read_droid(message, out.observation);
+  } else if (card.robot == "libero") {
+    read_pictures(message, facts(Robot::libero), out.observation);
+    out.observation.state = read_row(message, "observation/state", card.state_dim);
+  } else {
+    read_lerobot(message, card, out.observation);
+  }
+  out.observation.prompt = read_prompt(message, "prompt");
+  if (!out.observation.prompt) out.observation.prompt = read_prompt(message, "task");
+  ensure(out.observation.prompt || card.default_prompt, Fault::input,
+         "key 'prompt' is missing: say what the robot shall do, or start the server with "
+         "--default-prompt TEXT; got the keys {}",
+         keys_of(message));
+  read_additions(message, card, out);
+  return out;
+}
+
+}  // namespace tendon

@@ -1,0 +1,325 @@
+#include "serve/server.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <exception>
+#include <map>
+#include <thread>
+
+#include "serve/page.h"
+#include "serve/recording.h"
+#include "serve/reply.h"
+#include "tensor/check.h"
+
+namespace tendon {
+namespace {
+
+constexpr double kTickSeconds = 0.25;
+constexpr double kWatchdogSeconds = 2;
+constexpr double kHangWarmUps = 20, kHangSecondsMin = 60;
+constexpr double kGoodbyeSeconds = 0.5;  // for close frames to leave
+constexpr int kExitHang = 70, kExitInterrupted = 130;
+
+// sd_notify(3): one datagram. A leading '@' is the abstract namespace.
+void notify_systemd(const std::string& path, const std::string& state) {
+  sockaddr_un to{.sun_family = AF_UNIX};
+  if (path.empty() || path.size() >= sizeof(to.sun_path)) return;
+  path.copy(to.sun_path, path.size());
+  if (path.front() == '@') to.sun_path[0] = '\0';
+  const int fd = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+  // Nobody to tell is no reason to stop serving.
+  (void)::sendto(fd, state.data(), state.size(), MSG_NOSIGNAL,
+                 reinterpret_cast<const sockaddr*>(&to), size);
+  ::close(fd);
+}
+
+class Server final : public WebSocketEvents {
+ public:
+  Server(const OpenPolicy& open, const ServeOptions& options) : open_(open), options_(options) {
+    if (!options_.log) options_.log = [](const std::string&) {};
+  }
+  int run();
+
+ private:
+  void opened(ConnectionId id, const Peer& peer) override;
+  bool received(ConnectionId id, Bytes message, bool text) override;
+  void sent(ConnectionId id) override;
+  void closed(ConnectionId id) override;
+
+  HttpReply admin(const HttpRequest& request) const;
+  HttpReply health(const HttpRequest& request) const;
+  std::vector<std::shared_ptr<Session>> sessions() const;
+  void tick();
+  void stop_on(int signal);
+  void hung();
+  void goodbye();
+
+  // On the inference thread.
+  void infer_until_stopped();
+  void record(const Waiting& request, const Answer& answer);
+
+  // On the I/O thread, posted by the inference thread.
+  void start_listening();
+  void taken(ConnectionId id);
+  void deliver(ConnectionId id, Clock::time_point received, Answer answer);
+
+  struct Client {
+    std::shared_ptr<Session> session;
+    std::optional<Waiting> ahead;  // read although its place in the line is taken; reading paused
+    std::optional<Clock::time_point> replying;  // when the request was received
+  };
+
+  const OpenPolicy& open_;
+  ServeOptions options_;
+  Network network_;
+  Metrics metrics_;
+  RequestLine line_;
+  std::unique_ptr<Answerer> answerer_;
+  std::unique_ptr<Recorder> recorder_;
+  std::map<ConnectionId, Client> clients_;
+  std::string greeting_;
+  uint16_t port_ = 0, admin_port_ = 0;
+  std::exception_ptr error_;
+  std::atomic<Clock::rep> infer_begin_ = 0;  // ticks; 0: idle
+  std::atomic<bool> inference_ended_ = false;
+  int signal_ = 0, exit_code_ = 0;
+  bool leaving_ = false;
+  Clock::time_point notified_{};
+};
+
+std::vector<std::shared_ptr<Session>> Server::sessions() const {
+  std::vector<std::shared_ptr<Session>> all;
+  for (const auto& [id, client] : clients_) all.push_back(client.session);
+  return all;
+}
+
+HttpReply Server::health(const HttpRequest& request) const {
+  if (request.target == "/healthz") return {.body = "OK\n"};
+  return {.status = 404, .body = "not found\n"};
+}
+
+HttpReply Server::admin(const HttpRequest& request) const {
+  const std::string path = request.target.substr(0, request.target.find('?'));
+  if (request.method != "GET" && request.method != "HEAD")
+    return {.status = 405, .body = "only GET and HEAD\n"};
+  if (path == "/readyz") {
+    if (metrics_.state() == ServerState::ready) return {.body = "ready\n"};
+    return {.status = 503,
+            .body = fmt::format("{}: {}\n", name(metrics_.state()), metrics_.reason())};
+  }
+  if (path == "/metrics")
+    return {.content_type = "text/plain; version=0.0.4; charset=utf-8",
+            .body = metrics_.prometheus(sessions(), network_.counters())};
+  if (path == "/status")
+    return {.content_type = "application/json", .body = metrics_.status_json(sessions())};
+  if (path == "/")
+    return {.content_type = "text/html; charset=utf-8", .body = std::string(status_page())};
+  return health(request);
+}
+
+void Server::opened(ConnectionId id, const Peer& peer) {
+  const auto session = std::make_shared<Session>();
+  session->id = id;
+  session->peer = peer;
+  session->latest_wins = peer.target.find("queue=latest") != std::string::npos;
+  clients_[id] = {.session = session};
+  options_.log(fmt::format("client {} connected from {}", id, peer.address));
+  network_.send(id, greeting_);
+}
+
+bool Server::received(ConnectionId id, Bytes message, bool) {
+  Client& client = clients_.at(id);
+  Session& session = *client.session;
+  const Clock::time_point now = Clock::now();
+  const Clock::rep before = session.last_request_ticks.exchange(now.time_since_epoch().count());
+  if (before != 0) {
+    const double seconds =
+        std::chrono::duration<double>(now.time_since_epoch() - Clock::duration(before)).count();
+    const double rate = 1 / std::max(seconds, 1e-6);
+    session.rate_hz = session.rate_hz > 0 ? 0.9 * session.rate_hz + 0.1 * rate : rate;
+  }
+  Waiting request{client.session, std::move(message), now};
+  if (session.queued > 0 && !session.latest_wins) {
+    client.ahead = std::move(request);
+    return false;
+  }
+  if (line_.put(std::move(request))) {
+    ++session.skipped;
+    metrics_.count(Outcome::skipped);
+  }
+  return true;
+}
+
+void Server::sent(ConnectionId id) {
+  Client& client = clients_.at(id);
+  if (!client.replying) return;  // the greeting
+  client.session->prev_total_ms = ms_between(*client.replying, Clock::now());
+  client.replying.reset();
+}
+
+void Server::closed(ConnectionId id) {
+  line_.forget(id);
+  options_.log(
+      fmt::format("client {} left after {} replies", id, clients_.at(id).session->answered.load()));
+  clients_.erase(id);
+  if (leaving_ && clients_.empty()) network_.stop();
+}
+
+void Server::taken(ConnectionId id) {
+  const auto found = clients_.find(id);
+  if (found == clients_.end() || !found->second.ahead) return;
+  line_.put(std::move(*found->second.ahead));
+  found->second.ahead.reset();
+  network_.resume(id);
+}
+
+void Server::deliver(ConnectionId id, Clock::time_point received, Answer answer) {
+  const auto found = clients_.find(id);
+  if (found == clients_.end()) return;
+  found->second.replying = received;
+  // Until it is sent; a quick client's next request may be here before that is known.
+  found->second.session->prev_total_ms = ms_between(received, Clock::now());
+  network_.send(id, std::move(answer.message), answer.text);
+  if (answer.close) network_.close(id, *answer.close, answer.close_reason);
+}
+
+void Server::record(const Waiting& request, const Answer& answer) {
+  if (!recorder_) return;
+  const ConnectionId id = request.session->id;
+  recorder_->write(RecordKind::request, id, answer.seed, request.message, request.received);
+  recorder_->write(
+      answer.text ? RecordKind::text_error : RecordKind::reply, id, answer.seed,
+      {reinterpret_cast<const uint8_t*>(answer.message.data()), answer.message.size()});
+}
+
+void Server::infer_until_stopped() {
+  try {
+    ServedPolicy policy = open_([this](const LoadProgress& p) { metrics_.set_progress(p); });
+    metrics_.set_card(policy.card);
+    for (const std::string& note : policy.card.notes) options_.log("note: " + note);
+    if (options_.inference_s_max <= 0)
+      options_.inference_s_max =
+          std::max(kHangSecondsMin, kHangWarmUps * policy.card.warm_up_ms / 1e3);
+    if (!options_.record.empty())
+      recorder_ =
+          std::make_unique<Recorder>(options_.record, policy.card.fingerprint,
+                                     Recorder::Options{.warn = [this](const std::string& text) {
+                                       metrics_.warn(text);
+                                       options_.log("warning: " + text);
+                                     }});
+    greeting_ = write_greeting(policy.card, options_.answers.dialect);
+    answerer_ = std::make_unique<Answerer>(std::move(policy), options_.answers, metrics_,
+                                           [this](const std::string& line) { options_.log(line); });
+    network_.post([this] { start_listening(); });
+    while (std::optional<Waiting> request = line_.take()) {
+      const ConnectionId id = request->session->id;
+      infer_begin_ = Clock::now().time_since_epoch().count();
+      network_.post([this, id] { taken(id); });
+      Answer answer = answerer_->answer(*request);
+      infer_begin_ = 0;
+      network_.post([this, id, at = request->received, answer] { deliver(id, at, answer); });
+      record(*request, answer);  // the robot does not wait for the disk
+    }
+  } catch (const std::exception&) {
+    error_ = std::current_exception();
+  }
+  inference_ended_ = true;
+  network_.post([this] { goodbye(); });
+}
+
+void Server::start_listening() {
+  if (signal_ != 0) return;
+  try {
+    WebSocketOptions at = options_.policy;
+    port_ = network_.listen_websocket(at, *this, [this](const auto& r) { return health(r); });
+  } catch (const Error&) {
+    error_ = std::current_exception();
+    line_.close();
+    return;
+  }
+  metrics_.set_state(ServerState::ready, "");
+  notify_systemd(options_.notify_socket, "READY=1");
+  if (options_.ready) options_.ready(port_, admin_port_);
+}
+
+// Nothing runs any more: closes the connections and lets run() return.
+void Server::goodbye() {
+  if (leaving_) return;
+  leaving_ = true;
+  network_.stop_listening();
+  for (const auto& [id, client] : clients_)
+    network_.close(id, CloseCode::going_away, "the server is stopping");
+  if (clients_.empty()) network_.stop();
+  network_.after(kGoodbyeSeconds, [this] { network_.stop(); });
+}
+
+void Server::stop_on(int signal) {
+  if (signal_ != 0) std::_Exit(128 + signal);
+  signal_ = signal;
+  exit_code_ = signal == SIGINT ? kExitInterrupted : 0;
+  options_.log("stopping: the running request is answered first");
+  metrics_.set_state(ServerState::draining, "stopping");
+  notify_systemd(options_.notify_socket, "STOPPING=1");
+  network_.stop_listening();
+  line_.close();
+  network_.after(options_.drain_s_max, [this] {
+    if (!inference_ended_) goodbye();
+  });
+}
+
+void Server::hung() {
+  metrics_.set_state(ServerState::failed, "the inference hangs");
+  options_.log(fmt::format("an inference takes longer than {:.0f} s: giving up, exit code {}",
+                           options_.inference_s_max, kExitHang));
+  leaving_ = true;
+  exit_code_ = kExitHang;
+  network_.stop_listening();
+  for (const auto& [id, client] : clients_) {
+    network_.send(id, "the policy hangs; the server restarts", true);
+    network_.close(id, CloseCode::internal_error, "the policy hangs");
+  }
+  network_.after(kGoodbyeSeconds, [this] { network_.stop(); });
+}
+
+void Server::tick() {
+  const Clock::time_point now = Clock::now();
+  const Clock::rep begin = infer_begin_;
+  if (begin != 0 && !leaving_) {
+    const Clock::time_point since{Clock::duration(begin)};
+    if (ms_between(since, now) > options_.inference_s_max * 1e3) hung();
+  }
+  if (!options_.notify_socket.empty() && ms_between(notified_, now) > kWatchdogSeconds * 1e3 &&
+      metrics_.state() != ServerState::failed) {
+    notified_ = now;
+    notify_systemd(options_.notify_socket, "WATCHDOG=1");
+  }
+  network_.after(kTickSeconds, [this] { tick(); });
+}
+
+int Server::run() {
+  check_port(options_.policy.at);
+  admin_port_ = network_.listen_http(options_.admin, [this](const auto& r) { return admin(r); });
+  if (options_.admin_ready) options_.admin_ready(admin_port_);
+  network_.on_signals({SIGINT, SIGTERM}, [this](int signal) { stop_on(signal); });
+  tick();
+  std::thread inference([this] { infer_until_stopped(); });
+  network_.run();
+  if (!inference_ended_) std::_Exit(exit_code_);  // it cannot be interrupted
+  inference.join();
+  if (error_) std::rethrow_exception(error_);
+  return exit_code_;
+}
+
+}  // namespace
+
+int serve(const OpenPolicy& open, const ServeOptions& options) {
+  return Server(open, options).run();
+}
+
+}  // namespace tendon

@@ -1,0 +1,69 @@
+// One connected robot, and the line of requests that the inference thread serves in turn.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "serve/network.h"
+
+namespace tendon {
+
+using Clock = std::chrono::steady_clock;  // wall clocks jump
+inline double ms_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+struct Session {
+  ConnectionId id = 0;
+  Peer peer;
+  bool latest_wins = false;  // "?queue=latest": a newer request replaces the one that waits
+  Clock::time_point since = Clock::now();
+
+  // Written by one thread, read by the other.
+  std::atomic<int64_t> answered = 0, skipped = 0, errors = 0;
+  std::atomic<int> queued = 0;
+  std::atomic<double> prev_total_ms = -1;          // below 0: nothing was sent yet
+  std::atomic<Clock::rep> last_request_ticks = 0;  // of Clock; 0: none yet
+  std::atomic<double> rate_hz = 0;                 // smoothed over about ten requests
+
+  // Of the inference thread alone.
+  int64_t replies = 0;
+  std::vector<double> previous;  // --rtc: the last reply, [rows, dim] in the robot's units
+  double latency_ms_max = 0;     // received to replied; the first is no sample
+};
+
+struct Waiting {
+  std::shared_ptr<Session> session;
+  Bytes message;
+  Clock::time_point received;
+  std::optional<uint64_t> seed = {};  // of a replayed request
+};
+
+// One place to wait per connection; connections take turns. Safe for one thread that puts and one
+// that takes.
+class RequestLine {
+ public:
+  // Whether it replaced one that waited.
+  bool put(Waiting request);
+  // The next in turn; waits for it. Nothing once closed.
+  std::optional<Waiting> take();
+  void forget(ConnectionId id);  // its waiting request, too
+  void close();                  // take() gives nothing from now on
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::map<ConnectionId, Waiting> waiting_;
+  ConnectionId last_ = 0;  // served last: the next in turn has the next larger id
+  bool closed_ = false;
+};
+
+}  // namespace tendon

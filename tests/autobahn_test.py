@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""autobahn_test.py ECHO_SERVER VENV: the 301 cases of the Autobahn suite without compression.
+
+Installs the suite's runner into VENV first, once. Exit code 77, "skipped: reason", where it cannot
+be had; 1 when a case fails.
+"""
+import collections
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+PACKAGE = "kosoku==0.1.0"
+CASES = 301
+COMPRESSION = ("12.*", "13.*")  # which the server never agrees to
+PASSED = ("OK", "NON-STRICT", "INFORMATIONAL")
+LIMIT_S = 300
+NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
+ECHO_SERVER, VENV = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
+
+
+def skip(reason):
+    print("skipped:", reason)
+    sys.exit(77)
+
+
+def prepare_environment():
+    if sys.version_info < (3, 10):
+        skip(f"the suite needs Python 3.10, this is {sys.version.split()[0]}")
+    stamp = VENV / "installed.txt"
+    if stamp.exists() and stamp.read_text() == PACKAGE:
+        return
+    shutil.rmtree(VENV, ignore_errors=True)
+    made = subprocess.run([sys.executable, "-m", "venv", VENV], capture_output=True, text=True)
+    if made.returncode:
+        skip("python -m venv failed: " + " ".join((made.stdout + made.stderr).split())[:200])
+    pip = subprocess.run([VENV / "bin/python", "-m", "pip", "install", "--timeout", "20",
+                          "--retries", "1", "--disable-pip-version-check",
+                          "--only-binary=:all:", PACKAGE], capture_output=True, text=True)
+    if pip.returncode:
+        lines = (pip.stdout + pip.stderr).splitlines()
+        for line in lines:
+            if any(word in line.lower() for word in NO_NETWORK):
+                skip("no package index in reach: " + line[:200])
+            if "no matching distribution" in line.lower():
+                skip("the suite has no build for this machine: " + line[:200])
+        print(*lines, sep="\n")
+        sys.exit(1)
+    stamp.write_text(PACKAGE)
+
+
+def run_cases(port, folder):
+    """The runner's report of every case."""
+    exclude = [word for case in COMPRESSION for word in ("-x", case)]
+    run = subprocess.run([VENV / "bin/kosoku", *exclude, "-o", folder, f"127.0.0.1:{port}"],
+                         capture_output=True, text=True, timeout=LIMIT_S)
+    index = pathlib.Path(folder) / "index.json"
+    if not index.exists():
+        print(run.stdout, run.stderr, f"the runner ended with {run.returncode}", sep="\n")
+        sys.exit(1)
+    (cases,) = json.loads(index.read_text()).values()
+    return cases
+
+
+def main():
+    prepare_environment()
+    server = subprocess.Popen([ECHO_SERVER], stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(server.stdout.readline().split()[-1])
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            cases = run_cases(port, folder)
+        wall_s = time.monotonic() - begin
+    finally:
+        server.terminate()
+        code = server.wait(10)
+    counts = collections.Counter(case["behavior"] for case in cases.values())
+    print(f"{len(cases)} cases in {wall_s:.1f} s:", dict(counts))
+    failed = [name for name, case in cases.items()
+              if case["behavior"] not in PASSED or case["behaviorClose"] not in PASSED]
+    for name in failed:
+        print("failed:", name, cases[name]["behavior"], "close", cases[name]["behaviorClose"])
+    if len(cases) != CASES:
+        print(f"{len(cases)} cases ran, wanted {CASES}")
+    if code != 0:
+        print(f"the server ended with {code}, wanted 0")
+    sys.exit(bool(failed) or len(cases) != CASES or code != 0)
+
+
+main()

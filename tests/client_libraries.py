@@ -1,0 +1,95 @@
+"""What robots use instead of openpi's client: each function asks twice on one connection.
+
+(url, request) -> [greeting, reply, reply], raw messages. For clients_test.py, inside the
+environment that has the libraries.
+"""
+import re
+
+
+def ask_websockets(url, request, compression=None):
+    from websockets.sync.client import connect
+    with connect(url, compression=compression, max_size=None) as ws:
+        messages = [ws.recv()]
+        for _ in range(2):
+            ws.send(request)
+            messages.append(ws.recv())
+    return messages
+
+
+def ask_websockets_compressed(url, request):
+    return ask_websockets(url, request, "deflate")
+
+
+def connect_as_a_page(url):
+    """Unlike all others this library sends an Origin unless told not to."""
+    import websocket
+    websocket.create_connection(url, timeout=30).close()
+
+
+def ask_websocket_client(url, request):
+    import websocket
+    ws = websocket.create_connection(url, timeout=30, suppress_origin=True)
+    messages = [ws.recv()]
+    for _ in range(2):
+        ws.send_binary(request)
+        messages.append(ws.recv())
+    ws.close()
+    return messages
+
+
+def ask_aiohttp(url, request):
+    import asyncio
+
+    import aiohttp
+
+    async def ask():
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(url, max_msg_size=0, compress=15) as ws:
+                messages = [await ws.receive_bytes()]
+                for _ in range(2):
+                    await ws.send_bytes(request)
+                    messages.append(await ws.receive_bytes())
+                return messages
+
+    return asyncio.run(ask())
+
+
+def ask_wsproto(url, request, fragment_bytes=None):
+    """The library that only knows the protocol: socket and loop are here."""
+    import socket
+
+    from wsproto import ConnectionType, WSConnection, events
+    host, port = re.match(r"ws://(.*):(\d+)", url).groups()
+    link = socket.create_connection((host, int(port)), timeout=30)
+    ws = WSConnection(ConnectionType.CLIENT)
+    link.sendall(ws.send(events.Request(host=host, target="/")))
+
+    def receive():
+        message = b""
+        while True:
+            for event in ws.events():
+                if isinstance(event, (events.RejectConnection, events.CloseConnection)):
+                    raise ConnectionError(f"wsproto got {event}")
+                if isinstance(event, events.BytesMessage):
+                    message += event.data
+                    if event.message_finished:
+                        return bytes(message)
+            ws.receive_data(link.recv(65536) or None)
+
+    messages = [receive()]
+    step = fragment_bytes or len(request)
+    for _ in range(2):
+        for at in range(0, len(request), step):
+            last = at + step >= len(request)
+            link.sendall(ws.send(events.BytesMessage(request[at:at + step], message_finished=last)))
+        messages.append(receive())
+    link.close()
+    return messages
+
+
+def ask_wsproto_in_fragments(url, request):
+    return ask_wsproto(url, request, fragment_bytes=10_000)
+
+
+OTHERS = (ask_websockets, ask_websockets_compressed, ask_websocket_client, ask_aiohttp, ask_wsproto,
+          ask_wsproto_in_fragments)

@@ -1,0 +1,467 @@
+#!/usr/bin/env python3
+"""clients_test.py --tendon PATH --venvs DIR --data DIR: real robots' clients ask tendon serve.
+
+openpi's own client with the oldest and the newest WebSocket library that it takes, and four other
+libraries, send openpi's recorded requests (DIR/messages, made by openpi's own client and server).
+The packages go into virtual environments in --venvs, once. Exit code 77, "skipped: reason", where
+they cannot be had.
+"""
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import client_libraries
+
+HERE = pathlib.Path(__file__).resolve()
+REQUIREMENTS = HERE.parent / "clients_requirements"
+NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
+DEFAULT_PROMPT = "pick up the red cube"
+KEY = "a-key-for-this-test"
+# What is served; openpi's configurations have the horizons of the recorded replies.
+SERVERS = {
+    "aloha": ("demo", "--robot", "aloha", "--default-prompt", DEFAULT_PROMPT),
+    "droid": ("synthetic:pi05-small", "--config", "pi05_droid", "--robot", "droid"),
+    "libero": ("synthetic:pi05-small", "--config", "pi05_libero", "--robot", "libero"),
+    "slow": ("synthetic:pi0-small", "--robot", "aloha", "--config", "slow.json"),
+    "key": ("demo", "--robot", "aloha", "--api-key-file", "key.txt"),
+    "strict": ("demo", "--robot", "aloha", "--strict-openpi"),
+}
+# One thread: on a busy machine threads that wait for each other take many times as long.
+EVERY_SERVER = ("--port", "0", "--admin-port", "0", "--threads", "1")
+SLOW = {"num_steps": 800}  # Euler steps: one inference takes a second or more
+
+
+def skip(reason):
+    print("skipped:", reason)
+    sys.exit(77)
+
+
+class Checks:
+    def __init__(self):
+        self.count, self.failures = 0, 0
+
+    def __call__(self, condition, what):
+        self.count += 1
+        if not condition:
+            self.failures += 1
+            print("FAILED", what, flush=True)
+
+    @contextlib.contextmanager
+    def refused(self, piece, what, error=RuntimeError):
+        """The block ends with `error`, whose text has `piece`."""
+        try:
+            yield
+        except error as e:
+            self(piece.lower() in str(e).lower(), f"{what}: '{piece}' is not in '{e}'")
+        else:
+            self(False, f"{what}: nothing was refused")
+
+
+# ---- environments ----
+
+
+def python_for_clients():
+    """openpi-client wants NumPy 1, whose wheels end with Python 3.12."""
+    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+        return sys.executable
+    for name in ("python3.12", "python3.11", "python3.10"):
+        found = shutil.which(name)
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+            return found
+    skip(f"openpi-client needs Python 3.10 to 3.12, this is {sys.version.split()[0]}")
+
+
+def environment(folder, requirements):
+    """The interpreter of a virtual environment in `folder` with `requirements`, made once."""
+    python, stamp = folder / "bin/python", folder / "installed.txt"
+    wanted = requirements.read_text()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    made = subprocess.run([python_for_clients(), "-m", "venv", folder], capture_output=True,
+                          text=True)
+    if made.returncode:
+        skip("python -m venv failed: " + " ".join((made.stdout + made.stderr).split())[:200])
+    pip = subprocess.run([python, "-m", "pip", "install", "--disable-pip-version-check",
+                          "--only-binary", ":all:", "--retries", "1", "--timeout", "20", "-r",
+                          requirements], capture_output=True, text=True)
+    if pip.returncode:
+        lines = (pip.stdout + pip.stderr).splitlines()
+        for line in lines:
+            if any(word in line.lower() for word in NO_NETWORK):
+                skip("no package index in reach: " + line[:200])
+        print(*lines, sep="\n")
+        sys.exit(1)
+    stamp.write_text(wanted)
+    return python
+
+
+# ---- servers ----
+
+
+class Server:
+    """A running `tendon serve` on ports of its own choice."""
+
+    def __init__(self, name, command, folder):
+        self.name, self.lines = name, []
+        self.child = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+        self.ports, self.told = None, threading.Event()
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self):
+        for line in self.child.stderr:
+            self.lines.append(line.rstrip())
+            ports = re.search(r"ws://[^ ]*:(\d+) .*http://[^ ]*:(\d+)", line)
+            if ports and not self.ports:
+                self.ports = tuple(map(int, ports.groups()))
+                self.told.set()
+        self.told.set()
+
+    def wait_until_ready(self, check):
+        self.told.wait(60)
+        if not self.ports:
+            sys.exit(f"FAILED server '{self.name}' never said that it serves:\n"
+                     + "\n".join(self.lines))
+        policy, admin = self.ports
+        check(get(admin, "/readyz") == (200, "ready\n"), f"{self.name}: /readyz")
+        check(get(admin, "/healthz") == (200, "OK\n"), f"{self.name}: /healthz, admin port")
+        check(get(policy, "/healthz") == (200, "OK\n"), f"{self.name}: /healthz, policy port")
+
+    def stop(self, check):
+        self.child.send_signal(signal.SIGTERM)
+        try:
+            code = self.child.wait(10)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            code = "none within 10 s"
+        check(code == 0, f"{self.name}: exit code {code} after SIGTERM; " + "\n".join(self.lines))
+
+
+def get(port, path):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+# ---- inside the environments ----
+
+
+class Fixtures:
+    """openpi's recorded messages, and how replies are compared with them."""
+
+    def __init__(self, folder):
+        from openpi_client import msgpack_numpy
+        self.folder, self.codec = pathlib.Path(folder) / "messages", msgpack_numpy
+
+    def bytes(self, name):
+        return (self.folder / f"{name}.bin").read_bytes()
+
+    def decoded(self, name):
+        return self.codec.unpackb(self.bytes(name))
+
+    def without_times(self, reply):
+        """The reply's bytes with every number under *_timing zero, and what the bytes held."""
+        decoded = self.codec.unpackb(reply) if isinstance(reply, bytes) else reply
+        still = {key: {name: type(number)(0) for name, number in value.items()}
+                 if key.endswith("_timing") else value for key, value in decoded.items()}
+        return self.codec.packb(still), decoded
+
+
+def shape_of(value):
+    """What has to agree with openpi's reply: kinds, key order, element types and sizes."""
+    if isinstance(value, dict):
+        return {key: shape_of(item) for key, item in value.items()}
+    if hasattr(value, "dtype"):
+        return value.dtype.str, value.shape
+    return type(value).__name__
+
+
+def is_like(check, got, recorded, first, what):
+    """`got` has the keys of openpi's reply in its order; more only inside server_timing. The first
+    reply of a connection has no prev_total_ms; not all recorded ones were the first."""
+    check(list(got) == list(recorded), f"{what}: keys {list(got)}, openpi {list(recorded)}")
+    got, recorded = shape_of(got), shape_of(recorded)
+    timing, openpi = got.pop("server_timing"), recorded.pop("server_timing")
+    if first:
+        openpi.pop("prev_total_ms", None)
+    check(("prev_total_ms" in timing) != first, f"{what}: prev_total_ms in {timing}")
+    check(got == recorded, f"{what}: {got}, openpi {recorded}")
+    check({key: timing.get(key) for key in openpi} == openpi, f"{what}: {timing}, openpi {openpi}")
+    check([key for key in timing if key in openpi] == list(openpi), f"{what}: order in {timing}")
+
+
+class Replies:
+    """Every client's replies to every request; all must be the same but for times."""
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+
+    def keep(self, client, request, nth, message):
+        (self.folder / f"{request}.{nth}.{client}").write_bytes(message)
+
+    def compare(self, check):
+        asked = {}
+        for path in sorted(self.folder.iterdir()):
+            request, nth, client = path.name.split(".", 2)
+            asked.setdefault((request, nth), {})[client] = path.read_bytes()
+        for (request, nth), replies in asked.items():
+            first, *others = replies
+            for other in others:
+                check(replies[first] == replies[other],
+                      f"{request}, reply {nth}: {other} got other bytes than {first}")
+        return {key: len(replies) for key, replies in asked.items()}
+
+
+REQUESTS = {"aloha": "aloha", "aloha_sim": "aloha", "droid": "droid", "libero": "libero"}
+
+
+class Robots:
+    """openpi's clients. They are closed at the end: with old libraries an open connection's thread
+    keeps Python from leaving."""
+
+    def __init__(self, ports):
+        self.ports, self.connected = ports, []
+
+    def connect(self, server, api_key=None):
+        from openpi_client.websocket_client_policy import WebsocketClientPolicy
+        policy = WebsocketClientPolicy("127.0.0.1", self.ports[server], api_key)
+        self.connected.append(policy)
+        return policy
+
+    def close(self):
+        for policy in self.connected:
+            policy._ws.close()
+
+
+def stock_client(check, given, fixtures, replies):
+    """openpi's WebsocketClientPolicy and ActionChunkBroker."""
+    with contextlib.closing(Robots(given.ports)) as robots:
+        for request, robot in REQUESTS.items():
+            check_robot(check, robots.connect(robot), request, fixtures,
+                        lambda nth, message: replies.keep(given.name, request, nth, message))
+        check_default_prompt(check, robots.connect("aloha"), fixtures)
+        check_additions(check, robots.connect("aloha"), fixtures)
+        check_keys(check, robots, fixtures)
+        check_strict(check, robots.connect("strict"), fixtures)
+        check_many(check, robots, fixtures)
+
+
+def check_robot(check, policy, request, fixtures, keep):
+    """One robot's requests, good and bad, on one connection."""
+    import numpy as np
+    metadata = policy.get_server_metadata()
+    check(isinstance(metadata, dict), f"{request}: metadata {metadata!r}")
+    observation = fixtures.decoded(f"request_{request}")
+    for nth, recorded in enumerate(("", "_second")):
+        reply = policy.infer(observation)
+        is_like(check, reply, fixtures.decoded(f"response_{request}{recorded}"), nth == 0,
+                f"{request}, reply {nth}")
+        check(np.isfinite(reply["actions"]).all(), f"{request}: actions are finite")
+        keep(nth, fixtures.without_times(reply)[0])
+    check_broker(check, policy, observation, reply["actions"], request)
+    with check.refused("Error in inference server", f"{request}: a bad observation"):
+        policy.infer(fixtures.decoded("request_missing_keys"))
+    again = policy.infer(observation)["actions"]
+    check(np.array_equal(again, reply["actions"]), f"{request}: it goes on after a bad request")
+
+
+def check_broker(check, policy, observation, chunk, what):
+    """25 control steps of ten actions per chunk are three inferences and the chunk's rows."""
+    import numpy as np
+    from openpi_client.action_chunk_broker import ActionChunkBroker
+    asked = []
+
+    class Counted:
+        def infer(self, obs):
+            asked.append(obs)
+            return policy.infer(obs)
+
+    broker = ActionChunkBroker(Counted(), action_horizon=10)
+    for step in range(25):
+        row = broker.infer(observation)["actions"]
+        check(np.array_equal(row, chunk[step % 10]), f"{what}: row {step} through the broker")
+    check(len(asked) == 3, f"{what}: {len(asked)} inferences for 25 steps")
+
+
+def check_default_prompt(check, policy, fixtures):
+    import numpy as np
+    silent = fixtures.decoded("request_aloha_sim")
+    default = policy.infer(silent)["actions"]
+    said = policy.infer({**silent, "prompt": DEFAULT_PROMPT})["actions"]
+    other = policy.infer({**silent, "prompt": "open the drawer"})["actions"]
+    check(np.array_equal(default, said), "no prompt is --default-prompt")
+    check(not np.array_equal(default, other), "a request's own prompt wins")
+
+
+def check_additions(check, policy, fixtures):
+    """Keys that stock robots never send."""
+    import numpy as np
+    observation = fixtures.decoded("request_aloha_sim")
+    plain = policy.infer(observation)
+    seeded = [policy.infer({**observation, "seed": seed})["actions"] for seed in (7, 7, 8)]
+    check(np.array_equal(seeded[0], seeded[1]), "the same seed, the same actions")
+    check(not np.array_equal(seeded[0], seeded[2]), "another seed, other actions")
+    named = policy.infer({**observation, "request_id": "r-1", "observed_at": time.time() - 0.05})
+    check(named.get("request_id") == "r-1", f"request_id comes back: {list(named)}")
+    age = named["server_timing"].get("observation_age_ms", -1)
+    check(50 <= age < 10_000, f"observation_age_ms is {age}")
+    rising = named["server_timing"]["reply_id"] - plain["server_timing"]["reply_id"]
+    check(rising == 4, f"reply_id rises by one per reply, got {rising} after 4")
+
+
+def check_keys(check, robots, fixtures):
+    from websockets.exceptions import InvalidStatus
+    for key in (None, KEY + "x", KEY[:-1]):
+        with check.refused("401", f"API key {key}", InvalidStatus):
+            robots.connect("key", key)
+    reply = robots.connect("key", KEY).infer(fixtures.decoded("request_aloha"))
+    check(reply["actions"].shape == (50, 14), "the right API key is served")
+
+
+def check_strict(check, policy, fixtures):
+    from websockets.exceptions import ConnectionClosed
+    with check.refused("Error in inference server", "--strict-openpi: a bad observation"):
+        policy.infer(fixtures.decoded("request_missing_keys"))
+    with check.refused("1011", "--strict-openpi: closed after an error", ConnectionClosed):
+        policy.infer(fixtures.decoded("request_aloha"))
+
+
+def check_many(check, robots, fixtures):
+    """16 robots at once, each served and all alike."""
+    observation, chunks, problems = fixtures.decoded("request_aloha"), [], []
+
+    def ask():
+        try:
+            robot = robots.connect("aloha")
+            for _ in range(2):
+                chunks.append(robot.infer(observation)["actions"].tobytes())
+        except Exception as e:  # whatever it is, this robot was not served
+            problems.append(repr(e))
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    check(not problems and len(chunks) == 32, f"16 clients: {len(chunks)} replies, {problems[:3]}")
+    check(len(set(chunks)) == 1, "16 clients get the same actions for the same request")
+
+
+def other_clients(check, given, fixtures, replies):
+    for ask in client_libraries.OTHERS:
+        name = ask.__name__.removeprefix("ask_")
+        for request, robot in REQUESTS.items():
+            url = f"ws://127.0.0.1:{given.ports[robot]}"
+            greeting, *messages = ask(url, fixtures.bytes(f"request_{request}"))
+            check(isinstance(fixtures.codec.unpackb(greeting), dict), f"{name}: metadata")
+            for nth, message in enumerate(messages):
+                still, decoded = fixtures.without_times(message)
+                check(fixtures.codec.packb(decoded) == message,
+                      f"{name}, {request}: the stock packer would write other bytes")
+                replies.keep(name, request, nth, still)
+    with check.refused("403", "an Origin that is not allowed", Exception):
+        client_libraries.connect_as_a_page(f"ws://127.0.0.1:{given.ports['aloha']}")
+    check_pongs(check, given.ports["slow"], fixtures.bytes("request_aloha"))
+
+
+def check_pongs(check, port, request):
+    """Pings are answered while an inference runs."""
+    import asyncio
+
+    from websockets.asyncio.client import connect
+
+    async def ask():
+        async with connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None,
+                           ping_interval=None) as ws:
+            await ws.recv()
+            begin = time.monotonic()
+            await ws.send(request)
+            reply, latencies = asyncio.ensure_future(ws.recv()), []
+            while not reply.done():
+                latencies.append(await asyncio.wait_for(await ws.ping(), 10))
+                await asyncio.sleep(0.02)
+            return latencies, time.monotonic() - begin, await reply
+
+    latencies, seconds, reply = asyncio.run(ask())
+    check(isinstance(reply, bytes), f"slow: {reply!r:.200}")
+    check(seconds > 0.3, f"slow: the inference took only {seconds:.2f} s, it proves nothing")
+    # Half a second: a pong that waits for the inference comes with the reply.
+    check(max(latencies) < min(0.5, seconds / 2) and len(latencies) > 5,
+          f"slow: {len(latencies)} pongs in {seconds:.2f} s, the slowest after {max(latencies)} s")
+
+
+ROLES = {"oldest": (stock_client,), "newest": (stock_client, other_clients)}
+
+
+def inside(text):
+    """In an environment: asks the servers, keeps the replies, and says what failed."""
+    given = argparse.Namespace(**json.loads(text))
+    check = Checks()
+    for role in ROLES[given.name]:
+        role(check, given, Fixtures(given.data), Replies(given.replies))
+    print(f"{given.name}: {check.count} checks")
+    return 1 if check.failures else 0
+
+
+# ---- outside ----
+
+
+def run(given, pythons, folder, check):
+    (folder / "key.txt").write_text(KEY + "\n")
+    (folder / "slow.json").write_text(json.dumps(SLOW))
+    replies = folder / "replies"
+    replies.mkdir()
+    servers = [Server(name, [given.tendon, "serve", *options, *EVERY_SERVER], folder)
+               for name, options in SERVERS.items()]
+    try:
+        for server in servers:
+            server.wait_until_ready(check)
+        for name, python in pythons.items():
+            role = {"name": name, "data": given.data, "replies": str(replies),
+                    "ports": {server.name: server.ports[0] for server in servers}}
+            child = subprocess.run([python, "-B", HERE, "--inside", json.dumps(role)], timeout=150)
+            check(child.returncode == 0, f"environment '{name}'")
+        counts = Replies(replies).compare(check)
+        clients = len(pythons) + len(client_libraries.OTHERS)
+        check(set(counts.values()) == {clients} and len(counts) == 2 * len(REQUESTS),
+              f"{clients} clients should have answers to everything, got {counts}")
+    finally:
+        for server in servers:
+            server.stop(check)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tendon", type=pathlib.Path, required=True)
+    parser.add_argument("--venvs", type=pathlib.Path, required=True)
+    parser.add_argument("--data", required=True)
+    given = parser.parse_args()
+    given.tendon, given.data = given.tendon.resolve(), os.path.abspath(given.data)
+    given.venvs.mkdir(parents=True, exist_ok=True)
+    venvs = given.venvs.absolute()
+    pythons = {name: environment(venvs / f"clients-{name}", REQUIREMENTS / f"{name}.txt")
+               for name in ROLES}
+    check, begin = Checks(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tendon-clients-") as folder:
+        run(given, pythons, pathlib.Path(folder), check)
+    print(f"{check.count} checks outside, {check.failures} failures, "
+          f"{time.monotonic() - begin:.1f} s")
+    return 1 if check.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(inside(sys.argv[2]) if sys.argv[1:2] == ["--inside"] else main())

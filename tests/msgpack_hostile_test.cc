@@ -1,0 +1,231 @@
+// labels: server
+// What a message costs: no copies, nothing reserved for what is only claimed, no leak, no crash.
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <ctime>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <new>
+#include <random>
+#include <set>
+
+#include "msgpack_messages.h"
+
+namespace {
+std::atomic<int64_t> bytes_allocated{0};
+std::atomic<int64_t> blocks_held{0};
+std::atomic<int64_t> blocks_until_failure{-1};  // -1: never
+
+void* counted(size_t bytes) {
+  if (blocks_until_failure >= 0 && blocks_until_failure-- == 0) throw std::bad_alloc();
+  void* block = std::malloc(bytes);
+  if (!block) throw std::bad_alloc();
+  bytes_allocated += static_cast<int64_t>(bytes);
+  ++blocks_held;
+  return block;
+}
+
+void release(void* block) {
+  if (block) --blocks_held;
+  std::free(block);
+}
+}  // namespace
+
+// Never inlined: gcc takes the halves of an inlined pair for a mismatch.
+[[gnu::noinline]] void* operator new(size_t bytes) { return counted(bytes); }
+[[gnu::noinline]] void* operator new[](size_t bytes) { return counted(bytes); }
+[[gnu::noinline]] void operator delete(void* p) noexcept { release(p); }
+[[gnu::noinline]] void operator delete[](void* p) noexcept { release(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { release(p); }
+[[gnu::noinline]] void operator delete[](void* p, size_t) noexcept { release(p); }
+
+namespace tendon::msgpack {
+namespace {
+
+TEST(Msgpack, decodes_requests_without_copying_their_pictures) {
+  for (const std::string name : {"aloha", "aloha_sim", "droid", "libero"}) {
+    const Bytes message = read_file("messages/request_" + name + ".bin");
+    const int64_t before = bytes_allocated;
+    const Value request = decode(message);
+    EXPECT_LT(bytes_allocated - before, 16 << 10) << name;
+    int pictures = 0;
+    const std::function<void(const Value&)> look = [&](const Value& value) {
+      for (const Entry& entry : value.map) look(entry.value);
+      if (value.kind != Kind::array) return;
+      pictures += value.array.shape.size() == 3 ? 1 : 0;
+      EXPECT_GE(value.array.data.data(), message.data());
+      EXPECT_LE(value.array.data.data() + value.array.data.size(), message.data() + message.size());
+    };
+    look(request);
+    EXPECT_EQ(pictures, name == "aloha" ? 4 : name == "aloha_sim" ? 1 : 2);
+  }
+  const Bytes aloha = read_file("messages/request_aloha.bin");
+  const Value request = decode(aloha);
+  EXPECT_EQ(describe(*request.find("state")), "an array <f8 [14]");
+  EXPECT_EQ(describe(*request.find("images")->find("cam_low")), "an array |u1 [3, 224, 224]");
+  EXPECT_EQ(request.find("images")->find("cam_hihg"), nullptr);
+}
+
+std::string repeated(const std::string& head, size_t count, const std::string& tail = "") {
+  std::string out;
+  for (size_t i = 0; i < count; ++i) out += head;
+  return out + tail;
+}
+
+TEST(Msgpack, bombs_are_refused_before_anything_is_reserved) {
+  const auto with = [](std::initializer_list<int> head, size_t more) {
+    std::string out;
+    for (const int byte : head) out += static_cast<char>(byte);
+    return out + std::string(more, '\xc0');
+  };
+  const std::pair<std::string, const char*> bombs[] = {
+      {with({0x91}, 0).append(10000, '\x91'), "deeper than 16"},
+      {repeated("\x81\xa1k", 10000, "\xc0"), "deeper than 16"},
+      {repeated("\x82\xc4\x0b__ndarray__\xc0\xa1k", 17, "\xc0"), "deeper than 16"},
+      {with({0xdf, 0xff, 0xff, 0xff, 0xff}, 10), "a map claims 4294967295 items"},
+      {with({0xdd, 0xff, 0xff, 0xff, 0xff}, 10), "a list claims 4294967295 items"},
+      {with({0xc6, 0x40, 0, 0, 0}, 10), "bytes of 1073741824 bytes, but only 10 are left"},
+      {with({0xdb, 0xff, 0xff, 0xff, 0xff}, 10), "a text of 4294967295 bytes"},
+      {with({0xdd, 0, 1, 0, 0}, 65536), "more than 65536 values"},
+      {with({0xde, 0x10, 0x01}, 16384), "more than 4096 map entries"},
+      {with({0xc7, 0xff, 5}, 10), "extension types"},
+      {with({0xc9, 0xff, 0xff, 0xff, 0xff, 5}, 10), "extension types"},
+      {with({0xd8, 5}, 16), "extension types"}};
+  for (const auto& [message, reason] : bombs) {
+    const int64_t before = bytes_allocated;
+    const std::clock_t start = std::clock();
+    const std::string got = refusal(bytes_of(message));
+    EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 0.010) << reason;
+    EXPECT_LT(bytes_allocated - before, 32 << 10) << reason;
+    EXPECT_NE(got.find(reason), std::string::npos) << reason << " not in: " << got;
+  }
+  // Many small containers share one budget.
+  const std::string many = with({0xdd, 0, 0, 0x40, 0}, 0) + repeated("\x93\xc0\xc0\xc0", 16384);
+  EXPECT_NE(refusal(bytes_of(many)).find("more than 65536 values"), std::string::npos);
+  EXPECT_EQ(refusal(bytes_of(with({0xdd, 0, 0, 0xff, 0xff}, 65535))), "accepted a list");
+}
+
+TEST(Msgpack, long_keys_that_differ_in_their_last_byte_cost_no_square) {
+  std::string out;
+  Writer to(out);
+  to.map(4096);
+  for (int i = 0; i < 4096; ++i) {
+    to.text(std::string(1024, 'k') + std::to_string(i));
+    to.nil();
+  }
+  const std::clock_t start = std::clock();
+  EXPECT_EQ(decode(bytes_of(out)).map.size(), 4096U);
+  EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 0.25);
+}
+
+TEST(Msgpack, decoding_that_runs_out_of_memory_leaks_nothing) {
+  for (const char* name : {"codec/pack_mixed_obs.msgpack", "codec/raw_dtype_object.msgpack",
+                           "messages/request_droid.bin"}) {
+    const Bytes message = read_file(name);
+    bool finished = false;
+    for (int64_t n = 0; !finished && n < 2000; ++n) {
+      const int64_t before = blocks_held;
+      blocks_until_failure = n;
+      try {
+        (void)decode(message);
+        finished = true;
+      } catch (const std::bad_alloc&) {
+      } catch (const Error&) {
+        finished = true;
+      }
+      blocks_until_failure = -1;
+      EXPECT_EQ(blocks_held, before) << name << ", block " << n;
+    }
+    EXPECT_TRUE(finished) << name;
+  }
+}
+
+// Everything a server may ask of a value.
+double touch(const Value& value) {
+  double sum = static_cast<double>(describe(value).size() + value.text.size());
+  for (const Value& item : value.list) sum += touch(item);
+  for (const Entry& entry : value.map) sum += touch(entry.value) + (value.find(entry.key) ? 1 : 0);
+  if (value.kind != Kind::array) return sum;
+  const Array& array = value.array;
+  EXPECT_EQ(array.size() * array.item_bytes, std::ssize(array.data));
+  const bool text = array.dtype == DType::U || array.dtype == DType::S;
+  const int64_t step = std::max<int64_t>(1, array.size() / 64);
+  for (int64_t i = 0; i < array.size(); i += step) {
+    if (text)
+      sum += static_cast<double>(array.text(i).size());
+    else
+      sum += array.number(i);
+  }
+  return sum;
+}
+
+Bytes mutated(Bytes message, std::mt19937& random) {
+  const auto below = [&](size_t n) { return static_cast<size_t>(random() % n); };
+  const uint8_t interesting[] = {0x00, 0x01, 0x7f, 0x80, 0x8f, 0x90, 0x9f, 0xa0,
+                                 0xbf, 0xc0, 0xc1, 0xc4, 0xc6, 0xc7, 0xca, 0xcb,
+                                 0xcf, 0xd3, 0xd8, 0xdb, 0xdd, 0xdf, 0xe0, 0xff};
+  for (size_t edits = 1 + below(3); edits > 0 && !message.empty(); --edits) {
+    const size_t at = below(message.size());
+    const auto place = message.begin() + static_cast<std::ptrdiff_t>(at);
+    switch (below(6)) {
+      case 0: message[at] ^= static_cast<uint8_t>(1U << below(8)); break;
+      case 1: message[at] = interesting[below(std::size(interesting))]; break;
+      case 2: message.resize(at); break;
+      case 3: message.insert(place, interesting[below(std::size(interesting))]); break;
+      case 4:
+        message.erase(place, place + static_cast<std::ptrdiff_t>(
+                                         std::min(message.size() - at, 1 + below(8))));
+        break;
+      case 5: {  // a length: the next byte that begins something long
+        const auto tag = std::find_if(place, message.end(), [](uint8_t byte) {
+          return (byte >= 0x80 && byte < 0xc0) || byte == 0xc4 || byte >= 0xd9;
+        });
+        if (tag == message.end()) break;
+        if (*tag < 0xc0)
+          *tag = static_cast<uint8_t>((*tag & 0xf0) | below(16));
+        else if (tag + 1 != message.end())
+          *(tag + 1) = interesting[below(std::size(interesting))];
+      }
+    }
+  }
+  return message;
+}
+
+TEST(Msgpack, ten_thousand_mutations_give_a_value_or_a_refusal) {
+  std::set<std::string> names;  // sorted: the same messages meet the same mutations everywhere
+  for (const char* folder : {"codec", "messages"})
+    for (const auto& entry :
+         std::filesystem::directory_iterator(std::filesystem::path(TENDON_TEST_PROTOCOL) / folder))
+      if (entry.path().extension() != ".json" && entry.file_size() < 2000)
+        names.insert(std::string(folder) + "/" + entry.path().filename().string());
+  ASSERT_GT(names.size(), 140U);
+  std::vector<Bytes> small;
+  for (const std::string& name : names) small.push_back(read_file(name));
+  const Bytes big = read_file("messages/request_droid.bin");
+  std::mt19937 random(14);
+  int accepted = 0, refused = 0;
+  double total = 0;
+  for (size_t i = 0; i < 10000; ++i) {
+    const Bytes edited = mutated(i % 100 == 0 ? big : small[i % small.size()], random);
+    // Exactly as long as the message, so that a read beyond it is seen.
+    const auto message = std::make_unique<uint8_t[]>(edited.size());
+    std::ranges::copy(edited, message.get());
+    try {
+      total += touch(decode({message.get(), edited.size()}));
+      ++accepted;
+    } catch (const Error& error) {
+      ASSERT_EQ(error.fault(), Fault::input) << hex(edited);
+      ASSERT_STRNE(error.what(), "");
+      ++refused;
+    }
+  }
+  // Neither outcome is rare, or the mutations would not be worth their time.
+  EXPECT_GT(accepted, 500);
+  EXPECT_GT(refused, 500);
+  EXPECT_NE(total, 0);
+}
+
+}  // namespace
+}  // namespace tendon::msgpack

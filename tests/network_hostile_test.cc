@@ -1,0 +1,349 @@
+// labels: server
+// What peers do that mean no good, or are broken. Timeouts are scaled down from those of the
+// server.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <deque>
+#include <random>
+#include <set>
+
+#include "network_peers.h"
+
+namespace tendon {
+namespace {
+
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kMemoryIsComparable = false;  // freed memory stays in quarantine
+#else
+constexpr bool kMemoryIsComparable = true;
+#endif
+
+WebSocketClient client_of(const TestServer& server) {
+  return WebSocketClient("127.0.0.1:" + std::to_string(server.port), {});
+}
+
+double p99(std::vector<double> times) {
+  std::sort(times.begin(), times.end());
+  return times[times.size() * 99 / 100];
+}
+
+double echo_p99(WebSocketClient& client, double for_s) {
+  std::vector<double> times;
+  for (const double end = now_s() + for_s; now_s() < end;) times.push_back(echo_s(client));
+  return p99(std::move(times));
+}
+
+// The close code that a fresh connection gets for these bytes; 0: none.
+int close_code_for(const TestServer& server, const std::string& bytes) {
+  RawSocket peer = open_websocket(server.port);
+  peer.send(bytes);
+  peer.shut();
+  int code = 0;
+  while (const auto got = peer.next_frame()) code = std::max(code, got->close_code());
+  return code;
+}
+
+TEST(SlowLoris, costs_healthy_clients_nothing_and_is_cut) {
+  TestServer server({.handshakes_max = 150, .head_timeout_s = 1, .message_timeout_s = 1});
+  WebSocketClient client = client_of(server);
+  echo_p99(client, 0.2);
+  const double alone = echo_p99(client, 0.5);
+  std::vector<RawSocket> heads, bodies;
+  for (int i = 0; i < 50; ++i) bodies.push_back(open_websocket(server.port));
+  // Begins a message and goes on one byte a time.
+  for (RawSocket& peer : bodies) peer.send(frame(kBinary, "x", {.claims = 1000}));
+  for (int i = 0; i < 200; ++i) heads.emplace_back(server.port);
+  std::atomic<bool> over = false;
+  std::thread trickling([&] {
+    for (size_t i = 0; !over; ++i, std::this_thread::sleep_for(std::chrono::milliseconds(100))) {
+      for (RawSocket& peer : heads) peer.send(RawSocket::handshake().substr(i % 100, 1));
+      for (RawSocket& peer : bodies) peer.send("x");
+    }
+  });
+  const double attacked = echo_p99(client, 0.6);
+  const double begin = now_s();
+  { WebSocketClient newcomer = client_of(server); }  // a handshake still gets through
+  EXPECT_LT(now_s() - begin, 0.5);
+  RecordProperty("p99_us_alone", static_cast<int>(alone * 1e6));
+  RecordProperty("p99_us_attacked", static_cast<int>(attacked * 1e6));
+  EXPECT_LT(attacked, 3 * alone + 0.01);
+  const double end = now_s() + 5;
+  for (RawSocket& peer : bodies) {
+    EXPECT_EQ(peer.next_frame(std::max(0., end - now_s())).value_or(Frame{}).close_code(), 1008);
+    peer.until_end(end - now_s());
+    EXPECT_TRUE(peer.ended());
+  }
+  for (RawSocket& peer : heads) {
+    peer.until_end(end - now_s());
+    EXPECT_TRUE(peer.ended());
+  }
+  over = true;
+  trickling.join();
+  const NetworkCounters& counted = server.network.counters();
+  EXPECT_EQ(counted.head_timeouts + counted.over_capacity, 200);
+  EXPECT_EQ(counted.message_timeouts, 50);
+  EXPECT_LT(echo_s(client), 0.5);
+}
+
+TEST(SlowLoris, on_a_frame_header_is_cut_too) {
+  TestServer server({.message_timeout_s = 0.5});
+  RawSocket peer = open_websocket(server.port), empty = open_websocket(server.port);
+  peer.send(frame(kBinary, "", {.claims = 1 << 20}).substr(0, 5));
+  empty.send(frame(kBinary, "", {.fin = false}));
+  EXPECT_EQ(peer.next_frame(2).value_or(Frame{}).close_code(), 1008);
+  EXPECT_EQ(empty.next_frame(2).value_or(Frame{}).close_code(), 1008);
+}
+
+TEST(Flood, beyond_the_limit_gets_503_and_is_counted) {
+  TestServer server({.connections_max = 64});
+  std::vector<RawSocket> open;
+  for (int i = 0; i < 64; ++i) open.push_back(open_websocket(server.port));
+  EXPECT_EQ(RawSocket(server.port).upgrade().substr(0, 12), "HTTP/1.1 503");
+  RawSocket probe(server.port);
+  probe.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_TRUE(probe.until_end().starts_with("HTTP/1.1 200"));
+  EXPECT_EQ(server.network.counters().over_capacity, 1);
+  open.pop_back();
+  EXPECT_TRUE(wait_until(2, [&] { return server.closes == 1; }));
+  open_websocket(server.port);
+}
+
+TEST(Flood, of_connects_leaves_nothing_behind) {
+  TestServer server({.handshakes_max = 100});
+  WebSocketClient client = client_of(server);
+  const int before = open_files();
+  {
+    std::deque<RawSocket> peers;
+    for (int i = 0; i < 1000; ++i) {
+      peers.emplace_back(server.port);
+      if (i % 4 == 0) peers.back().send("GET /");
+      if (i >= 300) peers.pop_front();  // within the limit of open files
+    }
+    EXPECT_LT(echo_s(client), 0.5);
+    ASSERT_TRUE(wait_until(5, [&] { return server.network.counters().accepted == 1001; }));
+    EXPECT_LE(open_files(), before + 300 + 100 + 1);
+  }
+  EXPECT_TRUE(wait_until(5, [&] { return open_files() == before; }));
+  EXPECT_LT(echo_s(client), 0.5);
+}
+
+TEST(Flood, of_ten_thousand_open_and_close_cycles_leaves_nothing_behind) {
+  TestServer server;
+  const int before = open_files();
+  size_t resident = 0;
+  const double begin = now_s();
+  const int cycles = kMemoryIsComparable ? 10'000 : 2000;
+  for (int i = 0; i < cycles; ++i) {
+    if (i == cycles / 5) resident = resident_bytes();
+    RawSocket peer = open_websocket(server.port);
+    if (i % 2 == 0) {
+      peer.send(frame(kClose, "\x03\xe8"));
+      peer.until_end();
+    } else {
+      peer.reset_on_close();
+    }
+  }
+  RecordProperty("seconds", std::to_string(now_s() - begin));
+  EXPECT_TRUE(wait_until(5, [&] { return open_files() == before; }));
+  EXPECT_EQ(server.opens, cycles);
+  EXPECT_TRUE(wait_until(2, [&] { return server.closes == cycles; }));
+  if (kMemoryIsComparable) {
+    EXPECT_LT(resident_bytes(), resident + (1 << 20));
+  }
+}
+
+TEST(Flood, that_takes_every_open_file_is_survived) {
+  TestServer server;
+  WebSocketClient client = client_of(server);
+  std::atomic<bool> asleep = true;
+  server.network.post([&] {
+    while (asleep) std::this_thread::yield();
+  });
+  std::vector<RawSocket> peers;
+  for (int i = 0; i < 10; ++i) peers.emplace_back(server.port);
+  rlimit files{};
+  getrlimit(RLIMIT_NOFILE, &files);
+  // About three more than there are.
+  const rlimit few{.rlim_cur = static_cast<rlim_t>(open_files() + 1), .rlim_max = files.rlim_max};
+  setrlimit(RLIMIT_NOFILE, &few);
+  asleep = false;
+  EXPECT_LT(echo_s(client), 0.5);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_LT(server.network.counters().accepted, 9);
+  EXPECT_LT(echo_s(client), 0.5);
+  setrlimit(RLIMIT_NOFILE, &files);
+  EXPECT_TRUE(wait_until(2, [&] { return server.network.counters().accepted == 11; }));
+  EXPECT_TRUE(peers.back().upgrade().starts_with("HTTP/1.1 101"));
+}
+
+TEST(Oversize, is_refused_without_room_for_it) {
+  TestServer server({.message_bytes_max = 64 << 20});
+  close_code_for(server, frame(kBinary, "x", {.claims = 64 << 20}));
+  const size_t resident = resident_bytes();
+  for (const uint64_t claimed : {(64ull << 20) + 1, 1ull << 32, 1ull << 63, ~0ull})
+    EXPECT_EQ(close_code_for(server, frame(kBinary, "x", {.claims = claimed})), 1009) << claimed;
+  EXPECT_TRUE(wait_until(2, [&] { return server.network.counters().too_big == 4; }));
+  // What is allowed, but does not come.
+  std::vector<RawSocket> peers;
+  for (int i = 0; i < 30; ++i) {
+    peers.push_back(open_websocket(server.port));
+    peers.back().send(frame(kBinary, "ten bytes.", {.claims = 64 << 20}));
+  }
+  WebSocketClient client = client_of(server);
+  EXPECT_LT(echo_s(client), 0.5);
+  if (kMemoryIsComparable) {
+    EXPECT_LT(resident_bytes(), resident + (2 << 20));
+  }
+}
+
+TEST(Oversize, by_parts_counts_as_well) {
+  TestServer server({.message_bytes_max = 1000});
+  const std::string part(500, 'x');
+  EXPECT_EQ(close_code_for(server, frame(kBinary, part, {.fin = false}) +
+                                       frame(kContinuation, part, {.fin = false}) +
+                                       frame(kContinuation, "y")),
+            1009);
+  RawSocket peer = open_websocket(server.port);
+  peer.send(frame(kBinary, part, {.fin = false}) + frame(kContinuation, part, {.fin = false}) +
+            frame(kContinuation, ""));
+  EXPECT_EQ(peer.next_frame().value_or(Frame{}).payload, part + part);
+}
+
+TEST(Fragments, beyond_their_limit_close_with_1009) {
+  TestServer server({.fragments_max = 4096});
+  std::string bytes = frame(kBinary, "two", {.fin = false});
+  std::string empty = frame(kBinary, "", {.fin = false});
+  for (int i = 0; i < 10'000; ++i) {
+    bytes += frame(kContinuation, "two", {.fin = false});
+    empty += frame(kContinuation, "", {.fin = false});
+  }
+  for (const std::string& hostile : {bytes, empty}) {
+    RawSocket peer = open_websocket(server.port);
+    peer.send(hostile);
+    EXPECT_EQ(peer.next_frame().value_or(Frame{}).close_code(), 1009);
+  }
+  EXPECT_EQ(server.network.counters().too_big, 2);
+}
+
+TEST(Fragments, are_not_segments) {
+  TestServer server({.fragments_max = 4});
+  RawSocket peer = open_websocket(server.port);
+  const std::string message(3000, 'm'), bytes = frame(kBinary, message);
+  for (size_t i = 0; i < bytes.size(); i += 100) {
+    peer.send(bytes.substr(i, 100));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_EQ(peer.next_frame().value_or(Frame{}).payload, message);
+}
+
+// Reads nothing, but its pings show that it is there.
+TEST(FrozenClient, is_cut_and_others_do_not_notice) {
+  TestServer server({.silence_max_s = 1.5}, [](Network& network, ConnectionId id, Bytes message) {
+    const size_t bytes = message.size() == 6 ? 12 << 20 : message.size();
+    network.send(id, std::string(bytes, 7));
+    return true;
+  });
+  WebSocketClient client = client_of(server);
+  RawSocket frozen = open_websocket(server.port, 4096);
+  frozen.send(frame(kBinary, "frozen"));
+  ASSERT_TRUE(wait_until(2, [&] { return server.messages == 1; }));
+  const double begin = now_s();
+  double slowest = 0;
+  while (server.closes == 0 && now_s() < begin + 5) {
+    frozen.send(frame(kPing, ""));
+    slowest = std::max(slowest, echo_s(client));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  EXPECT_NEAR(now_s() - begin, 1.5, 0.7);
+  EXPECT_LT(slowest, 0.2);
+  EXPECT_EQ(server.network.counters().silent, 1);
+}
+
+TEST(FrozenClient, cannot_make_the_server_hoard_replies) {
+  TestServer server({}, [](Network& network, ConnectionId id, Bytes) {
+    network.send(id, std::string(1 << 20, 'r'));
+    return true;
+  });
+  RawSocket frozen = open_websocket(server.port, 4096);
+  for (int i = 0; i < 40; ++i) frozen.send(frame(kBinary, "more"));
+  EXPECT_TRUE(wait_until(2, [&] { return server.closes == 1; }));
+  EXPECT_LE(server.messages, 30);
+}
+
+TEST(Frames, that_break_a_rule_get_its_close_code) {
+  TestServer server({.text_messages = true});
+  const std::vector<std::pair<std::string, int>> cases = {
+      {frame(kBinary, "x", {.masked = false}), 1002},
+      {frame(kBinary, "x", {.reserved = 4}), 1002},
+      {frame(kBinary, "x", {.reserved = 1}), 1002},
+      {frame(3, "x"), 1002},
+      {frame(11, "x"), 1002},
+      {frame(kContinuation, "x"), 1002},
+      {frame(kBinary, "x", {.fin = false}) + frame(kBinary, "x"), 1002},
+      {frame(kPing, "x", {.fin = false}), 1002},
+      {frame(kPing, std::string(126, 'x')), 1002},
+      {frame(kClose, "x"), 1002},
+      {frame(kClose, "\x03\xed"), 1002},
+      {frame(kClose, "\x03\xe8"), 1000},
+      {frame(kText, "\xc3\x28"), 1007},
+      {frame(kText, "\xed\xa0\x80"), 1007},
+      {frame(kText, "\xc3"), 1007},
+  };
+  for (const auto& [bytes, code] : cases) {
+    RawSocket peer = open_websocket(server.port);
+    peer.send(bytes);
+    EXPECT_EQ(peer.next_frame().value_or(Frame{}).close_code(), code)
+        << testing::PrintToString(bytes);
+  }
+}
+
+std::string mutated(std::string bytes, std::mt19937& random) {
+  const auto below = [&](size_t n) { return static_cast<size_t>(random()) % n; };
+  for (size_t changes = 1 + below(3); changes > 0 && !bytes.empty(); --changes) {
+    const size_t at = below(below(2) == 0 ? bytes.size() : std::min<size_t>(bytes.size(), 14));
+    switch (below(5)) {
+      case 0: bytes[at] = static_cast<char>(bytes[at] ^ 1 << below(8)); break;
+      case 1: bytes[at] = static_cast<char>(random()); break;
+      case 2: bytes.erase(at, 1 + below(8)); break;
+      case 3: bytes.insert(at, 1 + below(8), static_cast<char>(random())); break;
+      default: bytes.resize(at); break;
+    }
+  }
+  return bytes;
+}
+
+TEST(Frames, that_are_mutated_never_disturb_the_next_client) {
+  TestServer server({.message_bytes_max = 1 << 20, .text_messages = true});
+  const std::vector<std::string> seeds = {
+      frame(kBinary, "observation"),
+      frame(kText, "gr\xc3\xbc\xc3\x9f dich"),
+      frame(kBinary, std::string(300, 'b')) + frame(kPing, "p"),
+      frame(kBinary, std::string(70'000, 'c')),
+      frame(kText, "a", {.fin = false}) + frame(kPing, "p") + frame(kContinuation, "b"),
+      frame(kClose, "\x03\xe8 bye"),
+      wire_fixture("session_c2s.bin").substr(256),
+  };
+  const std::set<int> allowed = {0, 1000, 1002, 1007, 1009};
+  std::mt19937 random(11);
+  double slowest = 0;
+  const double begin = now_s();
+  const int cases = kMemoryIsComparable ? 10'000 : 3000;
+  for (int i = 0; i < cases; ++i) {
+    const std::string bytes = mutated(seeds[random() % seeds.size()], random);
+    const int code = close_code_for(server, bytes);
+    // A mutated close frame is answered with its own code.
+    ASSERT_TRUE(allowed.contains(code) || (code > 1000 && code < 1015) || code >= 3000)
+        << "case " << i << ": " << code;
+    if (i % 100 != 0) continue;
+    const double start = now_s();
+    WebSocketClient client = client_of(server);
+    echo_s(client);
+    slowest = std::max(slowest, now_s() - start);
+  }
+  RecordProperty("seconds", std::to_string(now_s() - begin));
+  EXPECT_LT(slowest, 0.1);
+}
+
+}  // namespace
+}  // namespace tendon

@@ -1,0 +1,478 @@
+// labels: server
+// What well-meaning clients meet: handshakes, HTTP, messages, pings, keys, ports, the client class.
+#include "serve/network.h"
+
+#include <csignal>
+#include <numeric>
+
+#include "network_peers.h"
+#include "tendon/error.h"
+
+namespace tendon {
+namespace {
+
+constexpr char kFromTheServer[] = "session_s2c.bin", kFromTheClient[] = "session_c2s.bin";
+
+std::string line_of(const std::string& head, const std::string& name) {
+  const size_t begin = head.find("\r\n" + name + ": ");
+  return begin == head.npos ? "" : head.substr(begin + 2, head.find("\r\n", begin + 2) - begin - 2);
+}
+
+std::string body_of(const std::string& response) {
+  return response.substr(response.find("\r\n\r\n") + 4);
+}
+
+std::string first_line(const std::string& response) {
+  return response.substr(0, response.find("\r\n"));
+}
+
+std::string network_error(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.fault(), Fault::network);
+    return e.what();
+  }
+  return "no error";
+}
+
+// What the server answers to a websocket request with these lines more.
+std::string upgrade_answer(uint16_t port, const std::string& more) {
+  return first_line(RawSocket(port).upgrade(more));
+}
+
+TEST(Handshake, of_every_client_version_is_answered_101) {
+  TestServer server;
+  for (const char* version :
+       {"websockets_11.0", "websockets_12.0", "websockets_13.1", "websockets_14.2",
+        "websockets_15.0.1", "websockets_17.4", "api_key"}) {
+    RawSocket client(server.port);
+    client.send(wire_fixture(std::string("handshake_") + version + "_c2s.bin"));
+    EXPECT_EQ(first_line(client.head()), "HTTP/1.1 101 Switching Protocols") << version;
+  }
+}
+
+TEST(Handshake, answers_the_key_like_the_reference) {
+  TestServer server;
+  RawSocket client(server.port);
+  const std::string theirs = wire_fixture(kFromTheClient), reference = wire_fixture(kFromTheServer);
+  client.send(theirs.substr(0, theirs.find("\r\n\r\n") + 4));
+  const std::string ours = client.head();
+  EXPECT_NE(line_of(ours, "Sec-WebSocket-Accept"), "");
+  EXPECT_EQ(line_of(ours, "Sec-WebSocket-Accept"), line_of(reference, "Sec-WebSocket-Accept"));
+  const std::string offered =
+      RawSocket(server.port).upgrade("Sec-WebSocket-Extensions: permessage-deflate\r\n");
+  EXPECT_EQ(first_line(offered), "HTTP/1.1 101 Switching Protocols");
+  EXPECT_EQ(line_of(offered, "Sec-WebSocket-Extensions"), "");
+}
+
+TEST(Handshake, must_not_be_followed_by_frames_before_its_answer) {
+  TestServer server;
+  RawSocket client(server.port);
+  client.send(RawSocket::handshake() + frame(kBinary, "early"));
+  EXPECT_EQ(first_line(client.until_end()), "HTTP/1.1 400 Bad Request");
+}
+
+TEST(Handshake, tells_the_address_without_port_and_the_target) {
+  TestServer server;
+  RawSocket client(server.port);
+  std::string request = RawSocket::handshake();
+  client.send(request.insert(5, "?queue=latest"));
+  client.head();
+  ASSERT_TRUE(wait_until(2, [&] { return server.opens == 1; }));
+  EXPECT_EQ(server.last_peer.address, "127.0.0.1");
+  EXPECT_EQ(server.last_peer.target, "/?queue=latest");
+}
+
+TEST(Http, is_answered_like_the_reference) {
+  TestServer server;
+  for (const char* name : {"healthz", "healthz_query", "no_key", "old_version", "plain_get"}) {
+    const std::string file = std::string("http_") + name;
+    RawSocket client(server.port);
+    client.send(wire_fixture(file + "_request.bin"));
+    const std::string ours = client.until_end();
+    const std::string reference = wire_fixture(file + "_response.bin");
+    EXPECT_EQ(first_line(ours), first_line(reference)) << name;
+    EXPECT_EQ(body_of(ours), body_of(reference)) << name;
+    for (const char* line : {"Connection", "Content-Length", "Content-Type", "Upgrade"})
+      EXPECT_EQ(line_of(ours, line), line_of(reference, line)) << name;
+  }
+}
+
+TEST(Http, head_request_gets_the_head_alone) {
+  TestServer server;
+  RawSocket client(server.port);
+  client.send(wire_fixture("http_head_healthz_request.bin"));
+  const std::string answer = client.until_end();
+  EXPECT_EQ(first_line(answer), "HTTP/1.1 200 OK");
+  EXPECT_EQ(line_of(answer, "Content-Length"), "Content-Length: 3");
+  EXPECT_EQ(body_of(answer), "");
+}
+
+TEST(Http, bodies_long_heads_and_noise_are_refused) {
+  TestServer server;
+  const auto answer = [&](const std::string& request) {
+    RawSocket client(server.port);
+    client.send(request);
+    return first_line(client.until_end()).substr(0, 12);
+  };
+  const std::string post = "POST / HTTP/1.1\r\nHost: x\r\n";
+  EXPECT_EQ(answer(post + "Content-Length: 5\r\n\r\nhello"), "HTTP/1.1 413");
+  EXPECT_EQ(answer(post + "Content-Length: 99999999999999999999\r\n\r\n"), "HTTP/1.1 400");
+  EXPECT_EQ(answer(post + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            "HTTP/1.1 400");
+  EXPECT_EQ(answer("GET / HTTP/1.1\r\nX: " + std::string(20000, 'x') + "\r\n\r\n"), "HTTP/1.1 431");
+  EXPECT_EQ(answer(std::string(100000, 'x')).substr(0, 10), "HTTP/1.1 4");
+  EXPECT_EQ(answer(std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11) + "\r\n\r\n"),
+            "HTTP/1.1 400");
+  EXPECT_EQ(server.network.counters().bad_handshake, 6);
+  EXPECT_EQ(answer("GET /healthz HTTP/1.0\r\n\r\n"), "HTTP/1.1 200");
+}
+
+TEST(Http, a_port_without_websockets_serves_every_request) {
+  Network network;
+  const uint16_t port = network.listen_http(
+      {}, [](const HttpRequest& r) { return HttpReply{.body = r.method + " " + r.target}; });
+  std::thread thread([&] { network.run(); });
+  RawSocket client(port);
+  client.send("GET /metrics?x HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_EQ(body_of(client.until_end()), "GET /metrics?x");
+  EXPECT_EQ(upgrade_answer(port, ""), "HTTP/1.1 200 OK");
+  network.stop();
+  thread.join();
+}
+
+TEST(Messages, of_every_length_come_back) {
+  TestServer server;
+  WebSocketClient client("127.0.0.1:" + std::to_string(server.port), {});
+  for (const size_t bytes : {0, 1, 125, 126, 4095, 4096, 4097, 65535, 65536, 602551, 5 << 20}) {
+    Bytes message(bytes);
+    std::iota(message.begin(), message.end(), uint8_t{3});
+    client.send(message);
+    const WebSocketClient::Message answer = client.receive();
+    EXPECT_FALSE(answer.text);
+    EXPECT_TRUE(answer.bytes == message) << bytes;
+  }
+  EXPECT_TRUE(wait_until(2, [&] { return server.sends == 11; }));
+}
+
+TEST(Messages, in_fragments_are_put_together) {
+  TestServer server;
+  RawSocket client = open_websocket(server.port);
+  client.send(frame(kBinary, "one ", {.fin = false}) + frame(kContinuation, "", {.fin = false}) +
+              frame(kPing, "now") + frame(kContinuation, "message"));
+  EXPECT_EQ(client.next_frame().value_or(Frame{}).opcode, kPong);
+  EXPECT_EQ(client.next_frame().value_or(Frame{}).payload, "one message");
+}
+
+TEST(Messages, as_text_close_with_1003_unless_wanted) {
+  TestServer server;
+  RawSocket client = open_websocket(server.port);
+  client.send(frame(kText, "hello"));
+  EXPECT_EQ(client.next_frame().value_or(Frame{}).close_code(), 1003);
+  TestServer talker({.text_messages = true});
+  RawSocket other = open_websocket(talker.port);
+  other.send(frame(kText, "hello"));
+  const Frame answer = other.next_frame().value_or(Frame{});
+  EXPECT_EQ(answer.opcode, kText);
+  EXPECT_EQ(answer.payload, "hello");
+}
+
+TEST(Messages, queued_before_a_close_arrive_before_it) {
+  TestServer server({}, [](Network& network, ConnectionId id, Bytes) {
+    for (int i = 0; i < 3; ++i) network.send(id, std::string(1 << 20, static_cast<char>('a' + i)));
+    network.close(id, CloseCode::going_away, "the server is stopping");
+    network.send(id, "too late");
+    return true;
+  });
+  RawSocket client = open_websocket(server.port);
+  client.send(frame(kBinary, "go"));
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(client.next_frame().value_or(Frame{}).payload,
+              std::string(1 << 20, static_cast<char>('a' + i)));
+  const Frame last = client.next_frame().value_or(Frame{});
+  EXPECT_EQ(last.close_code(), 1001);
+  EXPECT_EQ(last.payload.substr(2), "the server is stopping");
+  client.send(frame(kClose, last.payload));
+  EXPECT_EQ(client.until_end(), "");
+  EXPECT_TRUE(client.ended());
+  EXPECT_TRUE(wait_until(1, [&] { return server.closes == 1; }));
+}
+
+TEST(Messages, a_long_reason_is_cut_between_two_characters) {
+  std::string reason;
+  while (reason.size() < 300) reason += "\xe2\x82\xac";
+  TestServer server({}, [&](Network& network, ConnectionId id, Bytes) {
+    network.close(id, CloseCode::internal_error, "x" + reason);
+    return true;
+  });
+  RawSocket client = open_websocket(server.port);
+  client.send(frame(kBinary, "go"));
+  const Frame close = client.next_frame().value_or(Frame{});
+  EXPECT_EQ(close.close_code(), 1011);
+  EXPECT_EQ(close.payload.substr(2), "x" + reason.substr(0, 120));
+}
+
+TEST(Messages, a_close_is_answered_with_its_code) {
+  TestServer server;
+  RawSocket client = open_websocket(server.port);
+  client.send(frame(kClose, "\x0f\xa1 bye"));
+  EXPECT_EQ(client.next_frame().value_or(Frame{}).close_code(), 4001);
+  EXPECT_TRUE(wait_until(1, [&] { return server.closes == 1; }));
+}
+
+TEST(Messages, a_peer_that_never_hangs_up_is_cut_after_2_s) {
+  TestServer server({}, [](Network& network, ConnectionId id, Bytes) {
+    network.close(id, CloseCode::normal, "");
+    return true;
+  });
+  const int before = open_files();
+  RawSocket client = open_websocket(server.port), browser(server.port);
+  browser.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_TRUE(browser.until_end().starts_with("HTTP/1.1 200"));  // and stays
+  client.send(frame(kBinary, "go"));
+  EXPECT_EQ(client.next_frame().value_or(Frame{}).close_code(), 1000);
+  const double begin = now_s();
+  client.until_end();
+  EXPECT_TRUE(client.ended());
+  EXPECT_NEAR(now_s() - begin, 2, 0.7);
+  EXPECT_TRUE(wait_until(1, [&] { return open_files() == before + 2; }));
+}
+
+TEST(Pings, a_thousand_in_one_segment_are_all_answered) {
+  TestServer server;
+  RawSocket client = open_websocket(server.port);
+  std::string pings;
+  for (int i = 0; i < 1000; ++i) pings += frame(kPing, std::to_string(i));
+  client.send(pings);
+  for (int i = 0; i < 1000; ++i) {
+    const Frame pong = client.next_frame().value_or(Frame{});
+    ASSERT_EQ(pong.opcode, kPong);
+    ASSERT_EQ(pong.payload, std::to_string(i));
+  }
+  EXPECT_EQ(server.network.counters().pings, 1000);
+}
+
+TEST(Pings, are_answered_while_a_reply_is_computed) {
+  TestServer server({}, [](Network&, ConnectionId, Bytes) { return true; });
+  RawSocket client = open_websocket(server.port);
+  client.send(frame(kBinary, "observation") + frame(kPing, "alive?"));
+  EXPECT_EQ(client.next_frame().value_or(Frame{}).payload, "alive?");
+  server.network.post([&] { server.network.send(server.last_id, "actions"); });
+  EXPECT_EQ(client.next_frame().value_or(Frame{}).payload, "actions");
+}
+
+TEST(Silence, is_met_with_pings_and_cut_only_after_its_limit) {
+  TestServer server({.ping_after_s = 0.3, .silence_max_s = 1.5});
+  RawSocket mute = open_websocket(server.port), polite = open_websocket(server.port);
+  const double begin = now_s();
+  double cut_s = 0;
+  std::thread answering([&] {
+    while (now_s() < begin + 2.5)
+      if (const auto got = polite.next_frame(0.1); got && got->opcode == kPing)
+        polite.send(frame(kPong, got->payload));
+  });
+  int pings = 0;
+  while (now_s() < begin + 2.5 && !mute.ended()) {
+    if (const auto got = mute.next_frame(0.1)) pings += got->opcode == kPing ? 1 : 0;
+    cut_s = now_s() - begin;
+  }
+  EXPECT_TRUE(mute.ended());
+  EXPECT_NEAR(cut_s, 1.5, 0.5);
+  EXPECT_GE(pings, 2);
+  answering.join();
+  polite.send(frame(kBinary, "still here"));
+  Frame answer = polite.next_frame().value_or(Frame{});
+  if (answer.opcode == kPing) answer = polite.next_frame().value_or(Frame{});
+  EXPECT_EQ(answer.payload, "still here");
+  EXPECT_EQ(server.network.counters().silent, 1);
+}
+
+TEST(Silence, of_a_client_that_is_not_read_is_not_its_fault) {
+  TestServer server({.ping_after_s = 0.2, .silence_max_s = 0.6},
+                    [](Network&, ConnectionId, Bytes) { return false; });
+  RawSocket eager = open_websocket(server.port), waiting = open_websocket(server.port);
+  eager.send(frame(kBinary, "one") + frame(kBinary, "two"));
+  waiting.send(frame(kBinary, "one"));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+  EXPECT_EQ(server.messages, 2);
+  server.network.post([&] {
+    for (const ConnectionId id : server.network.connections()) server.network.resume(id);
+  });
+  EXPECT_TRUE(wait_until(2, [&] { return server.messages == 3; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_EQ(server.closes, 0);
+}
+
+TEST(ApiKey, is_wanted_before_the_upgrade) {
+  TestServer server({.api_key = "not-a-secret"});
+  const std::string good = "HTTP/1.1 101 Switching Protocols", bad = "HTTP/1.1 401 Unauthorized";
+  const auto with = [&](const std::string& value) {
+    return upgrade_answer(server.port, "Authorization: " + value + "\r\n");
+  };
+  EXPECT_EQ(with("Api-Key not-a-secret"), good);
+  EXPECT_EQ(upgrade_answer(server.port, ""), bad);
+  for (const char* wrong :
+       {"Api-Key not-a-secreT", "Api-Key not-a-secre", "Api-Key not-a-secrett", "Api-Key ",
+        "not-a-secret", "Bearer not-a-secret", "Api-Key not-a-secretnot-a-secret"})
+    EXPECT_EQ(with(wrong), bad) << wrong;
+  EXPECT_EQ(with("Api-Key " + std::string(8000, 'k')), bad);
+  EXPECT_EQ(server.network.counters().unauthorized, 9);
+  EXPECT_EQ(with("Api-Key " + std::string(1 << 20, 'k')).substr(0, 12), "HTTP/1.1 431");
+  RawSocket fixture(server.port);
+  fixture.send(wire_fixture("handshake_api_key_c2s.bin"));
+  EXPECT_EQ(first_line(fixture.head()), good);
+  EXPECT_NO_THROW(
+      WebSocketClient("127.0.0.1:" + std::to_string(server.port), {.api_key = "not-a-secret"}));
+}
+
+TEST(Origin, of_a_browser_is_refused_unless_allowed) {
+  TestServer server({.origins = {"http://panel.robot"}});
+  EXPECT_EQ(upgrade_answer(server.port, "Origin: http://evil.example\r\n"),
+            "HTTP/1.1 403 Forbidden");
+  EXPECT_EQ(upgrade_answer(server.port, "Origin: null\r\n"), "HTTP/1.1 403 Forbidden");
+  EXPECT_EQ(upgrade_answer(server.port, "Origin: \r\n"), "HTTP/1.1 403 Forbidden");
+  EXPECT_EQ(upgrade_answer(server.port, "Origin: http://panel.robot\r\n"),
+            "HTTP/1.1 101 Switching Protocols");
+  EXPECT_EQ(server.network.counters().bad_origin, 3);
+}
+
+TEST(Ports, that_cannot_be_had_say_what_to_do) {
+  TestServer server;
+  Network network;
+  const auto try_at = [&](const PortOptions& at) {
+    return network_error([&] { network.listen_http(at, nullptr); });
+  };
+  const std::string taken = std::to_string(server.port);
+  EXPECT_EQ(try_at({.port = server.port}),
+            "port " + taken + " is in use; stop the other server or give --port N");
+  EXPECT_EQ(try_at({.host = "0.0.0.0", .port = server.port, .flag = "--admin-port"}),
+            "port " + taken + " is in use; stop the other server or give --admin-port N");
+  EXPECT_EQ(try_at({.host = "localhost", .port = server.port}).substr(0, 8),
+            "port " + taken.substr(0, 3));
+  for (const char* elsewhere : {"192.0.2.1", "2001:db8::1"})
+    EXPECT_NE(try_at({.host = elsewhere}).find("no address of this machine"), std::string::npos);
+  for (const char* unknown : {"no-such-host.invalid", "300.1.1.1", "127.0.0.1:80", "a b"})
+    EXPECT_NE(try_at({.host = unknown}).find("unknown to this machine"), std::string::npos);
+  int first_free = 0;  // 0 in some containers
+  std::ifstream("/proc/sys/net/ipv4/ip_unprivileged_port_start") >> first_free;
+  if (geteuid() != 0 && first_free > 80) {
+    EXPECT_NE(try_at({.port = 80}).find("1024 or more"), std::string::npos);
+  }
+  for (const char* fine : {"127.0.0.1", "0.0.0.0", "localhost", "*", ""})
+    EXPECT_EQ(try_at({.host = fine}), "no error") << fine;
+}
+
+TEST(Ports, are_free_again_at_once_after_a_restart) {
+  auto first = std::make_unique<TestServer>();
+  const uint16_t port = first->port;
+  RawSocket client = open_websocket(port);
+  first.reset();
+  TestServer second({.at = {.port = port}});
+  EXPECT_EQ(second.port, port);
+  open_websocket(port);
+}
+
+TEST(Ports, of_ipv6_serve_too) {
+  WebSocketOptions options{.at = {.host = "::1"}};
+  std::unique_ptr<TestServer> server;
+  const std::string error = network_error([&] { server = std::make_unique<TestServer>(options); });
+  if (error != "no error") GTEST_SKIP() << "no IPv6 here: " << error;
+  WebSocketClient client("ws://[::1]:" + std::to_string(server->port) + "/", {});
+  EXPECT_LT(echo_s(client), 1);
+  EXPECT_EQ(server->last_peer.address, "::1");
+}
+
+TEST(Ports, of_every_network_take_ipv4_and_name_its_addresses) {
+  TestServer server({.at = {.host = "*"}});
+  WebSocketClient client = WebSocketClient("127.0.0.1:" + std::to_string(server.port), {});
+  EXPECT_LT(echo_s(client), 1);
+  EXPECT_EQ(server.last_peer.address, "127.0.0.1");
+}
+
+TEST(Ports, that_stop_listening_keep_what_is_open) {
+  TestServer server;
+  WebSocketClient client("127.0.0.1:" + std::to_string(server.port), {});
+  server.network.post([&] { server.network.stop_listening(); });
+  EXPECT_TRUE(wait_until(2, [&] {
+    return network_error([&] {
+             WebSocketClient("127.0.0.1:" + std::to_string(server.port), {.timeout_s = 1});
+           }) != "no error";
+  }));
+  EXPECT_LT(echo_s(client), 1);
+}
+
+TEST(Network, stops_with_everything_open) {
+  const int before = open_files();
+  {
+    TestServer server;
+    RawSocket waiting(server.port), talking = open_websocket(server.port);
+    talking.send(frame(kBinary, "half", {.claims = 1000}));
+    ASSERT_TRUE(wait_until(2, [&] { return server.opens == 1; }));
+    const double begin = now_s();
+    server.stop();
+    EXPECT_LT(now_s() - begin, 1);
+    EXPECT_EQ(server.closes, 1);
+    waiting.until_end();
+    EXPECT_TRUE(waiting.ended());
+  }
+  EXPECT_EQ(open_files(), before);
+}
+
+TEST(Network, calls_back_in_time_and_on_signals) {
+  Network network;
+  std::vector<int> signals;
+  const double begin = now_s();
+  network.on_signals({SIGUSR1}, [&](int signal) {
+    signals.push_back(signal);
+    if (signals.size() == 2) network.stop();
+  });
+  network.after(0.2, [] { raise(SIGUSR1); });
+  network.after(0.4, [] { raise(SIGUSR1); });
+  network.run();
+  EXPECT_EQ(signals, std::vector<int>(2, SIGUSR1));
+  EXPECT_NEAR(now_s() - begin, 0.4, 0.2);
+}
+
+TEST(Client, says_why_it_cannot_connect) {
+  const auto try_url = [](const std::string& url, WebSocketClient::Options options = {}) {
+    return network_error([&] { WebSocketClient(url, options); });
+  };
+  TestServer server({.api_key = "k"});
+  const std::string at = "127.0.0.1:" + std::to_string(server.port);
+  EXPECT_NE(try_url(at).find(at + " answered 401 Unauthorized: An API key is wanted"),
+            std::string::npos);
+  server.stop();
+  EXPECT_NE(try_url("127.0.0.1:1").find("Connection refused; is the server running?"),
+            std::string::npos);
+  EXPECT_NE(try_url("no-such-host.invalid").find("unknown"), std::string::npos);
+  EXPECT_NE(try_url("wss://robot").find("only ws://"), std::string::npos);
+  for (const char* wrong : {"", "ws://", "host:", "host:abc", "[::1"})
+    EXPECT_NE(try_url(wrong).find('\''), std::string::npos) << wrong;
+}
+
+TEST(Client, says_how_the_connection_ended) {
+  TestServer server({}, [](Network& network, ConnectionId id, Bytes message) {
+    if (!message.empty()) network.close(id, CloseCode::internal_error, "the policy hangs");
+    return true;
+  });
+  const std::string url = "ws://localhost:" + std::to_string(server.port) + "/path?query";
+  WebSocketClient client(url, {.timeout_s = 0.3}), impatient(url, {.timeout_s = 0.3});
+  client.send(Bytes{1});
+  EXPECT_EQ(network_error([&] { client.receive(); }), "closed with 1011: the policy hangs");
+  impatient.send(Bytes{});
+  EXPECT_EQ(network_error([&] { impatient.receive(); }), "no answer within 0.3 s");
+}
+
+TEST(Client, closes_politely) {
+  TestServer server;
+  WebSocketClient client("127.0.0.1:" + std::to_string(server.port), {});
+  WebSocketClient moved = std::move(client);
+  const double begin = now_s();
+  moved.close();
+  EXPECT_LT(now_s() - begin, 0.5);
+  EXPECT_TRUE(wait_until(1, [&] { return server.closes == 1; }));
+}
+
+}  // namespace
+}  // namespace tendon

@@ -1,0 +1,314 @@
+// labels: server
+#include "serve/recording.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <csignal>
+#include <string>
+#include <vector>
+
+#include "test_files.h"
+
+namespace tendon {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<uint8_t> message_of(size_t bytes, uint64_t salt) {
+  std::vector<uint8_t> message(bytes);
+  for (size_t i = 0; i < bytes; ++i) message[i] = static_cast<uint8_t>(i * 7 + salt);
+  return message;
+}
+
+// Three records of one request; the reply's seed needs all 64 bits.
+fs::path record_small_session(const fs::path& folder) {
+  Recorder recorder(folder, "hash of a model", {});
+  recorder.write(RecordKind::request, 7, 0, message_of(20, 1));
+  recorder.write(RecordKind::reply, 7, 0xfedcba9876543210, message_of(11, 2));
+  recorder.write(RecordKind::text_error, uint64_t{1} << 40, 0, {});
+  return recorder.path();
+}
+
+bool same(const Record& a, const Record& b) {
+  return a.kind == b.kind && a.connection == b.connection && a.time_ns == b.time_ns &&
+         a.seed == b.seed && a.message == b.message;
+}
+
+// What ends up in `status` of a child that runs `body`; the child never returns into the test.
+template <class Body>
+int in_child(Body body) {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(body());
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return status;
+}
+
+TEST(Recording, gives_back_what_was_written) {
+  const Scratch scratch("recording_round_trip");
+  const Recording read = read_recording(record_small_session(scratch.path() / "a" / "b"));
+  EXPECT_EQ(read.warning, "");
+  EXPECT_EQ(read.model_hash, "hash of a model");
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const auto now_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+  EXPECT_LE(read.start_unix_ns, now_ns);
+  EXPECT_GT(read.start_unix_ns, now_ns - int64_t{60'000'000'000});
+  ASSERT_EQ(read.records.size(), 3);
+  EXPECT_EQ(read.records[0].kind, RecordKind::request);
+  EXPECT_EQ(read.records[0].connection, 7);
+  EXPECT_EQ(read.records[0].message, message_of(20, 1));
+  EXPECT_EQ(read.records[1].kind, RecordKind::reply);
+  EXPECT_EQ(read.records[1].seed, 0xfedcba9876543210);
+  EXPECT_EQ(read.records[1].message, message_of(11, 2));
+  EXPECT_EQ(read.records[2].kind, RecordKind::text_error);
+  EXPECT_EQ(read.records[2].connection, uint64_t{1} << 40);
+  EXPECT_TRUE(read.records[2].message.empty());
+  EXPECT_LE(read.records[0].time_ns, read.records[1].time_ns);
+  EXPECT_LE(read.records[1].time_ns, read.records[2].time_ns);
+}
+
+TEST(Recording, times_count_from_the_start_of_the_recorder) {
+  const Scratch scratch("recording_times");
+  Recorder recorder(scratch.path(), "", {});
+  const auto now = Recorder::Clock::now();
+  recorder.write(RecordKind::request, 1, 0, {}, now - std::chrono::hours(1));
+  recorder.write(RecordKind::request, 1, 0, {}, now + std::chrono::hours(1));
+  const Recording read = read_recording(recorder.path());
+  ASSERT_EQ(read.records.size(), 2);
+  EXPECT_EQ(read.records[0].time_ns, 0);
+  EXPECT_GE(read.records[1].time_ns, uint64_t{3'600'000'000'000});
+  EXPECT_LT(read.records[1].time_ns, uint64_t{3'660'000'000'000});
+}
+
+TEST(Recording, a_file_is_named_after_its_start_and_private) {
+  const Scratch scratch("recording_name");
+  const fs::path first = record_small_session(scratch.path());
+  const fs::path second = record_small_session(scratch.path());
+  const std::string pid = std::to_string(::getpid());
+  std::string form = first.filename().string();
+  for (size_t i = 0; i < std::min<size_t>(form.size(), 24); ++i)
+    if (form[i] >= '0' && form[i] <= '9') form[i] = '0';
+  EXPECT_EQ(form, "session-00000000-000000-" + pid + ".tendon-record") << first;
+  EXPECT_NE(first, second);
+  struct stat facts {};
+  ASSERT_EQ(::stat(first.c_str(), &facts), 0);
+  EXPECT_EQ(facts.st_mode & 0777, 0600);
+  scratch.write("notes.txt", "");
+  fs::create_directory(scratch.path() / "folder.tendon-record");
+  EXPECT_EQ(recordings_in(scratch.path()), (std::vector{first, second}));
+}
+
+TEST(Recording, a_cut_file_gives_the_records_before_the_cut) {
+  const Scratch scratch("recording_cut");
+  const std::string whole = read_whole(record_small_session(scratch.path()));
+  const Recording all = read_recording(scratch.write("whole", whole));
+  ASSERT_EQ(all.records.size(), 3);
+  constexpr size_t kHead = 36;
+  const size_t third = whole.size() - kHead, second = third - kHead - 11,
+               first = second - kHead - 20;
+  for (size_t bytes = 0; bytes < whole.size(); ++bytes) {
+    const fs::path cut = scratch.write("cut", whole.substr(0, bytes));
+    if (bytes < first) {
+      const Error error = refused([&] { read_recording(cut); });
+      EXPECT_EQ(error.fault(), Fault::input);
+      EXPECT_NE(std::string(error.what()).find(cut.string()), std::string::npos) << error.what();
+      continue;
+    }
+    const Recording read = read_recording(cut);
+    const size_t complete = bytes < second ? 0 : bytes < third ? 1 : 2;
+    const size_t rest = bytes - std::array{first, second, third}[complete];
+    ASSERT_EQ(read.records.size(), complete) << bytes;
+    for (size_t i = 0; i < complete; ++i) EXPECT_TRUE(same(read.records[i], all.records[i]));
+    EXPECT_EQ(read.warning,
+              rest == 0 ? "" : fmt::format("last {} bytes dropped: torn record", rest));
+  }
+}
+
+TEST(Recording, a_flipped_bit_never_changes_a_record) {
+  const Scratch scratch("recording_flip");
+  const std::string whole = read_whole(record_small_session(scratch.path()));
+  const Recording all = read_recording(scratch.write("whole", whole));
+  // In place: cutting and writing a file again costs a flush.
+  std::fstream file(scratch.write("flipped", whole), std::ios::in | std::ios::out);
+  const auto put = [&](size_t at, char byte) {
+    file.seekp(static_cast<std::streamoff>(at)).put(byte).flush();
+  };
+  for (size_t bit = 0; bit < 8 * whole.size(); ++bit) {
+    if (bit > 0) put((bit - 1) / 8, whole[(bit - 1) / 8]);
+    put(bit / 8, static_cast<char>(whole[bit / 8] ^ (1 << (bit % 8))));
+    Recording read;
+    try {
+      read = read_recording(scratch.path() / "flipped");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.fault(), Fault::input);
+      continue;  // the header
+    }
+    EXPECT_EQ(read.model_hash, all.model_hash);
+    EXPECT_EQ(read.start_unix_ns, all.start_unix_ns);
+    ASSERT_LT(read.records.size(), all.records.size()) << bit;
+    EXPECT_NE(read.warning, "") << bit;
+    for (size_t i = 0; i < read.records.size(); ++i)
+      ASSERT_TRUE(same(read.records[i], all.records[i])) << bit;
+  }
+}
+
+TEST(Recording, zeros_behind_the_last_record_are_dropped) {
+  const Scratch scratch("recording_zeros");
+  const std::string whole = read_whole(record_small_session(scratch.path()));
+  const Recording read = read_recording(scratch.write("zeros", whole + std::string(4096, '\0')));
+  EXPECT_EQ(read.records.size(), 3);
+  EXPECT_EQ(read.warning, "last 4096 bytes dropped: corrupt record");
+}
+
+// Its checksum is right, so that only its length can be what is wrong with it.
+TEST(Recording, a_record_beyond_the_largest_message_is_never_read) {
+  const Scratch scratch("recording_length");
+  std::string file = read_whole(record_small_session(scratch.path()));
+  std::string head = file.substr(file.size() - 36);  // of the third record
+  head.replace(0, 4, std::string("\x01\x00\x00\x04", 4));
+  const std::string message(kRecordMessageBytesMax + 1, '\0');
+  const std::string covered = head.substr(0, 4) + head.substr(8) + message;
+  const auto sum = static_cast<uint32_t>(
+      crc32_z(0, reinterpret_cast<const uint8_t*>(covered.data()), covered.size()));
+  for (size_t i = 0; i < 4; ++i) head[4 + i] = static_cast<char>(sum >> (8 * i));
+  file.replace(file.size() - 36, 36, head);
+  const Recording read = read_recording(scratch.write("long", file + message));
+  EXPECT_EQ(read.records.size(), 2);
+  EXPECT_EQ(read.warning, "last 67108901 bytes dropped: corrupt record");
+}
+
+TEST(Recording, what_is_no_recording_is_refused_by_name) {
+  const Scratch scratch("recording_other");
+  const fs::path pipe = scratch.path() / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  for (const fs::path& path :
+       {scratch.write("empty", ""), scratch.write("text", "tendon-recipe: two eggs, flour"), pipe,
+        scratch.path(), scratch.path() / "absent"}) {
+    const Error error = refused([&] { read_recording(path); });
+    EXPECT_EQ(error.fault(), Fault::input);
+    EXPECT_NE(std::string(error.what()).find("'" + path.string() + "'"), std::string::npos)
+        << error.what();
+  }
+  const Error error = refused(
+      [&] { read_recording(scratch.write("new", "tendon-record 2\n" + std::string(64, 'x'))); });
+  EXPECT_NE(std::string(error.what()).find("another version"), std::string::npos) << error.what();
+  EXPECT_EQ(refused([&] { recordings_in(scratch.path() / "absent"); }).fault(), Fault::input);
+}
+
+TEST(Recording, a_folder_that_cannot_be_made_is_a_wrong_option) {
+  const Scratch scratch("recording_folder");
+  const fs::path file = scratch.write("file", "");
+  const Error error = refused([&] { Recorder(file / "below", "", {}); });
+  EXPECT_EQ(error.fault(), Fault::usage);
+  EXPECT_NE(std::string(error.what()).find(file.string()), std::string::npos) << error.what();
+}
+
+TEST(Recording, a_killed_writer_leaves_a_readable_prefix) {
+  const Scratch scratch("recording_killed");
+  size_t records = 0;
+  for (int round = 0; round < 20; ++round) {
+    const fs::path folder = scratch.path() / std::to_string(round);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      Recorder recorder(folder, "killed", {});
+      for (uint64_t i = 0;; ++i)
+        recorder.write(RecordKind::request, i, i, message_of(100 + i % 5000, i));
+    }
+    ::usleep(static_cast<useconds_t>(5'000 + 1'700 * round));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    const std::vector<fs::path> found =
+        fs::exists(folder) ? recordings_in(folder) : std::vector<fs::path>{};
+    if (found.empty() || fs::file_size(found[0]) == 0) continue;  // killed before it began
+    const Recording read = read_recording(found.at(0));
+    for (uint64_t i = 0; i < read.records.size(); ++i) {
+      ASSERT_EQ(read.records[i].connection, i);
+      ASSERT_EQ(read.records[i].message, message_of(100 + i % 5000, i));
+    }
+    records += read.records.size();
+  }
+  EXPECT_GT(records, 100);
+}
+
+// A full disk as the kernel shows it: part of a record is written, the rest fails.
+TEST(Recording, a_full_disk_stops_it_with_one_warning_and_no_partial_record) {
+  const Scratch scratch("recording_full");
+  const int status = in_child([&] {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit = {10'000, 10'000};
+    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return 10;
+    std::vector<std::string> warnings;
+    Recorder recorder(scratch.path(), "full",
+                      {.warn = [&](const std::string& text) { warnings.push_back(text); }});
+    for (uint64_t i = 0; i < 50; ++i) recorder.write(RecordKind::reply, i, 0, message_of(997, i));
+    if (recorder.recording()) return 11;
+    if (warnings.size() != 1 || warnings[0].find("File too large") == std::string::npos) return 12;
+    if (recorder.bytes() != fs::file_size(recorder.path())) return 13;
+    return 0;
+  });
+  ASSERT_TRUE(WIFEXITED(status));
+  ASSERT_EQ(WEXITSTATUS(status), 0);
+  const Recording read = read_recording(recordings_in(scratch.path()).at(0));
+  EXPECT_EQ(read.warning, "");
+  ASSERT_EQ(read.records.size(), 9);
+  for (uint64_t i = 0; i < 9; ++i) EXPECT_EQ(read.records[i].message, message_of(997, i));
+}
+
+TEST(Recording, a_disk_that_is_full_from_the_start_is_a_warning_and_leaves_no_file) {
+  const Scratch scratch("recording_full_at_start");
+  const int status = in_child([&] {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit = {10, 10};
+    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return 10;
+    int warnings = 0;
+    Recorder recorder(scratch.path(), "full", {.warn = [&](const std::string&) { ++warnings; }});
+    recorder.write(RecordKind::reply, 1, 0, message_of(10, 0));
+    return recorder.recording() ? 11 : warnings == 1 ? 0 : 12;
+  });
+  ASSERT_TRUE(WIFEXITED(status));
+  ASSERT_EQ(WEXITSTATUS(status), 0);
+  EXPECT_TRUE(recordings_in(scratch.path()).empty());
+}
+
+TEST(Recording, the_limit_of_bytes_ends_it_with_one_warning) {
+  const Scratch scratch("recording_limit");
+  std::vector<std::string> warnings;
+  Recorder recorder(
+      scratch.path(), "limit",
+      {.bytes_max = 5000, .warn = [&](const std::string& text) { warnings.push_back(text); }});
+  for (int i = 0; i < 20; ++i) recorder.write(RecordKind::request, 1, 0, message_of(964, 0));
+  recorder.write(RecordKind::request, 1, 0, {});  // would fit, but a gap would mislead
+  ASSERT_EQ(warnings.size(), 1);
+  EXPECT_NE(warnings[0].find("limit of 5000"), std::string::npos) << warnings[0];
+  EXPECT_FALSE(recorder.recording());
+  EXPECT_LE(fs::file_size(recorder.path()), 5000);
+  EXPECT_EQ(read_recording(recorder.path()).records.size(), 4);
+}
+
+TEST(Recording, the_largest_message_fits_and_a_larger_one_ends_it) {
+  const Scratch scratch("recording_largest");
+  int warnings = 0;
+  Recorder recorder(scratch.path(), "", {.warn = [&](const std::string&) { ++warnings; }});
+  const std::vector<uint8_t> largest = message_of(kRecordMessageBytesMax, 3);
+  recorder.write(RecordKind::request, 1, 0, largest);
+  EXPECT_EQ(warnings, 0);
+  std::vector<uint8_t> larger = largest;
+  larger.push_back(0);
+  recorder.write(RecordKind::request, 1, 0, larger);
+  EXPECT_EQ(warnings, 1);
+  const Recording read = read_recording(recorder.path());
+  ASSERT_EQ(read.records.size(), 1);
+  EXPECT_TRUE(read.records[0].message == largest);
+  EXPECT_EQ(read.warning, "");
+}
+
+}  // namespace
+}  // namespace tendon

@@ -1,0 +1,321 @@
+// labels: server
+// Observations as robots send them, and what is refused: which key, what was got, what was wanted.
+#include "serve/request.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <limits>
+
+#include "serve/network.h"
+#include "serve/reply.h"
+#include "tendon/error.h"
+
+namespace tendon {
+namespace {
+
+using msgpack::Value;
+using msgpack::Writer;
+
+Bytes file(const std::string& name) {
+  std::ifstream in(TENDON_TEST_PROTOCOL "/messages/" + name, std::ios::binary);
+  EXPECT_TRUE(in) << name;
+  return Bytes(std::istreambuf_iterator<char>(in), {});
+}
+
+ModelCard card(const std::string& robot) {
+  ModelCard c{.name = "stub", .version = "0", .robot = robot};
+  c.horizon = 10;
+  c.model_action_dim = 32;
+  c.action_dim = robot == "aloha" ? 14 : robot == "libero" ? 7 : 8;
+  c.state_dim = robot == "aloha" ? 14 : 8;
+  if (robot == "aloha") c.cameras = {"cam_high", "cam_left_wrist", "cam_right_wrist"};
+  if (robot == "lerobot") c.cameras = {"top", "wrist"};
+  return c;
+}
+
+// One key and how its value is written.
+using Field = std::pair<std::string, std::function<void(Writer&)>>;
+
+std::string message(const std::vector<Field>& fields) {
+  std::string out;
+  Writer to(out);
+  to.map(std::ssize(fields));
+  for (const auto& [key, write] : fields) {
+    to.text(key);
+    write(to);
+  }
+  return out;
+}
+
+std::function<void(Writer&)> array(const std::string& dtype, std::vector<int64_t> shape,
+                                   size_t bytes, uint8_t fill = 7) {
+  return [=](Writer& to) { to.array(dtype, shape, std::vector<uint8_t>(bytes, fill)); };
+}
+std::function<void(Writer&)> doubles(std::vector<double> values) {
+  return [=](Writer& to) { to.array(values, std::vector<int64_t>{std::ssize(values)}); };
+}
+std::function<void(Writer&)> text(std::string value) {
+  return [=](Writer& to) { to.text(value); };
+}
+
+std::vector<Field> libero() {
+  return {{"observation/image", array("|u1", {4, 6, 3}, 72)},
+          {"observation/wrist_image", array("|u1", {3, 4, 6}, 72)},
+          {"observation/state", doubles({1, 2, 3, 4, 5, 6, 7, 8})},
+          {"prompt", text("pick up the bowl")}};
+}
+
+std::vector<Field> with(std::vector<Field> fields, const std::string& key,
+                        std::function<void(Writer&)> write) {
+  for (Field& field : fields)
+    if (field.first == key) {
+      field.second = std::move(write);
+      return fields;
+    }
+  fields.emplace_back(key, std::move(write));
+  return fields;
+}
+
+std::vector<Field> without(std::vector<Field> fields, const std::string& key) {
+  std::erase_if(fields, [&](const Field& field) { return field.first == key; });
+  return fields;
+}
+
+std::span<const uint8_t> bytes_of(const std::string& text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+
+Request read(const std::vector<Field>& fields, const std::string& robot = "libero",
+             Dialect dialect = Dialect::openpi) {
+  static std::string kept;  // pictures are views into it
+  kept = message(fields);
+  return read_request(msgpack::decode(bytes_of(kept)), card(robot), dialect);
+}
+
+// The whole text that refuses it.
+std::string refusal(const std::vector<Field>& fields, const std::string& robot = "libero",
+                    Dialect dialect = Dialect::openpi) {
+  try {
+    read(fields, robot, dialect);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.fault(), Fault::input);
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST(Request, of_every_robot_is_read_from_the_bytes_of_openpis_client) {
+  for (const std::string robot : {"aloha", "droid", "libero"}) {
+    const Bytes bytes = file("request_" + robot + ".bin");
+    const Request r = read_request(msgpack::decode(bytes), card(robot), Dialect::openpi);
+    EXPECT_EQ(std::ssize(r.observation.state), card(robot).state_dim) << robot;
+    EXPECT_TRUE(r.observation.prompt.has_value()) << robot;
+    EXPECT_EQ(r.observation.images.size(), robot == "aloha" ? 4U : 2U);
+    for (const auto& [camera, image] : r.observation.images) {
+      EXPECT_EQ(image.height, 224) << camera;
+      EXPECT_EQ(image.width, 224) << camera;
+      EXPECT_EQ(image.planar, robot == "aloha") << camera;
+      // Views into the message, not copies.
+      EXPECT_GE(image.rgb.data(), bytes.data()) << camera;
+      EXPECT_LE(image.rgb.end(), bytes.data() + bytes.size()) << camera;
+    }
+  }
+}
+
+TEST(Request, of_the_aloha_simulator_comes_without_a_prompt) {
+  const Bytes bytes = file("request_aloha_sim.bin");
+  ModelCard c = card("aloha");
+  EXPECT_THROW(read_request(msgpack::decode(bytes), c, Dialect::openpi), Error);
+  c.default_prompt = true;
+  EXPECT_FALSE(read_request(msgpack::decode(bytes), c, Dialect::openpi).observation.prompt);
+}
+
+TEST(Request, pictures_may_be_planar_or_floats) {
+  const Request r = read(with(libero(), "observation/image", [](Writer& to) {
+    std::vector<double> values(72, 0.5);
+    values[0] = 1.0;
+    to.array(values, std::vector<int64_t>{4, 6, 3});
+  }));
+  const Image& image = r.observation.images.at("image");
+  EXPECT_EQ(image.rgb[0], 255);
+  EXPECT_EQ(image.rgb[1], 127);  // openpi truncates
+  EXPECT_FALSE(image.planar);
+  EXPECT_TRUE(r.observation.images.at("wrist_image").planar);
+  EXPECT_EQ(r.observation.images.at("wrist_image").width, 6);
+}
+
+TEST(Request, prompts_may_be_text_bytes_or_numpy_strings) {
+  const auto prompt = [](std::function<void(Writer&)> write) {
+    return read(with(libero(), "prompt", std::move(write))).observation.prompt;
+  };
+  EXPECT_EQ(prompt([](Writer& to) { to.bytes(std::vector<uint8_t>{'h', 'i'}); }), "hi");
+  EXPECT_EQ(prompt([](Writer& to) {
+              const std::vector<uint8_t> utf32 = {'h', 0, 0, 0, 0xe4, 0, 0, 0};
+              to.array("<U2", {}, utf32);
+            }),
+            "h\xc3\xa4");
+  EXPECT_EQ(prompt([](Writer& to) {
+              to.array("|S4", {}, std::vector<uint8_t>{'h', 'i', 0, 0});
+            }),
+            "hi");
+}
+
+TEST(Request, states_may_be_integers_lists_or_single_numbers) {
+  EXPECT_EQ(read(with(libero(), "observation/state", array("|i1", {8}, 8, 0xff))).observation.state,
+            std::vector<double>(8, -1));
+  EXPECT_EQ(read(with(libero(), "observation/state",
+                      [](Writer& to) {
+                        to.list(8);
+                        for (int i = 0; i < 8; ++i) to.integer(i);
+                      }))
+                .observation.state[7],
+            7);
+  std::vector<Field> droid = {{"observation/exterior_image_1_left", array("|u1", {2, 2, 3}, 12)},
+                              {"observation/wrist_image_left", array("|u1", {2, 2, 3}, 12)},
+                              {"observation/joint_position", doubles({1, 2, 3, 4, 5, 6, 7})},
+                              {"observation/gripper_position", [](Writer& to) { to.number(0.5); }},
+                              {"prompt", text("stack")}};
+  EXPECT_EQ(read(droid, "droid").observation.state.back(), 0.5);
+}
+
+TEST(Request, of_lerobot_uses_its_own_names) {
+  const Request r = read({{"observation.images.top", array("|u1", {2, 2, 3}, 12)},
+                          {"observation.state", doubles(std::vector<double>(8, 1.0))},
+                          {"task", text("fold")},
+                          {"something_else", [](Writer& to) { to.nil(); }}},
+                         "lerobot");
+  EXPECT_TRUE(r.observation.images.contains("top"));
+  EXPECT_EQ(r.observation.prompt, "fold");
+}
+
+TEST(Request, of_roboarena_has_an_endpoint) {
+  std::vector<Field> fields = {{"observation/exterior_image_0_left", array("|u1", {2, 2, 3}, 12)},
+                               {"observation/wrist_image_left", array("|u1", {2, 2, 3}, 12)},
+                               {"observation/joint_position", doubles({1, 2, 3, 4, 5, 6, 7})},
+                               {"observation/gripper_position", doubles({0})},
+                               {"prompt", text("stack")},
+                               {"endpoint", text("infer")}};
+  EXPECT_TRUE(read(fields, "droid", Dialect::roboarena)
+                  .observation.images.contains("exterior_image_1_left"));
+  EXPECT_TRUE(read({{"endpoint", text("reset")}}, "droid", Dialect::roboarena).reset);
+  EXPECT_EQ(refusal(with(fields, "endpoint", text("go")), "droid", Dialect::roboarena),
+            "'endpoint' is 'go', expected 'infer' or 'reset'");
+}
+
+struct Bad {
+  const char* key;
+  std::function<void(Writer&)> write;
+  std::vector<const char*> named;  // in the refusal
+};
+
+TEST(Request, that_is_wrong_is_refused_naming_key_got_and_wanted) {
+  const std::vector<Bad> all = {
+      {"observation/image", array("|u1", {4, 6, 4}, 96), {"observation/image", "[4, 6, 4]", "3]"}},
+      {"observation/image", array("|u1", {4, 18}, 72), {"[4, 18]", "[height, width, 3]"}},
+      {"observation/image", array("|u1", {0, 6, 3}, 0), {"0 x 6", "1 to"}},
+      {"observation/image", array("<i4", {4, 6, 3}, 288), {"<i4", "uint8 or floats"}},
+      {"observation/image", text("front.png"), {"a text", "uint8 array"}},
+      {"observation/image",
+       [](Writer& to) {
+         to.array(std::vector<double>(12, 128.), std::vector<int64_t>{2, 2, 3});
+       },
+       {"128", "[0, 1]", "send uint8"}},
+      {"observation/state", doubles({1, 2}), {"observation/state", "2 numbers", "expected 8"}},
+      {"observation/state", array("<f8", {2, 4}, 64), {"[2, 4]", "one axis"}},
+      {"observation/state", array("<U2", {8}, 64), {"<U2", "numbers"}},
+      {"prompt", [](Writer& to) { to.integer(3); }, {"prompt", "text"}},
+      {"seed", [](Writer& to) { to.number(1.5); }, {"seed", "1.5", "whole number"}},
+      {"seed", [](Writer& to) { to.integer(-1); }, {"seed", "-1"}},
+      {"noise", array("<f4", {10, 7}, 280), {"noise", "[10, 7]", "32"}},
+      {"prev_chunk", array("<f8", {11, 7}, 616), {"prev_chunk", "[11, 7]", "10 rows of 7"}},
+      {"inference_delay", [](Writer& to) { to.integer(11); }, {"inference_delay", "0 to 10"}},
+      {"deadline_ms", text("soon"), {"deadline_ms", "a number"}},
+      {"request_id", [](Writer& to) { to.number(1); }, {"request_id", "256 bytes"}},
+  };
+  for (const Bad& bad : all) {
+    const std::string got = refusal(with(libero(), bad.key, bad.write));
+    for (const char* word : bad.named)
+      EXPECT_NE(got.find(word), std::string::npos) << bad.key << ": " << word << " not in: " << got;
+  }
+  EXPECT_NE(refusal(without(libero(), "observation/state")).find("got the keys"),
+            std::string::npos);
+  EXPECT_NE(refusal(without(libero(), "prompt")).find("--default-prompt"), std::string::npos);
+  EXPECT_NE(refusal(without(libero(), "observation/wrist_image")).find("'observation/wrist_image'"),
+            std::string::npos);
+}
+
+TEST(Request, with_an_unknown_camera_is_told_the_nearest) {
+  const std::vector<Field> fields = {{"images",
+                                      [](Writer& to) {
+                                        to.map(1);
+                                        to.text("cam_hihg");
+                                        array("|u1", {3, 2, 2}, 12)(to);
+                                      }},
+                                     {"state", doubles(std::vector<double>(14, 0.))},
+                                     {"prompt", text("go")}};
+  EXPECT_NE(refusal(fields, "aloha").find("nearest: 'cam_high'"), std::string::npos);
+}
+
+TEST(Request, with_a_number_that_is_not_finite_is_refused_at_every_place) {
+  const double bad[] = {std::nan(""), std::numeric_limits<double>::infinity(),
+                        -std::numeric_limits<double>::infinity()};
+  for (const double value : bad)
+    for (size_t i = 0; i < 8; ++i) {
+      std::vector<double> state(8, 0.25);
+      state[i] = value;
+      const std::string got = refusal(with(libero(), "observation/state", doubles(state)));
+      EXPECT_NE(got.find("'observation/state'[" + std::to_string(i) + "] is"), std::string::npos)
+          << got;
+      std::vector<double> pixels(72, 0.25);
+      pixels[i * 9] = value;
+      EXPECT_NE(refusal(with(libero(), "observation/image",
+                             [&](Writer& to) {
+                               to.array(pixels, std::vector<int64_t>{4, 6, 3});
+                             }))
+                    .find("[0, 1]"),
+                std::string::npos);
+    }
+  // The smallest numbers are numbers; what they lead to is the policy's to check.
+  EXPECT_EQ(refusal(with(libero(), "observation/state", doubles(std::vector<double>(8, 5e-324)))),
+            "accepted");
+}
+
+TEST(Request, of_a_hostile_peer_is_quoted_without_control_characters) {
+  const std::string got =
+      refusal({{"\x1b[31mred\n", text("x")}, {"observation/image", text("y")}}, "droid");
+  EXPECT_EQ(got.find('\x1b'), std::string::npos);
+  EXPECT_NE(got.find("\\x1b[31mred\\x0a"), std::string::npos) << got;
+  EXPECT_EQ(escaped(std::string(1000, 'a')).size(), 203U);
+}
+
+TEST(Reply, has_openpis_keys_in_openpis_order) {
+  Actions actions{.horizon = 10, .dim = 7, .values = std::vector<double>(70, 0.5)};
+  const std::string bytes = write_reply(actions, {}, {.prev_total_ms = 3.0});
+  const Value reply = msgpack::decode(bytes_of(bytes));
+  const Bytes reference_bytes = file("response_libero_second.bin");
+  const Value reference = msgpack::decode(reference_bytes);
+  ASSERT_EQ(reply.map.size(), reference.map.size());
+  for (size_t i = 0; i < reply.map.size(); ++i) EXPECT_EQ(reply.map[i].key, reference.map[i].key);
+  EXPECT_EQ(reply.map[0].value.array.dtype_name(), reference.map[0].value.array.dtype_name());
+  EXPECT_EQ(reply.map[0].value.array.shape, reference.map[0].value.array.shape);
+  const Value& timing = *reply.find("server_timing");
+  const Value& reference_timing = *reference.find("server_timing");
+  for (size_t i = 0; i < reference_timing.map.size(); ++i)
+    EXPECT_EQ(timing.map[i].key, reference_timing.map[i].key);
+}
+
+TEST(Greeting, begins_with_openpis_reset_pose) {
+  ModelCard c = card("aloha");
+  c.reset_pose = {0, -1.5, 1.5, 0, 0, 0};
+  const std::string greeting = write_greeting(c, Dialect::openpi);
+  const Bytes reference = file("metadata_aloha.bin");
+  // The same bytes but for the number of keys.
+  EXPECT_EQ(greeting.substr(1, reference.size() - 1),
+            std::string(reference.begin() + 1, reference.end()));
+}
+
+}  // namespace
+}  // namespace tendon

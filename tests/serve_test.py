@@ -1,0 +1,249 @@
+"""`tendon serve` and `tendon replay` as their users run them: the real binary and the demo model.
+
+    serve_test.py TENDON PROTOCOL_FOLDER
+"""
+import base64
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import urllib.error
+import urllib.request
+
+TENDON = sys.argv[1]
+MESSAGES = pathlib.Path(sys.argv[2]) / "messages"
+REQUEST = (MESSAGES / "request_aloha.bin").read_bytes()
+
+
+class Socket:
+    """The least of a websocket client: one binary message out, one message in."""
+
+    def __init__(self, port, headers=""):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        key = base64.b64encode(os.urandom(16)).decode()
+        self.socket.sendall((f"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+                             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
+                             f"Sec-WebSocket-Version: 13\r\n{headers}\r\n").encode())
+        self.head = b""
+        while b"\r\n\r\n" not in self.head:
+            got = self.socket.recv(1)
+            if not got:
+                raise ConnectionError(self.head.decode())
+            self.head += got
+        if b" 101 " not in self.head:
+            raise ConnectionError(self.head.decode())
+        self.greeting = self.receive()[1]
+
+    def send(self, message):
+        size = (bytes([0x80 | len(message)]) if len(message) < 126 else
+                b"\xfe" + struct.pack(">H", len(message)) if len(message) < 65536 else
+                b"\xff" + struct.pack(">Q", len(message)))
+        self.socket.sendall(b"\x82" + size + bytes(4) + message)  # a mask of zeros
+
+    def exactly(self, count):
+        data = b""
+        while len(data) < count:
+            got = self.socket.recv(count - len(data))
+            if not got:
+                raise ConnectionError("closed")
+            data += got
+        return data
+
+    def receive(self):
+        first, second = self.exactly(2)
+        size = second & 127
+        if size == 126:
+            size = struct.unpack(">H", self.exactly(2))[0]
+        elif size == 127:
+            size = struct.unpack(">Q", self.exactly(8))[0]
+        return first & 15, self.exactly(size)
+
+    def ask(self, message=REQUEST):
+        self.send(message)
+        return self.receive()
+
+
+class Server:
+    def __init__(self, *options, before=()):
+        self.process = subprocess.Popen(
+            [*before, TENDON, "serve", "demo", "--port", "0", "--admin-port", "0", "--threads", "1",
+             *options], stderr=subprocess.PIPE, text=True)
+        self.log = []
+        for line in self.process.stderr:
+            self.log.append(line)
+            found = re.search(r"policy ws://[^:]+:(\d+) · page http://[^:]+:(\d+)/", line)
+            if found:
+                self.port, self.admin = int(found[1]), int(found[2])
+                return
+        raise AssertionError(f"exit code {self.process.wait()}: {self.log}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def stop(self, *signals):
+        for each in signals or (signal.SIGTERM,):
+            self.process.send_signal(each)
+            time.sleep(0.05)
+        code = self.process.wait(timeout=10)
+        self.log += self.process.stderr.readlines()
+        return code
+
+    def get(self, path, port=None):
+        url = f"http://127.0.0.1:{port or self.admin}{path}"
+        return urllib.request.urlopen(url).read().decode()
+
+
+def actions(reply):
+    at = reply.index(b"data\xc5")
+    size = struct.unpack(">H", reply[at + 5:at + 7])[0]
+    return reply[at + 7:at + 7 + size]
+
+
+class Serve(unittest.TestCase):
+    def test_answers_openpis_request_and_reports(self):
+        with Server() as server:
+            client = Socket(server.port)
+            self.assertIn(b"action_names", client.greeting)
+            kind, reply = client.ask()
+            self.assertEqual(kind, 2)
+            self.assertEqual(reply[1:9], b"\xa7actions")
+            self.assertEqual(client.ask((MESSAGES / "request_missing_keys.bin").read_bytes())[0], 1)
+            self.assertEqual(actions(client.ask()[1]), actions(reply))
+            status = json.loads(server.get("/status"))
+            self.assertEqual(status["state"], "ready")
+            self.assertEqual(status["requests"]["answered"], 2)
+            self.assertEqual(status["requests"]["refused"], 1)
+            self.assertTrue(status["model"]["demo"])
+            self.assertEqual(len(status["chunk"]["values"]), status["model"]["horizon"])
+            metrics = server.get("/metrics")
+            self.assertIn('tendon_requests_total{outcome="answered"} 2\n', metrics)
+            for line in metrics.splitlines():
+                self.assertRegex(line, r'^(# (HELP|TYPE) \w+ .+|\w+(\{.*\})? [-+.\de]+)$')
+            self.assertIn("<html", server.get("/"))
+            self.assertEqual(server.get("/healthz", server.port), "OK\n")
+            self.assertEqual(server.stop(), 0)
+            self.assertIn("connected from 127.0.0.1", "".join(server.log))
+
+    def test_interrupt_gives_130(self):
+        with Server() as server:
+            self.assertEqual(server.stop(signal.SIGINT), 130)
+
+    def test_what_cannot_be_served_says_what_to_do(self):
+        with Server() as server:
+            cases = [
+                (["demo", "--port", str(server.port)], 7, "--port"),
+                (["demo", "--admin-port", str(server.admin)], 7, "in use"),
+                (["demo", "--host", "203.0.113.1"], 7, "203.0.113.1"),
+                (["demo", "--host", "nowhere.invalid"], 7, "nowhere.invalid"),
+                (["/no/such/model"], 3, "/no/such/model"),
+                (["demo", "--dialect", "x"], 2, "roboarena"),
+                (["demo", "--api-key-file", "/no/such/file"], 2, "/no/such/file"),
+                (["demo", "--guard-factor", "2"], 2, "q01"),
+                (["demo", "--prot", "1"], 2, "'--port'"),
+                (["demo", "--robot", "droid"], 2, "aloha"),
+                (["demo", "--record", "/proc/nowhere"], 2, "/proc/nowhere"),
+            ]
+            for arguments, code, word in cases:
+                ports = [] if "--admin-port" in arguments else ["--admin-port", "0"]
+                ports += [] if "--port" in arguments else ["--port", "0"]
+                done = subprocess.run([TENDON, "serve", *arguments, *ports], text=True,
+                                      stderr=subprocess.PIPE, timeout=30)
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.assertIn(word, done.stderr)
+
+    def test_api_keys_and_browsers(self):
+        with tempfile.TemporaryDirectory() as folder:
+            key = pathlib.Path(folder, "key")
+            key.write_text("not-a-secret\n")
+            with Server("--api-key-file", str(key), "--allow-origin", "http://lab") as server:
+                for headers, answer in [
+                        ("", " 401 "), ("Authorization: Api-Key not-a\r\n", " 401 "),
+                        ("Authorization: Api-Key not-a-secret2\r\n", " 401 "),
+                        ("Authorization: Api-Key not-a-secret\r\nOrigin: http://x\r\n", " 403 ")]:
+                    with self.assertRaisesRegex(ConnectionError, answer):
+                        Socket(server.port, headers)
+                Socket(server.port, "Authorization: Api-Key not-a-secret\r\nOrigin: http://lab\r\n")
+                server.stop()
+                self.assertNotIn("not-a", "".join(server.log))
+
+    def test_recordings_survive_being_killed_and_replay_bit_for_bit(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with Server("--record", folder, "--fresh-noise", "--seed", "9") as server:
+                client = Socket(server.port)
+                replies = {actions(client.ask()[1]) for _ in range(5)}
+                self.assertEqual(len(replies), 5)  # fresh noise
+                client.ask((MESSAGES / "request_missing_keys.bin").read_bytes())
+                time.sleep(0.2)
+                self.assertEqual(server.stop(signal.SIGKILL), -9)
+            recording = next(pathlib.Path(folder).iterdir())
+            with open(recording, "ab") as torn:
+                torn.write(REQUEST[:1000])
+            done = subprocess.run([TENDON, "replay", folder, "demo", "--json", "--tolerance", "0"],
+                                  capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            result = json.loads(done.stdout)
+            self.assertEqual((result["requests"], result["equal"]), (6, 5))
+            self.assertIn("dropped", done.stderr)
+            with Server() as server:
+                done = subprocess.run([TENDON, "replay", folder, "--url",
+                                       f"ws://127.0.0.1:{server.port}", "--json"],
+                                      capture_output=True, text=True)
+                self.assertEqual(json.loads(done.stdout)["equal"], 5, done.stderr)
+            done = subprocess.run([TENDON, "replay", folder, "demo", "--weights-seed", "1",
+                                   "--tolerance", "0"],
+                                  capture_output=True, text=True)
+            self.assertEqual(done.returncode, 1, done.stdout)
+            self.assertIn("recorded with another model", done.stderr)
+
+    def test_a_watchdog_and_a_ready_message_reach_systemd(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/notify"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+                systemd.bind(path)
+                systemd.settimeout(10)
+                with Server("--notify-socket", path) as server:
+                    got = {systemd.recv(100) for _ in range(2)}
+                    self.assertEqual(got, {b"READY=1", b"WATCHDOG=1"})
+                    server.stop()
+
+    def test_a_wall_clock_that_jumps_changes_nothing(self):
+        with tempfile.TemporaryDirectory() as folder:
+            source = pathlib.Path(folder, "clock.c")
+            source.write_text("""
+                #define _GNU_SOURCE
+                #include <sys/syscall.h>
+                #include <time.h>
+                #include <unistd.h>
+                int clock_gettime(clockid_t id, struct timespec* at) {
+                  static int calls;
+                  int result = (int)syscall(SYS_clock_gettime, id, at);
+                  if (id == CLOCK_REALTIME) at->tv_sec += ++calls % 2 ? 3600 : -3600;
+                  return result;
+                }""")
+            library = f"{folder}/clock.so"
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+            preloaded = ["env", f"LD_PRELOAD={library}"]
+            with Server("--max-observation-age-ms", "100", before=preloaded) as server:
+                client = Socket(server.port)
+                for _ in range(20):
+                    self.assertEqual(client.ask()[0], 2)
+                for client in json.loads(server.get("/status"))["clients"]:
+                    self.assertLess(client["idle_s"], 60)
+                self.assertEqual(server.stop(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2, warnings="ignore")
