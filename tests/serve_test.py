@@ -74,8 +74,8 @@ class Socket:
 class Server:
     def __init__(self, *options, before=()):
         self.process = subprocess.Popen(
-            [*before, TENDON, "serve", "demo", "--port", "0", "--admin-port", "0", "--threads", "1",
-             *options], stderr=subprocess.PIPE, text=True)
+            [*before, TENDON, "serve", "demo", "--port", "0", "--admin-port", "0",
+             *(() if "--threads" in options else ("--threads", "1")), *options], stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
             self.log.append(line)
@@ -207,6 +207,33 @@ class Serve(unittest.TestCase):
                                   capture_output=True, text=True)
             self.assertEqual(done.returncode, 1, done.stdout)
             self.assertIn("recorded with another model", done.stderr)
+
+    def test_equal_requests_give_equal_bytes_with_any_threads_and_after_a_restart(self):
+        answers = set()
+        for threads in ("1", "2", "4", "1"):
+            with Server("--threads", threads) as server:
+                client = Socket(server.port)
+                answers |= {actions(client.ask()[1]) for _ in range(20)}
+        self.assertEqual(len(answers), 1)
+
+    def test_prompts_of_every_kind(self):
+        def ask(prompt):
+            text = b"\xdb" + struct.pack(">I", len(prompt))
+            before, after = REQUEST.split(b"\xa6prompt", 1)
+            self.assertLess(after[0] - 0xa0, 32)
+            return client.ask(before + b"\xa6prompt" + text + prompt + after[1 + after[0] - 0xa0:])
+
+        with Server() as server:
+            client = Socket(server.port)
+            for good in ("fold", "\0 fold", "\u202efold", "\U0001f469\u200d\U0001f467 fold",
+                         "e" + "\u0301" * 5000, "\U0010fffd\U00020000", "fold " * 200_000):
+                self.assertEqual(ask(good.encode())[0], 2, good[:20])
+            for bad in (b"", b" \n", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xff"):
+                kind, text = ask(bad)
+                self.assertEqual(kind, 1, bad)
+                self.assertRegex(text.decode(), "prompt is empty|not UTF-8|UTF-8")
+            warnings = json.loads(server.get("/status"))["warnings"]
+            self.assertTrue(any("was cut to" in each["text"] for each in warnings), warnings)
 
     def test_a_watchdog_and_a_ready_message_reach_systemd(self):
         with tempfile.TemporaryDirectory() as folder:

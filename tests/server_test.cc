@@ -234,14 +234,20 @@ TEST(Server, adds_less_than_a_millisecond_to_an_inference) {
   server.policy.seconds = 0.005;
   WebSocketClient client = server.client();
   const std::string request = stub_request(224);
-  std::vector<double> added;
+  std::vector<double> added, added_by_loopback;  // the latter as the client sees it
   for (int i = 0; i < 300; ++i) {
+    const auto begin = Clock::now();
     const auto reply = ask(client, request);
+    added_by_loopback.push_back(ms_between(begin, Clock::now()) - timing(reply, "infer_ms"));
     added.push_back(timing(reply, "queue_ms") + timing(reply, "decode_ms"));
   }
-  RecordProperty("added_p50_ms", std::to_string(percentile(added, 0.5)));
-  RecordProperty("added_p99_ms", std::to_string(percentile(added, 0.99)));
+  for (const double part : {0.5, 0.99}) {
+    const std::string p = fmt::format("_p{}_ms", 100 * part);
+    RecordProperty("added" + p, std::to_string(percentile(added, part)));
+    RecordProperty("added_by_loopback" + p, std::to_string(percentile(added_by_loopback, part)));
+  }
   EXPECT_LT(percentile(added, 0.5), 1);
+  EXPECT_LT(percentile(added, 0.99), 5) << "of a busy machine; 1 ms alone";
 }
 
 TEST(Server, guides_by_the_rest_of_the_previous_chunk) {
