@@ -73,9 +73,10 @@ class Socket:
 
 class Server:
     def __init__(self, *options, before=()):
+        threads = () if "--threads" in options else ("--threads", "1")
         self.process = subprocess.Popen(
-            [*before, TENDON, "serve", "demo", "--port", "0", "--admin-port", "0",
-             *(() if "--threads" in options else ("--threads", "1")), *options], stderr=subprocess.PIPE, text=True)
+            [*before, TENDON, "serve", "demo", "--port", "0", "--admin-port", "0", *threads,
+             *options], stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
             self.log.append(line)
