@@ -72,10 +72,10 @@ class Socket:
 
 
 class Server:
-    def __init__(self, *options, before=()):
+    def __init__(self, *options, model="demo", before=()):
         threads = () if "--threads" in options else ("--threads", "1")
         self.process = subprocess.Popen(
-            [*before, TENDON, "serve", "demo", "--port", "0", "--admin-port", "0", *threads,
+            [*before, TENDON, "serve", model, "--port", "0", "--admin-port", "0", *threads,
              *options], stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -105,6 +105,12 @@ class Server:
     def get(self, path, port=None):
         url = f"http://127.0.0.1:{port or self.admin}{path}"
         return urllib.request.urlopen(url).read().decode()
+
+
+def with_keys(request, keys):
+    """The request with more keys, whose values are msgpack already."""
+    added = b"".join(bytes([0xa0 + len(key)]) + key.encode() + value for key, value in keys.items())
+    return bytes([request[0] + len(keys)]) + request[1:] + added
 
 
 def actions(reply):
@@ -216,6 +222,39 @@ class Serve(unittest.TestCase):
                 client = Socket(server.port)
                 answers |= {actions(client.ask()[1]) for _ in range(20)}
         self.assertEqual(len(answers), 1)
+
+    def test_a_new_chunk_continues_the_previous_one(self):
+        def distance(a, b):
+            pairs = zip(struct.unpack("<56d", a[:448]), struct.unpack("<56d", b[:448]))
+            return sum((x - y) ** 2 for x, y in pairs) ** 0.5  # over the first four rows
+
+        with Server("--rtc") as server:
+            client = Socket(server.port)
+            before = client.ask()[1]
+            array = before[9:before.index(b"\xadpolicy_timing")]
+            other = client.ask(with_keys(REQUEST, {"seed": b"\x07"}))[1]
+            guided = client.ask(with_keys(REQUEST, {
+                "seed": b"\x07", "prev_chunk": array, "inference_delay": b"\x04"}))[1]
+            self.assertIn(b"\xafinference_delay\x04", guided)
+            free = distance(actions(other), actions(before))
+            self.assertLess(distance(actions(guided), actions(before)), 0.5 * free)
+            # The server kept the last chunk, the guided one.
+            kept = client.ask(with_keys(REQUEST, {
+                "seed": b"\x09", "actions_consumed": b"\x00", "inference_delay": b"\x04"}))[1]
+            self.assertLess(distance(actions(kept), actions(guided)), 0.5 * free)
+
+    def test_roboarenas_clients_get_bare_actions(self):
+        request = with_keys((MESSAGES / "request_droid.bin").read_bytes(),
+                            {"endpoint": b"\xa5infer"})
+        with Server("--config", "pi05_droid", "--dialect", "roboarena",
+                    model="synthetic:pi05-small") as server:
+            client = Socket(server.port)
+            self.assertIn(b"needs_wrist_camera", client.greeting)
+            kind, reply = client.ask(request)
+            self.assertEqual(kind, 2, reply)
+            self.assertTrue(reply.startswith(b"\x84\xc4\x0b__ndarray__"))
+            self.assertIn(b"<f4", reply)
+            self.assertEqual(client.ask(b"\x81\xa8endpoint\xa5reset"), (1, b"reset successful"))
 
     def test_prompts_of_every_kind(self):
         def ask(prompt):

@@ -377,6 +377,23 @@ TEST(ServerDeathTest, a_hanging_inference_ends_in_an_honest_exit) {
   EXPECT_EXIT(serve_and_hang(0.5, false), testing::ExitedWithCode(70), "the policy hangs");
 }
 
+TEST(ServerDeathTest, a_signal_while_loading_ends_it_at_once) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto stop_while_loading = [] {
+    ServeOptions options{.policy = {.at = {.port = 0}}, .admin = {.port = 0}};
+    options.admin_ready = [](uint16_t) { ::kill(::getpid(), SIGTERM); };
+    serve(
+        [](const auto&) {
+          std::this_thread::sleep_for(std::chrono::seconds(30));
+          return ServedPolicy{};
+        },
+        options);
+  };
+  const auto begin = Clock::now();
+  EXPECT_EXIT(stop_while_loading(), testing::ExitedWithCode(0), "");
+  EXPECT_LT(ms_between(begin, Clock::now()), 4000);
+}
+
 TEST(ServerDeathTest, a_second_signal_ends_it_at_once) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(serve_and_hang(60, true), testing::ExitedWithCode(128 + SIGTERM), "");

@@ -243,7 +243,7 @@ void Server::start_listening() {
     line_.close();
     return;
   }
-  metrics_.set_state(ServerState::ready, "");
+  metrics_.set_state(ServerState::ready, "answering requests");
   notify_systemd(options_.notify_socket, "READY=1");
   if (options_.ready) options_.ready(port_, admin_port_);
 }
@@ -268,7 +268,8 @@ void Server::stop_on(int signal) {
   notify_systemd(options_.notify_socket, "STOPPING=1");
   network_.stop_listening();
   line_.close();
-  network_.after(options_.drain_s_max, [this] {
+  const bool loading = port_ == 0;  // and nobody waits for an answer
+  network_.after(loading ? 0 : options_.drain_s_max, [this] {
     if (!inference_ended_) goodbye();
   });
 }
@@ -305,8 +306,8 @@ void Server::tick() {
 int Server::run() {
   check_port(options_.policy.at);
   admin_port_ = network_.listen_http(options_.admin, [this](const auto& r) { return admin(r); });
-  if (options_.admin_ready) options_.admin_ready(admin_port_);
   network_.on_signals({SIGINT, SIGTERM}, [this](int signal) { stop_on(signal); });
+  if (options_.admin_ready) options_.admin_ready(admin_port_);
   tick();
   std::thread inference([this] { infer_until_stopped(); });
   network_.run();
