@@ -142,7 +142,8 @@ Answer Answerer::answer_request(const Waiting& waiting, const Request& request, 
   const Actions actions = policy_.infer(request.observation, infer);
   const double infer_ms = ms_between(begin, Clock::now());
   guard(actions);
-  if (failures_ >= options_.failures_max) metrics_.set_state(ServerState::ready, "answering requests");
+  if (failures_ >= options_.failures_max)
+    metrics_.set_state(ServerState::ready, "answering requests");
   failures_ = 0;
   for (const std::string& warning : actions.warnings) metrics_.warn(warning);
 
