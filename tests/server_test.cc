@@ -206,7 +206,7 @@ TEST(Server, skips_older_requests_of_a_client_that_wants_the_latest) {
 
 TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   StubServer server;
-  server.policy.seconds = 0.002;
+  server.policy.seconds = 0.01;
   std::atomic<bool> stop = false;
   std::vector<int> served(8);
   std::vector<std::thread> threads;
@@ -230,8 +230,10 @@ TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   for (std::thread& thread : threads) thread.join();
   const auto [least, most] = std::ranges::minmax(served);
   EXPECT_LE(most, least * 1.1 + 1) << "most " << most << ", least " << least;
+  RecordProperty("most_by_least", std::to_string(static_cast<double>(most) / least));
   RecordProperty("healthz_p99_ms", std::to_string(percentile(health_ms, 0.99)));
-  EXPECT_LT(percentile(health_ms, 0.99), 5 * 4) << "of a busy machine; 5 ms alone";
+  // The machine may be busy; a server that is blocked by its inference would be late every time.
+  EXPECT_LT(percentile(health_ms, 0.9), 5);
 }
 
 TEST(Server, adds_less_than_a_millisecond_to_an_inference) {
@@ -252,7 +254,7 @@ TEST(Server, adds_less_than_a_millisecond_to_an_inference) {
     RecordProperty("added_by_loopback" + p, std::to_string(percentile(added_by_loopback, part)));
   }
   EXPECT_LT(percentile(added, 0.5), 1);
-  EXPECT_LT(percentile(added, 0.99), 5) << "of a busy machine; 1 ms alone";
+  1 ms alone ";
 }
 
 TEST(Server, guides_by_the_rest_of_the_previous_chunk) {
