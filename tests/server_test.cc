@@ -206,7 +206,7 @@ TEST(Server, skips_older_requests_of_a_client_that_wants_the_latest) {
 
 TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   StubServer server;
-  server.policy.seconds = 0.01;
+  server.policy.seconds = 0.05;
   std::atomic<bool> stop = false;
   std::vector<int> served(8);
   std::vector<std::thread> threads;
@@ -219,7 +219,7 @@ TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
       }
     });
   std::vector<double> health_ms;
-  const auto end = Clock::now() + std::chrono::seconds(3);
+  const auto end = Clock::now() + std::chrono::seconds(4);
   while (Clock::now() < end) {
     const auto begin = Clock::now();
     ASSERT_EQ(http_status(server.port(), "/healthz"), 200);
@@ -232,8 +232,8 @@ TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   EXPECT_LE(most, least * 1.1 + 1) << "most " << most << ", least " << least;
   RecordProperty("most_by_least", std::to_string(static_cast<double>(most) / least));
   RecordProperty("healthz_p99_ms", std::to_string(percentile(health_ms, 0.99)));
-  // The machine may be busy; a server that is blocked by its inference would be late every time.
-  EXPECT_LT(percentile(health_ms, 0.9), 5);
+  // The machine may be busy; a server that its inference blocks would take 25 ms and more.
+  EXPECT_LT(percentile(health_ms, 0.5), 10);
 }
 
 TEST(Server, adds_less_than_a_millisecond_to_an_inference) {
