@@ -7,49 +7,26 @@ be had; 1 when a case fails.
 import collections
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+
+from environment import environment, skip
 
 PACKAGE = "kosoku==0.1.0"
 CASES = 301
 COMPRESSION = ("12.*", "13.*")  # which the server never agrees to
 PASSED = ("OK", "NON-STRICT", "INFORMATIONAL")
 LIMIT_S = 300
-NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
 ECHO_SERVER, VENV = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
-
-
-def skip(reason):
-    print("skipped:", reason)
-    sys.exit(77)
 
 
 def prepare_environment():
     if sys.version_info < (3, 10):
         skip(f"the suite needs Python 3.10, this is {sys.version.split()[0]}")
-    stamp = VENV / "installed.txt"
-    if stamp.exists() and stamp.read_text() == PACKAGE:
-        return
-    shutil.rmtree(VENV, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "venv", VENV], capture_output=True, text=True)
-    if made.returncode:
-        skip("python -m venv failed: " + " ".join((made.stdout + made.stderr).split())[:200])
-    pip = subprocess.run([VENV / "bin/python", "-m", "pip", "install", "--timeout", "20",
-                          "--retries", "1", "--disable-pip-version-check",
-                          "--only-binary=:all:", PACKAGE], capture_output=True, text=True)
-    if pip.returncode:
-        lines = (pip.stdout + pip.stderr).splitlines()
-        for line in lines:
-            if any(word in line.lower() for word in NO_NETWORK):
-                skip("no package index in reach: " + line[:200])
-            if "no matching distribution" in line.lower():
-                skip("the suite has no build for this machine: " + line[:200])
-        print(*lines, sep="\n")
-        sys.exit(1)
-    stamp.write_text(PACKAGE)
+    environment(VENV, PACKAGE, ["--only-binary=:all:", PACKAGE],
+                no_build="the suite has no build for this machine")
 
 
 def run_cases(port, folder):

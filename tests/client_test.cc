@@ -27,10 +27,6 @@ std::string fixture(const std::string& name) {
   return read_whole(std::string(TENDON_TEST_PROTOCOL) + "/messages/" + name);
 }
 
-std::span<const uint8_t> bytes_of(const std::string& text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
-}
-
 // Greets, then answers by a function. Its thread is the network's.
 class FakeServer : public WebSocketEvents {
  public:

@@ -23,10 +23,10 @@ import urllib.error
 import urllib.request
 
 import client_libraries
+from environment import environment, skip
 
 HERE = pathlib.Path(__file__).resolve()
 REQUIREMENTS = HERE.parent / "clients_requirements"
-NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
 DEFAULT_PROMPT = "pick up the red cube"
 KEY = "a-key-for-this-test"
 # What is served; openpi's configurations have the horizons of the recorded replies.
@@ -41,11 +41,6 @@ SERVERS = {
 # One thread: on a busy machine threads that wait for each other take many times as long.
 EVERY_SERVER = ("--port", "0", "--admin-port", "0", "--threads", "1")
 SLOW = {"num_steps": 800}  # Euler steps: one inference takes a second or more
-
-
-def skip(reason):
-    print("skipped:", reason)
-    sys.exit(77)
 
 
 class Checks:
@@ -83,29 +78,9 @@ def python_for_clients():
     skip(f"openpi-client needs Python 3.10 to 3.12, this is {sys.version.split()[0]}")
 
 
-def environment(folder, requirements):
-    """The interpreter of a virtual environment in `folder` with `requirements`, made once."""
-    python, stamp = folder / "bin/python", folder / "installed.txt"
-    wanted = requirements.read_text()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    made = subprocess.run([python_for_clients(), "-m", "venv", folder], capture_output=True,
-                          text=True)
-    if made.returncode:
-        skip("python -m venv failed: " + " ".join((made.stdout + made.stderr).split())[:200])
-    pip = subprocess.run([python, "-m", "pip", "install", "--disable-pip-version-check",
-                          "--only-binary", ":all:", "--retries", "1", "--timeout", "20", "-r",
-                          requirements], capture_output=True, text=True)
-    if pip.returncode:
-        lines = (pip.stdout + pip.stderr).splitlines()
-        for line in lines:
-            if any(word in line.lower() for word in NO_NETWORK):
-                skip("no package index in reach: " + line[:200])
-        print(*lines, sep="\n")
-        sys.exit(1)
-    stamp.write_text(wanted)
-    return python
+def clients_environment(folder, requirements):
+    return environment(folder, requirements.read_text(),
+                       ["--only-binary", ":all:", "-r", requirements], python_for_clients())
 
 
 # ---- servers ----
@@ -453,7 +428,7 @@ def main():
     given.tendon, given.data = given.tendon.resolve(), os.path.abspath(given.data)
     given.venvs.mkdir(parents=True, exist_ok=True)
     venvs = given.venvs.absolute()
-    pythons = {name: environment(venvs / f"clients-{name}", REQUIREMENTS / f"{name}.txt")
+    pythons = {name: clients_environment(venvs / f"clients-{name}", REQUIREMENTS / f"{name}.txt")
                for name in ROLES}
     check, begin = Checks(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tendon-clients-") as folder:

@@ -8,22 +8,18 @@
 #include <string>
 #include <vector>
 
+#include "serve/bytes.h"
 #include "serve/msgpack.h"
 #include "tendon/error.h"
 
 namespace tendon::msgpack {
 
-using Bytes = std::vector<uint8_t>;
 using Kind = Value::Kind;
 
 inline Bytes read_file(const std::string& name) {
   std::ifstream in(TENDON_TEST_PROTOCOL "/" + name, std::ios::binary);
   EXPECT_TRUE(in) << name;
   return Bytes(std::istreambuf_iterator<char>(in), {});
-}
-
-inline std::span<const uint8_t> bytes_of(std::string_view text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
 
 inline std::string hex(std::span<const uint8_t> bytes) {

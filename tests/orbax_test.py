@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 
+from environment import environment, skip
+
 TENDON, GOLDEN_CASE = sys.argv[1:3]
 SOURCE, BUILD = map(pathlib.Path, sys.argv[3:5])
 CONVERTER = SOURCE / "tools/convert_orbax/convert_orbax.py"
@@ -20,37 +22,14 @@ REQUIREMENTS = CONVERTER.with_name("requirements.txt")
 GOLDEN, ORBAX = SOURCE / "tests/data/golden", SOURCE / "tests/data/orbax"
 VENV = BUILD / "orbax_venv"
 PYTHON = VENV / "bin/python"
-NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
 failures = 0
-
-
-def skip(reason):
-    print("skipped:", reason)
-    sys.exit(77)
 
 
 def prepare_environment():
     """The packages have wheels for these versions of Python."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         skip(f"the packages are for Python 3.10 to 3.13, this is {sys.version.split()[0]}")
-    stamp, wanted = VENV / "installed.txt", REQUIREMENTS.read_text()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    shutil.rmtree(VENV, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "venv", VENV], capture_output=True, text=True)
-    if made.returncode:
-        skip("python -m venv failed: " + " ".join((made.stdout + made.stderr).split())[:200])
-    pip = subprocess.run([PYTHON, "-m", "pip", "install", "--disable-pip-version-check",
-                          "--retries", "1", "--timeout", "20", "-r", REQUIREMENTS],
-                         capture_output=True, text=True)
-    if pip.returncode:
-        lines = (pip.stdout + pip.stderr).splitlines()
-        for line in lines:
-            if any(word in line.lower() for word in NO_NETWORK):
-                skip("no package index in reach: " + line[:200])
-        print(*lines, sep="\n")
-        sys.exit(1)
-    stamp.write_text(wanted)
+    environment(VENV, REQUIREMENTS.read_text(), ["-r", REQUIREMENTS])
 
 
 if pathlib.Path(sys.prefix).resolve() != VENV.resolve():

@@ -84,10 +84,6 @@ std::vector<Field> without(std::vector<Field> fields, const std::string& key) {
   return fields;
 }
 
-std::span<const uint8_t> bytes_of(const std::string& text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
-}
-
 Request read(const std::vector<Field>& fields, const std::string& robot = "libero",
              Dialect dialect = Dialect::openpi) {
   static std::string kept;  // pictures are views into it

@@ -14,6 +14,7 @@
 
 #include "stub_server.h"
 #include "tensor/check.h"
+#include "tensor/percentile.h"
 
 namespace tendon {
 namespace {
@@ -67,7 +68,7 @@ std::vector<double> actions(const WebSocketClient::Message& reply) {
 
 double percentile(std::vector<double> values, double part) {
   std::ranges::sort(values);
-  return values[static_cast<size_t>(part * static_cast<double>(values.size() - 1))];
+  return tendon::percentile(std::span<const double>(values), part);
 }
 
 TEST(Server, greets_answers_and_counts_replies) {
@@ -300,16 +301,18 @@ TEST(Server, guides_by_the_rest_of_the_previous_chunk) {
 }
 
 TEST(Server, is_up_for_operators_before_it_is_for_robots) {
-  std::promise<void> loaded;
+  std::promise<void> loaded, warmed;
   std::atomic<uint16_t> port = 0, admin = 0;
   ServeOptions options{.policy = {.at = {.port = 0}}, .admin = {.port = 0}};
   options.ready = [&](uint16_t p, uint16_t) { port = p; };
   options.admin_ready = [&](uint16_t a) { admin = a; };
   std::thread thread([&] {
     serve(
-        [&](const auto& progress) {
-          progress({.plan = {.weights = 200}, .bytes = 90, .seconds = 9});
+        [&](const Opening& opening) {
+          opening.loading({.plan = {.weights = 200}, .bytes = 90, .seconds = 9});
           loaded.get_future().wait();
+          opening.warming();
+          warmed.get_future().wait();
           return ServedPolicy{stub_card(), {}};
         },
         options);
@@ -325,6 +328,14 @@ TEST(Server, is_up_for_operators_before_it_is_for_robots) {
   EXPECT_EQ(http_status(admin, "/healthz"), 200);
   EXPECT_EQ(port, 0);
   loaded.set_value();
+  for (int i = 0; i < 200 && readyz.find("warming") == std::string::npos; ++i) {
+    readyz = http_get(admin, "/readyz");
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_NE(readyz.find("503"), std::string::npos);
+  EXPECT_NE(readyz.find("warming: first run"), std::string::npos) << readyz;
+  EXPECT_EQ(port, 0);
+  warmed.set_value();
   for (int i = 0; i < 1000 && port == 0; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   EXPECT_EQ(http_status(admin, "/readyz"), 200);

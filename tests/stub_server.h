@@ -82,10 +82,6 @@ inline std::string stub_request(int side = 4, double state = 0.5,
   return out;
 }
 
-inline std::span<const uint8_t> bytes_of(std::string_view text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
-}
-
 class StubServer {
  public:
   explicit StubServer(ServeOptions options = {}) {

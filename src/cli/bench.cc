@@ -9,6 +9,7 @@
 #include "cli/observation.h"
 #include "cli/verbs.h"
 #include "tensor/check.h"
+#include "tensor/percentile.h"
 
 namespace tendon::cli {
 namespace {
@@ -32,9 +33,7 @@ struct Stage {
   double percentile(double p) const {
     std::vector<double> sorted = ms;
     std::ranges::sort(sorted);
-    const double at = p * static_cast<double>(sorted.size() - 1);
-    const auto low = static_cast<size_t>(at), high = std::min(low + 1, sorted.size() - 1);
-    return sorted[low] + (at - static_cast<double>(low)) * (sorted[high] - sorted[low]);
+    return tendon::percentile(std::span<const double>(sorted), p);
   }
   double median() const { return percentile(0.5); }
   double gflops() const { return static_cast<double>(flops) / median() / 1e6; }

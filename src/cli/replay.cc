@@ -12,6 +12,7 @@
 #include "serve/answer.h"
 #include "serve/recording.h"
 #include "tensor/check.h"
+#include "tensor/percentile.h"
 
 namespace tendon::cli {
 namespace {
@@ -110,8 +111,7 @@ void compare(const Record& recorded, const Answer& again, double took_ms, Result
     return;
   }
   const Chunk before = read_chunk(recorded.message);
-  const Chunk now =
-      read_chunk({reinterpret_cast<const uint8_t*>(again.message.data()), again.message.size()});
+  const Chunk now = read_chunk(bytes_of(again.message));
   ensure(before.values.size() == now.values.size() && before.dim == now.dim, Fault::input,
          "the recorded chunk has {} values, this model's has {}", before.values.size(),
          now.values.size());
@@ -151,7 +151,7 @@ void replay_file(const std::filesystem::path& path, const AskAgain& ask_again,
 std::array<double, 3> p50_p90_p99(std::vector<double> ms) {
   std::ranges::sort(ms);
   const auto at = [&](double part) {
-    return ms.empty() ? 0.0 : ms[static_cast<size_t>(part * static_cast<double>(ms.size() - 1))];
+    return ms.empty() ? 0.0 : percentile(std::span<const double>(ms), part);
   };
   return {at(0.5), at(0.9), at(0.99)};
 }

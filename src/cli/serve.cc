@@ -57,13 +57,8 @@ void run(Given g) {
   g.serve.log = g.quiet ? [](const std::string&) {} : log_line;
   ServedPolicy described;
   g.serve.ready = [&](uint16_t port, uint16_t admin) { print_ready(g, described, port, admin); };
-  const auto open = [&](const std::function<void(const LoadProgress&)>& progress) {
-    OpenOptions options = g.open;
-    options.progress = [&, shown = g.open.progress](const LoadProgress& p) {
-      progress(p);
-      if (shown) shown(p);
-    };
-    ServedPolicy policy = open_served(g.model, options);
+  const auto open = [&](const Opening& opening) {
+    ServedPolicy policy = open_served(g.model, g.open, opening);
     ensure(g.serve.answers.guard_factor <= 0 || policy.card.action_ranges, Fault::usage,
            "--guard-factor needs q01 and q99 of the actions, which this model's statistics lack");
     described.card = policy.card;

@@ -133,21 +133,6 @@ void write_options(Writer& to, const RemoteOptions& options) {
   integer("actions_consumed", options.actions_consumed);
 }
 
-std::optional<double> number_in(const Value& value) {
-  if (value.kind == Kind::number) return value.number;
-  if (value.kind == Kind::integer && !value.above_int64) return static_cast<double>(value.integer);
-  if (value.kind != Kind::scalar) return {};
-  switch (value.array.dtype) {
-    case msgpack::DType::f2:
-    case msgpack::DType::f4:
-    case msgpack::DType::f8: return value.number;
-    case msgpack::DType::b1:
-    case msgpack::DType::U:
-    case msgpack::DType::S: return {};
-    default: return static_cast<double>(value.integer);
-  }
-}
-
 std::string text_in(const Value& map, std::string_view key) {
   const Value* value = map.find(key);
   return value && value->kind == Kind::text ? std::string(value->text) : "";
@@ -170,13 +155,12 @@ std::vector<double> row_in(const Value& map, std::string_view key) {
   const Value* value = map.find(key);
   if (!value) return {};
   for (const Value& item : value->list) {
-    const std::optional<double> number = number_in(item);
+    const std::optional<double> number = plain_number(item);
     if (!number) return {};
     row.push_back(*number);
   }
   const msgpack::Array& array = value->array;
-  const bool text = array.dtype == msgpack::DType::U || array.dtype == msgpack::DType::S;
-  if (value->kind == Kind::array && array.shape.size() == 1 && !text)
+  if (value->kind == Kind::array && array.shape.size() == 1 && !is_text(array.dtype))
     for (int64_t i = 0; i < array.size(); ++i) row.push_back(array.number(i));
   return row;
 }
@@ -202,7 +186,7 @@ std::map<std::string, double> numbers_in(const Value& map, std::string_view key)
   const Value* value = map.find(key);
   if (!value || value->kind != Kind::map) return {};
   for (const msgpack::Entry& entry : value->map)
-    if (const auto number = number_in(entry.value)) numbers[std::string(entry.key)] = *number;
+    if (const auto number = plain_number(entry.value)) numbers[std::string(entry.key)] = *number;
   return numbers;
 }
 
@@ -212,7 +196,7 @@ RemoteActions read_reply(const Value& reply) {
   ensure(actions != nullptr, Fault::network, "the server's reply has no 'actions'");
   const msgpack::Array& array = actions->array;
   ensure(actions->kind == Kind::array && array.shape.size() == 2 && array.size() > 0 &&
-             array.dtype != msgpack::DType::U && array.dtype != msgpack::DType::S,
+             !is_text(array.dtype),
          Fault::network, "the server's 'actions' are {}, expected an array [horizon, dim]",
          describe(*actions));
   RemoteActions out{.horizon = array.shape[0], .dim = array.shape[1]};
@@ -389,7 +373,7 @@ RemoteActions PolicyClient::infer(const RemoteObservation& observation,
   // Put back once its reply is here: on a connection that fails in between, a late reply would be
   // taken for the next request's.
   std::optional<WebSocketClient> socket = std::exchange(state_->socket, std::nullopt);
-  socket->send({reinterpret_cast<const uint8_t*>(request.data()), request.size()});
+  socket->send(bytes_of(request));
   const WebSocketClient::Message reply = socket->receive();
   if (reply.text) {
     state_->socket = std::move(socket);

@@ -3,8 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
+
+#include "tensor/percentile.h"
 
 namespace tendon {
 namespace {
@@ -26,8 +27,7 @@ nlohmann::json percentiles(std::vector<float> ms) {
   std::ranges::sort(ms);
   const auto at = [&](double part) -> nlohmann::json {
     if (ms.empty()) return nullptr;
-    const double index = std::ceil(part * static_cast<double>(ms.size())) - 1;
-    return ms[static_cast<size_t>(std::max(index, 0.0))];
+    return percentile(std::span<const float>(ms), part);
   };
   out["p50"] = at(0.5);
   out["p90"] = at(0.9);
@@ -112,16 +112,15 @@ void Metrics::answered(const RequestTimes& times, const Actions& actions, Connec
   if (slices_.empty() || slices_.back().begin != now) slices_.push_back({.begin = now});
   while (slices_.front().begin <= now - kSlices) slices_.pop_front();
   Slice& slice = slices_.back();
+  const auto row = stage_row(times);
   if (slice.total_ms.size() < kSliceSamplesMax) {
     slice.total_ms.push_back(static_cast<float>(times.total_ms));
-    const auto row = stage_row(times);
     for (size_t s = 0; s < row.size(); ++s) slice.stage_ms[s] += row[s];
   }
   histogram_.resize(kBounds.size() + 1);
   const auto bound = std::ranges::lower_bound(kBounds, times.total_ms);
   ++histogram_[static_cast<size_t>(bound - kBounds.begin())];
   total_ms_ += times.total_ms;
-  const auto row = stage_row(times);
   for (size_t s = 0; s < row.size(); ++s) stage_sum_ms_[s] += row[s];
   chunk_ = {Clock::now(),   client,      actions.horizon, actions.dim,
             actions.values, actions.low, actions.high};

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kPictureSide = 224;
 
-// Grey pictures, the middle of the statistics or zeros as state.
+// Grey pictures of the size that clients send, zeros as state.
 Observation empty_scene(const Surroundings& around) {
   Observation scene;
   const size_t bytes = size_t{3} * kPictureSide * kPictureSide;
@@ -66,10 +66,15 @@ ModelCard describe_opened(const std::string& model, const Engine& engine,
 
 }  // namespace
 
-ServedPolicy open_served(const std::string& model, const OpenOptions& options) {
+ServedPolicy open_served(const std::string& model, OpenOptions options, const Opening& opening) {
+  options.progress = [shown = options.progress, loading = opening.loading](const LoadProgress& p) {
+    if (loading) loading(p);
+    if (shown) shown(p);
+  };
   const auto engine = std::make_shared<Engine>(Engine::open(model, options));
   ServedPolicy served;
   served.card = describe_opened(model, *engine, engine->opened());
+  if (opening.warming) opening.warming();
   const auto begin = std::chrono::steady_clock::now();
   const Actions warm = engine->infer(empty_scene(engine->opened().policy->surroundings()));
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;

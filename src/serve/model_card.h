@@ -35,8 +35,15 @@ struct ServedPolicy {
   std::function<Actions(const Observation&, const InferOptions&)> infer;
 };
 
+// Told while a policy is opened; either may be empty.
+struct Opening {
+  std::function<void(const LoadProgress&)> loading;
+  std::function<void()> warming;  // the weights are there, the first run begins
+};
+
 // Opens `model`, runs it once on an empty scene (so that the first client does not pay for what a
 // backend does at first) and describes it. Throws what Engine::open and Engine::infer throw.
-ServedPolicy open_served(const std::string& model, const OpenOptions& options);
+ServedPolicy open_served(const std::string& model, OpenOptions options,
+                         const Opening& opening = {});
 
 }  // namespace tendon

@@ -355,6 +355,15 @@ void append_utf8(std::string& out, uint32_t code) {
 
 }  // namespace
 
+std::optional<double> plain_number(const Value& value) {
+  const bool scalar = value.kind == Kind::scalar;
+  if (value.kind == Kind::number || (scalar && is_float(value.array.dtype))) return value.number;
+  if (value.kind != Kind::integer && (!scalar || is_text(value.array.dtype))) return {};
+  if (scalar && value.array.dtype == DType::b1) return {};
+  return value.above_int64 ? static_cast<double>(static_cast<uint64_t>(value.integer))
+                           : static_cast<double>(value.integer);
+}
+
 int64_t Array::size() const {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,6 +20,11 @@ struct Limits {
 
 // NumPy's kinds that are accepted; U and S are arrays of fixed-width strings.
 enum class DType { b1, i1, i2, i4, i8, u1, u2, u4, u8, f2, f4, f8, U, S };
+
+inline bool is_float(DType type) {
+  return type == DType::f2 || type == DType::f4 || type == DType::f8;
+}
+inline bool is_text(DType type) { return type == DType::U || type == DType::S; }
 
 // A view of an ndarray; data may be unaligned.
 struct Array {
@@ -61,6 +67,9 @@ struct Entry {
   bool bytes_key = false;
   Value value;
 };
+
+// Of a number, an integer or a NumPy scalar of one; a boolean is none.
+std::optional<double> plain_number(const Value& value);
 
 // "a map", "a text", "an array <f8 [14]": for messages about what was got.
 std::string describe(const Value& value);

@@ -2,6 +2,7 @@
 #include <functional>
 #include <numeric>
 
+#include "serve/bytes.h"
 #include "serve/msgpack.h"
 #include "tensor/check.h"
 
@@ -31,10 +32,6 @@ void put_count(std::string& out, const Tags& tags, uint64_t count) {
   const int bytes = count <= 0xff && tags.one_byte ? 1 : count <= 0xffff ? 2 : 4;
   put(out, bytes == 1 ? tags.one_byte : bytes == 2 ? tags.two_bytes : tags.four_bytes, 1);
   put(out, count, bytes);
-}
-
-std::span<const uint8_t> bytes_of(std::string_view text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
 
 }  // namespace

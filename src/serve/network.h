@@ -10,10 +10,11 @@
 #include <string_view>
 #include <vector>
 
+#include "serve/bytes.h"
+
 namespace tendon {
 
 using ConnectionId = uint64_t;
-using Bytes = std::vector<uint8_t>;
 
 // RFC 6455, 7.4.1, and 1013 of its registry.
 enum class CloseCode : uint16_t {

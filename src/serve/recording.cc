@@ -13,6 +13,7 @@
 #include <system_error>
 #include <type_traits>
 
+#include "serve/bytes.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -65,10 +66,6 @@ uint32_t checksum(std::span<const uint8_t> head, std::span<const uint8_t> rest) 
 
 void put_checksum(std::span<uint8_t> head, std::span<const uint8_t> rest) {
   Fields(head.subspan(kChecksumAt)).put(checksum(head, rest));
-}
-
-std::span<const uint8_t> bytes_of(std::string_view text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
 
 std::string error_text() { return std::error_code(errno, std::generic_category()).message(); }

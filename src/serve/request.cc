@@ -36,19 +36,6 @@ const Value& needed(const Value& map, std::string_view key, std::string_view wan
   return *found;
 }
 
-bool is_float(DType type) { return type == DType::f2 || type == DType::f4 || type == DType::f8; }
-
-bool is_text(DType type) { return type == DType::U || type == DType::S; }
-
-std::optional<double> plain_number(const Value& value) {
-  const bool scalar = value.kind == Kind::scalar;
-  if (value.kind == Kind::number || (scalar && is_float(value.array.dtype))) return value.number;
-  if (value.kind != Kind::integer && (!scalar || is_text(value.array.dtype))) return {};
-  if (scalar && value.array.dtype == DType::b1) return {};
-  return value.above_int64 ? static_cast<double>(static_cast<uint64_t>(value.integer))
-                           : static_cast<double>(value.integer);
-}
-
 // A number, a NumPy scalar of one, or an array of exactly one.
 double read_number(const Value& value, std::string_view key) {
   const auto refuse = [&] {
@@ -172,10 +159,15 @@ void read_pictures(const Value& map, const RobotFacts& robot, Observation& out) 
   }
 }
 
+std::vector<double> read_droid_state(const Value& map) {
+  std::vector<double> state = read_row(map, "observation/joint_position", 7);
+  state.push_back(read_row(map, "observation/gripper_position", 1)[0]);
+  return state;
+}
+
 void read_droid(const Value& map, Observation& out) {
   read_pictures(map, facts(Robot::droid), out);
-  out.state = read_row(map, "observation/joint_position", 7);
-  out.state.push_back(read_row(map, "observation/gripper_position", 1)[0]);
+  out.state = read_droid_state(map);
 }
 
 // RoboArena's clients count external cameras from 0 or from 1; the policy looks through one.
@@ -186,8 +178,7 @@ void read_roboarena(const Value& map, Observation& out) {
   out.images["exterior_image_1_left"] = read_picture(needed(map, key, "a picture"), key);
   const char* wrist = "observation/wrist_image_left";
   out.images["wrist_image_left"] = read_picture(needed(map, wrist, "a picture"), wrist);
-  out.state = read_row(map, "observation/joint_position", 7);
-  out.state.push_back(read_row(map, "observation/gripper_position", 1)[0]);
+  out.state = read_droid_state(map);
 }
 
 // lerobot's names, "observation.images.top" and "observation.state"; also a map "images" and

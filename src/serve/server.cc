@@ -193,14 +193,15 @@ void Server::record(const Waiting& request, const Answer& answer) {
   if (!recorder_) return;
   const ConnectionId id = request.session->id;
   recorder_->write(RecordKind::request, id, answer.seed, request.message, request.received);
-  recorder_->write(
-      answer.text ? RecordKind::text_error : RecordKind::reply, id, answer.seed,
-      {reinterpret_cast<const uint8_t*>(answer.message.data()), answer.message.size()});
+  recorder_->write(answer.text ? RecordKind::text_error : RecordKind::reply, id, answer.seed,
+                   bytes_of(answer.message));
 }
 
 void Server::infer_until_stopped() {
   try {
-    ServedPolicy policy = open_([this](const LoadProgress& p) { metrics_.set_progress(p); });
+    ServedPolicy policy =
+        open_({.loading = [this](const LoadProgress& p) { metrics_.set_progress(p); },
+               .warming = [this] { metrics_.set_state(ServerState::warming, "first run"); }});
     metrics_.set_card(policy.card);
     for (const std::string& note : policy.card.notes) options_.log("note: " + note);
     if (options_.inference_s_max <= 0)
@@ -236,8 +237,8 @@ void Server::infer_until_stopped() {
 void Server::start_listening() {
   if (signal_ != 0) return;
   try {
-    WebSocketOptions at = options_.policy;
-    port_ = network_.listen_websocket(at, *this, [this](const auto& r) { return health(r); });
+    port_ = network_.listen_websocket(options_.policy, *this,
+                                      [this](const auto& r) { return health(r); });
   } catch (const Error&) {
     error_ = std::current_exception();
     line_.close();

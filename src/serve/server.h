@@ -26,7 +26,7 @@ struct ServeOptions {
 // Opens the admin port, then the policy by `open`, then the policy port; answers until SIGTERM (0)
 // or SIGINT (130). Throws what `open` throws, and Error(Fault::network) for ports. A hanging
 // inference ends the whole program with 70, as does a second signal (with 128 + its number).
-using OpenPolicy = std::function<ServedPolicy(const std::function<void(const LoadProgress&)>&)>;
+using OpenPolicy = std::function<ServedPolicy(const Opening&)>;
 int serve(const OpenPolicy& open, const ServeOptions& options);
 
 }  // namespace tendon

@@ -3,18 +3,20 @@
 #include "policy/image_file.h"
 #include "tendon/tendon.h"
 #include "tensor/check.h"
+#include "tensor/embed.h"
 
-// NOLINTBEGIN: the assembler puts the files into the read-only section.
-#define TENDON_EMBED(symbol, file)                                                   \
-  asm(".section .rodata\n.global " #symbol "\n.global " #symbol "_end\n" #symbol     \
-      ":\n"                                                                          \
-      ".incbin \"" TENDON_ASSETS "/demo/" file "\"\n" #symbol "_end:\n.previous\n"); \
-  extern "C" const std::byte symbol[], symbol##_end[]
-// NOLINTEND
-
-TENDON_EMBED(tendon_cam_high, "cam_high.png");
-TENDON_EMBED(tendon_cam_left_wrist, "cam_left_wrist.png");
-TENDON_EMBED(tendon_cam_right_wrist, "cam_right_wrist.png");
+TENDON_EMBED(std::byte, tendon_cam_high,
+             TENDON_ASSETS
+             "/demo/"
+             "cam_high.png");
+TENDON_EMBED(std::byte, tendon_cam_left_wrist,
+             TENDON_ASSETS
+             "/demo/"
+             "cam_left_wrist.png");
+TENDON_EMBED(std::byte, tendon_cam_right_wrist,
+             TENDON_ASSETS
+             "/demo/"
+             "cam_right_wrist.png");
 
 namespace tendon {
 

@@ -1,16 +1,19 @@
 #include "backends/ttnn/worker_script.h"
 
-// NOLINTBEGIN: the assembler puts the files into the read-only section.
-#define TENDON_EMBED(symbol, file)                                                    \
-  asm(".section .rodata\n.global " #symbol "\n.global " #symbol "_end\n" #symbol      \
-      ":\n"                                                                           \
-      ".incbin \"" TENDON_TTNN_SCRIPTS "/" file "\"\n" #symbol "_end:\n.previous\n"); \
-  extern "C" const char symbol[], symbol##_end[]
-// NOLINTEND
+#include "tensor/embed.h"
 
-TENDON_EMBED(tendon_ttnn_worker, "worker.py");
-TENDON_EMBED(tendon_ttnn_files, "worker_files.py");
-TENDON_EMBED(tendon_ttnn_keeper, "worker_keeper.py");
+TENDON_EMBED(char, tendon_ttnn_worker,
+             TENDON_TTNN_SCRIPTS
+             "/"
+             "worker.py");
+TENDON_EMBED(char, tendon_ttnn_files,
+             TENDON_TTNN_SCRIPTS
+             "/"
+             "worker_files.py");
+TENDON_EMBED(char, tendon_ttnn_keeper,
+             TENDON_TTNN_SCRIPTS
+             "/"
+             "worker_keeper.py");
 
 namespace tendon::tt {
 

@@ -1,0 +1,39 @@
+"""Virtual environments with packages from PyPI, for tests that need them."""
+import shutil
+import subprocess
+import sys
+
+NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
+
+
+def skip(reason):
+    print("skipped:", reason)
+    sys.exit(77)
+
+
+def environment(folder, wanted, packages, python=sys.executable, no_build=None):
+    """The interpreter of a virtual environment in `folder`, made once per text `wanted`.
+
+    `packages` are pip's arguments. Skips the test where no package index is in reach, and, given a
+    reason `no_build`, where the index has nothing for this machine."""
+    inside, stamp = folder / "bin/python", folder / "installed.txt"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return inside
+    shutil.rmtree(folder, ignore_errors=True)
+    made = subprocess.run([python, "-m", "venv", folder], capture_output=True, text=True)
+    if made.returncode:
+        skip("python -m venv failed: " + " ".join((made.stdout + made.stderr).split())[:200])
+    pip = subprocess.run([inside, "-m", "pip", "install", "--disable-pip-version-check",
+                          "--retries", "1", "--timeout", "20", *packages],
+                         capture_output=True, text=True)
+    if pip.returncode:
+        lines = (pip.stdout + pip.stderr).splitlines()
+        for line in lines:
+            if any(word in line.lower() for word in NO_NETWORK):
+                skip("no package index in reach: " + line[:200])
+            if no_build and "no matching distribution" in line.lower():
+                skip(f"{no_build}: {line[:200]}")
+        print(*lines, sep="\n")
+        sys.exit(1)
+    stamp.write_text(wanted)
+    return inside
