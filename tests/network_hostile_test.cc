@@ -156,6 +156,9 @@ TEST(Flood, of_ten_thousand_open_and_close_cycles_leaves_nothing_behind) {
 TEST(Flood, that_takes_every_open_file_is_survived) {
   TestServer server;
   WebSocketClient client = client_of(server);
+  // UBSan opens a pipe for every type that it has not seen yet, and calls it broken where it
+  // cannot.
+  EXPECT_LT(echo_s(client), 0.5);
   std::atomic<bool> asleep = true;
   server.network.post([&] {
     while (asleep) std::this_thread::yield();
