@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "cli/verbs.h"
+#include "tensor/check.h"
 
 namespace tendon::cli {
 namespace {
@@ -36,10 +38,10 @@ void print_progress(const LoadProgress& p, int& shown) {
 }  // namespace
 
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
-  verb.add_option("MODEL", model,
-                  "demo, synthetic:pi0, synthetic:pi05, a checkpoint folder of lerobot or openpi, "
-                  "or a file "
-                  "of tendon convert")
+  verb.add_option(
+          "MODEL", model,
+          "demo, demo:pi05, synthetic:pi0, synthetic:pi05, a checkpoint folder of lerobot or "
+          "openpi, or a file of tendon convert")
       ->required(model.empty());
   verb.add_option("--config", o.config,
                   "sizes as a JSON file, or an openpi training config such as pi05_droid");
@@ -63,12 +65,25 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
                   "Wormhole");
   verb.add_option("--isa", o.isa, "cpu: instruction set; default: the best of this machine");
   verb.add_option("--threads", o.threads, "default: one per core; never changes a result");
-  verb.add_flag("--state-in-prompt,!--no-state-in-prompt", o.state_in_prompt,
-                "pi0.5: whether the state is written into the prompt");
+  // Not one flag with a negation: CLI11 sets an optional to false where neither is given.
+  verb.add_flag_callback(
+      "--state-in-prompt", [&o] { o.state_in_prompt = true; },
+      "pi0.5: write the state into the prompt; default: as the model says");
+  verb.add_flag_callback(
+      "--no-state-in-prompt", [&o] { o.state_in_prompt = false; },
+      "pi0.5: keep the state out of the prompt");
   verb.add_option("--max-memory", o.max_memory, "refuse models that need more, such as 8GB")
       ->transform(CLI::AsSizeValue(true));
   o.progress = [shown = -1](const LoadProgress& p) mutable { print_progress(p, shown); };
   verb.add_option("--weights-seed", o.weights_seed, "seed of synthetic weights");
+}
+
+std::string read_key(const std::string& path) {
+  std::ifstream file(path);
+  std::string key;
+  std::getline(file, key);
+  ensure(!key.empty(), Fault::usage, "--api-key-file {}: no key in the first line", path);
+  return key;
 }
 
 void add_version(CLI::App& app) {

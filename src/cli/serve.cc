@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <cstdio>
-#include <fstream>
 
 #include "cli/verbs.h"
 #include "serve/server.h"
@@ -19,14 +18,6 @@ struct Given {
   bool quiet = false;
 };
 
-std::string read_key(const std::string& path) {
-  std::ifstream file(path);
-  std::string key;
-  std::getline(file, key);
-  ensure(!key.empty(), Fault::usage, "--api-key-file {}: no key in the first line", path);
-  return key;
-}
-
 void log_line(const std::string& line) {
   const auto now = std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
   fmt::print(stderr, "{:%H:%M:%S} {}\n", now, line);
@@ -39,7 +30,7 @@ void print_ready(const Given& g, const ServedPolicy& policy, uint16_t port, uint
              "warm-up {:.0f} ms\n",
              card.name, card.backend, card.method, card.robot, card.action_dim, card.horizon,
              card.load_ms / 1e3, card.warm_up_ms);
-  if (card.demo) fmt::print(stderr, "these are demo weights: actions are arithmetic, not skill\n");
+  if (card.demo) fmt::print(stderr, "this is no policy for a real robot\n");
   fmt::print(stderr, "policy ws://{}:{} · page http://{}:{}/\n", g.serve.policy.at.host, port,
              g.serve.admin.host, admin);
 }

@@ -13,6 +13,7 @@ void add_run(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_coverage(CLI::App& app);
+void add_demo(CLI::App& app);
 void add_doctor(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_serve(CLI::App& app);
@@ -22,5 +23,8 @@ void add_version(CLI::App& app);
 // MODEL, optional where `model` holds a default, and the options that decide how it is opened; both
 // must outlive the parse.
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& options);
+
+// The first line of --api-key-file. Fault::usage when there is none.
+std::string read_key(const std::string& path);
 
 }  // namespace tendon::cli
