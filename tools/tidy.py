@@ -20,7 +20,8 @@ CODE_FOLDERS = ("src", "include", "tests", "tools", "scripts", "bench", "fuzz", 
                 ".ci")
 CPP_SUFFIXES = (".h", ".cc", ".cu", ".cuh")
 TEXT_SUFFIXES = CPP_SUFFIXES + (".py", ".cmake")
-TEST_LABELS = {"tidy", "unit", "op", "model", "server", "fuzz", "slow", "cuda", "sim"}
+TEST_LABELS = {"tidy", "unit", "op", "model", "server", "fuzz", "slow", "cuda", "sim",
+               "loop"}
 
 # Room -> rooms whose headers it may include, besides its own. "api" is the front door's header,
 # "plain" are the headers of include/tendon/ that hold only data: every room may use those.
@@ -31,11 +32,12 @@ DIRECTION = {
     "backends": {"ops", "tensor"},
     "model": {"ops", "checkpoint", "tensor"},
     "policy": {"model", "ops", "checkpoint", "tensor"},
-    "tendon": {"policy", "model", "ops", "checkpoint", "tensor", "backends", "api"},
+    "demo": {"tensor"},
+    "tendon": {"demo", "policy", "model", "ops", "checkpoint", "tensor", "backends", "api"},
     "serve": {"tendon", "policy", "model", "ops", "checkpoint", "tensor", "api"},
     "validate": {"tendon", "policy", "model", "ops", "checkpoint", "tensor", "api"},
     # The command line uses nothing that the library does not have.
-    "cli": {"serve", "validate", "tendon", "tensor", "api"},
+    "cli": {"serve", "validate", "tendon", "demo", "tensor", "api"},
     "plain": set(),
     "api": set(),
 }

@@ -1,0 +1,61 @@
+// Policy and table in closed loop: observe, ask for a chunk, execute some of it, observe again.
+#pragma once
+
+#include <functional>
+
+#include "demo/world.h"
+#include "tendon/types.h"
+
+namespace tendon::demo {
+
+// What real-time chunking tells the policy: rows [rows, 3] of the running chunk that were not
+// executed when the observation was taken, of which `delay` will be when the answer arrives, and
+// how many rows of the new chunk shall be guided by them.
+struct LeftOver {
+  std::vector<double> values;
+  int64_t rows = 0, delay = 0, guided = 0;
+};
+
+// A chunk of actions [rows, 3] for an observation. `seed` is that of the noise.
+using Policy = std::function<std::vector<double>(const Observation&, const LeftOver& left_over,
+                                                 uint64_t seed)>;
+
+// Everything that happened in an episode.
+struct Record {
+  Episode episode;              // as it began
+  std::vector<World> worlds;    // after every step
+  std::vector<Action> actions;  // that were executed, one per step
+  int chunks = 0;
+  bool solved = false;
+  // The largest difference between the running chunk's next action and the new chunk's first where
+  // one replaces the other, in table sides per second; 0 without such a moment.
+  double largest_jump = 0;
+
+  int steps() const { return static_cast<int>(actions.size()); }
+  const World& world() const { return worlds.empty() ? episode.world : worlds.back(); }
+};
+
+struct LoopOptions {
+  std::string prompt;   // "": the task's own
+  int rows = 5;         // of a chunk are executed
+  int delay = 0;        // steps from an observation to the first action of its chunk
+  bool guided = false;  // real-time chunking: LeftOver is given
+  int guided_rows = 1;  // beyond those of `delay`
+  bool blank_images = false, zero_state = false;  // what does the policy use?
+  std::function<void(const Record&)> watch;       // called after every step; may be empty
+};
+
+// Ends when the task is solved or the episode's steps are over. The gripper rests until the first
+// chunk arrives. Throws what the policy throws, Fault::input for a chunk shorter than delay + rows.
+Record run_episode(const Episode& episode, const Policy& policy, const LoopOptions& options,
+                   uint64_t seed);
+
+// Successes with Wilson's 95 % interval, all in [0, 1].
+struct Rate {
+  int episodes = 0, successes = 0;
+  double rate() const { return episodes == 0 ? 0 : static_cast<double>(successes) / episodes; }
+  double low() const;
+  double high() const;
+};
+
+}  // namespace tendon::demo

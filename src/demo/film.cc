@@ -1,0 +1,273 @@
+#include "demo/film.h"
+
+#include <gif_lib.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+
+#include "demo/picture.h"
+#include "tensor/check.h"
+
+namespace tendon::demo {
+namespace {
+
+using Rgb = std::array<uint8_t, 3>;
+using Indices = std::vector<GifPixelType>;  // [kHeight, kWidth], into the palette
+
+constexpr int kMargin = 12, kGap = 8, kTextLine = 16, kLetter = 8;
+constexpr int kEye = 158;  // a picture of the policy, 63 pixels, 2.5 times as large
+constexpr int kTable = 2 * kEye + kGap;
+constexpr int kWidth = kMargin + kTable + kGap + kEye + kMargin;
+constexpr int kPictures = kMargin + kTextLine;  // their upper edge
+constexpr int kHeight = kPictures + kTable + kTextLine + kMargin;
+constexpr int kBorder = 5;
+constexpr int kPromptLetters = 44, kFrameDelay = 10, kLastDelay = 150;  // 1/100 s
+
+constexpr Rgb kPage = {32, 35, 42}, kPale = {150, 156, 168}, kBright = {240, 240, 236};
+constexpr Rgb kGreen = {46, 190, 80}, kRed = {230, 60, 56};
+
+struct Rect {
+  int left = 0, top = 0, width = 0, height = 0;
+};
+
+// What is drawn on: kWidth x kHeight pixels.
+class Page {
+ public:
+  Page() { fill({0, 0, kWidth, kHeight}, kPage); }
+
+  void fill(Rect r, Rgb colour) {
+    for (int y = r.top; y < r.top + r.height; ++y)
+      for (int x = r.left; x < r.left + r.width; ++x) at(x, y) = colour;
+  }
+
+  // Nearest neighbour: the policy's pixels stay visible.
+  void paste(const Image& image, int left, int top, int size) {
+    for (int y = 0; y < size; ++y)
+      for (int x = 0; x < size; ++x) {
+        const int row = y * image.height / size, column = x * image.width / size;
+        const uint8_t* pixel = image.rgb.data() + 3 * (row * image.width + column);
+        at(left + x, top + y) = {pixel[0], pixel[1], pixel[2]};
+      }
+  }
+
+  void write(std::string_view ascii, int left, int top, Rgb colour) {
+    for (const char c : ascii) {
+      for (int y = 0; y < kLetter; ++y)
+        for (int x = 0; x < kLetter; ++x)
+          if (GifAsciiTable8x8[static_cast<size_t>(c)][y] >> (7 - x) & 1)
+            at(left + x, top + y) = colour;
+      left += kLetter;
+    }
+  }
+
+  void frame(Rgb colour) {
+    fill({0, 0, kWidth, kBorder}, colour);
+    fill({0, kHeight - kBorder, kWidth, kBorder}, colour);
+    fill({0, 0, kBorder, kHeight}, colour);
+    fill({kWidth - kBorder, 0, kBorder, kHeight}, colour);
+  }
+
+  const std::vector<Rgb>& pixels() const { return pixels_; }
+
+ private:
+  Rgb& at(int x, int y) { return pixels_[static_cast<size_t>(y * kWidth + x)]; }
+
+  std::vector<Rgb> pixels_ = std::vector<Rgb>(size_t{kWidth} * kHeight);
+};
+
+// What the font has, cut to what has room beside the time.
+std::string in_ascii(const std::string& prompt) {
+  std::string ascii;
+  for (const char c : prompt) {
+    if ((c & 0xc0) == 0x80) continue;  // within a character of UTF-8
+    ascii += c >= ' ' && c <= '~' ? c : '?';
+  }
+  if (ascii.size() > kPromptLetters) ascii.replace(kPromptLetters - 2, std::string::npos, "..");
+  return ascii;
+}
+
+// The page after so many steps.
+Page page(const Record& record, int steps, const std::string& prompt) {
+  const bool last = steps == record.steps();
+  const World& world =
+      steps == 0 ? record.episode.world : record.worlds[static_cast<size_t>(steps - 1)];
+  const Observation seen = observe(world, prompt);
+  const int eyes = kMargin + kTable + kGap, right = kWidth - kMargin, below = kPictures + kTable;
+
+  Page page;
+  page.paste(draw(world, View::top, kTable), kMargin, kPictures, kTable);
+  page.paste(seen.images.at("top"), eyes, kPictures, kEye);
+  page.paste(seen.images.at("gripper"), eyes, kPictures + kEye + kGap, kEye);
+  page.write(in_ascii(prompt), kMargin, kMargin, kBright);
+  page.write("the table", kMargin, below + kGap, kPale);
+  page.write("what the policy sees", right - 20 * kLetter, below + kGap, kPale);
+
+  const Rgb verdict = record.solved ? kGreen : kRed;
+  std::string time = fmt::format("{:.1f} s", steps * kStep);
+  if (last) time = record.solved ? "solved in " + time : "not solved";
+  page.write(time, right - static_cast<int>(time.size()) * kLetter, kMargin,
+             last ? verdict : kPale);
+  if (last) page.frame(verdict);
+  return page;
+}
+
+// The largest difference in red, green or blue.
+int apart(const Rgb& a, const Rgb& b) {
+  return std::max({std::abs(a[0] - b[0]), std::abs(a[1] - b[1]), std::abs(a[2] - b[2])});
+}
+
+// At most 255 colours for a film, the most frequent ones first, none within `merge` of another:
+// plain areas keep their colour, and no pixel is off by more than `merge`, the least that fits.
+class Palette {
+ public:
+  static constexpr GifPixelType kUnchanged = 255;  // the transparent entry
+
+  explicit Palette(const std::vector<Page>& film) {
+    std::map<Rgb, int64_t> pixels;
+    auto run = pixels.try_emplace(kPage).first;  // neighbours mostly have one colour
+    for (const Page& page : film)
+      for (const Rgb& pixel : page.pixels()) {
+        if (pixel != run->first) run = pixels.try_emplace(pixel).first;
+        ++run->second;
+      }
+    std::vector<Rgb> sorted;
+    for (const auto& [colour, count] : pixels) sorted.push_back(colour);
+    std::ranges::stable_sort(sorted, std::greater{}, [&](const Rgb& c) { return pixels.at(c); });
+    for (int merge = 0; entries_.empty(); ++merge) choose(sorted, merge);
+    for (const Rgb& colour : sorted) {
+      const auto nearest = std::ranges::min_element(
+          entries_, {}, [&colour](const Rgb& entry) { return apart(entry, colour); });
+      entry_of_[colour] = static_cast<GifPixelType>(nearest - entries_.begin());
+    }
+  }
+
+  Indices indices(const Page& page) const {
+    Indices indices;
+    auto run = entry_of_.begin();
+    for (const Rgb& pixel : page.pixels()) {
+      if (pixel != run->first) run = entry_of_.find(pixel);
+      indices.push_back(run->second);
+    }
+    return indices;
+  }
+
+  std::array<GifColorType, 256> colours() const {
+    std::array<GifColorType, 256> colours = {};
+    for (size_t i = 0; i < entries_.size(); ++i) {
+      const auto [r, g, b] = entries_[i];
+      colours[i] = {r, g, b};
+    }
+    return colours;
+  }
+
+ private:
+  // Leaves entries_ empty when there are too many.
+  void choose(const std::vector<Rgb>& sorted, int merge) {
+    for (const Rgb& colour : sorted) {
+      if (std::ranges::any_of(entries_, [&](const Rgb& e) { return apart(e, colour) <= merge; }))
+        continue;
+      if (entries_.size() == kUnchanged) return entries_.clear();
+      entries_.push_back(colour);
+    }
+  }
+
+  std::vector<Rgb> entries_;
+  std::map<Rgb, GifPixelType> entry_of_;
+};
+
+// The smallest rectangle with all differences; one pixel when there is none, as GIF has no empty
+// frame.
+Rect changed(const Indices& before, const Indices& now) {
+  int left = kWidth, right = -1, top = kHeight, bottom = -1;
+  for (int y = 0; y < kHeight; ++y)
+    for (int x = 0; x < kWidth; ++x)
+      if (const auto i = static_cast<size_t>(y * kWidth + x); before[i] != now[i]) {
+        left = std::min(left, x);
+        right = std::max(right, x);
+        top = std::min(top, y);
+        bottom = std::max(bottom, y);
+      }
+  if (right < 0) return {0, 0, 1, 1};
+  return {left, top, right - left + 1, bottom - top + 1};
+}
+
+// giflib's encoder, writing into memory.
+class Encoder {
+ public:
+  explicit Encoder(const Palette& palette) {
+    const std::unique_ptr<ColorMapObject, decltype(&GifFreeMapObject)> colours(
+        GifMakeMapObject(256, palette.colours().data()), &GifFreeMapObject);
+    gif_.reset(EGifOpen(&bytes_, append, &error_));
+    ensure(gif_ != nullptr && colours != nullptr, Fault::internal, "giflib does not open: {}",
+           error_);
+    EGifSetGifVersion(gif_.get(), true);
+    need(EGifPutScreenDesc(gif_.get(), kWidth, kHeight, 8, 0, colours.get()));
+    need(EGifPutExtensionLeader(gif_.get(), APPLICATION_EXT_FUNC_CODE));
+    need(EGifPutExtensionBlock(gif_.get(), 11, "NETSCAPE2.0"));
+    need(EGifPutExtensionBlock(gif_.get(), 3, "\x01\x00\x00"));  // loop for ever
+    need(EGifPutExtensionTrailer(gif_.get()));
+  }
+
+  // Shows `page` for delay / 100 s. Only what differs from the page before is written.
+  void put(Indices page, int delay) {
+    Indices lines = page;
+    Rect r = {0, 0, kWidth, kHeight};
+    if (!before_.empty()) {
+      r = changed(before_, page);
+      for (size_t i = 0; i < page.size(); ++i)
+        if (page[i] == before_[i]) lines[i] = Palette::kUnchanged;
+    }
+    const GraphicsControlBlock control = {DISPOSE_DO_NOT, false, delay, Palette::kUnchanged};
+    std::array<GifByteType, 4> block = {};
+    EGifGCBToExtension(&control, block.data());
+    need(EGifPutExtension(gif_.get(), GRAPHICS_EXT_FUNC_CODE, 4, block.data()));
+    need(EGifPutImageDesc(gif_.get(), r.left, r.top, r.width, r.height, false, nullptr));
+    for (int y = r.top; y < r.top + r.height; ++y)
+      need(EGifPutLine(gif_.get(), lines.data() + y * kWidth + r.left, r.width));
+    before_ = std::move(page);
+  }
+
+  std::string close() {
+    need(EGifCloseFile(gif_.release(), &error_));
+    return std::move(bytes_);
+  }
+
+ private:
+  struct Close {
+    void operator()(GifFileType* gif) const { EGifCloseFile(gif, nullptr); }
+  };
+
+  static int append(GifFileType* gif, const GifByteType* bytes, int count) {
+    static_cast<std::string*>(gif->UserData)
+        ->append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(count));
+    return count;
+  }
+
+  void need(int result) const {
+    ensure(result == GIF_OK, Fault::internal, "giflib does not encode: {}",
+           gif_ ? gif_->Error : error_);
+  }
+
+  std::string bytes_;
+  int error_ = 0;
+  std::unique_ptr<GifFileType, Close> gif_;
+  Indices before_;
+};
+
+}  // namespace
+
+std::string film_gif(const Record& record, const std::string& prompt) {
+  std::vector<Page> film;
+  for (int steps = 0; steps <= record.steps(); ++steps) film.push_back(page(record, steps, prompt));
+  const Palette palette(film);
+  Encoder encoder(palette);
+  for (size_t i = 0; i < film.size(); ++i) {
+    const bool last = i + 1 == film.size();
+    encoder.put(palette.indices(film[i]), last ? kLastDelay : kFrameDelay);
+  }
+  return encoder.close();
+}
+
+}  // namespace tendon::demo
