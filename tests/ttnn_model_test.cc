@@ -8,6 +8,7 @@
 #include "model/parameters.h"
 #include "model/pi0.h"
 #include "policy/open_model.h"
+#include "tendon/embedded.h"
 #include "tendon/opened.h"
 #include "tendon/tendon.h"
 #include "test_files.h"
@@ -22,7 +23,7 @@ OpenOptions fake(const std::string& precision = "bf16") {
 }
 
 Observation picture_and_prompt(const std::string& prompt) {
-  Observation o = demo_observation();
+  Observation o = aloha_observation();
   o.prompt = prompt;
   o.state.resize(32, 0.0);
   std::map<std::string, Image> images;

@@ -108,7 +108,7 @@ struct RemotePolicy {
   int64_t horizon = 0;               // rows of a chunk
   std::vector<std::string> action_names, cameras;
   std::vector<double> reset_pose;  // joints of one arm where an episode begins
-  bool demo = false;               // no trained policy: its actions mean nothing
+  bool demo = false;               // no policy for a real robot: built in or random weights
 };
 
 // One connection, one request at a time; not thread-safe. Pings are answered during infer() only: a

@@ -27,7 +27,8 @@ struct OpenedEngine;
 
 class Engine {
  public:
-  // `model`: "demo", "synthetic:pi0", "synthetic:pi05", or a checkpoint folder (lerobot's
+  // `model`: "demo" (a small trained pi0), "demo:pi05", "synthetic:pi0", "synthetic:pi05" (random
+  // weights of full size; with -small of small size), or a checkpoint folder (lerobot's
   // save_pretrained or openpi's PyTorch layout), or a file of convert(). Fault::checkpoint, usage
   // or backend on error.
   static Engine open(const std::string& model, const OpenOptions& options = {});
@@ -58,7 +59,8 @@ class Engine {
   std::unique_ptr<OpenedEngine> parts_;
 };
 
-// The real observation inside the library: an ALOHA robot in simulation, three cameras, 14 joints.
+// What the policies "demo" and "demo:pi05" see where an episode begins: two pictures of a table
+// with coloured objects, the gripper's place and opening, and "reach the ...".
 Observation demo_observation();
 
 // PNG, JPEG or PPM with three channels of 8 bits. Fault::input on error.

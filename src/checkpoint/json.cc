@@ -1,8 +1,6 @@
 #include "checkpoint/json.h"
 
-#include <fstream>
-#include <sstream>
-
+#include "checkpoint/files.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -37,18 +35,6 @@ Json parse(std::string_view text, const std::string& file) {
   }
 }
 
-std::string read_text(const std::filesystem::path& path, uint64_t bytes_max) {
-  std::ifstream file(path, std::ios::binary);
-  ensure(file.good() && std::filesystem::is_regular_file(path), Fault::checkpoint, "cannot open {}",
-         path.string());
-  const uint64_t bytes = std::filesystem::file_size(path);
-  ensure(bytes <= bytes_max, Fault::checkpoint, "{} has {} bytes, at most {} are read",
-         path.string(), bytes, bytes_max);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
 }  // namespace
 
 nlohmann::json parse_json(std::string_view text, const std::string& file) {
@@ -56,11 +42,11 @@ nlohmann::json parse_json(std::string_view text, const std::string& file) {
 }
 
 nlohmann::json read_json(const std::filesystem::path& path, uint64_t bytes_max) {
-  return parse_json(read_text(path, bytes_max), path.string());
+  return parse_json(read_file(path, bytes_max), path.string());
 }
 
 nlohmann::ordered_json read_ordered_json(const std::filesystem::path& path) {
-  return parse<nlohmann::ordered_json>(read_text(path, 128 << 10), path.string());
+  return parse<nlohmann::ordered_json>(read_file(path, 128 << 10), path.string());
 }
 
 int64_t json_int(const nlohmann::json& object, const std::string& key, const std::string& file) {

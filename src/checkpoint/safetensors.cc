@@ -9,6 +9,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/files.h"
 #include "checkpoint/safetensors_header.h"
 #include "tensor/check.h"
 
@@ -71,6 +72,7 @@ void check_cover(std::vector<TensorEntry>& tensors, uint64_t buffer_bytes,
 }  // namespace
 
 std::shared_ptr<const SafetensorsFile> SafetensorsFile::open(const std::filesystem::path& path) {
+  if (const auto inside = embedded_file(path)) return from_bytes(nullptr, *inside, path.string());
   const auto mapping = map_file(path);
   auto file = from_bytes(mapping, {mapping->data, mapping->size}, path.string());
   for (HostTensor& t : file->tensors_) t.mapped = true;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cli/chunk_files.h"
+#include "tendon/embedded.h"
 #include "tensor/check.h"
 
 namespace tendon::cli {
@@ -15,10 +16,12 @@ void add_observation_options(CLI::App& verb, GivenObservation& given) {
 
 Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine,
                     bool fill) {
-  const bool built_in = fill || model == "demo" || model.starts_with("synthetic:");
+  const bool demo = model == "demo" || model.starts_with("demo:");
+  const bool built_in = fill || demo || model.starts_with("synthetic:");
+  const Observation own = demo ? demo_observation() : aloha_observation();
   Observation observation;
   if (built_in && given.images.empty()) {
-    observation = demo_observation();
+    observation = own;
     const std::vector<std::string> cameras = engine.cameras();
     std::map<std::string, Image> images;  // in the model's own names, as many as it has
     for (auto& [name, image] : observation.images) {
@@ -36,11 +39,11 @@ Observation observe(const std::string& model, const GivenObservation& given, con
   }
   if (!given.state.empty()) observation.state = read_numbers(given.state, "--state");
   if (built_in && given.state.empty()) {
-    observation.state = demo_observation().state;
+    observation.state = own.state;
     observation.state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
   }
   if (given.prompt) observation.prompt = given.prompt;
-  if (fill && !observation.prompt) observation.prompt = demo_observation().prompt;
+  if (fill && !observation.prompt) observation.prompt = own.prompt;
   return observation;
 }
 

@@ -5,6 +5,7 @@
 #include <set>
 #include <tuple>
 
+#include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "model/config_file.h"
 #include "model/parameters.h"
@@ -23,7 +24,7 @@ const std::vector<std::string> kSlots = {"base_0_rgb", "left_wrist_0_rgb", "righ
 std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
   const fs::path single = folder / "model.safetensors";
   const fs::path index = folder / "model.safetensors.index.json";
-  if (fs::exists(single)) return open_weights({SafetensorsFile::open(single)});
+  if (is_file(single)) return open_weights({SafetensorsFile::open(single)});
   ensure(fs::exists(index), Fault::checkpoint,
          "{} holds neither model.safetensors nor model.safetensors.index.json; is the download "
          "complete?",
@@ -57,7 +58,7 @@ bool tells_heads(const json& sizes) {
 Config sizes(const fs::path& folder, const WeightSource& weights, const GivenConfig& given,
              const std::function<void(Config&)>& from_config_json) {
   const fs::path beside = folder / "tendon.json";
-  const json own = fs::exists(beside) ? read_json(beside) : json();
+  const json own = is_file(beside) ? read_json(beside) : json();
   Config c = config_from_weights(weights, tells_heads(own) || tells_heads(given.sizes));
   from_config_json(c);
   if (!own.is_null()) c = read_config(own, beside.string(), c);
@@ -326,7 +327,7 @@ OpenedModel open_folder(const fs::path& folder, const OpenOptions& o, const Give
   ensure(!fs::is_directory(folder / "params"), Fault::checkpoint,
          "{} is a JAX (orbax) checkpoint; convert it first: tools/convert_orbax/convert_orbax.py",
          folder.string());
-  const bool has_config = fs::exists(folder / "config.json");
+  const bool has_config = is_file(folder / "config.json");
   const bool lerobot = has_config && read_json(folder / "config.json").contains("type");
   OpenedModel m = lerobot ? open_lerobot(folder, o, given) : open_openpi(folder, o, given);
   if (o.statistics == "none")

@@ -4,9 +4,11 @@
 #include <map>
 
 #include "checkpoint/content_hash.h"
+#include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "model/config_file.h"
 #include "policy/surroundings_json.h"
+#include "policy/vocabulary.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -48,10 +50,7 @@ class Recorder final : public WeightSource {
 };
 
 HostTensor file_content(const std::string& name, const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  auto bytes = std::make_shared<const std::string>(std::istreambuf_iterator<char>(file),
-                                                   std::istreambuf_iterator<char>());
-  ensure(file.good() || file.eof(), Fault::checkpoint, "cannot read {}", path);
+  auto bytes = std::make_shared<const std::string>(read_file(path, kTokenizerBytesMax));
   return {name, DType::u8, {std::ssize(*bytes)}, std::as_bytes(std::span(*bytes)), bytes};
 }
 
@@ -96,8 +95,8 @@ Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
     tensors.push_back(model.weights->get(name, shape));
     tensors.back().name = name;
   }
-  const bool bytewise = !fs::is_regular_file(model.tokenizer);
-  ensure(!bytewise || model.layout == "demo" || model.layout == "synthetic", Fault::checkpoint,
+  const bool bytewise = !is_file(model.tokenizer);
+  ensure(!bytewise || model.layout == "synthetic", Fault::checkpoint,
          "the model has no tokenizer; give it with --tokenizer FILE");
   if (!bytewise) tensors.push_back(file_content("tokenizer", model.tokenizer));
   check_space(out, tensors);
@@ -154,8 +153,7 @@ OpenedModel open_converted(const fs::path& path, const OpenOptions& options) {
     m.tokenizer = path.string();
   }
   const std::string source = required(*file, "tendon.source_layout");
-  if (source == "synthetic" || source == "demo")
-    m.notes.push_back("the weights are synthetic: actions mean nothing");
+  if (source == "synthetic") m.notes.push_back("the weights are synthetic: actions mean nothing");
   m.notes.push_back(fmt::format("converted from {} by tendon {}", required(*file, "tendon.source"),
                                 required(*file, "tendon.version")));
   return m;

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "checkpoint/synthetic.h"
 #include "model/config_file.h"
@@ -92,28 +93,29 @@ OpenedModel open_synthetic(const std::string& model, const OpenOptions& o,
   return m;
 }
 
-OpenedModel open_demo(const OpenOptions& o, const GivenConfig& given) {
+// The trained policies inside the library.
+OpenedModel open_demo(const std::string& model, const OpenOptions& o, const GivenConfig& given) {
   ensure(o.config.empty() && given.sizes.is_null(), Fault::usage,
          "the demo is what it is; --config belongs to synthetic:pi0 or a checkpoint folder");
-  ensure(o.robot.empty() || o.robot == name(Robot::aloha), Fault::usage,
-         "the demo's robot is aloha, not '{}'; synthetic:pi0-small takes --robot", o.robot);
-  OpenedModel m = open_synthetic(small_config(PolicyType::pi0), o);
+  OpenedModel m = open_folder(demo_folder(model), o, given);
   m.layout = "demo";
-  m.notes.front() =
-      "the demo model is a stand-in of tiny size with synthetic weights: its actions mean nothing";
-  surround_with_robot(m.surroundings, Robot::aloha);
-  m.surroundings.adapt_to_pi = false;
-  m.surroundings.resizer = Resizer::openpi;
-  m.surroundings.default_prompt = o.default_prompt.value_or("Transfer cube");
   return m;
 }
 
 }  // namespace
 
+bool is_demo(const std::string& model) {
+  return model == "demo" || model == "demo:pi0" || model == "demo:pi05";
+}
+
+std::string demo_folder(const std::string& model) {
+  return model == "demo:pi05" ? "embedded:pi05" : "embedded:pi0";
+}
+
 std::string find_tokenizer(const std::string& model) {
   for (const char* name : {"tokenizer/tokenizer.json", "tokenizer/tokenizer.model",
                            "tokenizer.json", "tokenizer.model", "paligemma_tokenizer.model"})
-    if (fs::exists(fs::path(model) / name)) return (fs::path(model) / name).string();
+    if (is_file(fs::path(model) / name)) return (fs::path(model) / name).string();
   return "";
 }
 
@@ -121,8 +123,10 @@ namespace {
 
 void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& o) {
   Surroundings& s = m.surroundings;
-  const bool generated = m.layout == "demo" || m.layout == "synthetic";
-  m.tokenizer = !o.tokenizer.empty() ? o.tokenizer : generated ? "" : find_tokenizer(model);
+  const bool generated = m.layout == "synthetic";
+  m.tokenizer = !o.tokenizer.empty() ? o.tokenizer
+                : generated          ? ""
+                                     : find_tokenizer(is_demo(model) ? demo_folder(model) : model);
   if (!m.tokenizer.empty()) {
     s.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::open(m.tokenizer));
   } else if (generated) {
@@ -142,16 +146,16 @@ void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& 
 OpenedModel open_model(const std::string& model, const OpenOptions& options) {
   const GivenConfig given = given_config(options.config);
   OpenedModel m;
-  if (model == "demo") {
-    m = open_demo(options, given);
+  if (is_demo(model)) {
+    m = open_demo(model, options, given);
   } else if (model.starts_with("synthetic:")) {
     m = open_synthetic(model, options, given);
   } else if (fs::is_regular_file(model)) {
     m = open_converted(model, options);
   } else {
     ensure(fs::is_directory(model), Fault::checkpoint,
-           "{} is no folder; MODEL is demo, synthetic:pi0, synthetic:pi05, a checkpoint folder of "
-           "lerobot or openpi, or a file of tendon convert",
+           "{} is no folder; MODEL is demo, demo:pi05, synthetic:pi0, synthetic:pi05, a checkpoint "
+           "folder of lerobot or openpi, or a file of tendon convert",
            model);
     m = open_folder(model, options, given);
   }

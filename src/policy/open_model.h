@@ -24,7 +24,11 @@ struct OpenedModel {
   std::string precision;            // of weights that `tendon convert` packed; else empty
 };
 
-// `model`: "demo", "synthetic:pi0", "synthetic:pi05", a checkpoint folder or a converted file.
+// "demo", "demo:pi0" (the same) and "demo:pi05": the policies inside the library.
+bool is_demo(const std::string& model);
+std::string demo_folder(const std::string& model);  // "embedded:pi0" or "embedded:pi05"
+
+// `model`: a demo, "synthetic:pi0", "synthetic:pi05", a checkpoint folder or a converted file.
 // Every parameter of the model has been checked for presence and shape. Throws
 // Error(Fault::checkpoint or usage).
 OpenedModel open_model(const std::string& model, const OpenOptions& options);

@@ -2,10 +2,10 @@
 // bpe_model.cc and, with listed pairs, in Hugging Face's models/bpe/word.rs.
 #include "policy/tokenizer.h"
 
-#include <fstream>
 #include <queue>
-#include <system_error>
+#include <span>
 
+#include "checkpoint/files.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -15,22 +15,12 @@ constexpr size_t kTextBytesMax = size_t{16} << 20;
 constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
 constexpr int32_t kNone = -1;
 
-std::vector<std::byte> read_file(const std::filesystem::path& path) {
-  std::error_code error;
-  ensure(std::filesystem::is_regular_file(path, error), Fault::checkpoint,
+std::string read_tokenizer(const std::filesystem::path& path) {
+  ensure(is_file(path), Fault::checkpoint,
          "{} is not a readable file; name the paligemma_tokenizer.model or tokenizer.json of the "
          "checkpoint with --tokenizer FILE",
          path.string());
-  const auto size = std::filesystem::file_size(path, error);
-  ensure(!error, Fault::checkpoint, "{}: {}", path.string(), error.message());
-  ensure(size <= kTokenizerBytesMax, Fault::checkpoint,
-         "{} has {} bytes; a tokenizer has at most {}", path.string(), size, kTokenizerBytesMax);
-  std::vector<std::byte> bytes(size);
-  std::ifstream file(path, std::ios::binary);
-  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
-  ensure(file.good() && file.gcount() == static_cast<std::streamsize>(size), Fault::checkpoint,
-         "{} could not be read to its end ({} bytes)", path.string(), size);
-  return bytes;
+  return read_file(path, kTokenizerBytesMax);
 }
 
 std::string escape_spaces(std::string_view text) {
@@ -76,11 +66,13 @@ Tokenizer Tokenizer::from_json_bytes(std::span<const std::byte> bytes, const std
 }
 
 Tokenizer Tokenizer::from_model_file(const std::filesystem::path& path) {
-  return from_model_bytes(read_file(path), path.string());
+  const std::string bytes = read_tokenizer(path);
+  return from_model_bytes(std::as_bytes(std::span(bytes)), path.string());
 }
 
 Tokenizer Tokenizer::from_json_file(const std::filesystem::path& path) {
-  return from_json_bytes(read_file(path), path.string());
+  const std::string bytes = read_tokenizer(path);
+  return from_json_bytes(std::as_bytes(std::span(bytes)), path.string());
 }
 
 Tokenizer Tokenizer::of_bytes() {
@@ -92,7 +84,8 @@ Tokenizer Tokenizer::of_bytes() {
 Tokenizer Tokenizer::open(const std::filesystem::path& path) {
   if (path.extension() == ".model") return from_model_file(path);
   if (path.extension() == ".json") return from_json_file(path);
-  const std::vector<std::byte> bytes = read_file(path);
+  const std::string text = read_tokenizer(path);
+  const auto bytes = std::as_bytes(std::span(text));
   const bool json = !bytes.empty() && bytes[0] == std::byte{'{'};
   return json ? from_json_bytes(bytes, path.string()) : from_model_bytes(bytes, path.string());
 }

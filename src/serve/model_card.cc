@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "checkpoint/content_hash.h"
+#include "policy/open_model.h"
 #include "tendon/opened.h"
 #include "tendon/tendon.h"
 
@@ -41,7 +42,7 @@ ModelCard describe_opened(const std::string& model, const Engine& engine,
   const Surroundings& around = opened.policy->surroundings();
   const Config& config = opened.policy->config();
   ModelCard card;
-  const bool generated = model == "demo" || model.starts_with("synthetic:");
+  const bool generated = is_demo(model) || model.starts_with("synthetic:");
   card.name = generated ? model : std::filesystem::path(model).filename().string();
   if (card.name.empty()) card.name = std::filesystem::path(model).parent_path().filename().string();
   card.backend = engine.backend();

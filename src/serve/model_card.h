@@ -19,7 +19,7 @@ struct ModelCard {
   std::vector<std::string> cameras;  // what the robot calls them, in the model's order
   std::vector<std::string> action_names;
   int64_t horizon = 0, action_dim = 0, state_dim = 0, model_action_dim = 0, steps = 0;
-  bool demo = false;               // weights that are no trained policy
+  bool demo = false;               // no policy for a real robot
   bool action_ranges = false;      // q01 and q99 of the actions are known
   bool default_prompt = false;     // there is one: requests may come without
   bool joint_positions = false;    // DROID: actions are positions, else velocities

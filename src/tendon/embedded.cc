@@ -1,21 +1,21 @@
 #include "tendon/embedded.h"
 
+#include "demo/picture.h"
 #include "policy/image_file.h"
-#include "tendon/tendon.h"
 #include "tensor/check.h"
 #include "tensor/embed.h"
 
 TENDON_EMBED(std::byte, tendon_cam_high,
              TENDON_ASSETS
-             "/demo/"
+             "/aloha/"
              "cam_high.png");
 TENDON_EMBED(std::byte, tendon_cam_left_wrist,
              TENDON_ASSETS
-             "/demo/"
+             "/aloha/"
              "cam_left_wrist.png");
 TENDON_EMBED(std::byte, tendon_cam_right_wrist,
              TENDON_ASSETS
-             "/demo/"
+             "/aloha/"
              "cam_right_wrist.png");
 
 namespace tendon {
@@ -27,7 +27,7 @@ std::span<const std::byte> embedded_picture(std::string_view camera) {
   fail(Fault::internal, "no picture is embedded for camera '{}'", camera);
 }
 
-Observation demo_observation() {
+Observation aloha_observation() {
   Observation o;
   for (const char* camera : {"cam_high", "cam_left_wrist", "cam_right_wrist"})
     o.images[camera] = decode_image(embedded_picture(camera), camera);
@@ -38,6 +38,12 @@ Observation demo_observation() {
              0.9218506484234982,  -0.10072357600999857,   0.04400401519853834,
              0.25076175938960704, 0.6536442782275202};
   return o;
+}
+
+Observation demo_observation() {
+  demo::Random random(1);
+  const demo::Episode episode = demo::new_episode(random, demo::Verb::reach, demo::Pairs::seen);
+  return demo::observe(episode.world, episode.task.prompt());
 }
 
 }  // namespace tendon

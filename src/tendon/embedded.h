@@ -5,9 +5,15 @@
 #include <span>
 #include <string_view>
 
+#include "tendon/tendon.h"
+
 namespace tendon {
 
-// Bytes of a file of assets/demo, by camera name: "cam_high", "cam_left_wrist", "cam_right_wrist".
+// Bytes of a file of assets/aloha, by camera name: "cam_high", "cam_left_wrist", "cam_right_wrist".
 std::span<const std::byte> embedded_picture(std::string_view camera);
+
+// A real observation: an ALOHA robot in simulation, three cameras, 14 joints. What benchmarks and
+// synthetic models take.
+Observation aloha_observation();
 
 }  // namespace tendon

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <set>
 
+#include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "tensor/check.h"
 #include "validate/health_checks.h"
@@ -18,7 +19,7 @@ namespace fs = std::filesystem;
 std::vector<fs::path> weight_files(const fs::path& folder, Report& r) {
   const fs::path single = folder / "model.safetensors";
   const fs::path index = folder / "model.safetensors.index.json";
-  if (fs::exists(single)) return {single};
+  if (is_file(single)) return {single};
   std::set<fs::path> files;
   if (fs::exists(index))
     r.attempt("file.index", index.string(), [&] {
@@ -37,7 +38,7 @@ std::vector<fs::path> weight_files(const fs::path& folder, Report& r) {
 // A checkpoint folder as far as its files can be read, one by one.
 void examine_folder(Examined& m, Report& r) {
   m.config_file = (m.folder / "config.json").string();
-  if (fs::exists(m.config_file))
+  if (is_file(m.config_file))
     r.attempt("config.unreadable", "config.json", [&] {
       json config = read_json(m.config_file);
       ensure(config.is_object(), Fault::checkpoint, "{}: expected an object, got {}", m.config_file,
@@ -45,7 +46,7 @@ void examine_folder(Examined& m, Report& r) {
       m.config = std::move(config);
     });
   const bool lerobot =
-      m.config.contains("type") || fs::exists(m.folder / "policy_preprocessor.json");
+      m.config.contains("type") || is_file(m.folder / "policy_preprocessor.json");
   m.layout = lerobot ? "lerobot" : "openpi";
   const std::vector<fs::path> paths = weight_files(m.folder, r);
   for (const fs::path& path : paths)
@@ -63,8 +64,8 @@ void examine_folder(Examined& m, Report& r) {
 
 Examined examine(const std::string& model, const OpenOptions& options, Report& r) {
   Examined m{.model = model, .options = options};
-  if (fs::is_directory(model)) {
-    m.folder = model;
+  if (is_demo(model) || fs::is_directory(model)) {
+    m.folder = is_demo(model) ? demo_folder(model) : model;
     if (!fs::is_directory(m.folder / "params")) examine_folder(m, r);
   } else if (fs::is_regular_file(model)) {
     m.layout = "converted";
@@ -77,7 +78,7 @@ Examined examine(const std::string& model, const OpenOptions& options, Report& r
 std::vector<Finding> open_as_the_engine(Examined& m) {
   Report refusal;
   refusal.attempt("open.refused", m.model, [&] { m.opened = open_model(m.model, m.options); });
-  if (m.opened) m.layout = m.opened->layout;
+  if (m.opened && m.folder.empty()) m.layout = m.opened->layout;
   if (m.opened && !m.sizes) m.sizes = m.opened->config;
   return std::move(refusal.findings);
 }

@@ -1,6 +1,7 @@
 // config.json against tensors, processors and itself; the tokenizer against the token table.
 #include <algorithm>
 
+#include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "policy/processors.h"
 #include "tensor/check.h"
@@ -126,7 +127,7 @@ std::vector<Feature> features(const json& owner, const char* list) {
 
 std::vector<Finding> check_configuration(const Examined& m) {
   Report r;
-  if (m.layout == "lerobot" && !fs::exists(m.config_file))
+  if (m.layout == "lerobot" && !is_file(m.config_file))
     r.error("config.missing", "config.json",
             m.config_file + " is missing; copy it from the source");
   if (m.layout == "lerobot" && !m.config.empty())
@@ -143,7 +144,7 @@ std::vector<Finding> check_configuration(const Examined& m) {
 
 std::vector<Finding> check_tokenizer(const Examined& m) {
   Report r;
-  const bool generated = m.layout == "synthetic" || m.layout == "demo";
+  const bool generated = m.layout == "synthetic";
   if (generated || (m.folder.empty() && !m.opened)) return {};
   std::shared_ptr<const Tokenizer> tokenizer =
       m.opened ? m.opened->surroundings.tokenizer : nullptr;
@@ -167,7 +168,7 @@ std::vector<Finding> check_tokenizer(const Examined& m) {
             fmt::format("{}: the tokenizer knows {} tokens, but embed_tokens.weight has {} rows; "
                         "it belongs to another model",
                         file, tokenizer->vocabulary(), m.sizes->vocab));
-  const bool bytewise = !fs::is_regular_file(file);  // converted from a synthetic model
+  const bool bytewise = !is_file(file);  // converted from a synthetic model
   if (!bytewise && !newline_is_a_piece(*tokenizer))
     r.error("tokenizer.newline", file,
             fmt::format("{}: the newline that ends every prompt is no token of its own; it is not "

@@ -1,0 +1,79 @@
+#include "checkpoint/files.h"
+
+#include <algorithm>
+#include <fstream>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "tensor/check.h"
+#include "tensor/embed.h"
+
+// The two demo policies, as lerobot's save_pretrained left them.
+#define DEMO_FILES(X)                                                                     \
+  X(pi0, config, "config.json")                                                           \
+  X(pi0, sizes, "tendon.json")                                                            \
+  X(pi0, weights, "model.safetensors")                                                    \
+  X(pi0, before, "policy_preprocessor.json")                                              \
+  X(pi0, normalizer, "policy_preprocessor_step_6_normalizer_processor.safetensors")       \
+  X(pi0, after, "policy_postprocessor.json")                                              \
+  X(pi0, unnormalizer, "policy_postprocessor_step_0_unnormalizer_processor.safetensors")  \
+  X(pi0, tokenizer, "tokenizer/tokenizer.model")                                          \
+  X(pi05, config, "config.json")                                                          \
+  X(pi05, sizes, "tendon.json")                                                           \
+  X(pi05, weights, "model.safetensors")                                                   \
+  X(pi05, before, "policy_preprocessor.json")                                             \
+  X(pi05, normalizer, "policy_preprocessor_step_3_normalizer_processor.safetensors")      \
+  X(pi05, after, "policy_postprocessor.json")                                             \
+  X(pi05, unnormalizer, "policy_postprocessor_step_0_unnormalizer_processor.safetensors") \
+  X(pi05, tokenizer, "tokenizer/tokenizer.model")
+
+#define EMBED(policy, symbol, file) \
+  TENDON_EMBED(std::byte, tendon_##policy##_##symbol, TENDON_ASSETS "/demo/" #policy "/" file);
+DEMO_FILES(EMBED)
+
+namespace tendon {
+namespace {
+
+constexpr std::string_view kInside = "embedded:";
+
+struct Embedded {
+  std::string_view path;
+  const std::byte *begin, *end;
+};
+
+#define ROW(policy, symbol, file) \
+  Embedded{#policy "/" file, tendon_##policy##_##symbol, tendon_##policy##_##symbol##_end},
+const std::vector<Embedded> kFiles = {DEMO_FILES(ROW)};
+
+}  // namespace
+
+std::optional<std::span<const std::byte>> embedded_file(const std::filesystem::path& path) {
+  const std::string text = path.lexically_normal().generic_string();
+  if (!text.starts_with(kInside)) return {};
+  const auto found = std::ranges::find(kFiles, text.substr(kInside.size()), &Embedded::path);
+  if (found == kFiles.end()) return {};
+  return std::span(found->begin, found->end);
+}
+
+bool is_file(const std::filesystem::path& path) {
+  std::error_code none;
+  return embedded_file(path) || std::filesystem::is_regular_file(path, none);
+}
+
+std::string read_file(const std::filesystem::path& path, uint64_t bytes_max) {
+  ensure(is_file(path), Fault::checkpoint, "cannot open {}", path.string());
+  const auto inside = embedded_file(path);
+  const uint64_t bytes = inside ? inside->size() : std::filesystem::file_size(path);
+  ensure(bytes <= bytes_max, Fault::checkpoint, "{} has {} bytes, at most {} are read",
+         path.string(), bytes, bytes_max);
+  if (inside) return {reinterpret_cast<const char*>(inside->data()), inside->size()};
+  std::string text(bytes, '\0');
+  std::ifstream file(path, std::ios::binary);
+  file.read(text.data(), static_cast<std::streamsize>(bytes));
+  ensure(file.gcount() == static_cast<std::streamsize>(bytes), Fault::checkpoint,
+         "{} could not be read to its end ({} bytes)", path.string(), bytes);
+  return text;
+}
+
+}  // namespace tendon

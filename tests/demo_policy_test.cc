@@ -1,0 +1,109 @@
+// labels: model
+// The embedded policies: the real loader on what training left, and lerobot's own actions.
+#include "checkpoint/files.h"
+#include "demo/judging.h"
+#include "policy/open_model.h"
+#include "tendon/tendon.h"
+#include "test_files.h"
+
+namespace tendon::demo {
+namespace {
+
+double distance(std::span<const double> got, std::span<const double> expected) {
+  double off = 0, all = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    off += (got[i] - expected[i]) * (got[i] - expected[i]);
+    all += expected[i] * expected[i];
+  }
+  return std::sqrt(off / all);
+}
+
+// An episode that lerobot's policy went through, chunk by chunk; the pictures are drawn anew.
+void expect_lerobots_actions(const std::string& model, const std::string& backend, double bound) {
+  const std::string kind = model == "demo" ? "pi0" : "pi05";
+  const auto file = SafetensorsFile::open(test_data("demo/" + kind + "-episode.safetensors"));
+  const auto& about = file->metadata();
+  const Trial trial = {.seed = std::stoull(about.at("seed")),
+                       .verb = about.at("verb") == "push" ? Verb::push : Verb::reach,
+                       .pairs = about.at("pairs") == "seen" ? Pairs::seen : Pairs::held_out};
+  const std::vector<double> states = numbers(*file->find("state"));
+  const std::vector<double> noises = numbers(*file->find("noise"));
+  const std::vector<double> chunks = numbers(*file->find("actions"));
+  const auto per_chunk = static_cast<size_t>(file->find("actions")->shape[1] * 3);
+  const size_t noise = noises.size() * per_chunk / chunks.size();
+
+  Engine engine = Engine::open(model, {.backend = backend, .precision = "f32"});
+  size_t chunk = 0;
+  const Policy compared = [&](const Observation& now, const LeftOver&, uint64_t) {
+    const std::span<const double> expected(chunks.data() + chunk * per_chunk, per_chunk);
+    for (size_t i = 0; i < 3; ++i)  // lerobot's actions moved the gripper to the same place
+      EXPECT_NEAR(now.state[i], states[3 * chunk + i], 1e-6);
+    InferOptions options;
+    options.noise.assign(noises.begin() + static_cast<int64_t>(chunk * noise),
+                         noises.begin() + static_cast<int64_t>((chunk + 1) * noise));
+    EXPECT_LT(distance(engine.infer(now, options).values, expected), bound) << "chunk " << chunk;
+    ++chunk;
+    return std::vector<double>(expected.begin(), expected.end());
+  };
+  const Episode episode = trial.episode();
+  EXPECT_EQ(episode.task.prompt(), about.at("prompt"));
+  const Record record = run_episode(episode, compared, {}, 0);
+  EXPECT_EQ(record.solved, about.at("solved") == "1");
+  EXPECT_TRUE(record.solved);
+  EXPECT_EQ(chunk * per_chunk, chunks.size());
+}
+
+}  // namespace
+
+TEST(DemoPolicy, pi0_acts_as_in_lerobot) {
+  expect_lerobots_actions("demo", "cpu", 2e-5);
+  expect_lerobots_actions("demo", "reference", 2e-5);
+}
+
+TEST(DemoPolicy, pi05_acts_as_in_lerobot) {
+  expect_lerobots_actions("demo:pi05", "cpu", 2e-5);
+  expect_lerobots_actions("demo:pi05", "reference", 2e-5);
+}
+
+TEST(DemoPolicy, opens_as_a_lerobot_checkpoint_from_the_library) {
+  for (const std::string model : {"demo", "demo:pi0", "demo:pi05"}) {
+    const OpenedModel m = open_model(model, {});
+    EXPECT_EQ(m.layout, "demo");
+    EXPECT_EQ(m.config.pi05(), model == "demo:pi05");
+    EXPECT_EQ(m.surroundings.cameras, (std::vector<std::string>{"top", "gripper"}));
+    EXPECT_EQ(m.surroundings.state_dim, 3);
+    EXPECT_EQ(m.surroundings.action_dim, 3);
+    EXPECT_EQ(m.config.horizon, 10);
+    EXPECT_TRUE(m.unused.empty());
+    EXPECT_EQ(m.tokenizer.substr(0, 9), "embedded:");
+  }
+  EXPECT_EQ(refused([] { open_model("demo:pi1", {}); }).fault(), Fault::checkpoint);
+  EXPECT_EQ(refused([] { open_model("demo", {.config = "pi05_droid"}); }).fault(), Fault::usage);
+  EXPECT_EQ(refused([] { open_model("demo", {.robot = "droid"}); }).fault(), Fault::usage);
+}
+
+TEST(DemoPolicy, the_same_files_from_disk_are_the_same_policy) {
+  Engine inside = Engine::open("demo", {.precision = "f32"});
+  Engine outside = Engine::open(TENDON_TEST_DATA "/../../assets/demo/pi0", {.precision = "f32"});
+  EXPECT_EQ(inside.infer(demo_observation()).values, outside.infer(demo_observation()).values);
+}
+
+TEST(DemoPolicy, words_and_numbers_of_its_prompts_are_one_token_each) {
+  const OpenedModel m = open_model("demo:pi05", {});
+  const auto tokens = [&](const std::string& text) {
+    return m.surroundings.tokenizer->encode(text).size();
+  };
+  EXPECT_EQ(tokens("reach the red disc\n"), 5u);
+  EXPECT_EQ(tokens("push the magenta triangle to the bottom edge\n"), 9u);
+  EXPECT_EQ(tokens(" 255 0 17 -1"), 4u);
+}
+
+TEST(EmbeddedFiles, are_found_by_their_prefix_only) {
+  EXPECT_TRUE(is_file("embedded:pi0/config.json"));
+  EXPECT_FALSE(is_file("embedded:pi0/nothing"));
+  EXPECT_FALSE(is_file("pi0/config.json"));
+  EXPECT_EQ(refused([] { read_file("embedded:pi0/nothing", 10); }).fault(), Fault::checkpoint);
+  EXPECT_EQ(refused([] { read_file("embedded:pi0/config.json", 10); }).fault(), Fault::checkpoint);
+}
+
+}  // namespace tendon::demo
