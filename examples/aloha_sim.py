@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """An ALOHA robot in MuJoCo, steered by a policy server through openpi's own client.
 
-    tendon serve demo                          # or openpi's serve_policy.py --env ALOHA_SIM
+    tendon serve synthetic:pi0-small --robot aloha --default-prompt "Transfer cube"
     MUJOCO_GL=egl python examples/aloha_sim.py --out aloha_sim
 
 The loop is that of openpi's simulator example: gym_aloha/AlohaTransferCube-v0, one camera, no
 prompt, 50 actions per second, ten actions of every chunk. Writes OUT.gif, the episode, and OUT.png,
-six moments of it and the joints over time.
+six moments of it and the joints over time. openpi's serve_policy.py --env ALOHA_SIM works as well.
 
-Demo weights are synthetic: the arms wander and the cube stays where it is. What this shows is that
-picture, state and actions go around.
+Synthetic weights are random: the arms wander and the cube stays where it is. What this shows is
+that picture, state and actions go around.
 """
 import argparse
 import time

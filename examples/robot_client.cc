@@ -1,5 +1,6 @@
-// A robot's two threads: one asks a policy server for chunks of actions, one executes an action 50
-// times a second and holds while it has none. Works with `tendon serve` and with openpi's server.
+// A robot's two threads: one asks a policy server for chunks of actions, one executes an action ten
+// times a second and holds while it has none. It sends what `tendon serve demo` takes, pictures of
+// a table, always the same. A robot has cameras, a state and the name of a layout of its own.
 //
 //   robot_client [ws://HOST:PORT [PROMPT]]
 #include <tendon/client.h>
@@ -16,21 +17,19 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kControlHz = 50;
+constexpr int kControlHz = 10;
 std::atomic<bool> stopped = false;
 
 // Asks for one chunk after the other. A robot would take its own pictures and joints here.
-void ask(const std::string& url, const std::string& prompt, tendon::ActionQueue& queue) {
+void ask(const std::string& url, const tendon::Observation& observation,
+         tendon::ActionQueue& queue) {
   tendon::PolicyClient policy(url);
   std::printf("connected to %s%s\n", policy.policy().model.c_str(),
-              policy.policy().demo ? ": no trained policy, its actions mean nothing" : "");
-  const std::string robot = policy.policy().robot.empty() ? "aloha" : policy.policy().robot;
-  tendon::Observation observation = tendon::demo_observation();
-  observation.prompt = prompt;
+              policy.policy().demo ? ": no policy for a real robot" : "");
   while (!stopped) {
     const tendon::ActionQueue::Mark mark = queue.mark();
     const tendon::RemoteOptions guidance = queue.guidance(kControlHz, mark);
-    queue.push(policy.infer(observation, robot, guidance), mark);
+    queue.push(policy.infer(observation, "lerobot", guidance), mark);
   }
 }
 
@@ -38,13 +37,14 @@ void ask(const std::string& url, const std::string& prompt, tendon::ActionQueue&
 
 int main(int argc, char** argv) {
   const std::string url = argc > 1 ? argv[1] : "localhost:8000";
-  const std::string prompt = argc > 2 ? argv[2] : "Transfer cube";
+  tendon::Observation observation = tendon::demo_observation();
+  if (argc > 2) observation.prompt = argv[2];
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int) { stopped = true; });
   tendon::ActionQueue queue;
   std::thread network([&] {
     while (!stopped) {
       try {
-        ask(url, prompt, queue);
+        ask(url, observation, queue);
       } catch (const tendon::Error& error) {  // the queue runs empty and the robot holds
         std::fprintf(stderr, "%s\n", error.what());
         std::this_thread::sleep_for(std::chrono::seconds(1));

@@ -31,12 +31,12 @@ DEFAULT_PROMPT = "pick up the red cube"
 KEY = "a-key-for-this-test"
 # What is served; openpi's configurations have the horizons of the recorded replies.
 SERVERS = {
-    "aloha": ("demo", "--robot", "aloha", "--default-prompt", DEFAULT_PROMPT),
+    "aloha": ("synthetic:pi0-small", "--robot", "aloha", "--default-prompt", DEFAULT_PROMPT),
     "droid": ("synthetic:pi05-small", "--config", "pi05_droid", "--robot", "droid"),
     "libero": ("synthetic:pi05-small", "--config", "pi05_libero", "--robot", "libero"),
     "slow": ("synthetic:pi0-small", "--robot", "aloha", "--config", "slow.json"),
-    "key": ("demo", "--robot", "aloha", "--api-key-file", "key.txt"),
-    "strict": ("demo", "--robot", "aloha", "--strict-openpi"),
+    "key": ("demo", "--api-key-file", "key.txt"),
+    "strict": ("synthetic:pi0-small", "--robot", "aloha", "--strict-openpi"),
 }
 # One thread: on a busy machine threads that wait for each other take many times as long.
 EVERY_SERVER = ("--port", "0", "--admin-port", "0", "--threads", "1")
@@ -230,7 +230,7 @@ def stock_client(check, given, fixtures, replies):
                         lambda nth, message: replies.keep(given.name, request, nth, message))
         check_default_prompt(check, robots.connect("aloha"), fixtures)
         check_additions(check, robots.connect("aloha"), fixtures)
-        check_keys(check, robots, fixtures)
+        check_keys(check, robots)
         check_strict(check, robots.connect("strict"), fixtures)
         check_many(check, robots, fixtures)
 
@@ -298,13 +298,21 @@ def check_additions(check, policy, fixtures):
     check(rising == 4, f"reply_id rises by one per reply, got {rising} after 4")
 
 
-def check_keys(check, robots, fixtures):
+def check_keys(check, robots):
+    """The demo behind an API key, with an observation of its own: lerobot's layout."""
+    import numpy as np
     from websockets.exceptions import InvalidStatus
     for key in (None, KEY + "x", KEY[:-1]):
         with check.refused("401", f"API key {key}", InvalidStatus):
             robots.connect("key", key)
-    reply = robots.connect("key", KEY).infer(fixtures.decoded("request_aloha"))
-    check(reply["actions"].shape == (50, 14), "the right API key is served")
+    policy, grey = robots.connect("key", KEY), np.full((63, 63, 3), 128, np.uint8)
+    cameras = policy.get_server_metadata()["cameras"]
+    check(cameras == ["top", "gripper"], f"the demo's cameras are {cameras}")
+    pictures = {f"observation.images.{camera}": grey for camera in cameras}
+    observation = {**pictures, "observation.state": np.array([0.5, 0.5, 1.0]),
+                   "prompt": "reach the red disc"}
+    reply = policy.infer(observation)
+    check(reply["actions"].shape == (10, 3), "the right API key is served")
 
 
 def check_strict(check, policy, fixtures):

@@ -1,4 +1,5 @@
-"""`tendon serve` and `tendon replay` as their users run them: the real binary and the demo model.
+"""`tendon serve` and `tendon replay` as their users run them: the real binary, the demo, and where
+openpi's recorded request of an ALOHA robot is sent, a synthetic model for that robot.
 
     serve_test.py TENDON PROTOCOL_FOLDER
 """
@@ -20,7 +21,28 @@ import urllib.request
 
 TENDON = sys.argv[1]
 MESSAGES = pathlib.Path(sys.argv[2]) / "messages"
-REQUEST = (MESSAGES / "request_aloha.bin").read_bytes()
+ALOHA = ("synthetic:pi0-small", "--robot", "aloha")
+ALOHA_REQUEST = (MESSAGES / "request_aloha.bin").read_bytes()
+
+
+def with_keys(request, keys):
+    """The request with more keys, whose values are msgpack already."""
+    added = b"".join(bytes([0xa0 + len(key)]) + key.encode() + value for key, value in keys.items())
+    return bytes([request[0] + len(keys)]) + request[1:] + added
+
+
+def array(dtype, shape, data):
+    """A small NumPy array as openpi's client packs it."""
+    return (b"\x84\xc4\x0b__ndarray__\xc3\xc4\x04data\xc5" + struct.pack(">H", len(data)) + data +
+            b"\xc4\x05dtype\xc4\x03" + dtype +
+            b"\xc4\x05shape" + bytes([0x90 + len(shape), *shape]))
+
+
+GREY = array(b"|u1", [63, 63, 3], b"\x80" * (63 * 63 * 3))
+WITHOUT_PROMPT = with_keys(b"\x80", {
+    "observation.images.top": GREY, "observation.images.gripper": GREY,
+    "observation.state": array(b"<f8", [3], struct.pack("<3d", 0.5, 0.5, 1))})
+REQUEST = with_keys(WITHOUT_PROMPT, {"prompt": b"\xb2reach the red disc"})
 
 
 class Socket:
@@ -72,10 +94,10 @@ class Socket:
 
 
 class Server:
-    def __init__(self, *options, model="demo", before=()):
+    def __init__(self, *options, model=("demo",), before=()):
         threads = () if "--threads" in options else ("--threads", "1")
         self.process = subprocess.Popen(
-            [*before, TENDON, "serve", model, "--port", "0", "--admin-port", "0", *threads,
+            [*before, TENDON, "serve", *model, "--port", "0", "--admin-port", "0", *threads,
              *options], stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -107,12 +129,6 @@ class Server:
         return urllib.request.urlopen(url).read().decode()
 
 
-def with_keys(request, keys):
-    """The request with more keys, whose values are msgpack already."""
-    added = b"".join(bytes([0xa0 + len(key)]) + key.encode() + value for key, value in keys.items())
-    return bytes([request[0] + len(keys)]) + request[1:] + added
-
-
 def actions(reply):
     at = reply.index(b"data\xc5")
     size = struct.unpack(">H", reply[at + 5:at + 7])[0]
@@ -121,14 +137,14 @@ def actions(reply):
 
 class Serve(unittest.TestCase):
     def test_answers_openpis_request_and_reports(self):
-        with Server() as server:
+        with Server(model=ALOHA) as server:
             client = Socket(server.port)
             self.assertIn(b"action_names", client.greeting)
-            kind, reply = client.ask()
+            kind, reply = client.ask(ALOHA_REQUEST)
             self.assertEqual(kind, 2)
             self.assertEqual(reply[1:9], b"\xa7actions")
             self.assertEqual(client.ask((MESSAGES / "request_missing_keys.bin").read_bytes())[0], 1)
-            self.assertEqual(actions(client.ask()[1]), actions(reply))
+            self.assertEqual(actions(client.ask(ALOHA_REQUEST)[1]), actions(reply))
             status = json.loads(server.get("/status"))
             self.assertEqual(status["state"], "ready")
             self.assertEqual(status["requests"]["answered"], 2)
@@ -144,6 +160,31 @@ class Serve(unittest.TestCase):
             self.assertEqual(server.stop(), 0)
             self.assertIn("connected from 127.0.0.1", "".join(server.log))
 
+    def test_the_demo_takes_the_observation_of_its_table(self):
+        with Server() as server:
+            client = Socket(server.port)
+            self.assertIn(b"\xa5robot\xa7lerobot", client.greeting)
+            kind, reply = client.ask()
+            self.assertEqual(kind, 2, reply)
+            self.assertIn(b"shape\x92\x0a\x03", reply)
+            for bad, word in [(ALOHA_REQUEST, "cam_high"), (WITHOUT_PROMPT, "--default-prompt")]:
+                kind, text = client.ask(bad)
+                self.assertEqual(kind, 1)
+                self.assertIn(word, text.decode())
+            model = json.loads(server.get("/status"))["model"]
+            self.assertEqual((model["robot"], model["cameras"]), ("lerobot", ["top", "gripper"]))
+            self.assertTrue(model["demo"])
+
+    def test_the_demo_acts_behind_a_server_as_without(self):
+        def episode(*where):
+            done = subprocess.run([TENDON, "demo", *where, "--episodes", "1", "--json"],
+                                  capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return json.loads(done.stdout)["rows"]
+
+        with Server() as server:
+            self.assertEqual(episode("--url", f"ws://127.0.0.1:{server.port}"), episode())
+
     def test_interrupt_gives_130(self):
         with Server() as server:
             self.assertEqual(server.stop(signal.SIGINT), 130)
@@ -158,9 +199,9 @@ class Serve(unittest.TestCase):
                 (["/no/such/model"], 3, "/no/such/model"),
                 (["demo", "--dialect", "x"], 2, "roboarena"),
                 (["demo", "--api-key-file", "/no/such/file"], 2, "/no/such/file"),
-                (["demo", "--guard-factor", "2"], 2, "q01"),
+                ([*ALOHA, "--guard-factor", "2"], 2, "q01"),
                 (["demo", "--prot", "1"], 2, "'--port'"),
-                (["demo", "--robot", "droid"], 2, "aloha"),
+                (["demo", "--robot", "droid"], 2, "names its own cameras"),
                 (["demo", "--record", "/proc/nowhere"], 2, "/proc/nowhere"),
             ]
             for arguments, code, word in cases:
@@ -188,29 +229,28 @@ class Serve(unittest.TestCase):
 
     def test_recordings_survive_being_killed_and_replay_bit_for_bit(self):
         with tempfile.TemporaryDirectory() as folder:
-            with Server("--record", folder, "--fresh-noise", "--seed", "9") as server:
+            with Server("--record", folder, "--fresh-noise", "--seed", "9", model=ALOHA) as server:
                 client = Socket(server.port)
-                replies = {actions(client.ask()[1]) for _ in range(5)}
+                replies = {actions(client.ask(ALOHA_REQUEST)[1]) for _ in range(5)}
                 self.assertEqual(len(replies), 5)  # fresh noise
                 client.ask((MESSAGES / "request_missing_keys.bin").read_bytes())
                 time.sleep(0.2)
                 self.assertEqual(server.stop(signal.SIGKILL), -9)
             recording = next(pathlib.Path(folder).iterdir())
             with open(recording, "ab") as torn:
-                torn.write(REQUEST[:1000])
-            done = subprocess.run([TENDON, "replay", folder, "demo", "--json", "--tolerance", "0"],
+                torn.write(ALOHA_REQUEST[:1000])
+            replay = [TENDON, "replay", folder]
+            done = subprocess.run([*replay, *ALOHA, "--json", "--tolerance", "0"],
                                   capture_output=True, text=True)
             self.assertEqual(done.returncode, 0, done.stderr)
             result = json.loads(done.stdout)
             self.assertEqual((result["requests"], result["equal"]), (6, 5))
             self.assertIn("dropped", done.stderr)
-            with Server() as server:
-                done = subprocess.run([TENDON, "replay", folder, "--url",
-                                       f"ws://127.0.0.1:{server.port}", "--json"],
+            with Server(model=ALOHA) as server:
+                done = subprocess.run([*replay, "--url", f"ws://127.0.0.1:{server.port}", "--json"],
                                       capture_output=True, text=True)
                 self.assertEqual(json.loads(done.stdout)["equal"], 5, done.stderr)
-            done = subprocess.run([TENDON, "replay", folder, "demo", "--weights-seed", "1",
-                                   "--tolerance", "0"],
+            done = subprocess.run([*replay, *ALOHA, "--weights-seed", "1", "--tolerance", "0"],
                                   capture_output=True, text=True)
             self.assertEqual(done.returncode, 1, done.stdout)
             self.assertIn("recorded with another model", done.stderr)
@@ -218,9 +258,9 @@ class Serve(unittest.TestCase):
     def test_equal_requests_give_equal_bytes_with_any_threads_and_after_a_restart(self):
         answers = set()
         for threads in ("1", "2", "4", "1"):
-            with Server("--threads", threads) as server:
+            with Server("--threads", threads, model=ALOHA) as server:
                 client = Socket(server.port)
-                answers |= {actions(client.ask()[1]) for _ in range(20)}
+                answers |= {actions(client.ask(ALOHA_REQUEST)[1]) for _ in range(20)}
         self.assertEqual(len(answers), 1)
 
     def test_a_new_chunk_continues_the_previous_one(self):
@@ -228,18 +268,18 @@ class Serve(unittest.TestCase):
             pairs = zip(struct.unpack("<56d", a[:448]), struct.unpack("<56d", b[:448]))
             return sum((x - y) ** 2 for x, y in pairs) ** 0.5  # over the first four rows
 
-        with Server("--rtc") as server:
+        with Server("--rtc", model=ALOHA) as server:
             client = Socket(server.port)
-            before = client.ask()[1]
+            before = client.ask(ALOHA_REQUEST)[1]
             array = before[9:before.index(b"\xadpolicy_timing")]
-            other = client.ask(with_keys(REQUEST, {"seed": b"\x07"}))[1]
-            guided = client.ask(with_keys(REQUEST, {
+            other = client.ask(with_keys(ALOHA_REQUEST, {"seed": b"\x07"}))[1]
+            guided = client.ask(with_keys(ALOHA_REQUEST, {
                 "seed": b"\x07", "prev_chunk": array, "inference_delay": b"\x04"}))[1]
             self.assertIn(b"\xafinference_delay\x04", guided)
             free = distance(actions(other), actions(before))
             self.assertLess(distance(actions(guided), actions(before)), 0.5 * free)
             # The server kept the last chunk, the guided one.
-            kept = client.ask(with_keys(REQUEST, {
+            kept = client.ask(with_keys(ALOHA_REQUEST, {
                 "seed": b"\x09", "actions_consumed": b"\x00", "inference_delay": b"\x04"}))[1]
             self.assertLess(distance(actions(kept), actions(guided)), 0.5 * free)
 
@@ -247,7 +287,7 @@ class Serve(unittest.TestCase):
         request = with_keys((MESSAGES / "request_droid.bin").read_bytes(),
                             {"endpoint": b"\xa5infer"})
         with Server("--config", "pi05_droid", "--dialect", "roboarena",
-                    model="synthetic:pi05-small") as server:
+                    model=("synthetic:pi05-small",)) as server:
             client = Socket(server.port)
             self.assertIn(b"needs_wrist_camera", client.greeting)
             kind, reply = client.ask(request)

@@ -98,11 +98,63 @@ def benchmarks(tendon, full_size):
         "about a chip.", ""]
 
 
+DEMOS = ("demo:pi0", "demo:pi05")
+SEED = 100000  # of the tests' first episode
+
+
+def judged(tendon, model, count, verb, pairs, *more):
+    command = [tendon, "demo", model, "--episodes", count, "--seed", SEED, "--verb", verb,
+               "--pairs", pairs, "--threads", "1", "--json", *more]
+    return run(command)
+
+
+def percent(result):
+    low, high = (100 * v for v in result["interval"])
+    return f"{100 * result['success_rate']:.1f} % ({low:.0f} to {high:.0f})"
+
+
+def demo(tendon):
+    page = head("The demo, judged", "Episodes solved, with Wilson's 95 % interval: "
+                f"`tendon demo MODEL --episodes N --seed {SEED} --verb V --pairs P` and the "
+                "options of the row. 200 episodes per number, 60 on the fake device, 100 in the "
+                "lower two tables.")
+    kinds = [(v, p) for p in ("seen", "unseen") for v in ("reach", "push")]
+    rows = []
+    for model in DEMOS:
+        for backend, precision, device in BACKENDS:
+            count = 60 if device else 200
+            more = ["--backend", backend, "--precision", precision, *device]
+            rows.append([model, f"{backend} {precision}", *(
+                percent(judged(tendon, model, count, v, p, *more)) for v, p in kinds)])
+    page += table(("policy", "backend", "reach", "push", "reach, unseen pairs",
+                   "push, unseen pairs"), rows)
+    page += ["What the policies use: cpu f32, seen pairs.", ""]
+    ways = ((), ("--wrong-prompt",), ("--blank-images",), ("--zero-state",))
+    page += table(("policy", "task", "as it is", *(f"`{w[0]}`" for w in ways[1:])), [
+        (m, v, *(percent(judged(tendon, m, 100, v, "seen", "--precision", "f32", *w))
+                 for w in ways)) for m in DEMOS for v in ("reach", "push")])
+    page += ["Pushing under latency, without and with real-time chunking (`--rtc`). Smoothness is "
+             "the mean over episodes of the largest difference between the running chunk's next "
+             "action and the new chunk's first, in table sides per second.", ""]
+    rows = []
+    for model in DEMOS:
+        for latency in (0, 50, 200):
+            more = ("--precision", "f32", "--latency", latency)
+            pair = [judged(tendon, model, 100, "push", "seen", *more, *rtc)
+                    for rtc in ((), ("--rtc",))]
+            rows.append((model, f"{latency} ms", *(
+                [percent(r) for r in pair]
+                + [f"{r['tasks']['push']['mean_max_step']:.3f}" for r in pair])))
+    return page + table(("policy", "latency", "solved", "solved, rtc", "largest step",
+                         "largest step, rtc"), rows)
+
+
 def main():
     tendon, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in (("accuracy", accuracy(tendon)), ("coverage", coverage(tendon)),
-                        ("benchmarks", benchmarks(tendon, "--full-size" in sys.argv))):
+                        ("benchmarks", benchmarks(tendon, "--full-size" in sys.argv)),
+                        ("demo", demo(tendon))):
         (folder / f"{name}.md").write_text("\n".join(lines))
 
 

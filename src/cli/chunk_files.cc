@@ -100,14 +100,16 @@ std::vector<double> read_numbers(const std::string& text, const std::string& wha
 
 void write_file(const std::string& path, const std::string& bytes) {
   const std::string temporary = path + ".part";
+  errno = 0;
   std::ofstream file(temporary, std::ios::binary);
   file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   file.close();
-  if (!file.good()) {
-    fs::remove(temporary);
-    fail(Fault::input, "cannot write '{}': {}", path, std::strerror(errno));
-  }
-  fs::rename(temporary, path);
+  std::error_code wrong(file.good() ? 0 : errno, std::generic_category());
+  if (file.good()) fs::rename(temporary, path, wrong);
+  if (!wrong) return;
+  std::error_code ignored;  // there may be nothing to remove
+  fs::remove(temporary, ignored);
+  fail(Fault::input, "cannot write '{}': {}", path, wrong.message());
 }
 
 void write_actions(const std::string& path, const Actions& actions,

@@ -59,6 +59,7 @@ int main(int argc, char** argv) {
       "a chunk of actions out.\nExit codes: 0 ok, 1 negative verdict, 2 usage, 3 checkpoint, "
       "4 input, 5 backend, 6 memory, 7 network, 70 internal.");
   app.require_subcommand(1);
+  tendon::cli::add_demo(app);
   tendon::cli::add_run(app);
   tendon::cli::add_bench(app);
   tendon::cli::add_convert(app);

@@ -1,0 +1,153 @@
+// labels: loop
+// The embedded policies judged by what they achieve, on every backend and in every precision.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "demo/judging.h"
+#include "tendon/tendon.h"
+#include "test_files.h"
+
+namespace tendon::demo {
+namespace {
+
+constexpr uint64_t kFirstSeed = 100000;
+
+struct Setting {
+  std::string model, backend = "cpu", precision = "f32", device;
+};
+
+Policy policy_of(const Setting& s) {
+  OpenOptions options{.backend = s.backend, .precision = s.precision, .device = s.device};
+  options.threads = 1;
+  const auto engine = std::make_shared<Engine>(Engine::open(s.model, options));
+  return [engine](const Observation& now, const LeftOver& left, uint64_t seed) {
+    InferOptions how{.seed = seed};
+    if (left.rows > 0)
+      how.previous = PreviousChunk{.actions = left.values,
+                                   .rows = left.rows,
+                                   .dim = 3,
+                                   .delay = left.delay,
+                                   .execution_horizon = left.guided};
+    return engine->infer(now, how).values;
+  };
+}
+
+struct Outcome {
+  Rate rate;
+  double jump = 0;  // mean of the episodes' largest
+};
+
+Outcome judge(const Policy& policy, int count, Verb verb, Pairs pairs, LoopOptions loop = {},
+              bool wrong_prompt = false) {
+  Outcome outcome;
+  for (const Trial& trial : trials(count, kFirstSeed, {verb}, {pairs})) {
+    const Episode episode = trial.episode();
+    if (wrong_prompt) loop.prompt = other_task(episode).prompt();
+    const Record record = run_episode(episode, policy, loop, trial.seed);
+    ++outcome.rate.episodes;
+    outcome.rate.successes += record.solved;
+    outcome.jump += record.largest_jump / count;
+  }
+  return outcome;
+}
+
+void note(std::string_view what, const Rate& rate) {
+  ::testing::Test::RecordProperty(std::string(what), fmt::format("{:.1f} %", 100 * rate.rate()));
+  fmt::print("{}: {} of {}\n", what, rate.successes, rate.episodes);
+}
+
+class EveryPolicy : public ::testing::TestWithParam<std::string> {};
+
+std::string identifier(std::string text) {
+  std::ranges::replace(text, ':', '_');
+  return text;
+}
+
+const auto kPolicies = ::testing::Values("demo:pi0", "demo:pi05");
+
+}  // namespace
+
+// 200 fixed seeds per verb. Rounding may cost two points of what f32 achieves.
+TEST_P(EveryPolicy, solves_its_tasks_in_every_precision) {
+  const std::vector<Setting> settings = {{.model = GetParam()},
+                                         {.model = GetParam(), .precision = "bf16"},
+                                         {.model = GetParam(), .precision = "int8"},
+                                         {GetParam(), "ttnn", "bf16", "fake"}};
+  std::map<Verb, double> exact;
+  for (const Setting& setting : settings) {
+    const Policy policy = policy_of(setting);
+    for (const Verb verb : {Verb::reach, Verb::push}) {
+      const Rate rate = judge(policy, 200, verb, Pairs::seen).rate;
+      note(fmt::format("{} {}, {}", setting.backend, setting.precision, name(verb)), rate);
+      EXPECT_GE(rate.rate(), verb == Verb::reach ? 0.95 : 0.85);
+      EXPECT_GE(rate.rate(), exact.try_emplace(verb, rate.rate()).first->second - 0.02);
+    }
+  }
+}
+
+TEST_P(EveryPolicy, goes_the_same_way_on_the_reference_backend) {
+  const Policy cpu = policy_of({.model = GetParam()});
+  const Policy reference = policy_of({GetParam(), "reference"});
+  for (const Verb verb : {Verb::reach, Verb::push})
+    for (const Trial& trial : trials(20, kFirstSeed, {verb}, {Pairs::seen})) {
+      const Record a = run_episode(trial.episode(), cpu, {}, trial.seed);
+      const Record b = run_episode(trial.episode(), reference, {}, trial.seed);
+      EXPECT_EQ(a.solved, b.solved) << trial.seed;
+      ASSERT_EQ(a.steps(), b.steps()) << trial.seed;
+      EXPECT_NEAR(a.world().gripper.at.x, b.world().gripper.at.x, 1e-3) << trial.seed;
+      EXPECT_NEAR(a.world().gripper.at.y, b.world().gripper.at.y, 1e-3) << trial.seed;
+    }
+}
+
+TEST_P(EveryPolicy, finds_pairs_of_colour_and_shape_that_it_never_saw) {
+  const Policy policy = policy_of({.model = GetParam()});
+  Rate both;
+  for (const Verb verb : {Verb::reach, Verb::push}) {
+    const Rate rate = judge(policy, 100, verb, Pairs::held_out).rate;
+    note(name(verb), rate);
+    both.episodes += rate.episodes;
+    both.successes += rate.successes;
+  }
+  EXPECT_GE(both.rate(), 0.70);
+}
+
+TEST_P(EveryPolicy, uses_language_vision_and_state) {
+  const Policy policy = policy_of({.model = GetParam()});
+  double whole = 0, without_state = 0;
+  for (const Verb verb : {Verb::reach, Verb::push}) {
+    const std::string task = std::string(name(verb)) + ", ";
+    const Rate wrong = judge(policy, 60, verb, Pairs::seen, {}, true).rate;
+    note(task + "wrong prompt", wrong);
+    EXPECT_LT(wrong.rate(), 0.15);
+    const Rate blank = judge(policy, 60, verb, Pairs::seen, {.blank_images = true}).rate;
+    note(task + "blank images", blank);
+    EXPECT_LT(blank.rate(), 0.15);
+    const Rate zero = judge(policy, 60, verb, Pairs::seen, {.zero_state = true}).rate;
+    note(task + "zero state", zero);
+    without_state += zero.rate() / 2;
+    whole += judge(policy, 60, verb, Pairs::seen).rate.rate() / 2;
+  }
+  EXPECT_LT(without_state, whole - 0.1);
+}
+
+// 0, 50 and 200 ms between an observation and its actions.
+TEST_P(EveryPolicy, real_time_chunking_is_smoother_under_latency) {
+  const Policy policy = policy_of({.model = GetParam()});
+  for (const int delay : {0, 1, 2}) {
+    const Outcome plain = judge(policy, 40, Verb::push, Pairs::seen, {.delay = delay});
+    const Outcome guided =
+        judge(policy, 40, Verb::push, Pairs::seen, {.delay = delay, .guided = true});
+    note(fmt::format("delay {}", delay), plain.rate);
+    note(fmt::format("delay {}, guided", delay), guided.rate);
+    fmt::print("jump {:.3f}, guided {:.3f}\n", plain.jump, guided.jump);
+    EXPECT_LT(guided.jump, plain.jump / 1.5);
+    EXPECT_GE(plain.rate.rate(), 0.75);
+    EXPECT_GE(guided.rate.rate(), 0.65);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Both, EveryPolicy, kPolicies,
+                         [](const auto& test) { return identifier(test.param); });
+
+}  // namespace tendon::demo
