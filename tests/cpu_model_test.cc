@@ -31,6 +31,9 @@ void* counted(size_t bytes, size_t alignment) {
 // Never inlined: gcc takes the halves of an inlined pair for a mismatch.
 [[gnu::noinline]] void* operator new(size_t bytes) { return counted(bytes, 1); }
 [[gnu::noinline]] void* operator new[](size_t bytes) { return counted(bytes, 1); }
+[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  return counted(bytes, 1);
+}
 [[gnu::noinline]] void* operator new(size_t bytes, std::align_val_t a) {
   return counted(bytes, static_cast<size_t>(a));
 }
