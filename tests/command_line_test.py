@@ -123,7 +123,8 @@ def closes_the_loop(scratch):
           "--gif and --svg write what they say")
     expect(0, "demo:pi05", "demo", "demo:pi05", "--episodes", "1", "--precision", "int8")
     expect(0, "95 % interval", "demo", "--episodes", "1", "--quiet", "--latency", "200", "--rtc")
-    expect(1, "--at-least", "demo", "--episodes", "1", "--blank-images", "--at-least", "0.9")
+    expect(1, "--at-least", "demo", "--verb", "push", "--episodes", "1", "--blank-images",
+           "--at-least", "0.9")
     expect(2, "reach the COLOUR SHAPE", "demo", "--prompt", "make coffee")
     expect(2, "300 is 3 actions", "demo", "--latency", "300", "--rows", "3")
     expect(2, "would not be used", "demo", "demo:pi05", "--url", "localhost:1")
