@@ -41,15 +41,18 @@ struct Judged {
   std::string prompt;
 };
 
-std::string policy_name;  // of the header, "demo on cpu, bf16"
+struct Named {
+  std::string name;  // "demo · cpu · avx512bf16, bf16 products"
+  Policy policy;
+};
 
-Policy local(const DemoOptions& o) {
+Named local(const DemoOptions& o) {
   const auto engine = std::make_shared<Engine>(Engine::open(o.model, o.open));
   ensure(engine->action_names().size() == 3 && engine->state_dim() == 3, Fault::usage,
          "the table's gripper has 3 state values and 3 actions, this policy {} and {}",
          engine->state_dim(), engine->action_names().size());
-  policy_name = fmt::format("{} · {} · {}", o.model, engine->backend(), engine->method());
-  return [engine](const Observation& now, const LeftOver& left, uint64_t seed) {
+  Named named{fmt::format("{} · {} · {}", o.model, engine->backend(), engine->method()), {}};
+  named.policy = [engine](const Observation& now, const LeftOver& left, uint64_t seed) {
     InferOptions options{.seed = seed};
     if (left.rows > 0)
       options.previous = PreviousChunk{.actions = left.values,
@@ -59,14 +62,15 @@ Policy local(const DemoOptions& o) {
                                        .execution_horizon = left.guided};
     return engine->infer(now, options).values;
   };
+  return named;
 }
 
-Policy remote(const DemoOptions& o) {
+Named remote(const DemoOptions& o) {
   PolicyClient::Options connection;
   if (!o.key_file.empty()) connection.api_key = read_key(o.key_file);
   const auto client = std::make_shared<PolicyClient>(o.url, connection);
-  policy_name = fmt::format("{} at {}", client->policy().model, o.url);
-  return [client](const Observation& now, const LeftOver& left, uint64_t seed) {
+  Named named{fmt::format("{} at {}", client->policy().model, o.url), {}};
+  named.policy = [client](const Observation& now, const LeftOver& left, uint64_t seed) {
     RemoteOptions options;
     options.seed = seed;
     if (left.rows > 0) {
@@ -76,6 +80,7 @@ Policy remote(const DemoOptions& o) {
     }
     return client->infer(now, "lerobot", options).values;
   };
+  return named;
 }
 
 std::vector<Trial> wanted(const DemoOptions& o) {
@@ -178,9 +183,9 @@ Rate total(const std::vector<Judged>& all) {
   return rate;
 }
 
-void print_json(const DemoOptions& o, const std::vector<Judged>& all) {
+void print_json(const DemoOptions& o, const std::string& policy, const std::vector<Judged>& all) {
   const Rate rate = total(all);
-  nlohmann::json json{{"policy", policy_name},
+  nlohmann::json json{{"policy", policy},
                       {"episodes", rate.episodes},
                       {"success_rate", rate.rate()},
                       {"interval", {rate.low(), rate.high()}},
@@ -215,16 +220,16 @@ void run(DemoOptions o) {
   ensure(o.loop.delay < o.loop.rows, Fault::usage,
          "--latency {} is {} actions: give more than so many --rows", o.latency_ms, o.loop.delay);
   const bool live = !o.quiet && !o.json && ::isatty(STDERR_FILENO) != 0;
-  const Policy policy = o.url.empty() ? local(o) : remote(o);
-  if (!o.json) fmt::print(stderr, "{}\n", policy_name);
-  const std::vector<Judged> all = judge(o, policy, live);
+  const Named named = o.url.empty() ? local(o) : remote(o);
+  if (!o.json) fmt::print(stderr, "{}\n", named.name);
+  const std::vector<Judged> all = judge(o, named.policy, live);
   if (!all.empty()) {
     const Judged& last = all.back();
     if (!o.gif.empty()) write_file(o.gif, film_gif(last.record, last.prompt));
     if (!o.svg.empty()) write_file(o.svg, sketch_svg(last.record, last.prompt));
   }
   if (o.json)
-    print_json(o, all);
+    print_json(o, named.name, all);
   else
     print_table(all);
   const double rate = total(all).rate();
