@@ -102,6 +102,7 @@ TEST(EmbeddedFiles, are_found_by_their_prefix_only) {
   EXPECT_TRUE(is_file("embedded:pi0/config.json"));
   EXPECT_FALSE(is_file("embedded:pi0/nothing"));
   EXPECT_FALSE(is_file("pi0/config.json"));
+  EXPECT_FALSE(is_file("9letters:pi0/config.json"));
   EXPECT_EQ(refused([] { read_file("embedded:pi0/nothing", 10); }).fault(), Fault::checkpoint);
   EXPECT_EQ(refused([] { read_file("embedded:pi0/config.json", 10); }).fault(), Fault::checkpoint);
 }
