@@ -6,7 +6,7 @@
 #include <map>
 
 #include "demo/judging.h"
-#include "tendon/tendon.h"
+#include "tendon/table_policy.h"
 #include "test_files.h"
 
 namespace tendon::demo {
@@ -21,17 +21,7 @@ struct Setting {
 Policy policy_of(const Setting& s) {
   OpenOptions options{.backend = s.backend, .precision = s.precision, .device = s.device};
   options.threads = 1;
-  const auto engine = std::make_shared<Engine>(Engine::open(s.model, options));
-  return [engine](const Observation& now, const LeftOver& left, uint64_t seed) {
-    InferOptions how{.seed = seed};
-    if (left.rows > 0)
-      how.previous = PreviousChunk{.actions = left.values,
-                                   .rows = left.rows,
-                                   .dim = 3,
-                                   .delay = left.delay,
-                                   .execution_horizon = left.guided};
-    return engine->infer(now, how).values;
-  };
+  return table_policy(std::make_shared<Engine>(Engine::open(s.model, options)));
 }
 
 struct Outcome {

@@ -4,19 +4,13 @@
 #include "demo/judging.h"
 #include "policy/open_model.h"
 #include "tendon/tendon.h"
+#include "tensor/compare.h"
 #include "test_files.h"
 
 namespace tendon::demo {
 namespace {
 
-double distance(std::span<const double> got, std::span<const double> expected) {
-  double off = 0, all = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    off += (got[i] - expected[i]) * (got[i] - expected[i]);
-    all += expected[i] * expected[i];
-  }
-  return std::sqrt(off / all);
-}
+std::vector<float> narrow(std::span<const double> values) { return {values.begin(), values.end()}; }
 
 // An episode that lerobot's policy went through, chunk by chunk; the pictures are drawn anew.
 void expect_lerobots_actions(const std::string& model, const std::string& backend, double bound) {
@@ -41,7 +35,8 @@ void expect_lerobots_actions(const std::string& model, const std::string& backen
     InferOptions options;
     options.noise.assign(noises.begin() + static_cast<int64_t>(chunk * noise),
                          noises.begin() + static_cast<int64_t>((chunk + 1) * noise));
-    EXPECT_LT(distance(engine.infer(now, options).values, expected), bound) << "chunk " << chunk;
+    const Comparison c = compare(narrow(engine.infer(now, options).values), narrow(expected));
+    EXPECT_LT(c.relative_l2, bound) << "chunk " << chunk << ", max error " << c.max_error;
     ++chunk;
     return std::vector<double>(expected.begin(), expected.end());
   };

@@ -16,6 +16,7 @@
 #include "demo/sketch.h"
 #include "demo/terminal.h"
 #include "tendon/client.h"
+#include "tendon/table_policy.h"
 #include "tensor/check.h"
 
 namespace tendon::cli {
@@ -48,21 +49,8 @@ struct Named {
 
 Named local(const DemoOptions& o) {
   const auto engine = std::make_shared<Engine>(Engine::open(o.model, o.open));
-  ensure(engine->action_names().size() == 3 && engine->state_dim() == 3, Fault::usage,
-         "the table's gripper has 3 state values and 3 actions, this policy {} and {}",
-         engine->state_dim(), engine->action_names().size());
-  Named named{fmt::format("{} · {} · {}", o.model, engine->backend(), engine->method()), {}};
-  named.policy = [engine](const Observation& now, const LeftOver& left, uint64_t seed) {
-    InferOptions options{.seed = seed};
-    if (left.rows > 0)
-      options.previous = PreviousChunk{.actions = left.values,
-                                       .rows = left.rows,
-                                       .dim = 3,
-                                       .delay = left.delay,
-                                       .execution_horizon = left.guided};
-    return engine->infer(now, options).values;
-  };
-  return named;
+  return {fmt::format("{} · {} · {}", o.model, engine->backend(), engine->method()),
+          table_policy(engine)};
 }
 
 Named remote(const DemoOptions& o) {

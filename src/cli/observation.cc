@@ -16,12 +16,11 @@ void add_observation_options(CLI::App& verb, GivenObservation& given) {
 
 Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine,
                     bool fill) {
-  const bool demo = model == "demo" || model.starts_with("demo:");
-  const bool built_in = fill || demo || model.starts_with("synthetic:");
-  const Observation own = demo ? demo_observation() : aloha_observation();
+  std::optional<Observation> own = observation_of(model);
+  if (!own && fill) own = aloha_observation();
   Observation observation;
-  if (built_in && given.images.empty()) {
-    observation = own;
+  if (own && given.images.empty()) {
+    observation = *own;
     const std::vector<std::string> cameras = engine.cameras();
     std::map<std::string, Image> images;  // in the model's own names, as many as it has
     for (auto& [name, image] : observation.images) {
@@ -38,12 +37,12 @@ Observation observe(const std::string& model, const GivenObservation& given, con
     observation.images[text.substr(0, equals)] = read_image(text.substr(equals + 1));
   }
   if (!given.state.empty()) observation.state = read_numbers(given.state, "--state");
-  if (built_in && given.state.empty()) {
-    observation.state = own.state;
+  if (own && given.state.empty()) {
+    observation.state = own->state;
     observation.state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
   }
   if (given.prompt) observation.prompt = given.prompt;
-  if (fill && !observation.prompt) observation.prompt = own.prompt;
+  if (fill && !observation.prompt) observation.prompt = own->prompt;
   return observation;
 }
 

@@ -24,6 +24,13 @@ Observation seen(const World& world, const std::string& prompt, const LoopOption
   return now;
 }
 
+// One end of Wilson's interval.
+double wilson(const Rate& rate, double side) {
+  const double n = rate.episodes, p = rate.rate(), z2 = k95 * k95;
+  const double half = k95 * std::sqrt(p * (1 - p) / n + z2 / (4 * n * n));
+  return (p + z2 / (2 * n) + side * half) / (1 + z2 / n);
+}
+
 // The chunk that is being executed and the one that is under way.
 class Running {
  public:
@@ -94,20 +101,8 @@ Record run_episode(const Episode& episode, const Policy& policy, const LoopOptio
   return record;
 }
 
-double Rate::low() const {
-  if (episodes == 0) return 0;
-  const double n = episodes, p = rate(), z2 = k95 * k95;
-  const double middle = p + z2 / (2 * n),
-               half = k95 * std::sqrt(p * (1 - p) / n + z2 / (4 * n * n));
-  return std::max(0.0, (middle - half) / (1 + z2 / n));
-}
+double Rate::low() const { return episodes == 0 ? 0 : std::max(0.0, wilson(*this, -1)); }
 
-double Rate::high() const {
-  if (episodes == 0) return 1;
-  const double n = episodes, p = rate(), z2 = k95 * k95;
-  const double middle = p + z2 / (2 * n),
-               half = k95 * std::sqrt(p * (1 - p) / n + z2 / (4 * n * n));
-  return std::min(1.0, (middle + half) / (1 + z2 / n));
-}
+double Rate::high() const { return episodes == 0 ? 1 : std::min(1.0, wilson(*this, 1)); }
 
 }  // namespace tendon::demo

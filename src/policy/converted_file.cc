@@ -1,6 +1,5 @@
 #include "policy/converted_file.h"
 
-#include <fstream>
 #include <map>
 
 #include "checkpoint/content_hash.h"

@@ -124,9 +124,9 @@ namespace {
 void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& o) {
   Surroundings& s = m.surroundings;
   const bool generated = m.layout == "synthetic";
-  m.tokenizer = !o.tokenizer.empty() ? o.tokenizer
-                : generated          ? ""
-                                     : find_tokenizer(is_demo(model) ? demo_folder(model) : model);
+  m.tokenizer = o.tokenizer;
+  if (m.tokenizer.empty() && !generated)
+    m.tokenizer = find_tokenizer(is_demo(model) ? demo_folder(model) : model);
   if (!m.tokenizer.empty()) {
     s.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::open(m.tokenizer));
   } else if (generated) {

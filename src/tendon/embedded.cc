@@ -2,6 +2,7 @@
 
 #include "demo/picture.h"
 #include "policy/image_file.h"
+#include "policy/open_model.h"
 #include "tensor/check.h"
 #include "tensor/embed.h"
 
@@ -44,6 +45,12 @@ Observation demo_observation() {
   demo::Random random(1);
   const demo::Episode episode = demo::new_episode(random, demo::Verb::reach, demo::Pairs::seen);
   return demo::observe(episode.world, episode.task.prompt());
+}
+
+std::optional<Observation> observation_of(const std::string& model) {
+  if (is_demo(model)) return demo_observation();
+  if (model.starts_with("synthetic:")) return aloha_observation();
+  return {};
 }
 
 }  // namespace tendon
