@@ -7,6 +7,7 @@
 #include <cmath>
 #include <random>
 
+#include "checkpoint/content_hash.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/synthetic.h"
 #include "checkpoint/weights.h"
@@ -74,7 +75,8 @@ TEST(Safetensors, hostile_headers_are_refused) {
       {"{\"a\":" + std::string(100000, '[') + "}", 0},
   };
   for (const auto& [header, data] : bad) {
-    const Error e = refused([&] { parse(file_of(header, data)); });
+    const std::string file = file_of(header, data);
+    const Error e = refused([&] { parse(file); });
     EXPECT_EQ(e.fault(), Fault::checkpoint) << header.substr(0, 80);
   }
   std::string huge = file_of("{" + a + "}", 8);
@@ -128,6 +130,26 @@ TEST(Safetensors, what_is_written_is_read_back) {
   const auto file = SafetensorsFile::open(scratch.path() / "t.safetensors");
   EXPECT_EQ(numbers(*file->find("x")), std::vector<double>({1, -2, 3, 4}));
   EXPECT_EQ(file->metadata().at("k"), "v");
+}
+
+TEST(Safetensors, written_data_begins_at_a_cache_line) {
+  const Scratch scratch("aligned");
+  for (const std::string name : {"x", "x1", "x12", "a name of another length"}) {
+    write_safetensors(scratch.path() / name, std::vector<HostTensor>{host_tensor(name, {1}, {1.f})},
+                      {});
+    EXPECT_EQ((read_whole(scratch.path() / name).size() - 4) % 64, 0u) << name;
+  }
+}
+
+// Computed once by the formula in Python: recordings keep hashes, and other machines compare them.
+TEST(ContentHash, of_the_bytes_from_zero_up_is_the_same_on_every_machine) {
+  std::vector<std::byte> bytes(100);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i);
+  const auto first = [&](size_t n) { return content_hash(std::span(bytes).first(n)); };
+  EXPECT_EQ(first(0), 0x050EA20EE6B2FAB9u);
+  EXPECT_EQ(first(1), 0xEB73557597A15C8Au);
+  EXPECT_EQ(first(64), 0x0495CF52EC777637u);
+  EXPECT_EQ(first(100), 0x5C1760FFFB1061FAu);
 }
 
 // Resident pages of these bytes.

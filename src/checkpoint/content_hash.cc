@@ -28,7 +28,7 @@ uint64_t content_hash(std::span<const std::byte> bytes) {
   constexpr size_t kLanes = 8, kBlock = kLanes * sizeof(uint64_t);
   std::array<uint64_t, kLanes> lanes{1, 2, 3, 4, 5, 6, 7, 8};
   const auto take = [&lanes](const std::byte* from) {
-    std::array<uint64_t, kLanes> words;
+    std::array<uint64_t, kLanes> words{};
     std::memcpy(words.data(), from, kBlock);
     for (size_t l = 0; l < kLanes; ++l) lanes[l] = (lanes[l] ^ words[l]) * kOdd;
   };
@@ -42,10 +42,12 @@ uint64_t content_hash(std::span<const std::byte> bytes) {
   return h;
 }
 
-std::string content_hash(std::span<const HostTensor> tensors, int threads,
+std::string content_hash(std::span<const HostTensor> tensors,
+                         const std::map<std::string, std::string>& metadata, int threads,
                          const std::string& forget) {
   std::vector<HostTensor> pieces;
   std::string labels;
+  for (const auto& [key, value] : metadata) labels += fmt::format("{} {}\n", key, value);
   for (const HostTensor& t : tensors) {
     labels += fmt::format("{} {} {}\n", t.name, name(t.dtype), to_string(t.shape));
     for (size_t at = 0; at < t.bytes.size(); at += kPiece) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 
@@ -15,9 +16,11 @@ namespace tendon {
 // any one word always changes the result. The same on every machine.
 uint64_t content_hash(std::span<const std::byte> bytes);
 
-// Over names, types, shapes and bytes of all tensors, by several threads; 16 hexadecimal digits.
-// Where `forget` names a mapped tensor, its pages are given back afterwards.
-std::string content_hash(std::span<const HostTensor> tensors, int threads,
+// Over names, types, shapes and bytes of all tensors, by several threads, and over the metadata, in
+// which statistics may stand; 16 hexadecimal digits. Where `forget` names a mapped tensor, its
+// pages are given back afterwards.
+std::string content_hash(std::span<const HostTensor> tensors,
+                         const std::map<std::string, std::string>& metadata, int threads,
                          const std::string& forget = {});
 
 }  // namespace tendon

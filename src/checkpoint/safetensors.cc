@@ -39,16 +39,17 @@ std::shared_ptr<const Mapping> map_file(const std::filesystem::path& path) {
   ensure(regular, Fault::checkpoint, "{} is not a regular file", path.string());
   ensure(size >= 8, Fault::checkpoint, "{} has {} bytes; a safetensors file has at least 8",
          path.string(), size);
-  ensure(data != MAP_FAILED, Fault::checkpoint, "cannot map {}: {}", path.string(),
-         std::strerror(error));
+  ensure(data != MAP_FAILED, error == ENOMEM ? Fault::memory : Fault::checkpoint,
+         "cannot map {}: {}", path.string(), std::strerror(error));
   auto mapping = std::make_shared<Mapping>();
   mapping->data = static_cast<const std::byte*>(data);
   mapping->size = size;
   return mapping;
 }
 
-// Offsets must be in order, without holes or overlaps, and cover the buffer.
-void check_cover(std::vector<TensorEntry>& tensors, uint64_t buffer_bytes,
+// Offsets must be in order, without holes or overlaps, and cover the buffer: what is left of the
+// file behind `head_bytes`.
+void check_cover(std::vector<TensorEntry>& tensors, uint64_t head_bytes, uint64_t buffer_bytes,
                  const std::string& file) {
   std::ranges::stable_sort(tensors, {}, [](const TensorEntry& e) { return e.begin; });
   uint64_t end = 0;
@@ -59,14 +60,14 @@ void check_cover(std::vector<TensorEntry>& tensors, uint64_t buffer_bytes,
     ensure(e.end >= e.begin && e.end - e.begin == bytes, Fault::checkpoint,
            "{}: {} {} of {} takes {} bytes, its offsets {} to {} do not fit", file, e.name,
            to_string(e.shape), name(e.dtype), bytes, e.begin, e.end);
-    ensure(e.end <= buffer_bytes, Fault::checkpoint,
-           "{} is cut short: {} ends at byte {}, the file holds {} bytes of tensors", file, e.name,
-           e.end, buffer_bytes);
     end = e.end;
   }
+  ensure(end <= buffer_bytes, Fault::checkpoint,
+         "{} is cut short: it has {} bytes, its header speaks of {}; copy it again", file,
+         head_bytes + buffer_bytes, head_bytes + end);
   ensure(end == buffer_bytes, Fault::checkpoint,
-         "{}: the tensors end at byte {}, the file holds {} bytes of tensors", file, end,
-         buffer_bytes);
+         "{} is too long: it has {} bytes, its header speaks of {}", file,
+         head_bytes + buffer_bytes, head_bytes + end);
 }
 
 }  // namespace
@@ -90,12 +91,12 @@ std::shared_ptr<SafetensorsFile> SafetensorsFile::from_bytes(std::shared_ptr<con
          "{}: a header of {} bytes, at most {} are read; is it a safetensors file?", name,
          header_bytes, kHeaderBytesMax);
   ensure(header_bytes <= bytes.size() - 8, Fault::checkpoint,
-         "{} is cut short: a header of {} bytes in a file of {} bytes", name, header_bytes,
-         bytes.size());
+         "{} is cut short: it has {} bytes, its header alone needs {}; copy it again", name,
+         bytes.size(), 8 + header_bytes);
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, header_bytes);
   SafetensorsHeader header = parse_safetensors_header(text, name);
   const std::span<const std::byte> buffer = bytes.subspan(8 + header_bytes);
-  check_cover(header.tensors, buffer.size(), name);
+  check_cover(header.tensors, 8 + header_bytes, buffer.size(), name);
 
   std::shared_ptr<SafetensorsFile> file(new SafetensorsFile);
   file->name_ = std::move(name);

@@ -18,9 +18,9 @@ namespace tendon {
 class SafetensorsFile {
  public:
   // Throws Error(Fault::checkpoint) naming the file, what was expected and what was found: header
-  // of at most 16 MB beginning with '{', at most 65,536 tensors with unique names of at most 512
-  // bytes, at most 8 dimensions of at least 1, known types, offsets in order without holes or
-  // overlaps that cover the buffer to the last byte.
+  // of at most 16 MB beginning with '{', at most 65,536 tensors with unique, printable names of at
+  // most 512 bytes, at most 8 dimensions of at least 1, known types, offsets in order without holes
+  // or overlaps that cover the buffer to the last byte.
   static std::shared_ptr<const SafetensorsFile> open(const std::filesystem::path& path);
 
   // The same checks on bytes in memory, kept alive by `owner`.

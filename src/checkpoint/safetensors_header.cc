@@ -1,5 +1,6 @@
 #include "checkpoint/safetensors_header.h"
 
+#include <algorithm>
 #include <set>
 
 #include "tensor/check.h"
@@ -218,6 +219,9 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, const std::str
   std::set<std::string> names;
   in.list('{', '}', [&] {
     std::string name = in.string(kNameBytesMax);
+    // Names are printed: none shall clear a terminal or look like a line of a log.
+    if (std::ranges::any_of(name, [](char c) { return (c >= 0 && c < ' ') || c == '\x7f'; }))
+      in.refuse("a control character in the name of a tensor");
     if (!names.insert(name).second) in.refuse("'{}' stands twice", name);
     in.expect(':');
     if (name == "__metadata__") {

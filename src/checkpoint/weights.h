@@ -14,6 +14,9 @@
 
 namespace tendon {
 
+// No weight of a trained network is as large; a flipped bit of an exponent makes more.
+constexpr float kWeightMagnitudeMax = 1e4f;
+
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
@@ -22,7 +25,8 @@ class WeightSource {
   // Throws Error(Fault::checkpoint): a missing tensor names the nearest existing one, a wrong shape
   // or a type other than F32, BF16 or F16 says what was found and expected.
   virtual void check(const std::string& name, const Shape& shape) const = 0;
-  // The tensor, after the same checks.
+  // The tensor, after the same checks. One of a file whose values are not finite or larger than
+  // kWeightMagnitudeMax is refused too.
   virtual HostTensor get(const std::string& name, const Shape& shape) = 0;
   // The pieces of a weight that a backend has packed, as stored by `tendon convert`; else empty.
   virtual std::vector<HostTensor> packed(const std::string&) const { return {}; }

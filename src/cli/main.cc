@@ -1,6 +1,10 @@
 // tendon VERB [MODEL] [options]
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <csignal>
+#include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "cli/verbs.h"
@@ -51,6 +55,45 @@ int explain(const CLI::App& app, const CLI::ParseError& error, int argc, char** 
   return static_cast<int>(Fault::usage);
 }
 
+// A model file is mapped: when it is cut short while it is in use, or its disk fails, the kernel
+// sends SIGBUS. Only calls that are safe in a signal handler; any other SIGBUS is a bug and dumps.
+void end_without_file(int signal, siginfo_t* about, void*) {
+  if (about->si_code != BUS_ADRERR) {
+    std::signal(signal, SIG_DFL);
+    return;  // and faults again
+  }
+  constexpr std::string_view kLine =
+      "tendon: a model file was cut short or became unreadable while it was in use; copy it again "
+      "under another name, rename that over it, and restart\n";
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kLine.data(), kLine.size());
+  ::_exit(static_cast<int>(Fault::checkpoint));
+}
+
+void prepare_signals() {
+  struct sigaction action {};
+  action.sa_sigaction = end_without_file;
+  action.sa_flags = SA_SIGINFO;
+  ::sigaction(SIGBUS, &action, nullptr);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of write(), as a full disk
+}
+
+// Errors quote files: none shall clear a terminal or fill it.
+std::string printable(std::string_view text) {
+  constexpr size_t kBytesMax = 4096;
+  std::string out;
+  for (const char c : text.substr(0, kBytesMax)) {
+    const bool control = (c >= 0 && c < ' ' && c != '\n') || c == '\x7f';
+    out += control ? fmt::format("\\x{:02x}", static_cast<unsigned>(c)) : std::string(1, c);
+  }
+  if (text.size() > kBytesMax) out += fmt::format(" ... ({} bytes)", text.size());
+  return out;
+}
+
+int out_of_memory() {
+  fmt::print(stderr, "tendon: out of memory; `tendon inspect` prints what a model needs\n");
+  return static_cast<int>(Fault::memory);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -70,6 +113,7 @@ int main(int argc, char** argv) {
   tendon::cli::add_serve(app);
   tendon::cli::add_validate(app);
   tendon::cli::add_version(app);
+  prepare_signals();
   try {
     app.parse(argc, argv);
     return 0;
@@ -77,13 +121,17 @@ int main(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);  // -h
     return explain(app, error, argc, argv);
   } catch (const tendon::Error& error) {
-    fmt::print(stderr, "tendon: {}\n", error.what());
+    fmt::print(stderr, "tendon: {}\n", printable(error.what()));
     return static_cast<int>(error.fault());
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "tendon: out of memory; `tendon inspect` prints what a model needs\n");
-    return static_cast<int>(Fault::memory);
+    return out_of_memory();
+  } catch (const std::system_error& error) {
+    // The stack of another thread, as a rule.
+    if (error.code() == std::errc::resource_unavailable_try_again) return out_of_memory();
+    fmt::print(stderr, "tendon: internal error: {}\n", printable(error.what()));
+    return static_cast<int>(Fault::internal);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "tendon: internal error: {}\n", error.what());
+    fmt::print(stderr, "tendon: internal error: {}\n", printable(error.what()));
     return static_cast<int>(Fault::internal);
   }
 }

@@ -1,22 +1,25 @@
 #include "model/config_file.h"
 
+#include <charconv>
 #include <cmath>
 #include <functional>
 #include <set>
 
 #include "checkpoint/json.h"
+#include "model/parameters.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 
 namespace tendon {
 namespace {
 
-const std::string kPaliGemma = "paligemma_with_expert.paligemma.model.";
-const std::string kVision = kPaliGemma + "vision_tower.vision_model.";
-const std::string kLanguage = kPaliGemma + "language_model.";
-const std::string kExpert = "paligemma_with_expert.gemma_expert.model.";
-
 using Fields = std::vector<std::pair<std::string, int64_t*>>;
+
+[[noreturn]] void wrong_type(const nlohmann::json& json, const std::string& key,
+                             const std::string& file, const char* expected) {
+  fail(Fault::usage, "{}: '{}' is {}, expected {}", file, key, json.at(key).dump().substr(0, 60),
+       expected);
+}
 
 // Reads the known integer members; anything else is an error unless `extra` allows it.
 void read_fields(const nlohmann::json& json, const std::string& file, const Fields& fields,
@@ -27,8 +30,11 @@ void read_fields(const nlohmann::json& json, const std::string& file, const Fiel
   for (const auto& [key, value] : json.items())
     ensure(extra || std::ranges::find(known, key) != known.end(), Fault::usage,
            "{}: unknown key '{}'; nearest: '{}'", file, key, nearest(key, known));
-  for (const auto& [name, place] : fields)
-    if (json.contains(name)) *place = json_int(json, name, file);
+  for (const auto& [name, place] : fields) {
+    if (!json.contains(name)) continue;
+    if (!json.at(name).is_number_integer()) wrong_type(json, name, file, "an integer");
+    *place = json_int(json, name, file);
+  }
 }
 
 Fields gemma_fields(GemmaConfig& c) {
@@ -45,11 +51,22 @@ Shape need(const WeightSource& source, const std::string& name, int rank) {
   return *shape;
 }
 
+// Of "base12.rest" 12; 0 where no number follows.
+int64_t number_after(const std::string& base, const std::string& name) {
+  int64_t number = 0;
+  const auto end = std::from_chars(name.data() + base.size(), name.data() + name.size(), number);
+  return end.ec == std::errc::result_out_of_range ? INT64_MAX : number;
+}
+
 int64_t count_layers(const WeightSource& source, const std::string& base,
                      const std::string& tensor) {
   int64_t n = 0;
   while (source.has(fmt::format("{}{}.{}", base, n, tensor))) ++n;
   ensure(n > 0, Fault::checkpoint, "{} has no tensor {}0.{}", source.description(), base, tensor);
+  // A shorter model would fit what is left of one whose name is damaged.
+  for (const HostTensor& t : source.tensors())
+    ensure(!t.name.starts_with(base) || number_after(base, t.name) < n, Fault::checkpoint,
+           "{} has {}, but no tensor {}{}.{}", source.description(), t.name, base, n, tensor);
   return n;
 }
 
@@ -95,6 +112,7 @@ Config read_config(const nlohmann::json& json, const std::string& file,
   const bool golden = json.contains("format") && json.at("format") == "tendon-golden-1";
   Config c = base.value_or(Config{});
   if (json.contains("policy")) {
+    if (!json.at("policy").is_string()) wrong_type(json, "policy", file, "a string");
     const std::string policy = json_string(json, "policy", file);
     ensure(policy == "pi0" || policy == "pi05", Fault::usage,
            "{}: policy is '{}', expected 'pi0' or 'pi05'", file, policy);
@@ -127,8 +145,12 @@ Config read_config(const nlohmann::json& json, const std::string& file,
   if (json.contains("vlm")) read_fields(json.at("vlm"), file + ": vlm", vlm, {}, false);
   if (json.contains("expert"))
     read_fields(json.at("expert"), file + ": expert", gemma_fields(c.expert), {}, false);
-  if (json.contains("min_period")) c.min_period = json_number(json, "min_period", file);
-  if (json.contains("max_period")) c.max_period = json_number(json, "max_period", file);
+  for (const auto& [key, place] :
+       {std::pair("min_period", &c.min_period), {"max_period", &c.max_period}}) {
+    if (!json.contains(key)) continue;
+    if (!json.at(key).is_number()) wrong_type(json, key, file, "a number");
+    *place = json_number(json, key, file);
+  }
   check(c);
   return c;
 }

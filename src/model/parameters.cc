@@ -8,11 +8,6 @@
 namespace tendon {
 namespace {
 
-const std::string kPaliGemma = "paligemma_with_expert.paligemma.";
-const std::string kVision = kPaliGemma + "model.vision_tower.vision_model.";
-const std::string kLanguage = kPaliGemma + "model.language_model.";
-const std::string kExpert = "paligemma_with_expert.gemma_expert.model.";
-
 struct List {
   std::vector<Parameter> all;
   Part part = Part::vision;
@@ -85,7 +80,7 @@ std::vector<Parameter> parameters(const Config& c) {
   List list;
   add_vision(list, c.vision);
   list.part = Part::projector;
-  list.linear(kPaliGemma + "model.multi_modal_projector.linear", c.vlm.width, c.vision.width);
+  list.linear(kProjector, c.vlm.width, c.vision.width);
   list.part = Part::embedding;
   list.add(kLanguage + "embed_tokens.weight", {c.vocab, c.vlm.width});
   list.part = Part::vlm;

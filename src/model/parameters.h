@@ -10,6 +10,13 @@
 
 namespace tendon {
 
+// Where the published checkpoints keep each network.
+inline const std::string kPaliGemma = "paligemma_with_expert.paligemma.";
+inline const std::string kVision = kPaliGemma + "model.vision_tower.vision_model.";
+inline const std::string kProjector = kPaliGemma + "model.multi_modal_projector.linear";
+inline const std::string kLanguage = kPaliGemma + "model.language_model.";
+inline const std::string kExpert = "paligemma_with_expert.gemma_expert.model.";
+
 enum class Part { vision, projector, embedding, vlm, expert, heads };
 std::string_view name(Part part);
 

@@ -5,11 +5,6 @@
 namespace tendon {
 namespace {
 
-const std::string kPaliGemma = "paligemma_with_expert.paligemma.model.";
-const std::string kVision = kPaliGemma + "vision_tower.vision_model.";
-const std::string kLanguage = kPaliGemma + "language_model.";
-const std::string kExpert = "paligemma_with_expert.gemma_expert.model.";
-
 std::vector<float> values(const HostTensor& t) {
   std::vector<float> v(static_cast<size_t>(t.shape.count()));
   convert_to_f32(t, v);
@@ -67,7 +62,7 @@ struct Loader {
       const std::vector<float> b = vector(base + name + ".bias", outputs);
       parts.bias.insert(parts.bias.end(), b.begin(), b.end());
     }
-    const Weight weight = ops.prepare(parts);
+    Weight weight = ops.prepare(parts);
     if (options.prepared && parts.kind != WeightKind::head) options.prepared(parts, weight);
     return weight;
   }
@@ -101,8 +96,7 @@ Vision load_vision(const Loader& load, const Config& config) {
     });
   }
   vision.norm = load.layer_norm(kVision + "post_layernorm", w);
-  vision.project = load.linear(kPaliGemma + "multi_modal_projector.linear", config.vlm.width, w,
-                               true, WeightKind::linear);
+  vision.project = load.linear(kProjector, config.vlm.width, w, true, WeightKind::linear);
   return vision;
 }
 

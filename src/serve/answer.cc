@@ -27,7 +27,7 @@ double unix_seconds_now() {
 
 }  // namespace
 
-Answerer::Answerer(ServedPolicy policy, AnswerOptions options, Metrics& metrics,
+Answerer::Answerer(ServedPolicy policy, const AnswerOptions& options, Metrics& metrics,
                    std::function<void(const std::string&)> log)
     : policy_(std::move(policy)),
       options_(options),
@@ -174,7 +174,7 @@ Answer Answerer::answer_request(const Waiting& waiting, const Request& request, 
   return answer;
 }
 
-Answer Answerer::answer(const Waiting& waiting) {
+Answer Answerer::answer_or_say_why(const Waiting& waiting) {
   try {
     const Clock::time_point begin = Clock::now();
     const msgpack::Value message = msgpack::decode(waiting.message);
@@ -200,6 +200,16 @@ Answer Answerer::answer(const Waiting& waiting) {
     failed(error.what());
     log_(error.what());
     return refuse(waiting, Outcome::failed, "the policy failed; the server's log says why", true);
+  }
+}
+
+Answer Answerer::answer(const Waiting& waiting) {
+  try {
+    return answer_or_say_why(waiting);
+  } catch (const std::bad_alloc&) {  // not even for saying why: the text is one that needs none
+    metrics_.count(Outcome::failed);
+    ++waiting.session->errors;
+    return {.message = "out of memory", .text = true, .close = CloseCode::internal_error};
   }
 }
 

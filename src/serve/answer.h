@@ -38,7 +38,7 @@ struct Answer {
 class Answerer {
  public:
   // `log` gets one line per refused request.
-  Answerer(ServedPolicy policy, AnswerOptions options, Metrics& metrics,
+  Answerer(ServedPolicy policy, const AnswerOptions& options, Metrics& metrics,
            std::function<void(const std::string&)> log);
 
   // Never throws for what a peer sent or the policy could not do: that is the answer.
@@ -47,6 +47,7 @@ class Answerer {
   const ModelCard& card() const { return policy_.card; }
 
  private:
+  Answer answer_or_say_why(const Waiting& waiting);
   Answer answer_request(const Waiting& waiting, const Request& request, double decode_ms);
   Answer refuse(const Waiting& waiting, Outcome outcome, const std::string& text, bool internal);
   void check_age(const Request& request) const;

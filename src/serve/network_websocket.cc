@@ -40,9 +40,14 @@ void Socket::saw(websocket::frame_type frame) {
 // Grows with what has arrived, never with what a header claims.
 void Socket::read() {
   if (closing_ || finished_) return;
-  if (message_bytes_ == message_.size())
-    message_.resize(std::min(std::max(kFirstBytes, 2 * message_bytes_),
-                             std::max(options_.message_bytes_max, message_bytes_) + 1));
+  try {
+    if (message_bytes_ == message_.size())
+      message_.resize(std::min(std::max(kFirstBytes, 2 * message_bytes_),
+                               std::max(options_.message_bytes_max, message_bytes_) + 1));
+  } catch (const std::bad_alloc&) {
+    ++hub_.counters.too_big;
+    return close(CloseCode::too_big, "no memory for a message of this size");
+  }
   ws_.async_read_some(
       asio::buffer(message_.data() + message_bytes_, message_.size() - message_bytes_),
       [self = shared_from_this()](const ErrorCode& ec, size_t n) { self->read_some(ec, n); });

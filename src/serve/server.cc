@@ -231,7 +231,11 @@ void Server::infer_until_stopped() {
     error_ = std::current_exception();
   }
   inference_ended_ = true;
-  network_.post([this] { goodbye(); });
+  try {
+    network_.post([this] { goodbye(); });
+  } catch (const std::bad_alloc&) {
+    return;  // tick() looks as well
+  }
 }
 
 void Server::start_listening() {
@@ -291,6 +295,7 @@ void Server::hung() {
 
 void Server::tick() {
   const Clock::time_point now = Clock::now();
+  if (inference_ended_) goodbye();
   const Clock::rep begin = infer_begin_;
   if (begin != 0 && !leaving_) {
     const Clock::time_point since{Clock::duration(begin)};
@@ -311,9 +316,21 @@ int Server::run() {
   if (options_.admin_ready) options_.admin_ready(admin_port_);
   tick();
   std::thread inference([this] { infer_until_stopped(); });
-  network_.run();
+  std::exception_ptr out_of_memory;
+  try {
+    network_.run();
+  } catch (const std::bad_alloc&) {
+    // Who waits for what can no longer be told: an end that a supervisor sees, no half-dead server.
+    out_of_memory = std::current_exception();
+    exit_code_ = static_cast<int>(Fault::memory);
+    line_.close();
+    const auto end = Clock::now() + std::chrono::duration<double>(options_.drain_s_max);
+    while (!inference_ended_ && Clock::now() < end)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   if (!inference_ended_) std::_Exit(exit_code_);  // it cannot be interrupted
   inference.join();
+  if (out_of_memory) std::rethrow_exception(out_of_memory);
   if (error_) std::rethrow_exception(error_);
   return exit_code_;
 }
@@ -321,6 +338,10 @@ int Server::run() {
 }  // namespace
 
 int serve(const OpenPolicy& open, const ServeOptions& options) {
+  constexpr size_t kPathBytesMax = sizeof(sockaddr_un::sun_path) - 1;
+  ensure(options.notify_socket.size() <= kPathBytesMax, Fault::network,
+         "--notify-socket has {} bytes, a socket's path at most {}; give a shorter one",
+         options.notify_socket.size(), kPathBytesMax);
   return Server(open, options).run();
 }
 

@@ -15,19 +15,18 @@ namespace {
 // A healthy weight matrix has its largest value within a few dozen of its root mean square, a bias
 // or a norm may have a few strong channels. A flipped exponent bit gives 2^16 and more.
 constexpr double kMatrixOutlier = 100, kVectorOutlier = 1000;
-constexpr double kDamagedMagnitude = 1e4;  // no weight of a trained network is as large
 
 // Row-major values that a thread reads in one go: small enough for its first cache.
 constexpr int64_t kBlock = 4096;
 constexpr int64_t kPieceBlocks = 512;
 
 // What the values of a tensor, or of a piece of it, are like. Positions are multiples of kBlock.
-struct Values {
+struct Magnitudes {
   int64_t nans = 0, infinities = 0, bad_block = -1, largest_block = 0;
   float largest = 0;  // magnitude, of the finite ones
   double squares = 0;
 
-  void add(const Values& more) {
+  void add(const Magnitudes& more) {
     if (bad_block < 0) bad_block = more.bad_block;
     if (more.largest > largest) largest_block = more.largest_block;
     largest = std::max(largest, more.largest);
@@ -37,8 +36,8 @@ struct Values {
   }
 };
 
-Values measure(std::span<const float> block, int64_t position) {
-  Values v{.largest_block = position};
+Magnitudes measure(std::span<const float> block, int64_t position) {
+  Magnitudes v{.largest_block = position};
   constexpr size_t kLanes = 8;  // independent sums, which the compiler keeps in vectors
   std::array<double, kLanes> squares{};
   int32_t largest = 0;  // without its sign bit, a float is ordered as an integer
@@ -95,11 +94,11 @@ std::vector<Piece> cut(const std::vector<HostTensor>& tensors) {
   return pieces;
 }
 
-Values measure(const Piece& piece) {
-  std::array<float, kBlock> room;
+Magnitudes measure(const Piece& piece) {
+  std::array<float, kBlock> room{};
   const auto columns = static_cast<size_t>(piece.rows.shape[1]);
   const std::span<float> block = std::span(room).first(columns);
-  Values v{.largest_block = piece.position};
+  Magnitudes v{.largest_block = piece.position};
   for (int64_t row = 0; row < piece.rows.shape[0]; ++row) {
     convert_row_to_f32(piece.rows, row, block);
     v.add(measure(block, piece.position + row * kBlock));
@@ -121,13 +120,13 @@ std::string position(const HostTensor& t, int64_t block, Wanted wanted) {
   return to_string(Shape(index));
 }
 
-void judge_outlier(const HostTensor& t, const Values& v, const std::string& name, Report& r) {
+void judge_outlier(const HostTensor& t, const Magnitudes& v, const std::string& name, Report& r) {
   // The root mean square of all but the largest, which would hide itself in a small tensor.
   const auto others = static_cast<double>(t.shape.count() - 1);
   const double square = static_cast<double>(v.largest) * static_cast<double>(v.largest);
   const double rms = std::sqrt(std::max(v.squares - square, 0.0) / std::max(others, 1.0));
   const double limit = t.shape.rank() >= 2 ? kMatrixOutlier : kVectorOutlier;
-  const bool damaged = static_cast<double>(v.largest) > kDamagedMagnitude;
+  const bool damaged = v.largest > kWeightMagnitudeMax;
   if (others < 1 || static_cast<double>(v.largest) <= limit * rms || v.largest == 0) return;
   const auto is_largest = [&](float f) { return std::abs(f) == v.largest; };
   r.add(damaged ? Finding::Level::error : Finding::Level::warning, "tensor.outlier", name,
@@ -138,7 +137,7 @@ void judge_outlier(const HostTensor& t, const Values& v, const std::string& name
                     rms, limit));
 }
 
-void judge_values(const HostTensor& t, const Values& v, Report& r) {
+void judge_values(const HostTensor& t, const Magnitudes& v, Report& r) {
   const std::string name = canonical_name(t.name);
   const auto bad = [&](const char* check, const char* what, int64_t count, auto wanted) {
     if (count > 0)
@@ -171,13 +170,13 @@ Health check_values(const std::vector<std::shared_ptr<const SafetensorsFile>>& f
       if (t.dtype == DType::f32 || t.dtype == DType::bf16 || t.dtype == DType::f16)
         tensors.push_back(t);
   const std::vector<Piece> pieces = cut(tensors);
-  std::vector<Values> of_pieces(pieces.size());
+  std::vector<Magnitudes> of_pieces(pieces.size());
   parallel_for(std::ssize(pieces), threads > 0 ? threads : hardware_threads(),
                [&](int64_t first, int64_t last) {
                  for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i)
                    of_pieces[i] = measure(pieces[i]);
                });
-  std::vector<Values> of_tensors(tensors.size());
+  std::vector<Magnitudes> of_tensors(tensors.size());
   for (size_t i = 0; i < pieces.size(); ++i) of_tensors[pieces[i].tensor].add(of_pieces[i]);
   Report r;
   Health h{.tensors = std::ssize(tensors)};

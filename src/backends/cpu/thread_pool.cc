@@ -18,10 +18,17 @@ void pause() {
 
 ThreadPool::ThreadPool(int threads)
     : spins_(threads > hardware_threads() ? kSpinsCrowded : kSpins) {
-  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  try {
+    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  } catch (const std::exception&) {  // the system has no more threads or memory
+    end();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { end(); }
+
+void ThreadPool::end() {
   stop_ = true;
   round_.fetch_add(1);
   round_.notify_all();

@@ -36,6 +36,7 @@ class ThreadPool {
     int64_t tasks = 0;
     void (*call)(const void*, int64_t, int) = nullptr;
   };
+  void end();
   void run_all(const Job& job);
   void work(int thread);
   void take_tasks(int thread);

@@ -1,0 +1,445 @@
+"""The command in a hostile world: damaged files, full disks, little memory, kill -9.
+
+    hostile_test.py TENDON PROTOCOL_FOLDER DATA [--sanitized]
+
+Prints a line per row of the table of failure tests, with what it ran. A sanitized command is slower
+and larger: it runs fewer repetitions and without limits of time and memory.
+"""
+import collections
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+from serve_test import GREY, REQUEST, TENDON, Server, Socket, array, with_keys
+
+DATA = pathlib.Path(sys.argv[3])
+SANITIZED = "--sanitized" in sys.argv
+KILLS = 40 if SANITIZED else 200
+TINY = DATA / "golden/tiny-checkpoint-lerobot-pi0"
+TOKENIZER = ("--tokenizer", str(DATA / "tokenizer/small_tokenizer.json"))
+MIB = 1 << 20
+
+
+def tiny(scratch, name="checkpoint"):
+    """A copy of the tiny checkpoint, and the arguments that open it."""
+    folder = pathlib.Path(scratch, name)
+    shutil.copytree(TINY / "checkpoint", folder)
+    return folder, (str(folder), "--config", str(TINY / "config.json"), *TOKENIZER)
+
+
+def tendon(*arguments, before=(), **options):
+    return subprocess.run([*before, TENDON, *map(str, arguments)], capture_output=True, text=True,
+                          errors="replace", timeout=120, **options)
+
+
+# A process counts as its own what its parent held when it was forked: a small one starts it.
+MEASURE = """
+import os, sys
+child = os.fork()
+if child == 0:
+    os.dup2(1, 2)
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status, used = os.wait4(child, 0)
+print()
+print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+"""
+
+
+def measured(*arguments):
+    """Exit code, what it said, seconds of processor time and MiB of the largest resident set."""
+    done = subprocess.run([sys.executable, "-S", "-c", MEASURE, TENDON, *map(str, arguments)],
+                          capture_output=True, text=True, timeout=120)
+    said, numbers = done.stdout.rstrip("\n").rsplit("\n", 1)
+    code, seconds, mib = numbers.split()
+    return int(code), said, float(seconds), float(mib)
+
+
+def in_parallel(action, cases, workers=3):
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(action, cases))
+
+
+def safetensors(header, data=b"\1" * 8):
+    text = header if isinstance(header, bytes) else header.encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(name, shape, begin=0, end=8):
+    return f'"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{begin},{end}]}}'
+
+
+HOSTILE_FILES = {
+    "a product that overflows": safetensors(
+        "{" + entry("a", "[4194305,4194305,211106198978564]") + "}"),
+    "dimension 0": safetensors("{" + entry("a", "[0]", 0, 0) + "}", b""),
+    "nine dimensions": safetensors("{" + entry("a", "[1,1,1,1,1,1,1,1,2]") + "}"),
+    "dimension -1": safetensors("{" + entry("a", "[-1]") + "}"),
+    "dimension 1e400": safetensors("{" + entry("a", "[1e400]") + "}"),
+    "a name twice": safetensors("{" + entry("a", "[2]") + "," + entry("a", "[2]", 8, 16) + "}",
+                                b"\1" * 16),
+    "an overlap": safetensors("{" + entry("a", "[2]") + "," + entry("b", "[2]", 4, 12) + "}"),
+    "a hole": safetensors("{" + entry("a", "[2]") + "," + entry("b", "[1]", 12, 16) + "}",
+                          b"\1" * 16),
+    "65537 tensors": safetensors("{" + ",".join(
+        entry(f"t{i}", "[1]", 4 * i, 4 * i + 4) for i in range(65537)) + "}", b"\1" * 4 * 65537),
+    "a header of 2^63": struct.pack("<Q", 1 << 63) + b"{}",
+    "a header of the file and one": struct.pack("<Q", 3) + b"{}",
+    "a header of 16 MiB of nesting": safetensors(b'{"a":' + b"[" * (16 * MIB - 5), b""),
+    "a name that clears the screen": safetensors("{" + entry("a\\u001b[2J", "[2]") + "}"),
+    "a name of 16 MiB": safetensors(b'{"' + b"n" * (16 * MIB - 2), b""),
+}
+
+
+class DamagedCheckpoints(unittest.TestCase):
+    def test_hostile_shapes_are_refused_at_once_and_in_little_memory(self):  # row 6
+        slowest = largest = 0
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, opened = tiny(scratch)
+            for what, content in HOSTILE_FILES.items():
+                (folder / "model.safetensors").write_bytes(content)
+                for _ in range(3):  # where others compute, too, the same work takes longer
+                    code, said, seconds, mib = measured("inspect", *opened)
+                    if seconds < 0.1:
+                        break
+                self.assertEqual(code, 3, f"{what}: {said}")
+                self.assertIn("model.safetensors", said, what)
+                slowest, largest = max(slowest, seconds), max(largest, mib)
+        if not SANITIZED:
+            self.assertLess(slowest, 0.1)
+            self.assertLess(largest, 64)
+        print(f"row 6: {len(HOSTILE_FILES)} hostile files, at most {slowest * 1e3:.0f} ms of "
+              f"processor and {largest:.0f} MiB")
+
+    def test_a_cut_file_is_refused_with_exit_3(self):  # row 3
+        whole = (TINY / "checkpoint/model.safetensors").read_bytes()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, opened = tiny(scratch)
+            cuts = [len(whole) * percent // 100 for percent in range(0, 100, 4)]
+            for cut in cuts:
+                (folder / "model.safetensors").write_bytes(whole[:cut])
+                done = tendon("run", *opened, "--prompt", "x")
+                self.assertEqual(done.returncode, 3, done.stderr)
+                self.assertRegex(done.stderr, rf"model.safetensors .*\b{cut} bytes")
+        print(f"row 3: {len(cuts)} cuts of a file given to the command")
+
+    def test_a_bad_weight_is_named_and_never_served(self):  # row 19
+        bad_values = (float("nan"), float("-inf"), 1e30)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, opened = tiny(scratch)
+            weights = folder / "model.safetensors"
+            whole = weights.read_bytes()
+            begin = 8 + struct.unpack("<Q", whole[:8])[0]
+            header = json.loads(whole[8:begin])
+            for bad, name in zip(bad_values, ("action_out_proj.weight", "state_proj.bias",
+                                              "action_in_proj.weight")):
+                at = begin + header[f"model.{name}"]["data_offsets"][0]
+                weights.write_bytes(whole[:at] + struct.pack("<f", bad) + whole[at + 4:])
+                done = tendon("validate", *opened, "--health-only")
+                self.assertEqual(done.returncode, 1, done.stdout)
+                self.assertRegex(done.stdout, rf"ERROR .*{name}")
+                done = tendon("serve", *opened, "--port", "0", "--admin-port", "0")
+                self.assertEqual(done.returncode, 3, done.stderr)
+                self.assertIn(name, done.stderr)
+        print(f"row 19: {len(bad_values)} bad values, validated and served")
+
+
+def converted(scratch, width):
+    """A file of a synthetic model of this width; 512: 30 MB."""
+    sizes = {"width": width, "mlp": 4 * width, "heads": 4, "kv_heads": 1, "head_dim": 64,
+             "depth": 4}
+    config = pathlib.Path(scratch, f"{width}.json")
+    config.write_text(json.dumps({"vlm": {**sizes, "vocab": 512},
+                                  "expert": {**sizes, "mlp": width}}))
+    out = pathlib.Path(scratch, f"{width}.safetensors")
+    done = tendon("convert", "synthetic:pi0-small", "--config", config, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def ask_tiny(client, prompt="pick up the red cube"):
+    """The tiny checkpoint's observation; its other two cameras are absent."""
+    return client.ask(with_keys(b"\x80", {
+        "observation.images.base_0_rgb": GREY, "observation.state": array(b"<f8", [14], bytes(112)),
+        "prompt": b"\xd9" + bytes([len(prompt)]) + prompt.encode()}))
+
+
+class ShrinkingFiles(unittest.TestCase):
+    """Row 5. Weights are always mapped: there is no mode that reads."""
+
+    def test_a_file_that_shrinks_while_it_is_served_ends_with_exit_3(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, opened = tiny(scratch)
+            packed = pathlib.Path(scratch, "packed.safetensors")
+            self.assertEqual(tendon("convert", *opened, packed).returncode, 0)
+            for model, file, left in ((opened, folder / "model.safetensors", 4096),
+                                      (opened, folder / "model.safetensors", 0),
+                                      ((str(packed),), packed, 8192)):
+                whole = file.read_bytes()
+                with Server("--quiet", model=model) as server:
+                    client = Socket(server.port)
+                    self.assertEqual(ask_tiny(client)[0], 2)
+                    os.truncate(file, left)
+                    with self.assertRaises(ConnectionError):
+                        ask_tiny(client, "a blue one")
+                    self.assertEqual(server.process.wait(timeout=10), 3)
+                    said = server.process.stderr.read()
+                    self.assertRegex(said, r"^tendon: a model file was cut short .*\n$")
+                file.write_bytes(whole)
+        print("row 5: 3 files cut while they were served")
+
+    def test_a_file_that_shrinks_while_it_is_loaded_is_refused_or_was_read(self):
+        ends = collections.Counter()
+        dice = random.Random(5)
+        with tempfile.TemporaryDirectory() as scratch:
+            whole = converted(scratch, 512)
+            begin = time.monotonic()
+            self.assertEqual(tendon("inspect", whole).returncode, 0)
+            longest_s = time.monotonic() - begin
+
+            def cut(number):
+                file = pathlib.Path(scratch, f"{number}.safetensors")
+                shutil.copyfile(whole, file)
+                child = subprocess.Popen([TENDON, "inspect", file], stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.PIPE, text=True)
+                time.sleep(dice.uniform(0, longest_s))
+                os.truncate(file, dice.choice((0, 4096, MIB, whole.stat().st_size // 2)))
+                said = child.communicate()[1]
+                file.unlink()
+                self.assertIn(child.returncode, (0, 3), said)
+                return "read" if child.returncode == 0 else \
+                    "cut while mapped" if "while it was in use" in said else "refused"
+
+            ends.update(in_parallel(cut, range(40 if not SANITIZED else 15), 2))
+        self.assertGreater(ends["cut while mapped"], 0)
+        print(f"row 5: cut while loading: {dict(ends)}")
+
+
+class Killed(unittest.TestCase):
+    """Row 7: kill -9 at random times."""
+
+    def start(self, port, *options):
+        return subprocess.Popen([TENDON, "serve", "demo", "--port", str(port), "--admin-port", "0",
+                                 "--threads", "1", *options], stderr=subprocess.PIPE, text=True)
+
+    def wait_until_ready(self, server):
+        said = ""
+        for line in server.stderr:
+            said += line
+            if "policy ws://" in line:
+                return
+        self.fail(f"exit {server.wait()}: {said}")
+
+    def kill(self, server):
+        self.assertIsNone(server.poll(), "it ended by itself")
+        server.kill()
+        server.communicate()
+
+    def kills_while(self, loading, port):
+        dice = random.Random(port)
+        server = self.start(port)
+        begin = time.monotonic()
+        self.wait_until_ready(server)
+        load_s = time.monotonic() - begin
+        begin = time.monotonic()
+        Socket(port).ask()
+        infer_s = time.monotonic() - begin
+        self.kill(server)
+        for _ in range(KILLS // 2):
+            server = self.start(port)
+            if loading:
+                time.sleep(dice.uniform(0, 1.2 * load_s))
+            else:
+                self.wait_until_ready(server)
+                client = Socket(port)  # open until the server is dead: its port remembers that
+                client.send(REQUEST)
+                time.sleep(dice.uniform(0, infer_s))
+            self.kill(server)
+        server = self.start(port)
+        self.wait_until_ready(server)
+        self.assertEqual(Socket(port).ask()[0], 2)
+        self.kill(server)
+
+    def test_a_server_restarts_at_once_on_its_port(self):
+        ports = [free_port() for _ in range(4)]
+        in_parallel(lambda case: self.kills_while(*case),
+                    zip((True, False, True, False), ports), 2)
+        print(f"row 7: {KILLS} kills while loading, {KILLS} during inference")
+
+    def test_a_converted_file_is_complete_or_absent(self):
+        ends = collections.Counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            _, opened = tiny(scratch)
+
+            def kill_conversions(name):
+                dice = random.Random(name)
+                out = pathlib.Path(scratch, f"{name}.safetensors")
+                part = out.with_suffix(".safetensors.part")
+                begin = time.monotonic()
+                self.assertEqual(tendon("convert", *opened, out).returncode, 0)
+                longest_s = time.monotonic() - begin
+                for round_ in range(KILLS // 2):
+                    if round_ % 2 == 0:
+                        out.unlink(missing_ok=True)  # else an older one lies there
+                    child = subprocess.Popen([TENDON, "convert", *opened, out],
+                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    if round_ % 4 < 2:
+                        time.sleep(dice.uniform(0, longest_s / 2))
+                    else:  # in the middle of writing, if that can be met
+                        part.unlink(missing_ok=True)
+                        while child.poll() is None and not part.exists():
+                            time.sleep(0)
+                        time.sleep(dice.uniform(0, 0.002))
+                    child.kill()
+                    child.wait()
+                    ends["half-written beside it"] += part.exists()
+                    if not out.exists():
+                        ends["absent"] += 1
+                        continue
+                    self.assertEqual(tendon("inspect", out).returncode, 0)
+                    ends["complete"] += 1
+                self.assertEqual(tendon("convert", *opened, out).returncode, 0)
+
+            in_parallel(kill_conversions, ("a", "b"), 2)
+        self.assertGreater(ends["absent"], 0)
+        print(f"row 7: {KILLS} conversions killed: {dict(ends)}")
+
+
+def free_port():
+    """One that no other test gets from the system by asking for any."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as taken:
+            with contextlib.suppress(OSError):
+                taken.bind(("127.0.0.1", port))
+                return port
+
+
+@contextlib.contextmanager
+def small_disk(scratch, kib):
+    """A file system of its own, or None where mounting is not allowed."""
+    folder = pathlib.Path(scratch, f"disk{kib}")
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder],
+                           capture_output=True)
+    try:
+        yield folder if mount.returncode == 0 else None
+    finally:
+        if mount.returncode == 0:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+def limited(bytes_max):
+    """Runs what follows with files of at most so many bytes."""
+    return ("prlimit", f"--fsize={bytes_max}")
+
+
+EIO = """
+    #define _GNU_SOURCE
+    #include <errno.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static long left = LEFT;
+    ssize_t write(int file, const void* data, size_t size) {
+      if (file > 2 && (left -= (long)size) < 0) { errno = EIO; return -1; }
+      return syscall(SYS_write, file, data, size);
+    }
+    int fsync(int file) { (void)file; errno = EIO; return -1; }"""
+
+
+class FullDisks(unittest.TestCase):
+    """Row 8."""
+
+    def refused(self, opened, out, before=()):
+        done = tendon("convert", *opened, out, before=before)
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertIn(out.name, done.stderr)
+        self.assertEqual(list(out.parent.glob(out.name + "*")), [], "nothing half-written remains")
+
+    def test_a_conversion_that_does_not_fit_leaves_nothing(self):
+        kinds = collections.Counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            _, opened = tiny(scratch)
+            whole = pathlib.Path(scratch, "whole.safetensors")
+            self.assertEqual(tendon("convert", *opened, whole).returncode, 0)
+            size = whole.stat().st_size
+
+            def on_disk(kib):
+                with small_disk(scratch, kib) as folder:
+                    if folder:
+                        self.refused(opened, folder / "x.safetensors")
+                        kinds["small disks"] += 1
+
+            in_parallel(on_disk, [4 * (1 + size * i // (20 * 4096)) for i in range(20)])
+            in_parallel(lambda limit: self.refused(
+                opened, pathlib.Path(scratch, f"{limit}.safetensors"), limited(limit)),
+                [size * i // 20 for i in range(20)])
+            kinds["limits of a file's size"] += 20
+            full = pathlib.Path(scratch, "full.safetensors")
+            full.with_suffix(".safetensors.part").symlink_to("/dev/full")
+            self.refused(opened, full)
+            kinds["/dev/full"] += 1
+            with small_disk(scratch, 8192) as folder:
+                if folder:
+                    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+                    self.refused(opened, folder / "x.safetensors")
+                    kinds["read-only disks"] += 1
+        print(f"row 8: conversions that do not fit: {dict(kinds)}")
+
+    @unittest.skipIf(SANITIZED, "a sanitizer wants to be the first library")
+    def test_a_disk_that_fails_leaves_nothing(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            _, opened = tiny(scratch)
+
+            def fails_after(count):
+                source = pathlib.Path(scratch, f"{count}.c")
+                source.write_text(EIO.replace("LEFT", str(count)))
+                library = source.with_suffix(".so")
+                subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+                self.refused(opened, pathlib.Path(scratch, f"{count}.safetensors"),
+                             ("env", f"LD_PRELOAD={library}"))
+
+            counts = [*range(0, 600_000, 60_000), 1 << 30]  # the last one only fails to sync
+            in_parallel(fails_after, counts)
+        print(f"row 8: {len(counts)} conversions with EIO")
+
+    def test_a_recorder_stops_with_one_warning_and_serving_goes_on(self):
+        kinds = collections.Counter()
+
+        def record(folder, before=()):
+            with Server("--record", str(folder), before=before) as server:
+                client = Socket(server.port)
+                for _ in range(12):
+                    self.assertEqual(client.ask()[0], 2)
+                self.assertEqual(server.stop(), 0)
+                said = "".join(server.log)
+                self.assertEqual(said.count("recording stopped, serving goes on"), 1, said)
+
+        def on_disk(kib):
+            with tempfile.TemporaryDirectory() as scratch, small_disk(scratch, kib) as folder:
+                if folder:
+                    record(folder)
+                    kinds["small disks"] += 1
+
+        def with_limit(limit):
+            with tempfile.TemporaryDirectory() as folder:
+                record(folder, limited(limit))
+                kinds["limits of a file's size"] += 1
+
+        in_parallel(on_disk, range(4, 244, 12))
+        in_parallel(with_limit, range(0, 240_000, 12_000))
+        print(f"row 8: recorders that ran out of room: {dict(kinds)}")
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2, warnings="ignore")
