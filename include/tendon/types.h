@@ -49,8 +49,9 @@ struct OpenOptions {
   std::string ttnn_sim;          // ttnn: folder that scripts/ttnn-sim makes, for the simulator
   // Modules of the policy that run on the fallback, as the audit names them ("suffix", "prefix").
   std::vector<std::string> host_modules;
-  int threads = 0;         // 0: one per core; never changes a result
-  int64_t max_memory = 0;  // bytes; a larger plan is Fault::memory. 0: no limit
+  int threads = 0;  // 0: one per core; never changes a result
+  // Bytes; a larger plan is Fault::memory. 0: what the machine has, where the host computes.
+  int64_t max_memory = 0;
   std::function<void(const LoadProgress&)> progress;  // called before and while weights load
 };
 

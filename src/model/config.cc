@@ -1,25 +1,30 @@
 #include "model/config.h"
 
+#include <tuple>
+
 #include "tensor/check.h"
 
 namespace tendon {
 namespace {
 
-constexpr int64_t kSizeMax = 1 << 20;
+// Far beyond every published model, and small enough that no product of them overflows.
+constexpr int64_t kSizeMax = 1 << 20, kHeadsMax = 1 << 10, kHeadDimMax = 1 << 12,
+                  kDepthMax = 1 << 8, kImageMax = 1 << 13, kVisionTokensMax = 1 << 16,
+                  kCamerasMax = 1 << 6, kStepsMax = 1 << 10;
 
-void check_size(std::string_view field, int64_t value) {
-  ensure(value >= 1 && value <= kSizeMax, Fault::checkpoint,
-         "configuration: {} is {}, expected 1 to {}", field, value, kSizeMax);
+void check_size(std::string_view field, int64_t value, int64_t most = kSizeMax) {
+  ensure(value >= 1 && value <= most, Fault::checkpoint,
+         "configuration: {} is {}, expected 1 to {}", field, value, most);
 }
 
 void check_gemma(std::string_view tower, const GemmaConfig& c) {
-  for (const auto& [field, value] : {std::pair("width", c.width),
-                                     {"mlp", c.mlp},
-                                     {"heads", c.heads},
-                                     {"kv_heads", c.kv_heads},
-                                     {"head_dim", c.head_dim},
-                                     {"depth", c.depth}})
-    check_size(fmt::format("{}.{}", tower, field), value);
+  for (const auto& [field, value, most] : {std::tuple("width", c.width, kSizeMax),
+                                           {"mlp", c.mlp, kSizeMax},
+                                           {"heads", c.heads, kHeadsMax},
+                                           {"kv_heads", c.kv_heads, kHeadsMax},
+                                           {"head_dim", c.head_dim, kHeadDimMax},
+                                           {"depth", c.depth, kDepthMax}})
+    check_size(fmt::format("{}.{}", tower, field), value, most);
   ensure(c.heads % c.kv_heads == 0 && c.head_dim % 2 == 0, Fault::checkpoint,
          "configuration: {}.heads {} must be a multiple of kv_heads {}, head_dim {} must be even",
          tower, c.heads, c.kv_heads, c.head_dim);
@@ -36,25 +41,26 @@ Config full_size(PolicyType type) {
 }
 
 void check(const Config& c) {
-  for (const auto& [field, value] : {std::pair("vision.image", c.vision.image),
-                                     {"vision.patch", c.vision.patch},
-                                     {"vision.width", c.vision.width},
-                                     {"vision.heads", c.vision.heads},
-                                     {"vision.mlp", c.vision.mlp},
-                                     {"vision.depth", c.vision.depth},
-                                     {"vlm.vocab", c.vocab},
-                                     {"action_dim", c.action_dim},
-                                     {"state_dim", c.state_dim},
-                                     {"horizon", c.horizon},
-                                     {"max_token_len", c.max_token_len},
-                                     {"num_steps", c.num_steps},
-                                     {"cameras", c.cameras}})
-    check_size(field, value);
+  for (const auto& [field, value, most] : {std::tuple("vision.image", c.vision.image, kImageMax),
+                                           {"vision.patch", c.vision.patch, kImageMax},
+                                           {"vision.width", c.vision.width, kSizeMax},
+                                           {"vision.heads", c.vision.heads, kHeadsMax},
+                                           {"vision.mlp", c.vision.mlp, kSizeMax},
+                                           {"vision.depth", c.vision.depth, kDepthMax},
+                                           {"vlm.vocab", c.vocab, kSizeMax},
+                                           {"action_dim", c.action_dim, kSizeMax},
+                                           {"state_dim", c.state_dim, kSizeMax},
+                                           {"horizon", c.horizon, kSizeMax},
+                                           {"max_token_len", c.max_token_len, kSizeMax},
+                                           {"num_steps", c.num_steps, kStepsMax},
+                                           {"cameras", c.cameras, kCamerasMax}})
+    check_size(field, value, most);
   check_gemma("vlm", c.vlm);
   check_gemma("expert", c.expert);
   ensure(c.vision.image % c.vision.patch == 0, Fault::checkpoint,
          "configuration: vision.image {} is no multiple of vision.patch {}", c.vision.image,
          c.vision.patch);
+  check_size("vision tokens", c.vision.tokens(), kVisionTokensMax);
   ensure(c.vision.width % c.vision.heads == 0, Fault::checkpoint,
          "configuration: vision.width {} is no multiple of vision.heads {}", c.vision.width,
          c.vision.heads);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 #include <set>
-#include <tuple>
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
@@ -42,10 +41,12 @@ std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
     names.insert(name.string());
   }
   std::vector<std::shared_ptr<const SafetensorsFile>> files;
+  files.reserve(names.size());
   for (const std::string& name : names) files.push_back(SafetensorsFile::open(folder / name));
-  for (const auto& [tensor, file] : root.at("weight_map").items())
-    ensure(std::ranges::any_of(files, [&](const auto& f) { return f->find(tensor) != nullptr; }),
-           Fault::checkpoint, "{}: no file holds {}", index.string(), tensor);
+  for (const auto& entry : root.at("weight_map").items())
+    ensure(
+        std::ranges::any_of(files, [&](const auto& f) { return f->find(entry.key()) != nullptr; }),
+        Fault::checkpoint, "{}: no file holds {}", index.string(), entry.key());
   return open_weights(std::move(files));
 }
 
@@ -332,11 +333,6 @@ OpenedModel open_folder(const fs::path& folder, const OpenOptions& o, const Give
   OpenedModel m = lerobot ? open_lerobot(folder, o, given) : open_openpi(folder, o, given);
   if (o.statistics == "none")
     m.notes.push_back("--statistics none: state and actions are not normalised");
-  const Surroundings& s = m.surroundings;
-  for (const auto& [what, n, dim] :
-       {std::tuple("state", &s.state, s.state_dim), std::tuple("action", &s.action, s.action_dim)})
-    ensure(n->method == NormMethod::identity || std::ssize(n->centre) >= dim, Fault::checkpoint,
-           "the {} statistics have {} values, this model needs {}", what, n->centre.size(), dim);
   m.unused = check_parameters(*m.weights, m.config);
   return m;
 }

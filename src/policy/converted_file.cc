@@ -100,17 +100,17 @@ Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
   if (!bytewise) tensors.push_back(file_content("tokenizer", model.tokenizer));
   check_space(out, tensors);
 
-  const json around = surroundings_json(model.surroundings);
-  write_safetensors(out, tensors,
-                    {{"tendon.format", std::to_string(kFormat)},
-                     {"tendon.version", conversion.version},
-                     {"tendon.precision", conversion.precision},
-                     {"tendon.source", conversion.source},
-                     {"tendon.source_layout", model.layout},
-                     {"tendon.config", config_json(model.config).dump()},
-                     {"tendon.surroundings", around.dump()},
-                     {"tendon.tokenizer", bytewise ? "bytes" : "file"},
-                     {"tendon.hash", content_hash(tensors, 0)}});
+  std::map<std::string, std::string> metadata{
+      {"tendon.format", std::to_string(kFormat)},
+      {"tendon.version", conversion.version},
+      {"tendon.precision", conversion.precision},
+      {"tendon.source", conversion.source},
+      {"tendon.source_layout", model.layout},
+      {"tendon.config", config_json(model.config).dump()},
+      {"tendon.surroundings", surroundings_json(model.surroundings).dump()},
+      {"tendon.tokenizer", bytewise ? "bytes" : "file"}};
+  metadata["tendon.hash"] = content_hash(tensors, metadata, 0);
+  write_safetensors(out, tensors, metadata);
   return weights;
 }
 
@@ -126,30 +126,36 @@ OpenedModel open_converted(const fs::path& path, const OpenOptions& options) {
          Fault::usage,
          "{} carries configuration, statistics and robot; give those to tendon convert",
          path.string());
-  const std::string hash = content_hash(file->tensors(), options.threads, kTable);
-  ensure(hash == required(*file, "tendon.hash"), Fault::checkpoint,
+  const std::string expected = required(*file, "tendon.hash");
+  std::map<std::string, std::string> covered = file->metadata();
+  covered.erase("tendon.hash");
+  const std::string hash = content_hash(file->tensors(), covered, options.threads, kTable);
+  ensure(hash == expected, Fault::checkpoint,
          "{} was altered after it was written (content hash {}, expected {}); convert again",
-         path.string(), hash, required(*file, "tendon.hash"));
+         path.string(), hash, expected);
+  return read_converted(file);
+}
 
-  const json config = parse_json(required(*file, "tendon.config"), path.string());
-  OpenedModel m{
-      .layout = "converted",
-      .config = read_config(config, path.string()),
-      .weights = open_weights({file}),
-      .surroundings = read_surroundings(
-          parse_json(required(*file, "tendon.surroundings"), path.string()), path.string()),
-      .precision = required(*file, "tendon.precision")};
+OpenedModel read_converted(const std::shared_ptr<const SafetensorsFile>& file) {
+  const std::string& name = file->name();
+  const json config = parse_json(required(*file, "tendon.config"), name);
+  OpenedModel m{.layout = "converted",
+                .config = read_config(config, name),
+                .weights = open_weights({file}),
+                .surroundings = read_surroundings(
+                    parse_json(required(*file, "tendon.surroundings"), name), name),
+                .precision = required(*file, "tendon.precision")};
   if (required(*file, "tendon.tokenizer") == "bytes") {
     m.surroundings.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::of_bytes());
     m.tokenizer = "one token per byte";
   } else {
     const HostTensor* stored = file->find("tokenizer");
-    ensure(stored, Fault::checkpoint, "{} lacks its tokenizer", path.string());
+    ensure(stored, Fault::checkpoint, "{} lacks its tokenizer", name);
     const bool is_json = !stored->bytes.empty() && stored->bytes[0] == std::byte{'{'};
     m.surroundings.tokenizer = std::make_shared<const Tokenizer>(
-        is_json ? Tokenizer::from_json_bytes(stored->bytes, path.string())
-                : Tokenizer::from_model_bytes(stored->bytes, path.string()));
-    m.tokenizer = path.string();
+        is_json ? Tokenizer::from_json_bytes(stored->bytes, name)
+                : Tokenizer::from_model_bytes(stored->bytes, name));
+    m.tokenizer = name;
   }
   const std::string source = required(*file, "tendon.source_layout");
   if (source == "synthetic") m.notes.push_back("the weights are synthetic: actions mean nothing");

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <string>
 
+#include "checkpoint/safetensors.h"
 #include "model/weights.h"
 #include "policy/open_model.h"
 
@@ -25,5 +27,7 @@ Weights write_converted(const std::filesystem::path& out, OpenedModel& model, Op
 // Checks format, version and content hash: Error(Fault::checkpoint) for a file that is newer, cut
 // or altered. Sets OpenedModel::precision.
 OpenedModel open_converted(const std::filesystem::path& path, const OpenOptions& options);
+// What follows those checks: its content is as hostile as before, a hash proves no intent.
+OpenedModel read_converted(const std::shared_ptr<const SafetensorsFile>& file);
 
 }  // namespace tendon

@@ -154,7 +154,8 @@ std::vector<float> torch_pixels(const Image& image, int side, const std::string&
         const float upper = (1.f - wx) * value(top, left, ch) + wx * value(top, right, ch);
         const float lower = (1.f - wx) * value(bottom, left, ch) + wx * value(bottom, right, ch);
         const float v = std::clamp((1.f - wy) * upper + wy * lower, 0.f, 1.f);
-        pixels[static_cast<size_t>(3 * ((r + p.top) * side + c + p.left) + ch)] = v * 2.f - 1.f;
+        pixels[static_cast<size_t>(int64_t{3} * ((r + p.top) * side + c + p.left) + ch)] =
+            v * 2.f - 1.f;
       }
   return pixels;
 }
@@ -165,7 +166,7 @@ Image resize_with_pad_pil(const Image& image, int height, int width, const std::
   check_image(image, name);
   if (image.height == height && image.width == width) return image;
   const Placement p = place(image, height, width, name);
-  const Image small = resize_pil(image, p.height, p.width);
+  Image small = resize_pil(image, p.height, p.width);
   if (p.height == height && p.width == width) return small;
   Image out = black(height, width);
   const Steps from = steps(small), to = steps(out);
@@ -211,7 +212,7 @@ std::vector<float> patches(std::span<const float> pixels, int side, int patch) {
       for (int i = 0; i < patch; ++i)
         for (int j = 0; j < patch; ++j) {
           const int r = p / grid * patch + i, column = p % grid * patch + j;
-          rows.push_back(pixels[static_cast<size_t>(3 * (r * side + column) + c)]);
+          rows.push_back(pixels[static_cast<size_t>(int64_t{3} * (r * side + column) + c)]);
         }
   return rows;
 }

@@ -15,6 +15,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// What the command line names is the command line's fault, whatever is wrong with it.
+nlohmann::json given_json(const std::string& path) {
+  try {
+    return read_json(path);
+  } catch (const Error& error) {
+    throw Error(Fault::usage, error.what());
+  }
+}
+
 GivenConfig given_config(const std::string& config) {
   GivenConfig given;
   if (config.empty()) return given;
@@ -23,7 +32,7 @@ GivenConfig given_config(const std::string& config) {
     return given;
   }
   given.file = config;
-  given.sizes = read_json(config);
+  given.sizes = given_json(config);
   return given;
 }
 
@@ -159,11 +168,7 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options) {
            model);
     m = open_folder(model, options, given);
   }
-  ensure(m.surroundings.state_dim <= m.config.state_dim &&
-             m.surroundings.action_dim <= m.config.action_dim,
-         Fault::checkpoint, "this robot has {} state and {} action dims, the model {} and {}",
-         m.surroundings.state_dim, m.surroundings.action_dim, m.config.state_dim,
-         m.config.action_dim);
+  check_surroundings(m.surroundings, m.config);
   if (options.default_prompt) m.surroundings.default_prompt = options.default_prompt;
   if (m.config.pi05() && options.state_in_prompt)
     m.surroundings.prompt.state_in_prompt = *options.state_in_prompt;

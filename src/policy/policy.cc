@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <tuple>
+#include <utility>
 
 #include "policy/processors.h"
+#include "policy/robots.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 #include "tensor/random.h"
@@ -65,6 +68,35 @@ std::vector<std::string> robot_cameras(const Surroundings& around) {
   return names;
 }
 
+void check_surroundings(const Surroundings& around, const Config& config) {
+  ensure(around.state_dim >= 1 && around.state_dim <= config.state_dim && around.action_dim >= 1 &&
+             around.action_dim <= config.action_dim,
+         Fault::checkpoint, "this robot has {} state and {} action dims, the model {} and {}",
+         around.state_dim, around.action_dim, config.state_dim, config.action_dim);
+  ensure(around.robot != Robot::aloha || !around.adapt_to_pi ||
+             std::min(around.state_dim, around.action_dim) >=
+                 std::ssize(facts(Robot::aloha).action_names),
+         Fault::checkpoint, "an ALOHA with {} joints and {} actions", around.state_dim,
+         around.action_dim);
+  for (const auto& [what, n, dim] : {std::tuple("state", &around.state, around.state_dim),
+                                     std::tuple("action", &around.action, around.action_dim)})
+    ensure(n->method == NormMethod::identity ||
+               (std::ssize(n->centre) >= dim && n->range.size() == n->centre.size()),
+           Fault::checkpoint, "the {} statistics have {} and {} values, this model needs {}", what,
+           n->centre.size(), n->range.size(), dim);
+  for (size_t d = 0; d < around.delta.size(); ++d)
+    ensure(!around.delta[d] || std::cmp_less(d, around.state_dim), Fault::checkpoint,
+           "action {} is relative to the state, which has {} values", d, around.state_dim);
+  const PromptOptions& prompt = around.prompt;
+  ensure(prompt.tokens_max >= 1 && prompt.tokens_max <= config.max_token_len, Fault::checkpoint,
+         "prompts of at most {} tokens, the model's {}", prompt.tokens_max, config.max_token_len);
+  const int64_t padded = prompt.padded_state.value_or(around.state_dim);
+  ensure(padded >= around.state_dim && padded <= config.state_dim, Fault::checkpoint,
+         "a state of {} values, padded to {} in the prompt", around.state_dim, padded);
+  ensure(around.folded_vocab.value_or(config.vocab) > 3, Fault::checkpoint,
+         "token ids folded into {}", around.folded_vocab.value_or(0));
+}
+
 Policy::Policy(Ops& ops, Model model, Surroundings surroundings)
     : ops_(ops), model_(std::move(model)), around_(std::move(surroundings)) {
   ensure(around_.tokenizer != nullptr, Fault::checkpoint,
@@ -73,9 +105,7 @@ Policy::Policy(Ops& ops, Model model, Surroundings surroundings)
   ensure(around_.folded_vocab || around_.tokenizer->vocabulary() <= model_.config.vocab,
          Fault::checkpoint, "the tokenizer knows {} tokens, the model's token table has {} rows",
          around_.tokenizer->vocabulary(), model_.config.vocab);
-  for (size_t d = 0; d < around_.delta.size(); ++d)
-    ensure(!around_.delta[d] || std::cmp_less(d, around_.state_dim), Fault::checkpoint,
-           "action {} is relative to the state, which has {} values", d, around_.state_dim);
+  check_surroundings(around_, model_.config);
   cache_ = make_cache(ops_, model_.config);
   schedule({});
 }

@@ -36,14 +36,17 @@ struct Surroundings {
   std::vector<std::string> action_names;
 };
 
+// Throws Error(Fault::checkpoint) for surroundings that do not fit together or to the model,
+// wherever they came from: sizes, statistics, limits of the prompt.
+void check_surroundings(const Surroundings& around, const Config& config);
+
 // What the robot calls the cameras of the model, in the model's order.
 std::vector<std::string> robot_cameras(const Surroundings& around);
 
 class Policy {
  public:
   // `ops` must outlive the policy. Throws Error(Fault::checkpoint) when the tokenizer is missing or
-  // knows more tokens than the model, or when an action is relative to a state value that the robot
-  // does not have.
+  // knows more tokens than the model, and what check_surroundings() throws.
   Policy(Ops& ops, Model model, Surroundings surroundings);
 
   // Throws Error(Fault::input) for a bad observation or previous chunk and Error(Fault::internal)

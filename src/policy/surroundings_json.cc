@@ -82,7 +82,7 @@ Surroundings read_surroundings(const json& j, const std::string& file) {
     if (j.contains("default_prompt")) s.default_prompt = j.at("default_prompt").get<std::string>();
     if (j.contains("folded_vocab")) s.folded_vocab = j.at("folded_vocab").get<int64_t>();
     return s;
-  } catch (const json::exception& e) {
+  } catch (const std::exception& e) {  // also of a robot or a method that nobody knows
     fail(Fault::checkpoint, "{}: surroundings: {}", file, e.what());
   }
 }

@@ -13,11 +13,11 @@ namespace {
 enum class Relative { none, arm6, arm6_twice, arm7 };
 
 struct Row {
-  const char* name;
-  bool pi05;
-  int horizon;
-  const char* asset;
-  Robot robot;
+  const char* name = nullptr;
+  bool pi05 = false;
+  int horizon = 0;
+  const char* asset = nullptr;
+  Robot robot{};
   Relative relative = Relative::none;
   const char* prompt = nullptr;
   int tokens_max = 0;           // 0: 48 or 200
@@ -67,6 +67,7 @@ std::vector<bool> mask(Relative relative) {
 
 std::vector<std::string> training_config_names() {
   std::vector<std::string> names;
+  names.reserve(std::size(kRows));
   for (const Row& row : kRows) names.emplace_back(row.name);
   return names;
 }

@@ -1,7 +1,10 @@
 // The front door.
 #include "tendon/tendon.h"
 
+#include <unistd.h>
+
 #include <chrono>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "backends/cpu/cpu.h"
@@ -28,17 +31,26 @@ OpenOptions as_stored(const OpenOptions& given, const OpenedModel& opened) {
   return o;
 }
 
+// What a backend of the host may plan with when nothing was said; of a device, anything.
+int64_t host_memory(const OpenOptions& o) {
+  if (o.backend != "cpu" && o.backend != "reference") return std::numeric_limits<int64_t>::max();
+  return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+}
+
 // Refuses a plan that is too large, and reports how far loading is.
 class Watch {
  public:
   Watch(const OpenedModel& opened, const OpenOptions& o)
       : progress_(o.progress), now_{.plan = plan_memory(opened, o, keeps_table(o))} {
     const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
-    ensure(o.max_memory <= 0 || now_.plan.total() <= o.max_memory, Fault::memory,
-           "the model needs {:.2f} GB (weights {:.2f}, cache {:.2f}, activations {:.2f}), "
-           "--max-memory allows {:.2f}; --precision int8 needs least",
-           gb(now_.plan.total()), gb(now_.plan.weights), gb(now_.plan.kv_cache),
-           gb(now_.plan.activations), gb(o.max_memory));
+    const bool given = o.max_memory > 0;
+    const int64_t limit = given ? o.max_memory : host_memory(o);
+    ensure(
+        now_.plan.total() <= limit, Fault::memory,
+        "the model needs {:.2f} GB (weights {:.2f}, cache {:.2f}, activations {:.2f}), {} {:.2f};"
+        " --precision int8 needs least",
+        gb(now_.plan.total()), gb(now_.plan.weights), gb(now_.plan.kv_cache),
+        gb(now_.plan.activations), given ? "--max-memory allows" : "this machine has", gb(limit));
     if (progress_) progress_(now_);
   }
 
