@@ -13,11 +13,8 @@
 namespace tendon {
 namespace {
 
-#ifdef __SANITIZE_ADDRESS__
-constexpr bool kMemoryIsComparable = false;  // freed memory stays in quarantine
-#else
-constexpr bool kMemoryIsComparable = true;
-#endif
+// AddressSanitizer keeps what was freed in quarantine.
+constexpr bool kMemoryIsComparable = !TENDON_TEST_SANITIZED;
 
 WebSocketClient client_of(const TestServer& server) {
   return WebSocketClient("127.0.0.1:" + std::to_string(server.port), {});

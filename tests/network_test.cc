@@ -145,7 +145,8 @@ TEST(Http, a_port_without_websockets_serves_every_request) {
 TEST(Messages, of_every_length_come_back) {
   TestServer server;
   WebSocketClient client("127.0.0.1:" + std::to_string(server.port), {});
-  for (const size_t bytes : {0, 1, 125, 126, 4095, 4096, 4097, 65535, 65536, 602551, 5 << 20}) {
+  for (const size_t bytes :
+       {0U, 1U, 125U, 126U, 4095U, 4096U, 4097U, 65535U, 65536U, 602551U, 5U << 20}) {
     Bytes message(bytes);
     std::iota(message.begin(), message.end(), uint8_t{3});
     client.send(message);

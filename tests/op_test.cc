@@ -153,6 +153,38 @@ TEST(Checks, a_wrong_shape_is_named_with_operation_got_and_expected) {
             "[linear] x is [2, 2] but vision.project.weight expects 3 columns");
 }
 
+TEST(Audit, sums_are_of_one_class_or_module_and_without_any_call_the_share_is_one) {
+  const auto call = [](OpClass op_class, Module module, bool device, int64_t n) {
+    return AuditEntry{.call = {.op_class = op_class, .flops = n, .bytes_read = n, .bytes_up = n},
+                      .module = module,
+                      .device = device,
+                      .ups = 1};
+  };
+  const Audit audit{{call(OpClass::linear, Module::siglip, true, 3),
+                     call(OpClass::linear, Module::gemma, false, 1),
+                     call(OpClass::norm, Module::gemma, true, 4)}};
+  EXPECT_EQ(audit.total().bytes, 8);
+  EXPECT_EQ(audit.of(Module::siglip).device_flops, 3);
+  EXPECT_EQ(audit.of(Module::gemma).bytes_up, 5);
+  EXPECT_EQ(audit.of(OpClass::norm).calls(), 1);
+  EXPECT_EQ(audit.of(OpClass::linear).ups, 2);
+  EXPECT_EQ(audit.of(OpClass::linear).device_share(), 0.5);
+  EXPECT_EQ(audit.of(OpClass::linear).device_flops_share(), 0.75);
+  EXPECT_EQ(audit.of(Module::common).device_share(), 1);
+}
+
+TEST(Audit, transfers_count_from_the_first_step_to_the_last) {
+  Audit audit;
+  for (const auto& [module, ups, downs] : {std::tuple(Module::pi0, 1, 0),
+                                           {Module::denoise, 1, 0},
+                                           {Module::gemma, 2, 3},
+                                           {Module::denoise, 0, 1},
+                                           {Module::denoise, 0, 0},
+                                           {Module::pi0, 0, 1}})
+    audit.entries.push_back({.module = module, .ups = ups, .downs = downs});
+  EXPECT_EQ(audit.transfers_between_steps(), 6);
+}
+
 TEST(Threads, do_not_change_a_byte) {
   for (const OpCase& c : rows(true)) {
     if (c.rows > 60) continue;

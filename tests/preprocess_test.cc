@@ -216,9 +216,8 @@ TEST(Images, pillow_resize_is_bit_exact) {
   const auto json = read_json(test_data("preprocess/images.json"));
   int compared = 0;
   for (const auto& [name, entry] : json.at("images").items()) {
-    const auto file = [&](const char* kind) {
-      return load_image(
-          test_data("preprocess/" + entry.at("files").at(kind).get<std::string>()).string());
+    const auto file = [&files = entry.at("files")](const char* kind) {
+      return load_image(test_data("preprocess/" + files.at(kind).get<std::string>()).string());
     };
     EXPECT_EQ(resize_with_pad_pil(file("input"), 224, 224).rgb, file("pil").rgb) << name;
     ++compared;
@@ -297,7 +296,8 @@ TEST(Images, bad_pictures_are_refused_by_name_with_what_was_got_and_wanted) {
       {{1, 3000, std::vector<uint8_t>(9000)}, "camera 'top' of 1 by 3000 pixels is too thin"}};
   for (const auto& [image, text] : bad)
     for (const Resizer resizer : {Resizer::openpi, Resizer::lerobot}) {
-      const Error e = refused([&] { model_pixels(image, 224, resizer, "camera 'top'"); });
+      const Error e =
+          refused([&, &image = image] { model_pixels(image, 224, resizer, "camera 'top'"); });
       EXPECT_EQ(e.fault(), Fault::input);
       EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
     }

@@ -34,6 +34,7 @@ if(NOT TENDON_SANITIZE)
   file(GLOB race_sources ${CMAKE_SOURCE_DIR}/src/serve/*.cc)
   list(FILTER race_sources EXCLUDE REGEX "model_card|/client\\.cc|action_queue")
   add_executable(server_race server_race.cc ${race_sources})
+  set_target_properties(server_race PROPERTIES ${one_file})
   # Asio's fences are not understood by the detector; its queues are locked in any case.
   target_compile_definitions(server_race PRIVATE BOOST_ASIO_DISABLE_FENCED_BLOCK
                                                  TENDON_PAGE="${page}")
@@ -43,4 +44,9 @@ if(NOT TENDON_SANITIZE)
   target_link_libraries(server_race PRIVATE tendon_flags tendon_policy ZLIB::ZLIB GTest::gtest)
   add_test(NAME serve.race COMMAND server_race 30)
   set_tests_properties(serve.race PROPERTIES LABELS server TIMEOUT 180)
+
+  add_test(NAME serve.heap COMMAND ${Python3_EXECUTABLE} -B
+                                   ${CMAKE_CURRENT_SOURCE_DIR}/heap_test.py
+                                   $<TARGET_FILE:server_test>)
+  set_tests_properties(serve.heap PROPERTIES LABELS hostile TIMEOUT 300 SKIP_RETURN_CODE 77)
 endif()

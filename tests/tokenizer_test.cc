@@ -5,6 +5,7 @@
 
 #include <sentencepiece_processor.h>
 
+#include <ctime>
 #include <random>
 
 #include "policy/prompt.h"
@@ -150,9 +151,9 @@ TEST(Tokenizer, a_hugging_face_file_of_another_kind_is_refused_by_its_field) {
 TEST(Tokenizer, a_million_characters_take_less_than_five_seconds) {
   std::string text;
   for (int i = 0; i < 100000; ++i) text += "aaaaaaaa a";
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();  // of this process: the machine may be busy
   EXPECT_GT(paligemma().encode(text).size(), 1000u);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+  EXPECT_LT(std::clock() - begin, 5 * CLOCKS_PER_SEC);
 }
 
 TEST(Tokenizer, invalid_utf8_is_refused_with_the_position) {
@@ -175,6 +176,32 @@ TEST(Tokenizer, a_cut_or_altered_model_file_is_refused_or_reads_but_never_crashe
         refused([&] { Tokenizer::from_model_bytes(std::as_bytes(std::span(bytes)), "cut.model"); });
     EXPECT_EQ(e.fault(), Fault::checkpoint);  // no cut file has all byte pieces and specifications
   }
+}
+
+TEST(Tokenizer, a_model_file_without_pieces_trainer_or_normalizer_is_refused) {
+  const std::string whole = read_whole(kModel);
+  for (const int dropped : {1, 2, 3}) {
+    std::string kept;
+    for (size_t at = 0; at < whole.size();) {  // fields of a message: number, length, bytes
+      size_t end = at + 1, bytes = 0;
+      for (int shift = 0; shift == 0 || (whole[end - 1] & 0x80) != 0; shift += 7, ++end)
+        bytes |= static_cast<size_t>(whole[end] & 0x7F) << shift;
+      if (whole[at] >> 3 != dropped) kept += whole.substr(at, end + bytes - at);
+      at = end + bytes;
+    }
+    const Error e =
+        refused([&] { Tokenizer::from_model_bytes(std::as_bytes(std::span(kept)), "part.model"); });
+    EXPECT_NE(std::string(e.what()).find("no pieces, trainer or normalizer"), std::string::npos);
+  }
+}
+
+TEST(Tokenizer, a_byte_piece_is_two_capital_digits_between_its_marks_and_nothing_else) {
+  EXPECT_EQ(byte_piece("<0x00>"), 0x00);
+  EXPECT_EQ(byte_piece("<0x9A>"), 0x9A);
+  EXPECT_EQ(byte_piece("<0xFF>"), 0xFF);
+  for (const char* other :
+       {"", "<0x9A", "<0x9A>>", "<0x9a>", "<0xG0>", "(0x9A>", "<0x9A)", "<1x9A>"})
+    EXPECT_EQ(byte_piece(other), std::nullopt) << other;
 }
 
 TEST(Prompt, every_golden_prompt_has_the_ids_of_its_front_end) {

@@ -14,6 +14,8 @@
 
 namespace tendon::tt {
 
+inline size_t size_of(const Dims& dims) { return static_cast<size_t>(count(dims)); }
+
 class Board {
  public:
   explicit Board(const FakeOptions& options = {}) : api_(open_fake_device(options)) {}
@@ -27,7 +29,7 @@ class Board {
     return reply.outputs.empty() ? 0 : reply.outputs[0].id;
   }
   TensorId put(const Dims& dims, float value) {
-    return put({dims}, std::vector<float>(count(dims), value));
+    return put({dims}, std::vector<float>(size_of(dims), value));
   }
   std::vector<Output> run_all(const Request& request) {
     const Reply reply = api_->run(request);
@@ -36,7 +38,7 @@ class Board {
   }
   Output run(const Request& request) { return run_all(request)[0]; }
   std::vector<float> get(const Output& x) {
-    std::vector<float> values(count(x.spec.dims));
+    std::vector<float> values(size_of(x.spec.dims));
     EXPECT_EQ(api_->download(x.id, values), Status::ok) << api_->last_error();
     return values;
   }

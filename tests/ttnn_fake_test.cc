@@ -17,7 +17,7 @@ namespace {
 using Values = std::vector<float>;
 
 Values noise(const Dims& dims, uint64_t seed) {
-  Values v(count(dims));
+  Values v(size_of(dims));
   normal_noise(seed, 0, v);
   return v;
 }
@@ -39,7 +39,7 @@ TEST(Tiles, are_counted_with_their_padding) {
 
 TEST(Tiles, give_back_what_fits_their_format) {
   const Dims dims{2, 3, 37, 45};
-  Values whole(count(dims)), half = noise(dims, 1);
+  Values whole(size_of(dims)), half = noise(dims, 1);
   std::iota(whole.begin(), whole.end(), 0.0f);
   for (float& v : half) v = from_bf16(to_bf16(v));
   const Spec ids{dims, Format::u32, Layout::row_major}, wide{dims, Format::f32};
@@ -137,14 +137,14 @@ TEST(Fake, norms_add_epsilon_to_the_mean_square) {
 TEST(Fake, turns_every_head_by_its_rows_angle) {
   Board board;
   const Dims d{1, 2, 3, 32};
-  Values x(count(d)), cos(3 * 32), none(3 * 32);
+  Values x(size_of(d)), cos(3 * 32), none(3 * 32);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(1 + i / 32);  // head and row
   for (size_t i = 0; i < cos.size(); ++i) cos[i] = static_cast<float>(1 + i / 32);
   const Output y = board.run({.call = Call::rotary,
                               .inputs = {board.put({d}, x), board.put({{1, 1, 3, 32}}, cos),
                                          board.put({{1, 1, 3, 32}}, none)}});
   const Values turned = board.get(y);  // [1, 2, 32, 32]
-  for (const size_t row : {0, 1, 2, 3, 31}) {
+  for (const size_t row : {0U, 1U, 2U, 3U, 31U}) {
     const auto times = static_cast<float>(row < 3 ? row + 1 : 0);
     EXPECT_EQ(turned[row * 32], times * times);
     EXPECT_EQ(turned[(32 + row) * 32], (times + 3) * times);

@@ -22,7 +22,7 @@ void PrintTo(const Refusal& r, std::ostream* to) { *to << r.name; }
 
 TensorId zeros(Board& board, const Dims& dims, Format format = Format::bf16,
                Layout layout = Layout::tile) {
-  return board.put({dims, format, layout}, std::vector<float>(count(dims)));
+  return board.put({dims, format, layout}, std::vector<float>(size_of(dims)));
 }
 
 // A refused call of tensors of zeros.

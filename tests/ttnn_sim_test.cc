@@ -43,7 +43,7 @@ class Bench {
   explicit Bench(const WorkerOptions& options) : board(open_worker(options)) {}
 
   Operand noise(const Dims& dims, float scale = 1, Format format = Format::bf16, float offset = 0) {
-    Values values(count(dims));
+    Values values(size_of(dims));
     normal_noise(++seed_, 0, values);
     for (float& v : values) v = v * scale + offset;
     return put({dims, format}, values);

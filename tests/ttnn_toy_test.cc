@@ -113,8 +113,9 @@ TEST_P(TtnnToy, follows_the_reference_on_the_simulated_wormhole) {
                 TtPrecision::bf16);
 }
 
-INSTANTIATE_TEST_SUITE_P(policies, TtnnToy, testing::Values(PolicyType::pi0, PolicyType::pi05),
-                         [](const auto& one) { return std::string(name(one.param)); });
+const auto name_of = [](const auto& one) { return std::string(name(one.param)); };
+INSTANTIATE_TEST_SUITE_P(policies, TtnnToy, testing::Values(PolicyType::pi0), name_of);
+INSTANTIATE_TEST_SUITE_P(slow_policies, TtnnToy, testing::Values(PolicyType::pi05), name_of);
 
 }  // namespace
 }  // namespace tendon

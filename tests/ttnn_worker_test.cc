@@ -64,7 +64,7 @@ TEST_F(TtnnWorker, tensors_travel_in_the_bytes_of_the_device) {
   EXPECT_EQ(caps.description, "Tenstorrent hardware");
   EXPECT_EQ(caps.grid_x * caps.grid_y, 4);
   EXPECT_TRUE(caps.fast_dispatch && !caps.simulated);
-  std::vector<float> values(count(kDims));
+  std::vector<float> values(size_of(kDims));
   normal_noise(1, 0, values);
   for (const Spec& spec : {Spec{kDims}, Spec{kDims, Format::bfp8}, Spec{kDims, Format::f32},
                            Spec{kDims, Format::bf16, Layout::row_major, Memory::l1}}) {
@@ -83,13 +83,13 @@ TEST_F(TtnnWorker, calls_take_and_give_tensors) {
   const TensorId y = board.put(kDims, -.25F);
   const Output sum = board.run({.call = Call::add, .inputs = {x, y}, .memory = Memory::l1});
   EXPECT_EQ(sum.spec, (Spec{kDims, Format::bf16, Layout::tile, Memory::l1}));
-  EXPECT_EQ(board.get(sum), std::vector<float>(count(kDims), 1.25F));
+  EXPECT_EQ(board.get(sum), std::vector<float>(size_of(kDims), 1.25F));
   const Output flat = board.run({.call = Call::reshape, .inputs = {sum.id}, .dims{1, 1, 66, 40}});
   EXPECT_EQ(flat.spec.dims, (Dims{1, 1, 66, 40}));
   const Reply copied = board.api().run({.call = Call::copy, .inputs = {x, y}});
   EXPECT_EQ(copied.status, Status::ok) << board.api().last_error();
   EXPECT_TRUE(copied.outputs.empty());
-  EXPECT_EQ(board.get({y, {kDims}}), std::vector<float>(count(kDims), 1.5F));
+  EXPECT_EQ(board.get({y, {kDims}}), std::vector<float>(size_of(kDims), 1.5F));
   board.api().release(y);
   EXPECT_SAYS(board.refusal({.call = Call::add, .inputs = {x, y}}), "no tensor has the number");
   std::vector<float> few(3);

@@ -21,7 +21,7 @@ CODE_FOLDERS = ("src", "include", "tests", "tools", "scripts", "bench", "fuzz", 
 CPP_SUFFIXES = (".h", ".cc", ".cu", ".cuh")
 TEXT_SUFFIXES = CPP_SUFFIXES + (".py", ".cmake")
 TEST_LABELS = {"tidy", "unit", "op", "model", "server", "fuzz", "slow", "cuda", "sim",
-               "loop"}
+               "loop", "hostile"}
 
 # Room -> rooms whose headers it may include, besides its own. "api" is the front door's header,
 # "plain" are the headers of include/tendon/ that hold only data: every room may use those.

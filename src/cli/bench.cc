@@ -40,7 +40,7 @@ struct Stage {
   double gbytes() const { return static_cast<double>(bytes) / median() / 1e6; }
 };
 
-struct Result {
+struct Timings {
   std::vector<Stage> stages;  // the last is the whole call
   MachineLimits limits;
   double load_ms = 0, peak_memory_gb = 0;
@@ -65,7 +65,7 @@ struct Result {
 };
 
 // A prompt of byte tokens: begin, text and, in openpi's form, the closing line feed.
-Observation observation_of(const BenchOptions& o, const Engine& engine) {
+Observation bench_observation(const BenchOptions& o, const Engine& engine) {
   Observation observation = observe(o.model, o.given, engine);
   if (o.prompt_tokens > 0) {
     ensure(o.prompt_tokens >= 3, Fault::usage, "--prompt-tokens {}: at least 3", o.prompt_tokens);
@@ -90,16 +90,16 @@ double reference_ms(const BenchOptions& o, const Observation& observation) {
   return Engine::open(o.model, plain).infer(observation, o.infer).times.total_ms;
 }
 
-Result measure(const BenchOptions& o) {
+Timings measure(const BenchOptions& o) {
   ensure(o.calls >= 1 && o.warm_up >= 0, Fault::usage, "--calls {} --warm-up {}: at least 1 and 0",
          o.calls, o.warm_up);
-  Result result;
+  Timings result;
   Engine engine = Engine::open(o.model, o.open);
   result.load_ms = engine.load_ms();
   result.backend = engine.backend();
   result.method = engine.method();
   result.simulated = engine.simulated();
-  const Observation observation = observation_of(o, engine);
+  const Observation observation = bench_observation(o, engine);
   result.images = std::ssize(observation.images);
   for (int64_t i = 0; i < o.warm_up; ++i) engine.infer(observation, o.infer);
   const bool here = result.backend != "ttnn";
@@ -143,7 +143,7 @@ Result measure(const BenchOptions& o) {
 }
 
 // The columns that accelerator ports of pi0 are compared by. Times of a simulation are the host's.
-nlohmann::json columns_json(const Result& r) {
+nlohmann::json columns_json(const Timings& r) {
   const double vision = r.stage("vision").median(), prefill = r.stage("prefill").median();
   const double total = r.stage("whole call").median();
   const auto images = static_cast<double>(r.images);
@@ -160,7 +160,7 @@ nlohmann::json columns_json(const Result& r) {
   return json;
 }
 
-nlohmann::json to_json(const BenchOptions& o, const Result& r) {
+nlohmann::json to_json(const BenchOptions& o, const Timings& r) {
   nlohmann::json json{{"model", o.model},
                       {"backend", r.backend},
                       {"method", r.method},
@@ -199,7 +199,7 @@ nlohmann::json to_json(const BenchOptions& o, const Result& r) {
   return json;
 }
 
-void print_text(const BenchOptions& o, const Result& r) {
+void print_text(const BenchOptions& o, const Timings& r) {
   fmt::print("{} on {} ({}), {} calls\n", o.model, r.backend, r.method, o.calls);
   if (r.simulated)
     fmt::print(
@@ -284,7 +284,7 @@ bool faster_or_equal(const BenchOptions& o, const nlohmann::json& now) {
 }
 
 void bench(const BenchOptions& o) {
-  const Result result = measure(o);
+  const Timings result = measure(o);
   const nlohmann::json json = to_json(o, result);
   if (o.json) {
     fmt::print("{}\n", json.dump());

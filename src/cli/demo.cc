@@ -44,7 +44,7 @@ struct Judged {
 
 struct Named {
   std::string name;  // "demo · cpu · avx512bf16, bf16 products"
-  Policy policy;
+  demo::Policy policy;
 };
 
 Named local(const DemoOptions& o) {
@@ -107,7 +107,7 @@ LoopOptions shown_live(LoopOptions loop, TerminalView& view, const std::string& 
   return loop;
 }
 
-std::vector<Judged> judge(const DemoOptions& o, const Policy& policy, bool live) {
+std::vector<Judged> judge(const DemoOptions& o, const demo::Policy& policy, bool live) {
   std::vector<Judged> all;
   int successes = 0;
   for (const Trial& trial : wanted(o)) {

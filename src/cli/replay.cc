@@ -17,7 +17,7 @@
 namespace tendon::cli {
 namespace {
 
-struct Given {
+struct Asked {
   std::string folder, model, url, dialect = "openpi";
   OpenOptions open;
   AnswerOptions answers;
@@ -35,7 +35,7 @@ struct Result {
 // Answers one recorded request again: in this process, or by a server.
 using AskAgain = std::function<Answer(const Record& request)>;
 
-AskAgain in_process(const Given& g, Metrics& metrics, Result& result, std::string& fingerprint) {
+AskAgain in_process(const Asked& g, Metrics& metrics, Result& result, std::string& fingerprint) {
   ServedPolicy policy = open_served(g.model, g.open);
   fingerprint = policy.card.fingerprint;
   result.names = policy.card.action_names;
@@ -66,7 +66,7 @@ Bytes with_seed(const Record& request) {
   return message;
 }
 
-AskAgain at_server(const Given& g) {
+AskAgain at_server(const Asked& g) {
   const auto clients = std::make_shared<std::map<uint64_t, WebSocketClient>>();
   return [clients, url = g.url](const Record& request) {
     auto found = clients->find(request.connection);
@@ -178,7 +178,7 @@ void print(const Result& r, bool as_json) {
              before[0], before[1], before[2], now[0], now[1], now[2]);
 }
 
-void run(Given g) {
+void run(Asked g) {
   ensure(g.url.empty() != g.model.empty(), Fault::usage,
          "name either the MODEL that shall answer again, or a server with --url ws://...");
   if (g.dialect == "roboarena") g.answers.dialect = Dialect::roboarena;
@@ -201,7 +201,7 @@ void run(Given g) {
 
 void add_replay(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("replay", "recorded requests run again and compared");
-  const auto g = std::make_shared<Given>();
+  const auto g = std::make_shared<Asked>();
   verb->add_option("DIR", g->folder, "what `tendon serve --record DIR` wrote")->required();
   add_model_options(*verb, g->model, g->open);
   verb->get_option("MODEL")->required(false);

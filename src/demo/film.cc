@@ -25,6 +25,11 @@ constexpr int kHeight = kPictures + kTable + kTextLine + kMargin;
 constexpr int kBorder = 5;
 constexpr int kPromptLetters = 44, kFrameDelay = 10, kLastDelay = 150;  // 1/100 s
 
+// Of a pixel in a page.
+constexpr size_t place(int x, int y) {
+  return static_cast<size_t>(y) * size_t{kWidth} + static_cast<size_t>(x);
+}
+
 constexpr Rgb kPage = {32, 35, 42}, kPale = {150, 156, 168}, kBright = {240, 240, 236};
 constexpr Rgb kGreen = {46, 190, 80}, kRed = {230, 60, 56};
 
@@ -56,7 +61,7 @@ class Page {
     for (const char c : ascii) {
       for (int y = 0; y < kLetter; ++y)
         for (int x = 0; x < kLetter; ++x)
-          if (GifAsciiTable8x8[static_cast<size_t>(c)][y] >> (7 - x) & 1)
+          if (GifAsciiTable8x8[static_cast<uint8_t>(c)][y] >> (7 - x) & 1)
             at(left + x, top + y) = colour;
       left += kLetter;
     }
@@ -72,7 +77,7 @@ class Page {
   const std::vector<Rgb>& pixels() const { return pixels_; }
 
  private:
-  Rgb& at(int x, int y) { return pixels_[static_cast<size_t>(y * kWidth + x)]; }
+  Rgb& at(int x, int y) { return pixels_[place(x, y)]; }
 
   std::vector<Rgb> pixels_ = std::vector<Rgb>(size_t{kWidth} * kHeight);
 };
@@ -133,6 +138,7 @@ class Palette {
         ++run->second;
       }
     std::vector<Rgb> sorted;
+    sorted.reserve(pixels.size());
     for (const auto& [colour, count] : pixels) sorted.push_back(colour);
     std::ranges::stable_sort(sorted, std::greater{}, [&](const Rgb& c) { return pixels.at(c); });
     for (int merge = 0; entries_.empty(); ++merge) choose(sorted, merge);
@@ -183,7 +189,7 @@ Rect changed(const Indices& before, const Indices& now) {
   int left = kWidth, right = -1, top = kHeight, bottom = -1;
   for (int y = 0; y < kHeight; ++y)
     for (int x = 0; x < kWidth; ++x)
-      if (const auto i = static_cast<size_t>(y * kWidth + x); before[i] != now[i]) {
+      if (const size_t i = place(x, y); before[i] != now[i]) {
         left = std::min(left, x);
         right = std::max(right, x);
         top = std::min(top, y);

@@ -6,14 +6,14 @@
 namespace tendon::demo {
 namespace {
 
-using Rgb = std::array<double, 3>;
+using Shade = std::array<double, 3>;
 
 constexpr double kRoomAround = 0.05, kGripperView = 0.25;  // sides of the table
-constexpr Rgb kRoom = {14, 16, 20}, kTable = {64, 68, 76}, kRim = {238, 238, 232};
-constexpr Rgb kFinger = {196, 200, 208}, kFingerDown = {255, 255, 255};
+constexpr Shade kRoom = {14, 16, 20}, kTableTop = {64, 68, 76}, kRim = {238, 238, 232};
+constexpr Shade kFinger = {196, 200, 208}, kFingerDown = {255, 255, 255};
 constexpr double kRimWidth = 0.016;
 
-Rgb paint(Colour colour) {
+Shade paint(Colour colour) {
   switch (colour) {
     case Colour::red: return {226, 40, 44};
     case Colour::green: return {40, 170, 60};
@@ -54,17 +54,17 @@ double fingers(const Gripper& gripper, Point p) {
 
 struct Brush {
   double pixel;  // its side on the table
-  Rgb colour;
+  Shade colour;
 
-  void cover(double signed_distance, const Rgb& paint) {
+  void cover(double signed_distance, const Shade& paint) {
     const double share = std::clamp(0.5 - signed_distance / pixel, 0.0, 1.0);
     for (size_t c = 0; c < 3; ++c) colour[c] += share * (paint[c] - colour[c]);
   }
 };
 
-Rgb colour_at(const World& world, Point p, double pixel) {
+Shade colour_at(const World& world, Point p, double pixel) {
   Brush brush = {pixel, kRoom};
-  brush.cover(box({p.x - 0.5, p.y - 0.5}, 0.5, 0.5), kTable);
+  brush.cover(box({p.x - 0.5, p.y - 0.5}, 0.5, 0.5), kTableTop);
   for (const Object& object : world.objects) {
     const Point local = {p.x - object.at.x, p.y - object.at.y};
     if (std::max(std::abs(local.x), std::abs(local.y)) > 2 * kObjectRadius) continue;
@@ -89,7 +89,7 @@ Image draw(const World& world, View view, int size) {
       top ? Point{-kRoomAround, -kRoomAround}
           : Point{world.gripper.at.x - kGripperView, world.gripper.at.y - kGripperView};
   std::vector<uint8_t> rgb;
-  rgb.reserve(static_cast<size_t>(3 * size * size));
+  rgb.reserve(size_t{3} * static_cast<size_t>(size) * static_cast<size_t>(size));
   for (int row = 0; row < size; ++row)
     for (int column = 0; column < size; ++column) {
       const Point p = {corner.x + (column + 0.5) * pixel, corner.y + (row + 0.5) * pixel};

@@ -40,7 +40,7 @@ std::string shortened(const std::string& text) {
 }
 
 // The middle of an object in the camera's picture.
-std::string paint(Colour colour) {
+std::string hex_of(Colour colour) {
   constexpr int kSize = 33, kMiddle = 3 * (kSize / 2 * kSize + kSize / 2);
   World world;
   world.objects = {{{colour, Shape::disc}, {0.5, 0.5}}};
@@ -102,7 +102,7 @@ std::string goal(const Task& task) {
   const double far = task.edge == Edge::right || task.edge == Edge::bottom ? kSide : -6;
   return fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"3\" fill=\"{}\"/>\n",
                      upright ? kLeft + far : kLeft, upright ? kTop : kTop + far,
-                     upright ? 6 : kSide, upright ? kSide : 6, paint(task.target.colour));
+                     upright ? 6 : kSide, upright ? kSide : 6, hex_of(task.target.colour));
 }
 
 // Where objects lie, and of those that were pushed where they began.
@@ -111,7 +111,7 @@ std::string objects(const Record& record) {
   std::string ghosts, solid;
   for (size_t i = 0; i < end.size(); ++i) {
     const Kind kind = end[i].kind;
-    const std::string colour = paint(kind.colour);
+    const std::string colour = hex_of(kind.colour);
     solid += outline(kind, end[i].at, 0.75,
                      fmt::format("fill=\"{}\" stroke=\"#20242c\" stroke-width=\"1.5\"", colour));
     if (std::hypot(end[i].at.x - begin[i].at.x, end[i].at.y - begin[i].at.y) < kMoved) continue;

@@ -72,7 +72,7 @@ Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt,
                       const Probe& probe) {
   const Ops::Scope scope(ops, Module::prefix);
   const float scale = static_cast<float>(std::sqrt(static_cast<double>(m.config.vlm.width)));
-  const Tensor tokens = ops.embed(m.weights.embedding, prompt, scale);  // [prompt, 2048]
+  Tensor tokens = ops.embed(m.weights.embedding, prompt, scale);  // [prompt, 2048]
   if (probe) probe("language.embed", tokens);
   return tokens;
 }

@@ -55,11 +55,11 @@ void Writer::integer(int64_t value) {
   if (value >= -32 && value < 128) return put(out_, bits, 1);
   // 2^size bytes: the unsigned tags are 0xcc to 0xcf, the signed ones 0xd0 to 0xd3.
   const uint64_t magnitude = value < 0 ? ~bits << 1 : bits;
-  const int size = magnitude <= 0xff         ? 0
-                   : magnitude <= 0xffff     ? 1
-                   : magnitude <= 0xffffffff ? 2
-                                             : 3;
-  put(out_, static_cast<uint64_t>((value < 0 ? 0xd0 : 0xcc) + size), 1);
+  const unsigned size = magnitude <= 0xff         ? 0
+                        : magnitude <= 0xffff     ? 1
+                        : magnitude <= 0xffffffff ? 2
+                                                  : 3;
+  put(out_, (value < 0 ? 0xd0U : 0xccU) + size, 1);
   put(out_, bits, 1 << size);
 }
 

@@ -131,7 +131,7 @@ class Leaving : public std::enable_shared_from_this<Leaving> {
  private:
   Hub& hub_;
   Stream stream_;
-  std::array<char, 4096> trash_;
+  std::array<char, 4096> trash_{};
 };
 
 class Socket : public std::enable_shared_from_this<Socket> {

@@ -13,7 +13,6 @@ namespace tendon {
 namespace {
 
 using msgpack::Array;
-using msgpack::DType;
 using msgpack::Value;
 using Kind = Value::Kind;
 
@@ -274,7 +273,7 @@ Image read_picture(const Value& value, std::string_view key) {
          "'{}' is {}, expected a uint8 array [height, width, 3] or [3, height, width]", name,
          describe(value));
   const Array& array = value.array;
-  const bool bytes = array.dtype == DType::u1;
+  const bool bytes = array.dtype == msgpack::DType::u1;
   ensure(bytes || is_float(array.dtype), Fault::input,
          "'{}' is {}, expected uint8 or floats in [0, 1]", name, describe(value));
   const bool three_axes = array.shape.size() == 3;

@@ -40,7 +40,7 @@ std::string output_of(const std::string& program, const std::string& argument) {
   FILE* pipe = ::popen(command.c_str(), "r");
   if (!pipe) return {};
   std::string text;
-  std::array<char, 256> part;
+  std::array<char, 256> part{};
   while (std::fgets(part.data(), part.size(), pipe)) text += part.data();
   const bool ok = ::pclose(pipe) == 0;
   while (!text.empty() && text.back() == '\n') text.pop_back();

@@ -83,9 +83,10 @@ void forget_pages(const HostTensor& tensor) {
   constexpr uintptr_t kPage = 4096;
   if (!tensor.mapped) return;
   const auto first = reinterpret_cast<uintptr_t>(tensor.bytes.data());
-  const uintptr_t begin = (first + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (first + tensor.bytes.size()) / kPage * kPage;
-  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  const size_t skipped = (kPage - first % kPage) % kPage;  // up to the first whole page
+  if (skipped >= tensor.bytes.size()) return;
+  const auto pages = tensor.bytes.subspan(skipped);
+  ::madvise(const_cast<std::byte*>(pages.data()), pages.size() / kPage * kPage, MADV_DONTNEED);
 }
 
 float element(const HostTensor& tensor, int64_t i) {

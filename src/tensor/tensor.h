@@ -89,7 +89,9 @@ class Buffer {
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(Shape shape, Buffer* buffer) : shape_(shape), buffer_(buffer) { buffer_->acquire(); }
+  Tensor(const Shape& shape, Buffer* buffer) : shape_(shape), buffer_(buffer) {
+    buffer_->acquire();
+  }
   Tensor(const Tensor& other) : shape_(other.shape_), buffer_(other.buffer_) {
     if (buffer_) buffer_->acquire();
   }

@@ -17,7 +17,7 @@ using nlohmann::json;
 // Degrees for radians are a factor of 57, millimetres for metres 1000: what a robot really does
 // stays within a few deviations, or within one more width of the quantiles on either side.
 constexpr double kDeviationsMax = 8, kQuantilesMax = 3;
-constexpr double kSpreadMin = 1e-6;  // openpi's epsilon
+constexpr double kEpsilon = 1e-6;  // openpi's epsilon
 
 std::vector<double> read_state(const json& root, const std::string& file) {
   std::vector<double> state;
@@ -68,7 +68,7 @@ void judge_state(const std::vector<double>& state, const std::vector<double>& se
   for (size_t d = 0; d < dims; ++d) {
     const double a = low->second[d], b = high->second[d];
     const bool deviations = s.method == NormMethod::mean_std;
-    const double spread = std::max(deviations ? b : b - a, kSpreadMin);
+    const double spread = std::max(deviations ? b : b - a, kEpsilon);
     const double normalized =
         deviations ? (state[d] - a) / spread : 2 * (state[d] - a) / spread - 1;
     const double limit = deviations ? kDeviationsMax : kQuantilesMax;

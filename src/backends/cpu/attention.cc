@@ -101,9 +101,9 @@ void Attention::attend(const float* q, const AttentionShape& shape, const Packed
   const float scale = 1.f / std::sqrt(static_cast<float>(h.width));
   const Blocks blocks(packed.key_words, isa_.tile_words[static_cast<int>(form_)]);
   const int64_t inputs = blocks.words * inputs_per_word(form_);
-  std::array<int64_t, kRowsMax> offset;
-  std::array<int32_t, kRowsMax> seen, left;
-  std::array<float, kRowsMax> maximum, sum, old;
+  std::array<int64_t, kRowsMax> offset{};
+  std::array<int32_t, kRowsMax> seen{}, left{};
+  std::array<float, kRowsMax> maximum{}, sum{}, old{};
   maximum.fill(-INFINITY);
   sum.fill(0.f);
   int32_t farthest = 0;

@@ -1,6 +1,9 @@
 #include "backends/cpu/isa.h"
 
 #include <fmt/ranges.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <algorithm>
 
@@ -15,6 +18,14 @@ struct Known {
   bool here;
 };
 
+#if defined(__x86_64__)
+// Not by name: clang 14 does not know this one. Intel's manual, CPUID leaf 7, subleaf 1.
+bool has_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1U << 4) != 0;
+}
+#endif
+
 std::vector<Known> known() {
   std::vector<Known> all = {{"plain", plain_kernels(), true}};
 #if defined(__x86_64__)
@@ -25,7 +36,7 @@ std::vector<Known> known() {
                       __builtin_cpu_supports("avx512vl");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   all.push_back({"avx2", avx2_kernels(), avx2});
-  all.push_back({"avxvnni", avxvnni_kernels(), avx2 && __builtin_cpu_supports("avxvnni")});
+  all.push_back({"avxvnni", avxvnni_kernels(), avx2 && has_avxvnni()});
   all.push_back({"avx512", avx512_kernels(), avx512});
   all.push_back({"avx512vnni", avx512vnni_kernels(), vnni});
   all.push_back({"avx512bf16", avx512bf16_kernels(), vnni && __builtin_cpu_supports("avx512bf16")});

@@ -81,7 +81,7 @@ Held Device::upload_rows(const Spec& spec,
   if (!caps().shapes_only) bytes = pack_rows(spec, rows);
   const Reply reply = api_->upload(spec, bytes);
   check(reply, 1, "upload");
-  const Held held = hold(reply.outputs[0], spec, "upload");
+  Held held = hold(reply.outputs[0], spec, "upload");
   if (calls_)
     calls_->push_back({.name = "upload",
                        .dtype = name(spec.format),

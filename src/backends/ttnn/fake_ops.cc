@@ -11,7 +11,8 @@
 namespace tendon::tt {
 namespace {
 
-constexpr int64_t kSmall = 1 << 16;  // values that one thread computes before another is started
+// Values that one thread computes before another is started.
+constexpr int64_t kFew = 1 << 16;
 
 std::vector<float> empty_values(const Spec& spec) {
   return std::vector<float>(static_cast<size_t>(count(spec.dims)));
@@ -20,7 +21,7 @@ std::vector<float> empty_values(const Spec& spec) {
 // body(i) for i in [0, count), several threads when there is enough to do.
 template <class Body>
 void for_each(int64_t count, int64_t values_each, int threads, const Body& body) {
-  parallel_for(count, count * values_each < kSmall ? 1 : threads, [&](int64_t first, int64_t last) {
+  parallel_for(count, count * values_each < kFew ? 1 : threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) body(i);
   });
 }
@@ -113,12 +114,13 @@ std::vector<std::vector<float>> create_heads(const Operand& x, std::span<const S
   std::vector<std::vector<float>> all;
   int64_t column = 0;
   for (const Spec& out : outputs) {
-    std::vector<float>& y = all.emplace_back(empty_values(out));
+    std::vector<float> y = empty_values(out);
     const auto [batches, heads, m, d] = out.dims;
     for (int64_t b = 0; b < batches; ++b)
       for (int64_t h = 0; h < heads; ++h)
         copy_box({1, 1, m, d}, x.values.data(), {x.spec.dims, {b, 0, 0, column + h * d}}, y.data(),
                  {out.dims, {b, h, 0, 0}});
+    all.push_back(std::move(y));
     column += heads * d;
   }
   return all;

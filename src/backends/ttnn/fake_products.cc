@@ -145,7 +145,8 @@ void softmax_rows(float* scores, int64_t rows, int64_t n, float scale, const flo
 
 std::vector<float> attention(const Request& request, std::span<const Operand> inputs, int threads) {
   const Operand &q = inputs[0], &k = inputs[1], &v = inputs[2], &mask = inputs[3];
-  const auto [batches, heads, m, d] = q.spec.dims;
+  const int64_t batches = q.spec.dims[0], heads = q.spec.dims[1], m = q.spec.dims[2],
+                d = q.spec.dims[3];
   const int64_t groups = k.spec.dims[1], n = k.spec.dims[2];
   const int64_t blocks = (m + kQueries - 1) / kQueries;  // of queries, per head
   std::vector<float> y(q.values.size());                 // [batches, heads, m, d]

@@ -272,7 +272,7 @@ Spec rotary(const Inspection& in) {
   in.expect(x.dims[3] == kTile || x.dims[3] % (2 * kTile) == 0,
             "got a head of {} columns, expected 32 or a multiple of 64", x.dims[3]);
   in.dims(x, "x", {1, x.dims[1], x.dims[2], x.dims[3]});
-  for (const size_t i : {1, 2})
+  for (const size_t i : {size_t{1}, size_t{2}})
     in.dims(in.tiled(i, i == 1 ? "cos" : "sin", {Format::bf16}), i == 1 ? "cos" : "sin",
             {1, 1, x.dims[2], x.dims[3]});
   // The library forgets how many rows of the last tile were there.

@@ -106,7 +106,7 @@ Held Reshaper::as_rows(const Tensor& x) {
 Held Reshaper::as_spread(const Tensor& x, HeadColumns columns) {
   const TtBuffer& b = buffer(x);
   if (b.form == Form::spread && b.columns.width == columns.width) return b.held;
-  const Held plain = as_rows(x);
+  Held plain = as_rows(x);
   if (columns.width % kTile == 0) return plain;
   return move_columns(plain, x.columns(), columns, true);
 }

@@ -27,7 +27,7 @@ FaceRow face_row(int64_t tile, int64_t i) {
 // 16 values to their exponent byte and 16 bytes of sign and magnitude: the 24-bit significand is
 // shifted right by 17 plus the distance to the block's exponent, to nearest even.
 void pack_block(const float* from, std::byte* exponent, std::byte* to) {
-  std::array<uint32_t, kFace> bits;
+  std::array<uint32_t, kFace> bits{};
   std::memcpy(bits.data(), from, sizeof(bits));
   uint32_t top = 0;
   for (const uint32_t u : bits) top = std::max(top, (u >> 23) & 0xFFu);

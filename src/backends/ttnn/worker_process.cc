@@ -53,6 +53,7 @@ Descriptor memory_file(const char* name, std::string_view text = {}) {
 
 std::vector<char*> pointers(const std::vector<std::string>& words) {
   std::vector<char*> found;
+  found.reserve(words.size() + 1);
   for (const std::string& word : words) found.push_back(const_cast<char*>(word.c_str()));
   found.push_back(nullptr);
   return found;
