@@ -29,11 +29,7 @@ const fs::path kGolden = golden("tiny-checkpoint-lerobot-pi0");
 const fs::path kWeights = kGolden / "checkpoint/model.safetensors";
 
 // Sanitizers make it ten times as slow: a part of the repetitions is enough there.
-#ifdef __SANITIZE_ADDRESS__
-constexpr int kPart = 5;
-#else
-constexpr int kPart = 1;
-#endif
+constexpr int kPart = TENDON_TEST_SANITIZED ? 20 : 1;
 constexpr int kHeaderFlips = 10000 / kPart, kDataFlips = 1000 / kPart;
 
 OpenOptions tiny_options() {

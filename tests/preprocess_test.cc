@@ -1,8 +1,13 @@
 // labels: unit
 // Images, statistics and robots against the outputs of openpi, lerobot and Pillow.
+#include <gtest/gtest.h>
+#include <jpeglib.h>
+
 #include <cmath>
+#include <cstdlib>
 #include <random>
 
+#include "policy/checkpoint_folder.h"
 #include "policy/image_file.h"
 #include "policy/images.h"
 #include "policy/processors.h"
@@ -316,6 +321,19 @@ TEST(Robots, relative_actions_become_absolute_as_in_openpi_and_lerobot) {
   }
 }
 
+TEST(Robots, bring_cameras_and_sizes_but_lerobots_keeps_those_of_the_checkpoint) {
+  Surroundings s{.required = {"top"}, .state_dim = 5, .action_dim = 6};
+  surround_with_robot(s, Robot::lerobot);
+  EXPECT_TRUE(s.rename.empty());
+  EXPECT_EQ(s.required, std::vector<std::string>({"top"}));
+  EXPECT_EQ(std::pair(s.state_dim, s.action_dim), std::pair(int64_t{5}, int64_t{6}));
+  surround_with_robot(s, Robot::libero);
+  EXPECT_EQ(s.rename.at("wrist_image"), "left_wrist_0_rgb");
+  EXPECT_EQ(s.required, std::vector<std::string>({"base_0_rgb", "left_wrist_0_rgb"}));
+  EXPECT_EQ(std::pair(s.state_dim, s.action_dim), std::pair(int64_t{8}, int64_t{7}));
+  EXPECT_EQ(s.action_names.back(), "gripper");
+}
+
 TEST(Robots, training_configurations_are_those_of_openpi) {
   const TrainingConfig droid = training_config("pi05_droid");
   EXPECT_EQ(droid.policy, PolicyType::pi05);
@@ -370,6 +388,59 @@ TEST(Robots, relative_dims_are_those_of_openpi_and_lerobot) {
   EXPECT_EQ(actions, std::vector<double>({11, 2, 13, 4}));
   to_relative(actions, 2, std::vector<double>{1, 20}, {true, false});
   EXPECT_EQ(actions, std::vector<double>({10, 2, 12, 4}));
+}
+
+namespace {
+
+int smooth(int row, int column, int channel) {
+  return channel == 0 ? 5 * row : channel == 1 ? 4 * column : 2 * (row + column);
+}
+
+// By libjpeg, at its best quality.
+std::string jpeg_of_smooth(int height, int width, int channels) {
+  jpeg_compress_struct info{};
+  jpeg_error_mgr errors{};
+  info.err = jpeg_std_error(&errors);
+  jpeg_create_compress(&info);
+  unsigned char* bytes = nullptr;
+  unsigned long size = 0;
+  jpeg_mem_dest(&info, &bytes, &size);
+  info.image_height = static_cast<JDIMENSION>(height);
+  info.image_width = static_cast<JDIMENSION>(width);
+  info.input_components = channels;
+  info.in_color_space = channels == 3 ? JCS_RGB : JCS_GRAYSCALE;
+  jpeg_set_defaults(&info);
+  jpeg_set_quality(&info, 100, TRUE);
+  jpeg_start_compress(&info, TRUE);
+  for (int r = 0; r < height; ++r) {
+    std::vector<uint8_t> row;
+    for (int i = 0; i < width * channels; ++i)
+      row.push_back(static_cast<uint8_t>(smooth(r, i / channels, i % channels)));
+    JSAMPROW at = row.data();
+    jpeg_write_scanlines(&info, &at, 1);
+  }
+  jpeg_finish_compress(&info);
+  jpeg_destroy_compress(&info);
+  std::string file(reinterpret_cast<const char*>(bytes), size);
+  std::free(bytes);
+  return file;
+}
+
+}  // namespace
+
+TEST(ImageFiles, a_smooth_jpeg_is_read_to_a_few_levels_and_a_grey_or_cut_one_is_refused) {
+  const Scratch scratch("jpeg");
+  const int height = 40, width = 56;
+  const std::string jpeg = jpeg_of_smooth(height, width, 3);
+  const Image image = load_image(scratch.write("colour.jpg", jpeg).string());
+  ASSERT_EQ(std::pair(image.height, image.width), std::pair(height, width));
+  for (int i = 0; i < 3 * height * width; ++i)
+    EXPECT_NEAR(image.rgb.bytes()[static_cast<size_t>(i)],
+                smooth(i / 3 / width, i / 3 % width, i % 3), 6);
+  for (const std::string& bad : {jpeg_of_smooth(8, 8, 1), jpeg.substr(0, jpeg.size() * 2 / 3)}) {
+    const auto file = scratch.write("bad.jpg", bad);
+    EXPECT_EQ(refused([&] { load_image(file.string()); }).fault(), Fault::input);
+  }
 }
 
 TEST(ImageFiles, wrong_channel_counts_and_cut_files_are_refused) {

@@ -233,8 +233,9 @@ TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   EXPECT_LE(most, least * 1.1 + 1) << "most " << most << ", least " << least;
   RecordProperty("most_by_least", std::to_string(static_cast<double>(most) / least));
   RecordProperty("healthz_p99_ms", std::to_string(percentile(health_ms, 0.99)));
-  // The machine may be busy; a server that its inference blocks would take 25 ms and more.
-  EXPECT_LT(percentile(health_ms, 0.5), 10);
+  // The machine may be busy; a server that its inference blocks would take 25 ms and more, but so
+  // may one that is compiled without optimisation.
+  if (!TENDON_TEST_SANITIZED) EXPECT_LT(percentile(health_ms, 0.5), 10);
 }
 
 TEST(Server, adds_less_than_a_millisecond_to_an_inference) {
