@@ -95,6 +95,9 @@ def runs(scratch):
     expect(0, "3238048528", "inspect", "synthetic:pi0", "--json")
     expect(0, "3353433872", "inspect", "synthetic:pi05", "--json")
     expect(0, "horizon", "inspect", "synthetic:pi05", "--config", "pi05_droid")
+    hostile = scratch / "hostile.json"
+    hostile.write_text(json.dumps({"\x1b[2Jcleared": 1}))
+    expect(2, "unknown key '\\x1b[2Jcleared'", "inspect", "synthetic:pi0", "--config", hostile)
     for written, arguments in ((True, ()), (True, ("--state-in-prompt",)),
                                (False, ("--no-state-in-prompt",))):
         prompt = json.loads(tendon("inspect", "demo:pi05", "--json", *arguments)[1])["prompt"]
