@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include "model/parameters.h"
 #include "tensor/check.h"
 
 namespace tendon {

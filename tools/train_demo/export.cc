@@ -67,8 +67,8 @@ class Files {
  private:
   void add_objects(const World& world, const Task& task) {
     std::vector<Object> objects = world.objects;
-    std::ranges::stable_partition(objects,
-                                  [&](const Object& object) { return object.kind == task.target; });
+    std::stable_partition(objects.begin(), objects.end(),
+                          [&](const Object& object) { return object.kind == task.target; });
     for (const Object& object : objects) {
       number("objects.f32", static_cast<float>(object.at.x));
       number("objects.f32", static_cast<float>(object.at.y));
