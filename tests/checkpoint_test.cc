@@ -72,6 +72,8 @@ TEST(Safetensors, hostile_headers_are_refused) {
       {"{\"a\":{\"dtype\":\"F99\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8},
       {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2]}}", 8},
       {"{\"a\":" + std::string(100000, '[') + "}", 0},
+      {"{\"\\u", 4},  // cut within an escape
+      {"{\"\\u123", 4},
   };
   for (const auto& [header, data] : bad) {
     const std::string file = file_of(header, data);

@@ -83,6 +83,14 @@ TEST(DemoPolicy, the_same_files_from_disk_are_the_same_policy) {
   EXPECT_EQ(inside.infer(demo_observation()).values, outside.infer(demo_observation()).values);
 }
 
+TEST(DemoPolicy, converted_to_one_file_of_megabytes_is_the_same_policy) {
+  const Scratch scratch("converted");
+  const std::string file = (scratch.path() / "demo.safetensors").string();
+  EXPECT_GT(convert("demo", file, {.precision = "f32"}).bytes, 2 << 20);
+  Engine inside = Engine::open("demo", {.precision = "f32"}), outside = Engine::open(file);
+  EXPECT_EQ(inside.infer(demo_observation()).values, outside.infer(demo_observation()).values);
+}
+
 TEST(DemoPolicy, words_and_numbers_of_its_prompts_are_one_token_each) {
   const OpenedModel m = open_model("demo:pi05", {});
   const auto tokens = [&](const std::string& text) {

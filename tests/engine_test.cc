@@ -477,3 +477,25 @@ TEST(Engine, a_robot_with_more_state_or_action_values_than_the_model_is_refused)
     EXPECT_NE(std::string(e.what()).find("40"), std::string::npos) << e.what();
   }
 }
+
+TEST(Engine, empty_cameras_of_lerobot_are_there_once_whether_listed_or_counted) {
+  const Scratch scratch("empty");
+  const auto given = golden("tiny-checkpoint-lerobot-pi0");
+  std::filesystem::copy(given / "checkpoint", scratch.path() / "empty");
+  nlohmann::json config = read_json(given / "checkpoint/config.json");
+  nlohmann::json& features = config.at("input_features");
+  const nlohmann::json third = features.at("observation.images.right_wrist_0_rgb");
+  features.erase("observation.images.right_wrist_0_rgb");
+  config["empty_cameras"] = 1;
+  for (const bool listed : {false, true}) {
+    if (listed) features["observation.images.empty_camera_0"] = third;
+    scratch.write("empty/config.json", config.dump());
+    const Engine engine =
+        Engine::open((scratch.path() / "empty").string(),
+                     {.config = (given / "config.json").string(),
+                      .tokenizer = test_data("tokenizer/small_tokenizer.json").string(),
+                      .statistics = "none"});
+    EXPECT_EQ(engine.cameras().size(), 3u);
+    EXPECT_EQ(std::ranges::count(engine.cameras(), "empty_camera_0"), 1);
+  }
+}

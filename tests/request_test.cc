@@ -243,6 +243,15 @@ TEST(Request, that_is_wrong_is_refused_naming_key_got_and_wanted) {
             std::string::npos);
 }
 
+TEST(Request, without_a_key_is_told_the_first_eight_that_it_has) {
+  std::vector<Field> fields;
+  for (const char c : std::string("abcdefgh")) fields.emplace_back(std::string(1, c), text(""));
+  const std::string eight = "'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'";
+  EXPECT_TRUE(refusal(fields).ends_with(eight)) << refusal(fields);
+  fields.emplace_back("i", text(""));
+  EXPECT_TRUE(refusal(fields).ends_with(eight + ", ...")) << refusal(fields);
+}
+
 TEST(Request, with_an_unknown_camera_is_told_the_nearest) {
   const std::vector<Field> fields = {{"images",
                                       [](Writer& to) {
@@ -301,6 +310,16 @@ TEST(Reply, has_openpis_keys_in_openpis_order) {
   const Value& reference_timing = *reference.find("server_timing");
   for (size_t i = 0; i < reference_timing.map.size(); ++i)
     EXPECT_EQ(timing.map[i].key, reference_timing.map[i].key);
+}
+
+TEST(Reply, times_the_policy_from_pictures_to_actions_and_the_server_around_it) {
+  Actions actions{.horizon = 1, .dim = 1, .values = {0.5}};
+  actions.times = {.vision_ms = 1, .prefill_ms = 2, .denoise_ms = 4};
+  const std::string bytes = write_reply(actions, {}, {.infer_ms = 9, .reply_id = 3});
+  const Value reply = msgpack::decode(bytes_of(bytes));
+  EXPECT_EQ(reply.find("policy_timing")->find("infer_ms")->number, 7);
+  EXPECT_EQ(reply.find("server_timing")->find("infer_ms")->number, 9);
+  EXPECT_EQ(reply.find("server_timing")->find("reply_id")->integer, 3);
 }
 
 TEST(Greeting, begins_with_openpis_reset_pose) {

@@ -143,6 +143,7 @@ TEST(Tokenizer, a_hugging_face_file_of_another_kind_is_refused_by_its_field) {
   says("/model/type", "Unigram", "BPE");
   says("/model/vocab", nullptr, "model.vocab");
   says("/model/vocab/x", -4, "piece 'x' has id -4");
+  says("/model/vocab/x", kPiecesMax, "piece 'x' has id 524288, expected 0 to 524287");
   says("/model/merges/0/1", "nowhere", "nowhere");
   says("/normalizer", nullptr, "normalizer");
   says("/added_tokens/0/lstrip", true, "lstrip");
@@ -193,6 +194,12 @@ TEST(Tokenizer, a_model_file_without_pieces_trainer_or_normalizer_is_refused) {
         refused([&] { Tokenizer::from_model_bytes(std::as_bytes(std::span(kept)), "part.model"); });
     EXPECT_NE(std::string(e.what()).find("no pieces, trainer or normalizer"), std::string::npos);
   }
+}
+
+TEST(Tokenizer, of_bytes_has_an_id_for_each_of_them_behind_217_others) {
+  const Tokenizer bytes = Tokenizer::of_bytes();
+  EXPECT_EQ(bytes.vocabulary(), 217 + 256);
+  EXPECT_EQ(bytes.encode("a\u00E9"), std::vector<int32_t>({217 + 'a', 217 + 0xC3, 217 + 0xA9}));
 }
 
 TEST(Tokenizer, a_byte_piece_is_two_capital_digits_between_its_marks_and_nothing_else) {
