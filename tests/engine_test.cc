@@ -490,11 +490,10 @@ TEST(Engine, empty_cameras_of_lerobot_are_there_once_whether_listed_or_counted) 
   for (const bool listed : {false, true}) {
     if (listed) features["observation.images.empty_camera_0"] = third;
     scratch.write("empty/config.json", config.dump());
-    const Engine engine =
-        Engine::open((scratch.path() / "empty").string(),
-                     {.config = (given / "config.json").string(),
-                      .tokenizer = test_data("tokenizer/small_tokenizer.json").string(),
-                      .statistics = "none"});
+    const OpenOptions options{.config = (given / "config.json").string(),
+                              .tokenizer = test_data("tokenizer/small_tokenizer.json").string(),
+                              .statistics = "none"};
+    const Engine engine = Engine::open((scratch.path() / "empty").string(), options);
     EXPECT_EQ(engine.cameras().size(), 3u);
     EXPECT_EQ(std::ranges::count(engine.cameras(), "empty_camera_0"), 1);
   }
