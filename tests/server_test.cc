@@ -235,7 +235,7 @@ TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   RecordProperty("healthz_p99_ms", std::to_string(percentile(health_ms, 0.99)));
   // The machine may be busy; a server that its inference blocks would take 25 ms and more, but so
   // may one that is compiled without optimisation.
-  if (!TENDON_TEST_SANITIZED) EXPECT_LT(percentile(health_ms, 0.5), 10);
+  EXPECT_LT(percentile(health_ms, 0.5), TENDON_TEST_SANITIZED ? 1000 : 10);
 }
 
 TEST(Server, adds_less_than_a_millisecond_to_an_inference) {
