@@ -70,7 +70,7 @@ ROWS = {
     31: Row("Browser attack", r"Origin\.|serve\.command", "an Origin that is not allowed"),
     32: Row("Hostile configuration and environment", r"hostile_process_test$|command_line", ""),
 }
-SAYS = re.compile(r"^row (\d+): (.*)$", re.M)
+SAYS = re.compile(r"\brow (\d+): (.*)$", re.M)
 EXPLORED = re.compile(r"^(\d+ targets, .* executions, \d+ finds)", re.M)
 
 
@@ -118,7 +118,8 @@ def git(*arguments):
 
 
 def main(out, paths):
-    tests = [test for path in paths for test in read(path)]
+    # Of a test that ran again, the last run counts.
+    tests = {(test.build, test.name): test for path in paths for test in read(path)}.values()
     names = re.findall(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     commit = git("describe", "--always", "--dirty")
