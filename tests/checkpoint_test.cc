@@ -87,6 +87,18 @@ TEST(Safetensors, hostile_headers_are_refused) {
   }
 }
 
+TEST(Safetensors, names_may_be_escaped_but_not_half_escaped) {
+  const auto name = [](const std::string& escaped) {
+    return parse(file_of("{" + entry(escaped, "[1]", 0, 4) + "}", 4))->tensors()[0].name;
+  };
+  EXPECT_EQ(name(R"(a\"\\\/\u0041)"), "a\"\\/A");
+  EXPECT_EQ(name(R"(\u00e9\u20AC)"), "é€");
+  EXPECT_EQ(name(R"(\ud83e\udd16)"), "🤖");
+  for (const char* half :
+       {R"(\ud83e)", R"(\ud83ex)", R"(\ud83e\u0041)", R"(\udd16)", R"(\u00g9)", R"(\x)", R"(\n)"})
+    EXPECT_EQ(refused([&] { name(half); }).fault(), Fault::checkpoint) << half;
+}
+
 TEST(Safetensors, a_checkpoint_cut_anywhere_is_refused) {
   const Scratch scratch("cut");
   const std::string whole =
@@ -171,6 +183,27 @@ TEST(Names, every_known_spelling_becomes_the_canonical_one) {
   EXPECT_EQ(canonical_name(pg + "vision_tower.vision_model.post_layernorm.bias"),
             pg + "model.vision_tower.vision_model.post_layernorm.bias");
   EXPECT_EQ(canonical_name(pg + "language_model.lm_head.weight"), pg + "lm_head.weight");
+}
+
+TEST(Weights, that_are_not_finite_or_beyond_ten_thousand_are_refused_at_every_place) {
+  const Scratch scratch("weights");
+  const auto get = [&](const std::vector<float>& values) {
+    const Shape shape{std::ssize(values)};
+    write_safetensors(scratch.path() / "x",
+                      std::vector<HostTensor>{host_tensor("x", shape, values)}, {});
+    return open_weights({SafetensorsFile::open(scratch.path() / "x")})->get("x", shape);
+  };
+  const std::vector<float> good(20, -kWeightMagnitudeMax);
+  EXPECT_EQ(numbers(get(good)), std::vector<double>(20, -1e4));
+  for (const float bad : {std::nanf(""), -INFINITY, 10001.f})
+    for (size_t i = 0; i < good.size(); ++i) {
+      std::vector<float> values = good;
+      values[i] = bad;
+      const Error e = refused([&] { get(values); });
+      EXPECT_NE(std::string(e.what()).find("value " + std::to_string(i) + " of x"),
+                std::string::npos)
+          << e.what();
+    }
 }
 
 TEST(Parameters, full_size_counts_are_the_published_ones) {

@@ -1,7 +1,9 @@
 // labels: model
 // The embedded policies: the real loader on what training left, and lerobot's own actions.
+#include "backends/reference/reference.h"
 #include "checkpoint/files.h"
 #include "demo/judging.h"
+#include "model/parameters.h"
 #include "policy/open_model.h"
 #include "tendon/tendon.h"
 #include "tensor/compare.h"
@@ -89,6 +91,45 @@ TEST(DemoPolicy, converted_to_one_file_of_megabytes_is_the_same_policy) {
   EXPECT_GT(convert("demo", file, {.precision = "f32"}).bytes, 2 << 20);
   Engine inside = Engine::open("demo", {.precision = "f32"}), outside = Engine::open(file);
   EXPECT_EQ(inside.infer(demo_observation()).values, outside.infer(demo_observation()).values);
+}
+
+TEST(DemoPolicy, never_returns_an_action_that_is_not_finite) {
+  const auto kernels = make_reference_backend();
+  Ops ops(*kernels);
+  for (size_t d = 0; d < 3; ++d) {
+    OpenedModel m = open_model("demo", {});
+    m.surroundings.action.centre[d] = 1e300;  // infinite as a float, in which lerobot computes
+    const Model model{m.config, load_weights(ops, *m.weights, m.config)};
+    tendon::Policy policy(ops, model, std::move(m.surroundings));
+    const Error e = refused([&] { policy.infer(demo_observation(), {.steps = 1}); });
+    EXPECT_EQ(e.fault(), Fault::internal);
+    const std::string named = "action " + std::to_string(d) + " of row 0 is inf";
+    EXPECT_NE(std::string(e.what()).find(named), std::string::npos) << e.what();
+  }
+}
+
+TEST(DemoPolicy, is_described_with_every_statistic_and_the_bytes_of_every_tensor) {
+  const nlohmann::json about = nlohmann::json::parse(describe("demo", {.precision = "f32"}));
+  const OpenedModel m = open_model("demo", {});
+  for (const auto& [which, n] :
+       {std::pair("state", &m.surroundings.state), {"action", &m.surroundings.action}}) {
+    const nlohmann::json& values = about.at("statistics").at(which).at("values");
+    ASSERT_EQ(values.size(), 3u);
+    for (size_t d = 0; d < 3; ++d) {
+      EXPECT_EQ(values[d].at("mean"), n->centre[d]);
+      EXPECT_EQ(values[d].at("std"), n->range[d]);
+    }
+  }
+  // Keys and values of every layer: two cameras, the prompt, the state and the actions.
+  const Config& c = m.config;
+  const int64_t rows = c.cameras * c.vision.tokens() + c.max_token_len + 1 + c.horizon;
+  EXPECT_EQ(about.at("memory_bytes").at("kv_cache"),
+            2 * c.vlm.depth * rows * c.vlm.kv_heads * c.vlm.head_dim * 4);
+  std::map<std::string, int64_t> stored;
+  for (const HostTensor& t : m.weights->tensors()) stored[t.name] = std::ssize(t.bytes);
+  int64_t bytes = 0;  // of what the model reads: the file holds a head of words too
+  for (const Parameter& p : parameters(c)) bytes += stored.at(p.name);
+  EXPECT_EQ(about.at("tensors").back().at("bytes"), bytes);
 }
 
 TEST(DemoPolicy, words_and_numbers_of_its_prompts_are_one_token_each) {

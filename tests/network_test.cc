@@ -129,6 +129,16 @@ TEST(Http, bodies_long_heads_and_noise_are_refused) {
   EXPECT_EQ(answer("GET /healthz HTTP/1.0\r\n\r\n"), "HTTP/1.1 200");
 }
 
+TEST(Http, a_head_that_its_sender_ends_half_way_is_not_answered) {
+  TestServer server;
+  for (const char* half : {"", "GET /healthz HTTP/1.1\r\nHost: x\r\n"}) {
+    RawSocket client(server.port);
+    client.send(half);
+    client.shut();
+    EXPECT_EQ(client.until_end(), "");
+  }
+}
+
 TEST(Http, a_port_without_websockets_serves_every_request) {
   Network network;
   const uint16_t port = network.listen_http(

@@ -84,7 +84,7 @@ TEST(Configuration, beyond_every_published_size_is_refused) {
       {"cameras is 65", {{"cameras", 65}}},
       {"horizon is 0", {{"horizon", 0}}}};
   for (const auto& [expected, sizes] : cases) {
-    const Error error = refused([&] { read_config(sizes, "sizes.json"); });
+    const Error error = refused([&sizes = sizes] { read_config(sizes, "sizes.json"); });
     EXPECT_EQ(error.fault(), Fault::checkpoint);
     EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
   }

@@ -154,7 +154,7 @@ TEST(Tokenizer, a_million_characters_take_less_than_five_seconds) {
   for (int i = 0; i < 100000; ++i) text += "aaaaaaaa a";
   const std::clock_t begin = std::clock();  // of this process: the machine may be busy
   EXPECT_GT(paligemma().encode(text).size(), 1000u);
-  EXPECT_LT(std::clock() - begin, 5 * CLOCKS_PER_SEC);
+  EXPECT_LT(std::clock() - begin, (TENDON_TEST_SANITIZED ? 20 : 5) * CLOCKS_PER_SEC);
 }
 
 TEST(Tokenizer, invalid_utf8_is_refused_with_the_position) {
