@@ -22,30 +22,6 @@ namespace {
 using msgpack::Value;
 using msgpack::Writer;
 
-// Status line, head and body of a GET.
-std::string http_get(uint16_t port, const std::string& target) {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in to{.sin_family = AF_INET, .sin_port = htons(port)};
-  ::inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
-  std::string reply;
-  if (::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0) {
-    const std::string head =
-        fmt::format("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", target);
-    EXPECT_EQ(::write(fd, head.data(), head.size()), std::ssize(head));
-    char buffer[4096];
-    ssize_t got = 0;
-    while ((got = ::read(fd, buffer, sizeof(buffer))) > 0)
-      reply.append(buffer, static_cast<size_t>(got));
-  }
-  ::close(fd);
-  return reply;
-}
-
-int http_status(uint16_t port, const std::string& target) {
-  const std::string reply = http_get(port, target);
-  return reply.size() > 12 ? std::stoi(reply.substr(9, 3)) : 0;
-}
-
 nlohmann::json status_of(const StubServer& server) {
   const std::string reply = http_get(server.admin_port(), "/status");
   return nlohmann::json::parse(reply.substr(reply.find("\r\n\r\n") + 4));
@@ -185,6 +161,15 @@ TEST(Server, never_sends_bad_actions_and_is_not_ready_after_several) {
   EXPECT_EQ(status_of(server)["requests"]["failed"], 1);
 }
 
+TEST(Server, is_not_ready_after_one_failure_of_its_device) {
+  StubServer server;
+  WebSocketClient client = server.client();
+  server.policy.device_lost = true;
+  EXPECT_NE(text_of(ask(client, stub_request())).find("the policy failed"), std::string::npos);
+  EXPECT_THROW(client.receive(), Error);
+  EXPECT_EQ(http_status(server.admin_port(), "/readyz"), 503);
+}
+
 TEST(Server, answers_every_pipelined_request_in_order) {
   StubServer server;
   server.policy.seconds = 0.01;
@@ -230,7 +215,8 @@ TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   stop = true;
   for (std::thread& thread : threads) thread.join();
   const auto [least, most] = std::ranges::minmax(served);
-  EXPECT_LE(most, least * 1.1 + 1) << "most " << most << ", least " << least;
+  // A client that the machine did not let run in time misses its turn.
+  EXPECT_LE(most, least * 1.1 + 2) << "most " << most << ", least " << least;
   RecordProperty("most_by_least", std::to_string(static_cast<double>(most) / least));
   RecordProperty("healthz_p99_ms", std::to_string(percentile(health_ms, 0.99)));
   // The machine may be busy; a server that its inference blocks would take 25 ms and more, but so

@@ -1,7 +1,11 @@
 // A server in this process with a policy of three lines, and the requests it takes.
 #pragma once
 
+#include <arpa/inet.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <csignal>
@@ -18,10 +22,10 @@
 namespace tendon {
 
 struct StubPolicy {
-  std::atomic<double> seconds = 0;       // that infer takes
-  std::atomic<bool> not_finite = false;  // as if weights were broken
-  std::atomic<double> action = 0.25;     // every value
-  std::atomic<int> running = 0;          // inferences now
+  std::atomic<double> seconds = 0;                            // that infer takes
+  std::atomic<bool> not_finite = false, device_lost = false;  // as if weights were broken
+  std::atomic<double> action = 0.25;                          // every value
+  std::atomic<int> running = 0;                               // inferences now
   std::mutex mutex;
   InferOptions last;  // guarded
 };
@@ -49,6 +53,7 @@ inline Actions stub_actions(StubPolicy& stub, const Observation& seen, const Inf
     const std::lock_guard lock(stub.mutex);
     stub.last = infer;
   }
+  if (stub.device_lost) throw Error(Fault::backend, "the device does not answer");
   if (stub.not_finite)
     throw Error(Fault::internal, "action 3 of row 2 is nan; refusing to return it");
   Actions actions{.horizon = 10, .dim = 7, .values = std::vector<double>(70, stub.action.load())};
@@ -147,6 +152,30 @@ inline WebSocketClient::Message ask(WebSocketClient& client, std::string_view re
 inline std::string text_of(const WebSocketClient::Message& message) {
   EXPECT_TRUE(message.text);
   return {message.bytes.begin(), message.bytes.end()};
+}
+
+// Status line, head and body of a GET.
+inline std::string http_get(uint16_t port, const std::string& target) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in to{.sin_family = AF_INET, .sin_port = htons(port)};
+  ::inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
+  std::string reply;
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0) {
+    const std::string head =
+        fmt::format("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", target);
+    EXPECT_EQ(::write(fd, head.data(), head.size()), std::ssize(head));
+    char buffer[4096];
+    ssize_t got = 0;
+    while ((got = ::read(fd, buffer, sizeof(buffer))) > 0)
+      reply.append(buffer, static_cast<size_t>(got));
+  }
+  ::close(fd);
+  return reply;
+}
+
+inline int http_status(uint16_t port, const std::string& target) {
+  const std::string reply = http_get(port, target);
+  return reply.size() > 12 ? std::stoi(reply.substr(9, 3)) : 0;
 }
 
 }  // namespace tendon

@@ -190,6 +190,8 @@ Answer Answerer::answer_or_say_why(const Waiting& waiting) {
   } catch (const Error& error) {
     if (error.fault() == Fault::input)
       return refuse(waiting, Outcome::refused, error.what(), false);
+    if (error.fault() == Fault::backend)  // a device that is lost answers nobody any more
+      failures_ = std::max(failures_, options_.failures_max - 1);
     failed(error.what());
     log_(error.what());
     // Messages of a device may name files of this machine.
