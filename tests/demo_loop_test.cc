@@ -57,24 +57,32 @@ std::string identifier(std::string text) {
 
 const auto kPolicies = ::testing::Values("demo:pi0", "demo:pi05");
 
-}  // namespace
-
-// 200 fixed seeds per verb. Rounding may cost two points of what f32 achieves.
-TEST_P(EveryPolicy, solves_its_tasks_in_every_precision) {
-  const std::vector<Setting> settings = {{.model = GetParam()},
-                                         {.model = GetParam(), .precision = "bf16"},
-                                         {.model = GetParam(), .precision = "int8"},
-                                         {GetParam(), "ttnn", "bf16", "fake"}};
+// Fixed seeds. Rounding may cost two points of what f32 achieves, or two episodes.
+void solve_in_every_precision(const std::string& model, int count) {
+  const std::vector<Setting> settings = {{.model = model},
+                                         {.model = model, .precision = "bf16"},
+                                         {.model = model, .precision = "int8"},
+                                         {model, "ttnn", "bf16", "fake"}};
   std::map<Verb, double> exact;
   for (const Setting& setting : settings) {
     const Policy policy = policy_of(setting);
     for (const Verb verb : {Verb::reach, Verb::push}) {
-      const Rate rate = judge(policy, 200, verb, Pairs::seen).rate;
+      const Rate rate = judge(policy, count, verb, Pairs::seen).rate;
       note(fmt::format("{} {}, {}", setting.backend, setting.precision, name(verb)), rate);
       EXPECT_GE(rate.rate(), verb == Verb::reach ? 0.95 : 0.85);
-      EXPECT_GE(rate.rate(), exact.try_emplace(verb, rate.rate()).first->second - 0.02);
+      EXPECT_GE(rate.rate(),
+                exact.try_emplace(verb, rate.rate()).first->second - std::max(0.02, 2.0 / count));
     }
   }
+}
+
+}  // namespace
+
+TEST_P(EveryPolicy, solves_its_tasks_in_every_precision) {
+  solve_in_every_precision(GetParam(), 60);
+}
+TEST_P(EveryPolicy, slow_solves_two_hundred_of_each_task_in_every_precision) {
+  solve_in_every_precision(GetParam(), 200);
 }
 
 TEST_P(EveryPolicy, goes_the_same_way_on_the_reference_backend) {
