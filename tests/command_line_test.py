@@ -64,7 +64,9 @@ def usage():
     expect(2, "nearest: 'inspect'", "inspct")
     expect(2, "nearest: '--prompt'", "run", "demo", "--promt", "x")
     expect(2, "nearest: 'reference'", "run", "demo", "--backend", "referense")
-    expect(5, "not part of this build", "run", "demo", "--backend", "cuda")
+    # Built or not, with a GPU or without: what was found.
+    expect(5, "cuda backend", "run", "demo", "--backend", "cuda", "--device", "99")
+    expect(2, "number of a GPU", "run", "demo", "--backend", "cuda", "--device", "fake")
     expect(3, "no such/model is no folder", "run", "no such/model")
 
 

@@ -40,13 +40,14 @@ struct OpenOptions {
   std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt
   bool pad_state_in_prompt = false;     // pi0.5 checkpoints of old lerobot releases
   // cpu: bf16 (default), f32, int8; reference: f32, or bf16: synthetic weights rounded to it;
-  // ttnn: bf16 (default), bfp8.
+  // ttnn: bf16 (default), bfp8; cuda: bf16 (default), f32.
   std::string precision;
   std::string isa;               // cpu: instruction set, "": the best; see `tendon version --json`
   uint64_t weights_seed = 2024;  // synthetic models
-  std::string device;            // ttnn: "fake", "sim" or "chip"; "": what the next two allow
-  std::string ttnn_python;       // ttnn: interpreter that has the ttnn package, for a chip
-  std::string ttnn_sim;          // ttnn: folder that scripts/ttnn-sim makes, for the simulator
+  // ttnn: "fake", "sim" or "chip"; "": what the next two allow. cuda: number of the GPU, "": 0.
+  std::string device;
+  std::string ttnn_python;  // ttnn: interpreter that has the ttnn package, for a chip
+  std::string ttnn_sim;     // ttnn: folder that scripts/ttnn-sim makes, for the simulator
   // Modules of the policy that run on the fallback, as the audit names them ("suffix", "prefix").
   std::vector<std::string> host_modules;
   int threads = 0;  // 0: one per core; never changes a result

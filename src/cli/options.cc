@@ -52,11 +52,13 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--default-prompt", o.default_prompt, "for observations without one");
   verb.add_option("--robot", o.robot, "aloha, droid, libero or lerobot; default: from the model");
   verb.add_option("--asset", o.asset, "which assets/<id> of an openpi checkpoint");
-  verb.add_option("--backend", o.backend, "cpu (default), reference or ttnn");
+  verb.add_option("--backend", o.backend, "cpu (default), reference, ttnn or cuda");
   verb.add_option("--precision", o.precision,
-                  "cpu: bf16 (default), f32, int8; reference: f32; ttnn: bf16 (default), bfp8");
+                  "cpu: bf16 (default), f32, int8; reference: f32; ttnn: bf16 (default), bfp8; "
+                  "cuda: bf16 (default), f32");
   verb.add_option("--device", o.device,
-                  "ttnn: fake (a model of the device inside tendon), sim or chip");
+                  "ttnn: fake (a model of the device inside tendon), sim or chip; cuda: number of "
+                  "the GPU");
   verb.add_option("--ttnn-python", o.ttnn_python,
                   "ttnn: interpreter of an environment with the ttnn package, on a machine with a "
                   "chip");

@@ -1,8 +1,10 @@
 #include "tendon/backends.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include "backends/cpu/cpu.h"
+#include "backends/cuda/cuda.h"
 #include "backends/reference/reference.h"
 #include "backends/ttnn/ttnn.h"
 #include "backends/ttnn/worker.h"
@@ -22,7 +24,8 @@ struct Known {
 const std::vector<Known>& known() {
   static const std::vector<Known> kKnown = {{"cpu", "bf16", {"f32", "bf16", "int8"}},
                                             {"reference", "f32", {"f32", "bf16"}},
-                                            {"ttnn", "bf16", {"bf16", "bfp8"}}};
+                                            {"ttnn", "bf16", {"bf16", "bfp8"}},
+                                            {"cuda", "bf16", {"f32", "bf16"}}};
   return kKnown;
 }
 
@@ -49,15 +52,30 @@ std::unique_ptr<tt::TtApi> open_device(const OpenOptions& o) {
        "scripts/ttnn-sim makes DIR), or --device fake (a model of the device inside tendon)");
 }
 
+std::unique_ptr<Kernels> open_cuda(const OpenOptions& o) {
+  int number = 0;
+  const auto [end, error] =
+      std::from_chars(o.device.data(), o.device.data() + o.device.size(), number);
+  ensure(o.device.empty() || (error == std::errc() && *end == 0 && number >= 0), Fault::usage,
+         "--device {}: the cuda backend expects the number of a GPU, as nvidia-smi counts them",
+         o.device);
+#if TENDON_HAS_CUDA
+  return make_cuda_backend(
+      {.precision = o.precision == "f32" ? CudaPrecision::f32 : CudaPrecision::bf16,
+       .device = number});
+#else
+  fail(Fault::backend,
+       "this build has no cuda backend: it was configured without the CUDA toolkit; install it "
+       "(12.8 or newer, nvcc on PATH) and configure again");
+#endif
+}
+
 }  // namespace
 
 OpenOptions resolved(OpenOptions o) {
   const auto found = std::ranges::find(known(), o.backend, &Known::name);
-  if (found == known().end()) {
-    ensure(o.backend != "cuda", Fault::backend, "backend 'cuda' is not part of this build");
-    fail(Fault::usage, "unknown backend '{}'; nearest: '{}'", o.backend,
+  ensure(found != known().end(), Fault::usage, "unknown backend '{}'; nearest: '{}'", o.backend,
          nearest(o.backend, backends()));
-  }
   if (o.precision.empty()) o.precision = found->precision;
   ensure(std::ranges::find(found->precisions, o.precision) != found->precisions.end(), Fault::usage,
          "the {} backend has no precision '{}'; there are: {}", o.backend, o.precision,
@@ -65,10 +83,11 @@ OpenOptions resolved(OpenOptions o) {
   return o;
 }
 
-bool keeps_table(const OpenOptions& o) { return o.backend == "ttnn"; }
+bool keeps_table(const OpenOptions& o) { return o.backend == "ttnn" || o.backend == "cuda"; }
 
 std::unique_ptr<Kernels> open_backend(const OpenOptions& o) {
   if (o.backend == "reference") return make_reference_backend({.threads = o.threads});
+  if (o.backend == "cuda") return open_cuda(o);
   if (o.backend == "ttnn")
     return make_ttnn_backend(
         open_device(o),

@@ -65,7 +65,7 @@ MachineFact nvidia() {
   const bool there = fs::exists("/dev/nvidia0");
   return {"NVIDIA GPU", there,
           there ? first_line("/proc/driver/nvidia/version") : "no /dev/nvidia0",
-          "this build has no cuda backend yet"};
+          TENDON_HAS_CUDA ? "" : "this build has no cuda backend: it was configured without nvcc"};
 }
 
 MachineFact chip() {
@@ -103,8 +103,8 @@ MachineFact library(const OpenOptions& o, const MachineFact& sim) {
 Machine examine_machine(const OpenOptions& o) {
   Machine m;
   const MachineFact sim = simulator(o);
-  const MachineFact ttnn = library(o, sim), card = chip();
-  m.facts = {instruction_sets(), memory(), nvidia(), ttnn, sim, card};
+  const MachineFact ttnn = library(o, sim), card = chip(), gpu = nvidia();
+  m.facts = {instruction_sets(), memory(), gpu, ttnn, sim, card};
   const double free = memory_gb("MemAvailable");
   m.tiers = {
       {"host", true, "unit, op and model tests on reference and cpu: scripts/test"},
@@ -115,7 +115,10 @@ Machine examine_machine(const OpenOptions& o) {
       {"chip", card.there && ttnn.there,
        card.there && ttnn.there ? "tendon validate --backend ttnn --ttnn-python PYTHON"
                                 : (card.there ? ttnn.get : card.get)},
-      {"cuda", false, "this build has no cuda backend yet"}};
+      {"cuda", gpu.there && TENDON_HAS_CUDA,
+       gpu.there && TENDON_HAS_CUDA ? "ctest --test-dir build/release -L cuda"
+       : gpu.there                  ? gpu.get
+                                    : gpu.found}};
   return m;
 }
 
