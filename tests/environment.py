@@ -1,14 +1,23 @@
-"""Virtual environments with packages from PyPI, for tests that need them."""
+"""Virtual environments with packages from PyPI, for tests that need them; a limit on memory."""
+import resource
 import shutil
 import subprocess
 import sys
 
+MEMORY_MIB_MAX = 1024
 NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
 
 
 def skip(reason):
     print("skipped:", reason)
     sys.exit(77)
+
+
+def memory_was_bounded():
+    """Whether no process that this one started, nor theirs, needed more than a test may."""
+    mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    print(f"largest process: {mib} MiB, at most {MEMORY_MIB_MAX} are allowed")
+    return mib <= MEMORY_MIB_MAX
 
 
 def environment(folder, wanted, packages, python=sys.executable, no_build=None):

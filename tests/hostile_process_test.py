@@ -8,10 +8,12 @@ import json
 import pathlib
 import re
 import socket
+import sys
 import tempfile
 import unittest
 
-from hostile_test import DATA, SANITIZED, in_parallel, measured, tendon, tiny
+from environment import memory_was_bounded
+from hostile_test import DATA, SANITIZED, in_parallel, listed, measured, tendon, tiny
 from serve_test import ALOHA, GREY, REQUEST, WITHOUT_PROMPT, Server, Socket, array, with_keys
 
 MIDDLE = {"vlm": {"width": 1024, "mlp": 4096, "heads": 4, "kv_heads": 1, "head_dim": 64,
@@ -91,7 +93,7 @@ class LittleMemory(unittest.TestCase):
 
         in_parallel(run, range(8, 200, 4), 2)
         self.assertGreater(ends["works"], 0)
-        print(f"row 9: address spaces of 8 to 196 MiB: {dict(ends)}")
+        print(f"row 9: address spaces of 8 to 196 MiB: {listed(ends)}")
 
 
 class Ports(unittest.TestCase):
@@ -231,4 +233,6 @@ class Logs(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=["hostile_process_test.py"], verbosity=2, warnings="ignore")
+    done = unittest.main(argv=["hostile_process_test.py"], verbosity=2, warnings="ignore",
+                         exit=False)
+    sys.exit(not (done.result.wasSuccessful() and memory_was_bounded()))

@@ -19,6 +19,8 @@ import unittest
 import urllib.error
 import urllib.request
 
+from environment import memory_was_bounded
+
 TENDON = sys.argv[1]
 MESSAGES = pathlib.Path(sys.argv[2]) / "messages"
 ALOHA = ("synthetic:pi0-small", "--robot", "aloha")
@@ -353,4 +355,5 @@ class Serve(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=sys.argv[:1], verbosity=2, warnings="ignore")
+    done = unittest.main(argv=sys.argv[:1], verbosity=2, warnings="ignore", exit=False)
+    sys.exit(not (done.result.wasSuccessful() and memory_was_bounded()))

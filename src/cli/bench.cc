@@ -102,7 +102,7 @@ Timings measure(const BenchOptions& o) {
   const Observation observation = bench_observation(o, engine);
   result.images = std::ssize(observation.images);
   for (int64_t i = 0; i < o.warm_up; ++i) engine.infer(observation, o.infer);
-  const bool here = result.backend != "ttnn";
+  const bool here = result.backend == "cpu" || result.backend == "reference";
   if (here) result.limits = measure_limits(o.open);
   const std::vector<OpUse> before = engine.op_use();
 

@@ -116,7 +116,7 @@ Machine examine_machine(const OpenOptions& o) {
        card.there && ttnn.there ? "tendon validate --backend ttnn --ttnn-python PYTHON"
                                 : (card.there ? ttnn.get : card.get)},
       {"cuda", gpu.there && TENDON_HAS_CUDA,
-       gpu.there && TENDON_HAS_CUDA ? "ctest --test-dir build/release -L cuda"
+       gpu.there && TENDON_HAS_CUDA ? "scripts/cuda"
        : gpu.there                  ? gpu.get
                                     : gpu.found}};
   return m;

@@ -60,6 +60,7 @@ class CudaKernels final : public Kernels {
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     ensure(parts.packed.empty(), Fault::usage,
            "{} is packed for the cpu backend; the cuda backend reads checkpoints", parts.name);
+    device_.use();
     int64_t rows = 0;
     for (const HostTensor& m : parts.matrices) rows += m.shape[0];
     const int64_t columns = parts.matrices[0].shape.count() / parts.matrices[0].shape[0];
@@ -266,6 +267,7 @@ class CudaKernels final : public Kernels {
   bool bf16() const { return options_.precision == CudaPrecision::bf16; }
 
   Tensor make(int64_t rows, int64_t columns) {
+    device_.use();
     const std::shared_ptr<Pool>& pool = recording_ ? recording_->pool : pool_;
     return {Shape{rows, columns}, new CudaBuffer(pool, rows * columns)};
   }

@@ -61,7 +61,7 @@ DeviceArray::DeviceArray(int64_t bytes) : bytes_(bytes) {
 
 DeviceArray::~DeviceArray() { cudaFree(data_); }
 
-Device::Device(int index) {
+Device::Device(int index) : index_(index) {
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
   int driver = 0;
@@ -81,10 +81,12 @@ Device::Device(int index) {
   ensure(10 * p.major + p.minor >= kOldest, Fault::backend,
          "the kernels of the cuda backend need compute capability {}.{} or newer, found {}",
          kOldest / 10, kOldest % 10, description_);
-  check(cudaSetDevice(index), "choosing the GPU");
+  use();
   check(prepare_kernels(), "loading the kernels for " + description_);
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
 }
+
+void Device::use() const { check(cudaSetDevice(index_), "choosing the GPU"); }
 
 Device::~Device() {
   cudaStreamSynchronize(stream_);
@@ -92,21 +94,21 @@ Device::~Device() {
 }
 
 void Device::copy_in(const void* from, void* to, int64_t bytes) const {
-  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_),
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()),
         "upload");
 }
 
 void Device::copy_out(const void* from, void* to, int64_t bytes) const {
-  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream()),
         "download");
   wait();
 }
 
 void Device::copy(const void* from, void* to, int64_t bytes) const {
-  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_),
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream()),
         "copy");
 }
 
-void Device::wait() const { check(cudaStreamSynchronize(stream_), "the GPU's work"); }
+void Device::wait() const { check(cudaStreamSynchronize(stream()), "the GPU's work"); }
 
 }  // namespace tendon::cuda

@@ -80,7 +80,12 @@ class Device {
   ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
-  cudaStream_t stream() const { return stream_; }
+  // The calls of the runtime that follow on this thread are for this GPU.
+  void use() const;
+  cudaStream_t stream() const {
+    use();
+    return stream_;
+  }
   const std::string& description() const { return description_; }
   void copy_in(const void* from, void* to, int64_t bytes) const;   // `from` may change afterwards
   void copy_out(const void* from, void* to, int64_t bytes) const;  // waits
@@ -88,6 +93,7 @@ class Device {
   void wait() const;
 
  private:
+  int index_;
   std::string description_;
   cudaStream_t stream_ = nullptr;
 };

@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <vector>
+
 #include "tensor/check.h"
 
 namespace tendon::cuda {
@@ -40,14 +42,16 @@ namespace {
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what NVIDIA recommends for Hopper
 
 void* open_library(const std::string& file) {
+  std::vector<std::string> names = {file};
+  if (file.empty())  // where the loader looks, then where it was when this was built
+    names = {"libcublasLt.so.13", "libcublasLt.so.12", TENDON_CUDA_FOLDER "/libcublasLt.so.13",
+             TENDON_CUDA_FOLDER "/libcublasLt.so.12"};
   std::string said;
-  for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"}) {
-    if (void* opened = dlopen(file.empty() ? name : file.c_str(), RTLD_NOW | RTLD_LOCAL))
-      return opened;
+  for (const std::string& name : names) {
+    if (void* opened = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return opened;
     if (said.empty()) said = dlerror();
   }
-  fail(Fault::backend,
-       "the cuda backend needs cuBLASLt of CUDA 12 or 13 where the loader looks: {}", said);
+  fail(Fault::backend, "the cuda backend needs cuBLASLt of CUDA 12 or 13: {}", said);
 }
 
 template <class Function>
@@ -100,7 +104,7 @@ struct Products::Plan {
     possible = chosen == CUBLAS_STATUS_SUCCESS && found > 0;
   }
   ~Plan() {
-    for (const cublasLtMatrixLayout_t l : {weight, x, y}) blas.drop_layout(l);
+    for (auto* l : {weight, x, y}) blas.drop_layout(l);
     blas.drop_product(product);
   }
   Plan(const Plan&) = delete;

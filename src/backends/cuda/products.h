@@ -20,7 +20,10 @@ struct Product {
   int64_t rows = 0, outputs = 0, inputs = 0;
   bool bf16 = false;  // x and W; sums and y are float always
   bool bias = false, residual = false, gelu = false;
-  auto operator<=>(const Product&) const = default;
+  bool operator<(const Product& o) const {
+    return std::tie(rows, outputs, inputs, bf16, bias, residual, gelu) <
+           std::tie(o.rows, o.outputs, o.inputs, o.bf16, o.bias, o.residual, o.gelu);
+  }
 };
 
 struct Operands {

@@ -40,7 +40,7 @@ struct Block {
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
-  unsigned count = 0, current = 0;
+  unsigned current = 0;
 };
 
 thread_local Block block;
@@ -118,7 +118,6 @@ void run_block(unsigned threads, const std::function<void()>& thread) {
   if (block.threads.size() < threads) block.threads = std::vector<Thread>(threads);
   block.exchanges.assign(threads, 0);
   block.body = &thread;
-  block.count = threads;
   for (unsigned i = 0; i < threads; ++i) {
     Thread& t = block.threads[i];
     t.done = false;
