@@ -22,6 +22,7 @@ constexpr OpCase kRows[] = {
     {Op::linear, "tail of every block size", 19, 131, 67, {}, 1, gelu, true},
     {Op::linear, "one row", 1, 257, 33, {}, 1, silu, true, false, false},
     {Op::linear, "residual repeats over images", 6, 40, 24, {}, 1, Activation::none, true, true},
+    {Op::linear, "residual and bias", 7, 38, 26, {}, 1, Activation::none, true, true},
     {Op::linear, "gated residual", 5, 36, 52, {}, 1, Activation::none, false, true, true},
     {Op::linear, "everything", 6, 29, 23, {}, 1, silu, true, true, true},
     {Op::linear, "several blocks of inputs, the last one short", 31, 2309, 37, {}, 1, gelu, true},

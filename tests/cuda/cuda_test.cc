@@ -171,6 +171,16 @@ TEST_F(CudaGraph, of_a_body_that_fails_is_forgotten) {
 }
 
 #if TENDON_CUDA_ON_HOST
+TEST_F(CudaGraph, uses_memory_again_for_what_its_body_made) {
+  const auto kernels = open();
+  Chain chain(*kernels);
+  const int64_t before = machine().bytes;
+  chain.call(5);
+  const int64_t plain = machine().bytes - before;
+  chain.call(5);
+  EXPECT_LE(machine().bytes - before - plain, plain);
+}
+
 TEST_F(CudaGraph, of_the_calls_used_last_are_kept_and_memory_is_bounded) {
   const auto kernels = open();
   Chain chain(*kernels);
