@@ -142,7 +142,7 @@ std::vector<HostTensor> PackedWeight::pieces() const {
 std::shared_ptr<uint32_t> make_words(int64_t count) {
   const size_t bytes = static_cast<size_t>(count) * sizeof(uint32_t);
   void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  ensure(at != MAP_FAILED, Fault::memory, "cannot reserve {} bytes for weights", bytes);
+  ensure(at != MAP_FAILED, Fault::memory, "out of memory: {} bytes for weights", bytes);
   ::madvise(at, bytes, MADV_HUGEPAGE);
   return {static_cast<uint32_t*>(at), [bytes](uint32_t* p) { ::munmap(p, bytes); }};
 }
