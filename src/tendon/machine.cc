@@ -63,9 +63,10 @@ MachineFact memory() {
 
 MachineFact nvidia() {
   const bool there = fs::exists("/dev/nvidia0");
-  return {"NVIDIA GPU", there,
-          there ? first_line("/proc/driver/nvidia/version") : "no /dev/nvidia0",
-          TENDON_HAS_CUDA ? "" : "this build has no cuda backend: it was configured without nvcc"};
+  return {
+      "NVIDIA GPU", there, there ? first_line("/proc/driver/nvidia/version") : "no /dev/nvidia0",
+      TENDON_HAS_CUDA ? ""
+                      : "this build has no cuda backend: it was configured without the toolkit"};
 }
 
 MachineFact chip() {
