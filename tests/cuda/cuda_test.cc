@@ -58,7 +58,10 @@ TEST_P(CudaOpTable, agrees_with_its_formula_in_float64) {
 #if TENDON_CUDA_ON_HOST
   EXPECT_EQ(machine().bytes, 0);                      // all given back
   blas_machine().bias = blas_machine().gelu = false;  // a library that does less in one pass
-  EXPECT_LE(run(*open(), c).relative_l2, c.bound) << describe(c);
+  for (const bool refuses : {true, false}) {
+    blas_machine().refuses = refuses;
+    EXPECT_LE(run(*open(), c).relative_l2, c.bound) << describe(c);
+  }
 #endif
 }
 

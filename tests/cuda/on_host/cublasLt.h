@@ -81,6 +81,7 @@ namespace cuda_on_host {
 // Which epilogues it has kernels for; a test may take some away.
 struct BlasMachine {
   bool bias = true, gelu = true;
+  bool refuses = true;  // without a kernel; else it finds none
   int64_t products = 0;
 };
 BlasMachine& blas_machine();

@@ -112,7 +112,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
                                               int* found) {
   *found = cuda_on_host::possible(*desc) ? 1 : 0;
   *results = {};
-  return *found ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+  // The library says so in either way.
+  const bool says_so = *found == 0 && cuda_on_host::blas_machine().refuses;
+  return says_so ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void* alpha,
@@ -127,6 +129,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   if ((ta ? la.columns : la.rows) != ld.rows || (tb ? lb.rows : lb.columns) != ld.columns ||
       (tb ? lb.columns : lb.rows) != inner || la.type != lb.type || ld.type != CUDA_R_32F)
     return CUBLAS_STATUS_INVALID_VALUE;
+  if (!cuda_on_host::possible(*desc)) return CUBLAS_STATUS_NOT_SUPPORTED;
   // Scalars and attributes count at the time of the call, matrices when the work is done.
   const float one = *static_cast<const float*>(alpha), add = *static_cast<const float*>(beta);
   ++cuda_on_host::blas_machine().products;
