@@ -321,21 +321,22 @@ class CudaKernels final : public Kernels {
     const int64_t step = std::max<int64_t>(1, (1 << 22) / columns);
     auto* at = static_cast<std::byte*>(to.matrix.data()) + first * size;
     std::vector<float> wide;
-    std::vector<uint16_t> narrowed;
+    std::vector<uint16_t> rounded;
     for (int64_t r = 0; r < from.shape[0]; r += step) {
       const HostTensor some = from.rows(r, std::min(r + step, from.shape[0]));
       const int64_t count = some.shape.count();
-      std::byte* there = at + r * columns * size;
-      if (some.dtype == (to.bf16 ? DType::bf16 : DType::f32)) {
-        device_.copy_in(some.bytes.data(), there, count * size);
-      } else {
+      const void* values = some.bytes.data();
+      if (some.dtype != (to.bf16 ? DType::bf16 : DType::f32)) {
         wide.resize(static_cast<size_t>(count));
         convert_to_f32(some, wide);
-        narrowed.resize(to.bf16 ? wide.size() : 0);
-        for (size_t i = 0; i < narrowed.size(); ++i) narrowed[i] = to_bf16(wide[i]);
-        device_.copy_in(to.bf16 ? static_cast<const void*>(narrowed.data()) : wide.data(), there,
-                        count * size);
+        values = wide.data();
+        if (to.bf16) {
+          rounded.resize(wide.size());
+          std::ranges::transform(wide, rounded.begin(), to_bf16);
+          values = rounded.data();
+        }
       }
+      device_.copy_in(values, at + r * columns * size, count * size);
       device_.wait();
       forget_pages(some);
     }
