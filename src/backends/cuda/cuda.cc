@@ -6,6 +6,7 @@
 
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/products.h"
+#include "ops/concat_rows.h"
 #include "tensor/bf16.h"
 #include "tensor/check.h"
 
@@ -207,15 +208,7 @@ class CudaKernels final : public Kernels {
   }
 
   Tensor concat_rows(std::span<const Tensor> parts) override {
-    int64_t rows = 0;
-    for (const Tensor& part : parts) rows += part.rows();
-    Tensor out = make(rows, parts[0].columns());
-    rows = 0;
-    for (const Tensor& part : parts) {
-      write_rows(out, part, rows);
-      rows += part.rows();
-    }
-    return out;
+    return concat_by_writing(*this, parts, [&](int64_t r, int64_t c) { return make(r, c); });
   }
 
   Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
