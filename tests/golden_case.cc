@@ -441,7 +441,7 @@ int main(int argc, char** argv) {
   CLI::App app("Compares tendon with a golden folder, stage by stage.");
   Options options;
   app.add_option("folder", options.folder, "as tools/make_goldens writes it")->required();
-  app.add_option("--backend", options.backend, "reference (default), cpu or ttnn");
+  app.add_option("--backend", options.backend, "reference (default), cpu, ttnn or cuda");
   app.add_option("--precision", options.precision, "f32 (default), bf16, int8 or bfp8");
   app.add_option("--ttnn-sim", options.ttnn_sim,
                  "folder of scripts/ttnn-sim; else the fake device");

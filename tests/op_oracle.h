@@ -4,10 +4,19 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <string>
 
 #include "ops/op_table.h"
 
 namespace tendon {
+
+// "rms_norm_with_shift": names of tests may only hold letters, digits and underscores.
+inline std::string test_name(const OpCase& c) {
+  std::string text = std::string(name(c.op)) + "_" + std::string(c.why);
+  std::erase(text, ',');
+  std::ranges::replace(text, ' ', '_');
+  return text;
+}
 
 struct Oracle {
   const OpCase& c;

@@ -39,16 +39,10 @@ std::vector<OpCase> rows(bool full_size) {
   return some;
 }
 
-// "rms_norm_with_shift": test names may only hold letters, digits and underscores.
-std::string test_name(const testing::TestParamInfo<OpCase>& info) {
-  std::string text = fmt::format("{}_{}", name(info.param.op), info.param.why);
-  std::erase(text, ',');
-  std::ranges::replace(text, ' ', '_');
-  return text;
-}
+const auto name_of = [](const auto& info) { return test_name(info.param); };
 
-INSTANTIATE_TEST_SUITE_P(small, OpTable, testing::ValuesIn(rows(false)), test_name);
-INSTANTIATE_TEST_SUITE_P(slow_full_size, OpTable, testing::ValuesIn(rows(true)), test_name);
+INSTANTIATE_TEST_SUITE_P(small, OpTable, testing::ValuesIn(rows(false)), name_of);
+INSTANTIATE_TEST_SUITE_P(slow_full_size, OpTable, testing::ValuesIn(rows(true)), name_of);
 
 TEST(OpTableItself, has_a_row_for_every_op) {
   std::set<Op> seen;

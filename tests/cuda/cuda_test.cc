@@ -85,14 +85,9 @@ std::vector<OpCase> rows() {
   return some;
 }
 
-std::string test_name(const testing::TestParamInfo<OpCase>& info) {
-  std::string text = fmt::format("{}_{}", name(info.param.op), info.param.why);
-  std::erase(text, ',');
-  std::ranges::replace(text, ' ', '_');
-  return text;
-}
+const auto name_of = [](const auto& info) { return test_name(info.param); };
 
-INSTANTIATE_TEST_SUITE_P(all, CudaOpTable, testing::ValuesIn(rows()), test_name);
+INSTANTIATE_TEST_SUITE_P(all, CudaOpTable, testing::ValuesIn(rows()), name_of);
 
 // A chain of ops with everything that a recorded body may hold on to.
 struct Chain {
