@@ -2,10 +2,21 @@
 #include "serve/network.h"
 
 #include <boost/asio/executor_work_guard.hpp>
+#include <boost/beast/core/string.hpp>
 
 #include "serve/network_parts.h"
 
 namespace tendon {
+
+bool is_localhost(std::string_view host) {
+  if (host.ends_with('.')) host.remove_suffix(1);
+  constexpr std::string_view kName = "localhost";
+  if (host.size() < kName.size()) return false;
+  const std::string_view below = host.substr(0, host.size() - kName.size());
+  if (!boost::beast::iequals(host.substr(below.size()), kName)) return false;
+  return below.empty() || (below.size() > 1 && below.ends_with('.'));
+}
+
 namespace wire {
 namespace {
 
@@ -16,6 +27,9 @@ constexpr size_t kLeavingMax = 128;
 std::vector<tcp::endpoint> resolve(Loop& loop, const PortOptions& at) {
   if (at.host.empty() || at.host == "*")
     return {{asio::ip::address_v6::any(), at.port}, {tcp::v4(), at.port}};
+  if (is_localhost(at.host))
+    return {{asio::ip::address_v4::loopback(), at.port},
+            {asio::ip::address_v6::loopback(), at.port}};
   ErrorCode ec;
   const auto found =
       tcp::resolver(loop).resolve(at.host, std::to_string(at.port), tcp::resolver::passive, ec);
@@ -63,7 +77,7 @@ ErrorCode bind_and_listen(Acceptor& acceptor, const tcp::endpoint& end) {
 
 }  // namespace
 
-// At every address of a name ("localhost" may be two). "*" is one that takes IPv4 as well where the
+// At every address of a name ("localhost" is two). "*" is one that takes IPv4 as well where the
 // machine has IPv6.
 uint16_t listen(Hub& hub, std::unique_ptr<Port> opened) {
   const PortOptions& at = opened->options.at;

@@ -39,6 +39,10 @@ struct HttpReply {
 };
 using HttpHandler = std::function<HttpReply(const HttpRequest&)>;  // on the I/O thread
 
+// "localhost" and the names below it are loopback addresses; no resolver is asked for them, so that
+// they work where there is no hosts file (RFC 6761, 6.3).
+bool is_localhost(std::string_view host);
+
 struct PortOptions {
   std::string host = "127.0.0.1";  // a name, an IPv4 or IPv6 address; "" or "*": all
   uint16_t port = 0;               // 0: any free one

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "serve/network.h"
 #include "tensor/check.h"
@@ -56,6 +57,18 @@ Url parse_url(std::string_view text) {
   return url;
 }
 
+std::vector<tcp::endpoint> addresses(Loop& loop, const Url& url) {
+  std::vector<tcp::endpoint> ends;
+  ErrorCode ec;
+  for (const std::string& host : is_localhost(url.host)
+                                     ? std::vector<std::string>{"127.0.0.1", "::1"}
+                                     : std::vector{url.host})
+    for (const auto& entry : tcp::resolver(loop).resolve(host, url.port, ec))
+      ends.push_back(entry.endpoint());
+  ensure(!ends.empty(), Fault::network, "host '{}' is unknown to this machine", url.host);
+  return ends;
+}
+
 }  // namespace
 
 struct WebSocketClient::State {
@@ -85,8 +98,7 @@ struct WebSocketClient::State {
 void WebSocketClient::State::connect(const Url& url) {
   peer = url.host_and_port();
   ErrorCode ec;
-  const auto ends = tcp::resolver(loop).resolve(url.host, url.port, ec);
-  ensure(!ec, Fault::network, "host '{}' is unknown to this machine", url.host);
+  const std::vector<tcp::endpoint> ends = addresses(loop, url);
   std::optional<ErrorCode> done = wait_for(options.timeout_s, [&](auto callback) {
     asio::async_connect(beast::get_lowest_layer(ws).socket(), ends, callback);
   });
