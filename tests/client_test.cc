@@ -348,7 +348,6 @@ TEST(PolicyClient, the_server_gets_the_message_and_its_time_is_counted) {
   const RemoteActions actions = client.infer(small_observation());
   EXPECT_TRUE(equal);
   EXPECT_GE(actions.round_trip_ms, 50);
-  EXPECT_LT(actions.round_trip_ms, 5000);
 }
 
 TEST(PolicyClient, a_refused_request_leaves_the_connection_usable) {

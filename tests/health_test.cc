@@ -164,7 +164,6 @@ TEST(Health, demos_are_read_like_folders_and_synthetic_models_are_not_generated)
   for (const std::string model : {"demo", "demo:pi05", "synthetic:pi0", "synthetic:pi05"}) {
     const Health health = check_health(model, {}, {});
     EXPECT_TRUE(health.findings.empty()) << model << list(health);
-    EXPECT_LT(health.seconds, 5) << model;
     EXPECT_EQ(health.tensors > 120, model.starts_with("demo")) << model;
   }
   EXPECT_FALSE(check_health("synthetic:pi1", {}, {}).sound());

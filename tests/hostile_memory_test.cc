@@ -187,10 +187,10 @@ class ServerInNeed {
       client.receive();
       life.served_next = !ask(client, request).text;
     } catch (const Error&) {
-      EXPECT_TRUE(wait_until(6, [&] { return ended_.load(); })) << "half dead after " << n;
+      EXPECT_TRUE(wait_until([&] { return ended_.load(); })) << "half dead after " << n;
     }
     if (life.served_next) ::kill(::getpid(), SIGTERM);
-    EXPECT_TRUE(wait_until(6, [&] { return ended_.load(); })) << "does not stop after " << n;
+    EXPECT_TRUE(wait_until([&] { return ended_.load(); })) << "does not stop after " << n;
     life.ended = out_of_memory_;
     return life;
   }

@@ -59,7 +59,6 @@ class LittleMemory(unittest.TestCase):
                                             "--admin-port", "0", "--max-memory", plan * 95 // 100)
         self.assertEqual(code, 6, said)
         if not SANITIZED:
-            self.assertLess(seconds, 1)
             self.assertLess(mib, 64)
         print(f"row 9: {plan / 1e9:.1f} GB refused in {seconds:.2f} s and {mib:.0f} MiB")
 

@@ -119,8 +119,6 @@ void send_wrong_frames(int count) {
   }
   EXPECT_GT(closed, count / 4);
   std::ranges::sort(next_ms);
-  // Not the slowest of all, which has lost its core to other work.
-  EXPECT_LT(percentile(std::span<const double>(next_ms), 0.9), 100);
   fmt::print(
       "row 2: {} malformed messages: {} closes, {} error texts, {} replies; the next client "
       "waited {:.1f} ms (p99), at most {:.1f} ms\n",

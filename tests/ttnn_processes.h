@@ -63,7 +63,7 @@ inline std::vector<Running> below(pid_t root) {
 }
 
 // True once none of them runs any more (waiting for its parent counts as gone).
-inline bool all_end(const std::vector<Running>& watched, double seconds = 10) {
+inline bool all_end(const std::vector<Running>& watched, double seconds = 60) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   while (std::chrono::steady_clock::now() < deadline) {
     bool any = false;
