@@ -14,7 +14,8 @@ import platform
 import re
 import subprocess
 import sys
-import xml.etree.ElementTree as xml
+
+import test_table
 
 Row = collections.namedtuple("Row", "title tests numbers")
 
@@ -74,7 +75,7 @@ SAYS = re.compile(r"\brow (\d+): (.*)$", re.M)
 EXPLORED = re.compile(r"^(\d+ targets, .* executions, \d+ finds)", re.M)
 
 
-Test = collections.namedtuple("Test", "name build status says")
+Test = collections.namedtuple("Test", "name build status says")  # says: (row, what it ran)
 
 
 def said_in(output):
@@ -87,10 +88,8 @@ def read(path):
         text = path.read_text()
         sound = re.search(r", 0 finds$", text, re.M)
         return [Test("fuzz.explore", build, "passed" if sound else "failed", said_in(text))]
-    statuses = {"run": "passed", "fail": "failed"}
-    return [Test(case.get("name"), build, statuses.get(case.get("status"), "skipped"),
-                 said_in(case.findtext("system-out") or ""))
-            for case in xml.parse(path).getroot().iter("testcase")]
+    return [Test(test.name, build, test.status, said_in(test.output))
+            for test in test_table.read(path)]
 
 
 def row_cells(number, row, tests):
@@ -118,7 +117,7 @@ def git(*arguments):
 
 
 def main(out, paths):
-    # Of a test that ran again, the last run counts.
+    # What scripts/fuzz printed counts instead of the short run in the tests.
     tests = {(test.build, test.name): test for path in paths for test in read(path)}.values()
     names = re.findall(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
@@ -126,8 +125,8 @@ def main(out, paths):
     lines = [
         "# Reliability", "",
         "What a policy server and its loaders must survive, and what was run to see that they do. "
-        "Anyone can write this page again: `scripts/test` runs every row in its short form, "
-        "`scripts/release-gate` in its long one, and both write here.", "",
+        "Anyone can write this page again: `scripts/test --sanitize` runs every row in its short "
+        "form, `scripts/release-gate` in its long one, and both write here.", "",
         f"Written on {date}, commit {commit}, on {len(names)} x {names[0]}, {platform.system()}. "
         "`dev` is the build with AddressSanitizer and UBSan, `release` the optimised one.", "",
         "| # | what fails | run | result |", "| --- | --- | --- | --- |"]
