@@ -109,7 +109,7 @@ TEST(Msgpack, bombs_are_refused_before_anything_is_reserved) {
 double seconds_for_keys(int count) {
   std::string out;
   Writer to(out);
-  to.map(static_cast<size_t>(count));
+  to.map(count);
   for (int i = 0; i < count; ++i) {
     to.text(std::string(1024, 'k') + std::to_string(i));
     to.nil();
