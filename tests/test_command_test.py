@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """scripts/test with one test that fails on purpose: test_command_test.py PROJECT SCRATCH
 
-A red test in either half ends it with exit code 8; where none is red, the short form ends with 0 and
-the sanitized one with 1, since no row of docs/reliability.md was run."""
+A red test in either half ends it with exit code 8; where none is red, the short form ends with 0
+and the sanitized one with 1, since no row of docs/reliability.md was run."""
 import pathlib
 import shutil
 import subprocess

@@ -20,7 +20,7 @@ CODE_FOLDERS = ("src", "include", "tests", "tools", "scripts", "bench", "fuzz", 
                 ".ci")
 CPP_SUFFIXES = (".h", ".cc", ".cu", ".cuh")
 TEXT_SUFFIXES = CPP_SUFFIXES + (".py", ".cmake")
-TEST_LABELS = {"tidy", "unit", "op", "model", "server", "fuzz", "slow", "cuda", "sim",
+TEST_LABELS = {"tidy", "unit", "op", "model", "server", "fuzz", "slow", "timing", "cuda", "sim",
                "loop", "hostile"}
 
 # Room -> rooms whose headers it may include, besides its own. "api" is the front door's header,

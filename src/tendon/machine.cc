@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "backends/cpu/cpu.h"
 #include "tendon/tendon.h"
 #include "tensor/check.h"
 #include "tensor/parallel.h"
@@ -49,9 +50,13 @@ std::string output_of(const std::string& program, const std::string& argument) {
 
 MachineFact instruction_sets() {
   const std::vector<std::string> sets = isas();
-  return {"instruction sets", true,
-          fmt::format("{}; the cpu backend takes {}", fmt::join(sets, ", "), sets.back()),
+  return {"instruction sets", true, fmt::format("{}", fmt::join(sets, ", ")),
           sets.back() == "plain" ? "a processor with AVX2 or newer is several times as fast" : ""};
+}
+
+MachineFact products(Precision precision) {
+  return {fmt::format("{} products", name(precision)), true,
+          compare_cpu_isas(precision) + " GFLOP/s per thread", ""};
 }
 
 MachineFact memory() {
@@ -105,7 +110,15 @@ Machine examine_machine(const OpenOptions& o) {
   Machine m;
   const MachineFact sim = simulator(o);
   const MachineFact ttnn = library(o, sim), card = chip(), gpu = nvidia();
-  m.facts = {instruction_sets(), memory(), gpu, ttnn, sim, card};
+  m.facts = {instruction_sets(),
+             products(Precision::f32),
+             products(Precision::bf16),
+             products(Precision::int8),
+             memory(),
+             gpu,
+             ttnn,
+             sim,
+             card};
   const double free = memory_gb("MemAvailable");
   m.tiers = {
       {"host", true, "unit, op and model tests on reference and cpu: scripts/test"},

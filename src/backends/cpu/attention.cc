@@ -146,20 +146,22 @@ void Attention::run(const float* q, const float* k, const float* v, const Attent
   uint32_t* values = values_.get(heads * packed.values_size());
   const int64_t panels = packed.key_panels + packed.value_panels;
   for (Workspace& work : threads_) work.keys.get(kHalf * packed.key_words);
-  pool_.run(heads * panels, [&](int64_t task, int thread) {
-    const int64_t head = task / panels, p = task % panels;
-    if (p < packed.key_panels)
-      pack_keys(k, shape, packed, head, p, threads_[static_cast<size_t>(thread)].keys.get(0),
-                keys + head * packed.keys_size() + p * kPanel * packed.key_words);
-    else
-      pack_values(v, shape, packed, head, p - packed.key_panels,
-                  values + head * packed.values_size() +
-                      (p - packed.key_panels) * kPanel * packed.value_words);
-  });
+  const int64_t values_in = heads * shape.keys * shape.heads.width;
+  pool_.run(
+      heads * panels, 2 * values_in / ThreadPool::kValuesPerNs, [&](int64_t task, int thread) {
+        const int64_t head = task / panels, p = task % panels;
+        if (p < packed.key_panels)
+          pack_keys(k, shape, packed, head, p, threads_[static_cast<size_t>(thread)].keys.get(0),
+                    keys + head * packed.keys_size() + p * kPanel * packed.key_words);
+        else
+          pack_values(v, shape, packed, head, p - packed.key_panels,
+                      values + head * packed.values_size() +
+                          (p - packed.key_panels) * kPanel * packed.value_words);
+      });
   const int64_t queries = shape.rows * shape.heads.query / shape.heads.kv;
-  const Tiling tiling(queries, isa_.tile_rows);
+  const int64_t rows = isa_.tile_rows[static_cast<int>(form_)];
+  const Tiling tiling(queries, rows);
   // For every thread now: which of them gets a task first is chance.
-  const int64_t rows = isa_.tile_rows;
   const Blocks blocks(packed.key_words, isa_.tile_words[static_cast<int>(form_)]);
   for (Workspace& work : threads_) {
     work.query.get(blocks.count * rows * kTileStride);
@@ -168,7 +170,10 @@ void Attention::run(const float* q, const float* k, const float* v, const Attent
     work.weights.get(kKeyBlock * rows);
     work.tile.get(rows * kTileStride);
   }
-  pool_.run(heads * tiling.count, [&](int64_t task, int thread) {
+  const int64_t scores = heads * queries * shape.keys;
+  const int64_t ns =
+      scores / ThreadPool::kValuesPerNs + 2 * scores * shape.heads.width / ThreadPool::kMacsPerNs;
+  pool_.run(heads * tiling.count, ns, [&](int64_t task, int thread) {
     const int64_t tile = task % tiling.count;
     attend(q, shape, packed, task / tiling.count, tiling.first(tile), tiling.rows(tile), visible,
            threads_[static_cast<size_t>(thread)], out);

@@ -62,6 +62,8 @@ Form form_of(Precision p) {
   return p == Precision::f32 ? Form::f32 : p == Precision::bf16 ? Form::bf16 : Form::int8;
 }
 
+Form attention_form(Form products) { return products == Form::f32 ? Form::f32 : Form::bf16; }
+
 Bend bend_of(Activation a) {
   return a == Activation::gelu_tanh ? Bend::gelu_tanh
          : a == Activation::silu    ? Bend::silu
@@ -98,11 +100,11 @@ class CpuKernels final : public Kernels {
  public:
   explicit CpuKernels(const CpuOptions& options)
       : options_(options),
-        isa_(isa_named(options.isa)),
-        pool_(options.threads > 0 ? options.threads : hardware_threads()),
         form_(form_of(options.precision)),
+        isa_(isa_for(options.isa, form_)),
+        pool_(options.threads > 0 ? options.threads : hardware_threads()),
         products_(isa_, pool_),
-        attention_(isa_, pool_, form_ == Form::f32 ? Form::f32 : Form::bf16) {}
+        attention_(isa_for(options.isa, attention_form(form_)), pool_, attention_form(form_)) {}
 
   std::string_view name() const override { return "cpu"; }
   bool supports(Op) const override { return true; }
@@ -144,7 +146,7 @@ class CpuKernels final : public Kernels {
 
   Tensor layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
     Tensor y = make(x.rows(), x.columns());
-    by_rows(x.rows(), [&](int64_t r) {
+    by_rows(x.rows(), x.columns(), [&](int64_t r) {
       isa_.layer_norm(row(x, r), x.columns(), row(scale, 0), row(shift, 0), row(y, r));
     });
     return y;
@@ -153,7 +155,7 @@ class CpuKernels final : public Kernels {
   Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
     Tensor y = make(x.rows(), x.columns());
     const float* shifts = shift ? row(shift, 0) : nullptr;
-    by_rows(x.rows(), [&](int64_t r) {
+    by_rows(x.rows(), x.columns(), [&](int64_t r) {
       isa_.rms_norm(row(x, r), x.columns(), row(scale, 0), shifts, row(y, r));
     });
     return y;
@@ -166,7 +168,7 @@ class CpuKernels final : public Kernels {
     split_product(x, w, {row(out.q, 0), row(out.k, 0), row(out.v, 0)}, q, kv);
     if (!first_position) return out;
     rotary_.cover(*first_position + x.rows(), heads.width);
-    by_rows(x.rows(), [&](int64_t r) {
+    by_rows(x.rows(), q + kv, [&](int64_t r) {
       const float* cosine = rotary_.cosine(*first_position + r);
       const float* sine = rotary_.sine(*first_position + r);
       for (int64_t at = 0; at < q; at += heads.width)
@@ -243,17 +245,18 @@ class CpuKernels final : public Kernels {
 
   // Calls body(row), sixteen rows per task.
   template <class Body>
-  void by_rows(int64_t rows, const Body& body) {
+  void by_rows(int64_t rows, int64_t columns, const Body& body) {
     constexpr int64_t kRows = 16;
-    pool_.run((rows + kRows - 1) / kRows, [&](int64_t task, int) {
-      for (int64_t r = task * kRows; r < std::min((task + 1) * kRows, rows); ++r) body(r);
-    });
+    pool_.run((rows + kRows - 1) / kRows, rows * columns / ThreadPool::kValuesPerNs,
+              [&](int64_t task, int) {
+                for (int64_t r = task * kRows; r < std::min((task + 1) * kRows, rows); ++r) body(r);
+              });
   }
 
   CpuOptions options_;
+  Form form_;
   const IsaKernels& isa_;
   ThreadPool pool_;
-  Form form_;
   BufferPool buffers_;
   Products products_;
   Attention attention_;
@@ -283,10 +286,25 @@ std::vector<std::string> cpu_isas() {
 }
 
 std::string describe_cpu(const CpuOptions& options) {
-  const IsaKernels& isa = isa_named(options.isa);
-  return fmt::format(
-      "{}, {} products{}", isa.name, name(options.precision),
-      options.precision == Precision::int8 ? fmt::format(" ({})", isa.int8_method) : "");
+  const Form form = form_of(options.precision);
+  const IsaKernels& isa = isa_for(options.isa, form);
+  const IsaKernels& attention = isa_for(options.isa, attention_form(form));
+  std::string text = fmt::format("{}, {} products", isa.name, name(options.precision));
+  if (form == Form::int8) text += fmt::format(" ({})", isa.int8_method);
+  if (&attention != &isa) text += fmt::format(", attention by {}", attention.name);
+  return text;
+}
+
+std::string compare_cpu_isas(Precision precision) {
+  const std::vector<IsaSpeed>& speeds = isa_speeds(form_of(precision));
+  const IsaKernels& taken = fastest(speeds);
+  std::string text;
+  for (const IsaSpeed& s : speeds)
+    text += fmt::format("{}{} {:.0f}{}", text.empty() ? "" : ", ", s.isa->name, s.gflops,
+                        !s.right          ? " (WRONG, not used)"
+                        : s.isa == &taken ? " (taken)"
+                                          : "");
+  return text;
 }
 
 }  // namespace tendon

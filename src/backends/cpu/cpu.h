@@ -22,7 +22,7 @@ Precision precision_named(const std::string& name);  // Fault::usage with the ne
 struct CpuOptions {
   int threads = 0;  // 0: one per core; never changes a result
   Precision precision = Precision::bf16;
-  std::string isa;  // "" : the best one that the machine has; see cpu_isas()
+  std::string isa;  // "": the fastest, by measurement; see cpu_isas()
 };
 
 // Throws Error(Fault::backend) when the machine lacks `isa`, Error(Fault::usage) when it is
@@ -35,7 +35,9 @@ std::vector<std::string> cpu_isas();  // those of this machine, slowest first
 double cpu_peak(const CpuOptions& options);
 // GB/s that they read from memory.
 double cpu_bandwidth(int threads);
-// "avx512bf16, int8 by vpdpbusd": what make_cpu_backend would use.
+// "avx512vnni, int8 products (vpdpbusd, exact)": what make_cpu_backend would use.
 std::string describe_cpu(const CpuOptions& options);
+// Measured GFLOP/s (int8: GOP/s) of one thread by instruction set: "plain 9, avx512 160 (taken)".
+std::string compare_cpu_isas(Precision precision);
 
 }  // namespace tendon

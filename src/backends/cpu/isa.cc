@@ -3,6 +3,8 @@
 #include <fmt/ranges.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -24,6 +26,17 @@ bool has_avxvnni() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1U << 4) != 0;
 }
+
+// The matrix registers, 8 KiB per thread, are given to a process that asks the kernel for them
+// (Linux 5.16, Documentation/arch/x86/xstate.rst).
+bool has_amx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kBf16 = 1U << 22, kTile = 1U << 24, kInt8 = 1U << 25,
+                     kAll = kBf16 | kTile | kInt8;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kAll) != kAll) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 #endif
 
 std::vector<Known> known() {
@@ -39,7 +52,9 @@ std::vector<Known> known() {
   all.push_back({"avxvnni", avxvnni_kernels(), avx2 && has_avxvnni()});
   all.push_back({"avx512", avx512_kernels(), avx512});
   all.push_back({"avx512vnni", avx512vnni_kernels(), vnni});
-  all.push_back({"avx512bf16", avx512bf16_kernels(), vnni && __builtin_cpu_supports("avx512bf16")});
+  const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+  all.push_back({"avx512bf16", avx512bf16_kernels(), bf16});
+  all.push_back({"amx", amx_kernels(), bf16 && has_amx()});
 #endif
   return all;
 }
@@ -56,7 +71,6 @@ std::vector<const IsaKernels*> available_isas() {
 const IsaKernels& isa_named(const std::string& name) {
   std::vector<std::string> names;
   for (const IsaKernels* isa : available_isas()) names.emplace_back(isa->name);
-  if (name.empty()) return *available_isas().back();
   for (const IsaKernels* isa : available_isas())
     if (name == isa->name) return *isa;
   const std::vector<Known> all = known();

@@ -9,12 +9,30 @@
 
 namespace tendon::cpu {
 
-// Slowest first: "plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16". Decided by the
-// CPU's feature bits alone.
+// Slowest first: "plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx".
+// Decided by the CPU's feature bits and what the kernel allows.
 std::vector<const IsaKernels*> available_isas();
 
-// By name, or the last available one for "". Throws Error(Fault::usage) for an unknown name and
-// Error(Fault::backend) for one that the machine lacks; both list what there is.
+// Throws Error(Fault::usage) for an unknown name and Error(Fault::backend) for one that the machine
+// lacks; both list what there is.
 const IsaKernels& isa_named(const std::string& name);
+
+// One thread's product of a tile with panels that lie in a level-2 cache, measured for a
+// millisecond, and whether a small product is what the plain kernels give.
+struct IsaSpeed {
+  const IsaKernels* isa;
+  double gflops;
+  bool right;
+};
+bool agrees_with_plain(const IsaKernels& isa, Form form);
+// Of every instruction set of this machine; measured once in a process, in less than 30 ms.
+const std::vector<IsaSpeed>& isa_speeds(Form form);
+
+// The fastest that is right. Those within a tenth of it count as equally fast and go in a fixed
+// order.
+const IsaKernels& fastest(const std::vector<IsaSpeed>& speeds);
+
+// By name, or the fastest for "".
+const IsaKernels& isa_for(const std::string& name, Form form);
 
 }  // namespace tendon::cpu

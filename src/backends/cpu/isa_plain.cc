@@ -19,6 +19,7 @@ struct Plain {
   static constexpr const char* kName = "plain";
   static constexpr const char* kInt8Method = "32-bit products, exact";
   static constexpr int kLanes = 4, kRows = 4, kVectors = 2, kPeakChains = 10;
+  static constexpr int tile_rows(Form) { return kRows; }
   static constexpr int tile_words(Form form) { return form == Form::f32 ? 1 : 2; }
 
   TENDON_INLINE V fma(V a, V b, V c) { return a * b + c; }

@@ -47,7 +47,7 @@ struct Finish {
 
 struct IsaKernels {
   const char* name;
-  int tile_rows;
+  int tile_rows[kForms];
   int tile_words[kForms];  // 32-bit words of a tile per word of the panel: 1 or 2
   bool biased_int8;        // tiles of int8 hold x + 128, see Finish::offset
   const char* int8_method;
@@ -97,5 +97,6 @@ const IsaKernels* avxvnni_kernels();
 const IsaKernels* avx512_kernels();
 const IsaKernels* avx512vnni_kernels();
 const IsaKernels* avx512bf16_kernels();
+const IsaKernels* amx_kernels();
 
 }  // namespace tendon::cpu

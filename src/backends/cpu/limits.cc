@@ -19,14 +19,15 @@ double seconds_since(Clock::time_point begin) {
 }  // namespace
 
 double cpu_peak(const CpuOptions& options) {
-  const cpu::IsaKernels& isa = cpu::isa_named(options.isa);
   const auto form = static_cast<cpu::Form>(options.precision);
+  const cpu::IsaKernels& isa = cpu::isa_for(options.isa, form);
   cpu::ThreadPool pool(options.threads > 0 ? options.threads : hardware_threads());
   double best = 0;
   for (int attempt = 0; attempt < 5; ++attempt) {
     constexpr int64_t kRounds = 1000000;  // some 10 ms
     const Clock::time_point begin = Clock::now();
-    pool.run(pool.threads(), [&](int64_t, int) { isa.peak(form, kRounds); });
+    pool.run(pool.threads(), cpu::ThreadPool::kLong,
+             [&](int64_t, int) { isa.peak(form, kRounds); });
     const double flops = isa.peak(form, 0) + isa.peak(form, 1) * kRounds * pool.threads();
     best = std::max(best, flops / seconds_since(begin) / 1e9);
   }
@@ -39,13 +40,13 @@ double cpu_bandwidth(int threads) {
   cpu::Scratch<uint32_t> memory;
   uint32_t* words = memory.get(kWords);
   const int64_t part = kWords / pool.threads();
-  pool.run(pool.threads(), [&](int64_t t, int) {
+  pool.run(pool.threads(), cpu::ThreadPool::kLong, [&](int64_t t, int) {
     for (int64_t i = t * part; i < (t + 1) * part; ++i) words[i] = static_cast<uint32_t>(i);
   });
   double best = 0;
   for (int attempt = 0; attempt < 3; ++attempt) {
     const Clock::time_point begin = Clock::now();
-    pool.run(pool.threads(), [&](int64_t t, int) {
+    pool.run(pool.threads(), cpu::ThreadPool::kLong, [&](int64_t t, int) {
       uint32_t sums[16] = {};
       for (int64_t i = t * part; i + 16 <= (t + 1) * part; i += 16)
         for (int64_t l = 0; l < 16; ++l) sums[l] += words[i + l];

@@ -1,5 +1,7 @@
 #include "backends/cpu/linear.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
 namespace tendon::cpu {
@@ -8,13 +10,17 @@ namespace {
 // Rows of x in one pass: small enough for a level-3 cache, since every group of panels reads all of
 // it. Sums wait between passes; they are read and written once per pass.
 constexpr int64_t kPassBytes = int64_t{7} << 20;
-// A group's panels of one block (64 KiB each) stay in a level-2 cache while all rows pass.
-constexpr int64_t kGroupMost = 4;
+// A group's panels of one block (64 KiB each) take a quarter of the level-2 cache while all rows
+// pass. Half as many cost 10 % with AMX and 2 MiB.
+int64_t largest_group() {
+  const int64_t cache = ::sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return std::clamp<int64_t>((cache > 0 ? cache : 1 << 20) / 4 / (kTileWords * kPanel * 4), 1, 16);
+}
 
 // Panels per task: the fewest panels on the busiest thread, then the largest group.
-int64_t group_size(int64_t panels, int threads) {
+int64_t group_size(int64_t panels, int threads, int64_t most) {
   int64_t best = 1, best_time = (panels + threads - 1) / threads;
-  for (int64_t g = 2; g <= kGroupMost; ++g) {
+  for (int64_t g = 2; g <= most; ++g) {
     const int64_t tasks = (panels + g - 1) / g;
     const int64_t time = (tasks + threads - 1) / threads * g;
     if (time <= best_time + best_time / 64) best = g;
@@ -43,13 +49,20 @@ Finish routed(Finish finish, std::span<const Products::Part> parts, int64_t pane
 
 }  // namespace
 
+Products::Products(const IsaKernels& isa, ThreadPool& pool)
+    : isa_(isa),
+      pool_(pool),
+      group_most_(largest_group()),
+      sums_(static_cast<size_t>(pool.threads())) {}
+
 void Products::pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass) {
   constexpr int64_t kRows = 8;
   const int64_t inputs = pass.blocks.words * inputs_per_word(w.form);
   uint32_t* tiles = tiles_.get(0);
   float* scales = row_scales_.get(0);
   float* inverses = scales + rows;
-  pool_.run((rows + kRows - 1) / kRows, [&](int64_t task, int) {
+  const int64_t ns = rows * w.inputs / ThreadPool::kValuesPerNs;
+  pool_.run((rows + kRows - 1) / kRows, ns, [&](int64_t task, int) {
     for (int64_t r = task * kRows; r < std::min((task + 1) * kRows, rows); ++r) {
       const float* row = x + r * w.inputs;
       if (w.form == Form::int8 && pass.first == 0) {
@@ -70,10 +83,10 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
                         int64_t last_panel, float* sums, const Finish& finish,
                         std::span<const Part> parts) {
   const int form = static_cast<int>(w.form);
-  const Tiling tiling(rows, isa_.tile_rows);
+  const int64_t tile_rows = isa_.tile_rows[form];
+  const Tiling tiling(rows, tile_rows);
   const int64_t half = w.words * kHalf;
-  const int64_t per_tile =
-      pass.blocks.count == 1 ? 0 : (last_panel - panel) * isa_.tile_rows * kPanel;
+  const int64_t per_tile = pass.blocks.count == 1 ? 0 : (last_panel - panel) * tile_rows * kPanel;
   for (int64_t b = pass.first; b < pass.last; ++b) {
     const int64_t from = b * pass.blocks.words, words = std::min(pass.blocks.words, w.words - from);
     // What this thread needs next: the next block of these panels or, most likely, the panels after
@@ -85,7 +98,7 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
       const int64_t first = tiling.first(t), count = tiling.rows(t);
       const uint32_t* tile = tiles_.peek() + ((b - pass.first) * rows + first) * kTileStride;
       for (int64_t p = panel; p < last_panel; ++p) {
-        float* c = sums + t * per_tile + (p - panel) * isa_.tile_rows * kPanel;
+        float* c = sums + t * per_tile + (p - panel) * tile_rows * kPanel;
         Finish here;
         if (done) here = routed(finish, parts, p);
         if (done) fetch(here, first, count, p);
@@ -107,7 +120,9 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
 
 void Products::product(const float* x, int64_t rows, const PackedWeight& w, Finish finish,
                        std::span<const Part> parts) {
-  const Blocks blocks(w.words, isa_.tile_words[static_cast<int>(w.form)]);
+  const int form = static_cast<int>(w.form);
+  const int64_t tile_rows = isa_.tile_rows[form];
+  const Blocks blocks(w.words, isa_.tile_words[form]);
   const int64_t block_bytes = rows * kTileStride * static_cast<int64_t>(sizeof(uint32_t));
   const int64_t passes = std::min(blocks.count, blocks.count * block_bytes / kPassBytes + 1);
   const int64_t per_pass = (blocks.count + passes - 1) / passes;
@@ -118,16 +133,17 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Fini
     finish.column_scale = w.column_scale.data();
     finish.offset = isa_.biased_int8 ? w.column_sum.data() : nullptr;
   }
-  const int64_t group = group_size(w.panels, pool_.threads());
-  const int64_t tiles = blocks.count == 1 ? 1 : Tiling(rows, isa_.tile_rows).count;
-  const int64_t sums = tiles * isa_.tile_rows * kPanel;  // of one panel
+  const int64_t group = group_size(w.panels, pool_.threads(), group_most_);
+  const int64_t tiles = blocks.count == 1 ? 1 : Tiling(rows, tile_rows).count;
+  const int64_t sums = tiles * tile_rows * kPanel;  // of one panel
   float* waiting = passes > 1 ? waiting_.get(w.panels * sums) : nullptr;
   // For every thread now: which of them gets a task first is chance.
   for (Scratch<float>& s : sums_) s.get(group * sums);
   for (int64_t first = 0; first < blocks.count; first += per_pass) {
     const Pass pass{blocks, first, std::min(first + per_pass, blocks.count)};
     pack(x, rows, w, pass);
-    pool_.run((w.panels + group - 1) / group, [&](int64_t task, int thread) {
+    const int64_t ns = rows * w.panels * kPanel * w.inputs / ThreadPool::kMacsPerNs;
+    pool_.run((w.panels + group - 1) / group, ns, [&](int64_t task, int thread) {
       const int64_t panel = task * group;
       multiply(w, rows, pass, panel, std::min(panel + group, w.panels),
                waiting ? waiting + panel * sums : sums_[static_cast<size_t>(thread)].get(0), finish,

@@ -30,8 +30,7 @@ struct Blocks {
 
 class Products {
  public:
-  Products(const IsaKernels& isa, ThreadPool& pool)
-      : isa_(isa), pool_(pool), sums_(static_cast<size_t>(pool.threads())) {}
+  Products(const IsaKernels& isa, ThreadPool& pool);
 
   // Columns of the result from `first` on (a multiple of kPanel) that go to a matrix of their own.
   struct Part {
@@ -58,6 +57,7 @@ class Products {
 
   const IsaKernels& isa_;
   ThreadPool& pool_;
+  int64_t group_most_;                // panels of a task
   Scratch<uint32_t> tiles_;           // [blocks of the pass][rows][kTileStride]
   Scratch<float> row_scales_;         // int8: [rows] and their inverses [rows]
   Scratch<float> waiting_;            // sums between passes

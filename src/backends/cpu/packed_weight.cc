@@ -170,7 +170,7 @@ std::shared_ptr<const PackedWeight> pack_weight(const WeightParts& parts, Form f
     w->column_sum.resize(static_cast<size_t>(w->panels * kPanel));
   }
   const std::shared_ptr<uint32_t> data = make_words(w->panels * kPanel * w->words);
-  pool.run(w->panels,
+  pool.run(w->panels, w->outputs * w->inputs / ThreadPool::kValuesPerNs,
            [&](int64_t p, int) { pack_panel(parts, *w, p, data.get() + p * kPanel * w->words); });
   // Packed once, never read again: a plain checkpoint shall not stay in memory beside its panels.
   for (const HostTensor& m : parts.matrices) forget_pages(m);

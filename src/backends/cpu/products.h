@@ -1,9 +1,10 @@
 // The product of one tile with one panel, packing of tiles, and what follows a product; generic
 // over an instruction set S. See kernels.h for the layouts.
 //
-// S also gives: Halves and Bytes (lanes of uint16_t and uint8_t), kRows (rows of a tile), kVectors
-// (vectors of a panel in flight), and per form `mac<Form>(acc, tile words, panel vector)`;
-// kWiden<Form> where a word is widened into two steps.
+// S also gives: Halves and Bytes (lanes of uint16_t and uint8_t), kVectors (vectors of a panel in
+// flight), and per form: tile_rows(form), tile_words(form), `mac<Form>(acc, tile words, panel
+// vector)`, `widen<Form>` where a word is widened into two steps. An instruction set that
+// multiplies in another way gives product<Form, rows>() and peak<Form>(rounds) instead.
 #pragma once
 
 #include "backends/cpu/kernels.h"
@@ -53,18 +54,26 @@ void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int
   }
 }
 
+template <class S, Form kForm, int kRowCount>
+constexpr IsaKernels::Tile product_of() {
+  if constexpr (requires { S::template product<kForm, kRowCount>(); })
+    return S::template product<kForm, kRowCount>();
+  else
+    return &tile_product<S, kForm, kRowCount>;
+}
+
 template <class S, Form kForm>
 struct Tiles {
-  IsaKernels::Tile by_rows[S::kRows + 1];
+  IsaKernels::Tile by_rows[S::tile_rows(kForm) + 1];
   template <int... kRow>
   static constexpr Tiles make(std::integer_sequence<int, kRow...>) {
-    return {{nullptr, &tile_product<S, kForm, kRow + 1>...}};
+    return {{nullptr, product_of<S, kForm, kRow + 1>()...}};
   }
 };
 
 template <class S, Form kForm>
 constexpr Tiles<S, kForm> kTiles =
-    Tiles<S, kForm>::make(std::make_integer_sequence<int, S::kRows>());
+    Tiles<S, kForm>::make(std::make_integer_sequence<int, S::tile_rows(kForm)>());
 
 inline uint32_t word_of(float x) {
   uint32_t w;
@@ -237,6 +246,8 @@ void finish(const float* c, int64_t rows, int64_t column, const Finish& to) {
 // 24 chains are enough to hide the latency of every multiply-add.
 template <class S, Form kForm>
 double peak_of(int64_t rounds) {
+  if constexpr (requires { S::template peak<kForm>(rounds); })
+    return S::template peak<kForm>(rounds);
   using V = typename S::V;
   constexpr int kChains = S::kPeakChains;
   V acc[kChains];

@@ -15,7 +15,8 @@ struct Avx2 {
   using Bytes = uint8_t __attribute__((vector_size(8)));
   static constexpr const char* kName = "avx2";
   static constexpr const char* kInt8Method = "16-bit products (vpmaddwd), exact";
-  static constexpr int kLanes = 8, kRows = 6, kVectors = 2, kPeakChains = 12;
+  static constexpr int kLanes = 8, kRows = 6, kVectors = 2, kPeakChains = 10;  // without a spill
+  static constexpr int tile_rows(Form) { return kRows; }
   static constexpr int tile_words(Form form) { return form == Form::f32 ? 1 : 2; }
 
   TENDON_INLINE V fma(V a, V b, V c) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }

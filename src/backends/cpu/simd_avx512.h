@@ -16,6 +16,7 @@ struct Avx512 {
   static constexpr const char* kName = "avx512";
   static constexpr const char* kInt8Method = "16-bit products (vpmaddwd), exact";
   static constexpr int kLanes = 16, kRows = 14, kVectors = 2, kPeakChains = 24;
+  static constexpr int tile_rows(Form) { return kRows; }
   static constexpr int tile_words(Form form) { return form == Form::f32 ? 1 : 2; }
 
   TENDON_INLINE V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
@@ -57,6 +58,24 @@ struct Avx512Vnni : Avx512 {
   TENDON_INLINE V mac(V acc, V x, V b) {
     if constexpr (kForm != Form::int8) return fma(x, b, acc);
     return (V)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)b);
+  }
+};
+#endif
+
+#ifdef __AVX512BF16__
+struct Avx512Bf16 : Avx512Vnni {
+  static constexpr const char* kName = "avx512bf16";
+  static constexpr int tile_words(Form) { return 1; }
+  // Flushes subnormals, as the product does anyway.
+  TENDON_INLINE Halves halves(V x) { return (Halves)_mm512_cvtneps_pbh((__m512)x); }
+  template <Form kForm>
+  TENDON_INLINE V widen(V b, int) {
+    return b;
+  }
+  template <Form kForm>
+  TENDON_INLINE V mac(V acc, V x, V b) {
+    if constexpr (kForm != Form::bf16) return Avx512Vnni::mac<kForm>(acc, x, b);
+    return (V)_mm512_dpbf16_ps((__m512)acc, (__m512bh)(__m512i)x, (__m512bh)(__m512i)b);
   }
 };
 #endif

@@ -1,0 +1,156 @@
+// labels: timing
+// Two threads cost no more than they bring, whatever else the machine does. Every bound is a ratio
+// of times that were measured in turns within this run; the tests take the cores themselves.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <thread>
+#include <vector>
+
+#include "backends/cpu/cpu.h"
+#include "backends/cpu/isa.h"
+#include "tendon/tendon.h"
+#include "tensor/parallel.h"
+
+namespace tendon {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Ms = std::chrono::duration<double, std::milli>;
+
+// Processes that do nothing but take a core each.
+class Takers {
+ public:
+  explicit Takers(int count) {
+    for (int i = 0; i < count; ++i) {
+      ids_.push_back(fork());
+      if (ids_.back() == 0)
+        for (;;) asm volatile("");
+    }
+  }
+  ~Takers() {
+    for (const pid_t id : ids_) {
+      kill(id, SIGKILL);
+      waitpid(id, nullptr, 0);
+    }
+  }
+  Takers(const Takers&) = delete;
+  Takers& operator=(const Takers&) = delete;
+
+ private:
+  std::vector<pid_t> ids_;
+};
+
+struct Times {
+  std::vector<double> ms;
+  double at(double part) const {
+    std::vector<double> sorted = ms;
+    std::ranges::sort(sorted);
+    return sorted[static_cast<size_t>(part * static_cast<double>(sorted.size() - 1))];
+  }
+  double median() const { return at(0.5); }
+};
+
+Engine demo(int threads) { return Engine::open("demo", {.threads = threads}); }
+
+double call_ms(Engine& engine, const Observation& seen) {
+  const auto begin = Clock::now();
+  engine.infer(seen);
+  return Ms(Clock::now() - begin).count();
+}
+
+// One and two threads in turns of ten calls, `pause` before each.
+std::array<Times, 2> in_turns(int turns, std::chrono::milliseconds pause = {}) {
+  std::array<Engine, 2> engines{demo(1), demo(2)};
+  const Observation seen = demo_observation();
+  std::array<Times, 2> times;
+  for (Engine& engine : engines) engine.infer(seen);
+  for (int turn = 0; turn < turns; ++turn)
+    for (size_t i = 0; i < 2; ++i)
+      for (int call = 0; call < 10; ++call) {
+        std::this_thread::sleep_for(pause);
+        times[i].ms.push_back(call_ms(engines[i], seen));
+      }
+  return times;
+}
+
+void print(const char* situation, const std::array<Times, 2>& times) {
+  fmt::print("{:24}", situation);
+  for (size_t i = 0; i < 2; ++i)
+    fmt::print("  {} thread{}: median {:6.2f}, p90 {:6.2f}, worst {:6.2f} ms", i + 1,
+               i == 0 ? " " : "s", times[i].median(), times[i].at(0.9), times[i].at(1));
+  fmt::print("\n");
+}
+
+bool enough_cores() { return hardware_threads() >= 2; }
+
+TEST(CpuThreads, pay_in_steady_state) {
+  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
+  const auto times = in_turns(20);
+  print("steady state", times);
+  EXPECT_LE(times[1].median(), times[0].median());
+}
+
+TEST(CpuThreads, cost_nothing_after_a_pause) {
+  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
+  for (const int pause : {20, 50}) {
+    const auto times = in_turns(4, std::chrono::milliseconds(pause));
+    print(fmt::format("a call every {} ms", pause).c_str(), times);
+    EXPECT_LE(times[1].median(), 1.05 * times[0].median());
+  }
+}
+
+// Of a process of its own.
+TEST(CpuThreads, cost_nothing_in_the_first_call) {
+  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
+  std::array<Times, 2> times;
+  for (int child_number = 0; child_number < 20; ++child_number)
+    for (size_t i = 0; i < 2; ++i) {
+      int ends[2];
+      ASSERT_EQ(pipe(ends), 0);
+      const pid_t child = fork();
+      if (child == 0) {
+        Engine engine = demo(static_cast<int>(i) + 1);
+        const double ms = call_ms(engine, demo_observation());
+        _exit(write(ends[1], &ms, sizeof(ms)) == sizeof(ms) ? 0 : 1);
+      }
+      double ms = 0;
+      ASSERT_EQ(read(ends[0], &ms, sizeof(ms)), static_cast<ssize_t>(sizeof(ms)));
+      waitpid(child, nullptr, 0);
+      close(ends[0]);
+      close(ends[1]);
+      times[i].ms.push_back(ms);
+    }
+  print("first call of a process", times);
+  EXPECT_LE(times[1].median(), 1.05 * times[0].median());
+}
+
+TEST(CpuThreads, cost_little_where_others_take_the_cores) {
+  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
+  for (const int taken : {hardware_threads() - 1, hardware_threads()}) {
+    const Takers takers(taken);
+    const auto times = in_turns(20);
+    print(fmt::format("{} of {} cores taken", taken, hardware_threads()).c_str(), times);
+    EXPECT_LE(times[1].median(), 1.2 * times[0].median());
+  }
+}
+
+// Nor is any limit understated that results are compared with.
+TEST(CpuLimits, are_not_below_the_best_product) {
+  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::int8})
+    for (const cpu::IsaSpeed& speed : cpu::isa_speeds(static_cast<cpu::Form>(precision))) {
+      const double peak = cpu_peak({.threads = 1, .precision = precision, .isa = speed.isa->name});
+      fmt::print("{} {}: product {:.0f}, limit {:.0f} GFLOP/s\n", speed.isa->name, name(precision),
+                 speed.gflops, peak);
+      EXPECT_LE(speed.gflops, 1.02 * peak) << speed.isa->name << " " << name(precision);
+    }
+}
+
+}  // namespace
+}  // namespace tendon
