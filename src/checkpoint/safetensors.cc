@@ -130,7 +130,13 @@ void write_safetensors(const std::filesystem::path& path, std::span<const HostTe
   text.append((64 - (8 + text.size()) % 64) % 64, ' ');  // data begins at a cache line
   const uint64_t length = text.size();
   const std::string temporary = path.string() + ".part";
-  const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  // Without a name until it is complete, where the file system can: whatever ends this program,
+  // nothing half-written stays.
+  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  int file = ::open(folder.c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, 0644);
+  const bool nameless = file >= 0;
+  if (!nameless)
+    file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   ensure(file >= 0, Fault::checkpoint, "cannot write {}: {}", temporary, std::strerror(errno));
   bool ok = true;
   const auto put = [&](const void* data, size_t size) {
@@ -144,6 +150,11 @@ void write_safetensors(const std::filesystem::path& path, std::span<const HostTe
   put(text.data(), text.size());
   for (const HostTensor& t : tensors) put(t.bytes.data(), t.bytes.size());
   ok = ok && fsync(file) == 0;
+  if (ok && nameless) {
+    std::remove(temporary.c_str());
+    const std::string itself = "/proc/self/fd/" + std::to_string(file);
+    ok = ::linkat(AT_FDCWD, itself.c_str(), AT_FDCWD, temporary.c_str(), AT_SYMLINK_FOLLOW) == 0;
+  }
   const int error = errno;
   close(file);
   ok = ok && std::rename(temporary.c_str(), path.c_str()) == 0;
