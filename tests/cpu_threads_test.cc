@@ -88,6 +88,11 @@ void print(const char* situation, const std::array<Times, 2>& times) {
   fmt::print("\n");
 }
 
+// The slowest call, unless one thread alone met as slow a one: then the machine was not idle.
+void expect_no_outlier(const std::array<Times, 2>& times) {
+  EXPECT_LE(times[1].at(1), std::max(2 * times[1].median(), 1.5 * times[0].at(1)));
+}
+
 bool enough_cores() { return hardware_threads() >= 2; }
 
 TEST(CpuThreads, pay_in_steady_state) {
@@ -102,6 +107,7 @@ TEST(CpuThreads, cost_nothing_after_a_pause) {
   for (const int pause : {20, 50}) {
     const auto times = in_turns(4, std::chrono::milliseconds(pause));
     print(fmt::format("a call every {} ms", pause).c_str(), times);
+    expect_no_outlier(times);
     EXPECT_LE(times[1].median(), 1.05 * times[0].median());
   }
 }
@@ -128,6 +134,7 @@ TEST(CpuThreads, cost_nothing_in_the_first_call) {
       times[i].ms.push_back(ms);
     }
   print("first call of a process", times);
+  expect_no_outlier(times);
   EXPECT_LE(times[1].median(), 1.05 * times[0].median());
 }
 
@@ -145,7 +152,10 @@ TEST(CpuThreads, cost_little_where_others_take_the_cores) {
 TEST(CpuLimits, are_not_below_the_best_product) {
   for (const Precision precision : {Precision::f32, Precision::bf16, Precision::int8})
     for (const cpu::IsaSpeed& speed : cpu::isa_speeds(static_cast<cpu::Form>(precision))) {
-      const double peak = cpu_peak({.threads = 1, .precision = precision, .isa = speed.isa->name});
+      double peak = 0;  // others on the machine can only lower it
+      for (int attempt = 0; attempt < 10 && speed.gflops > 1.02 * peak; ++attempt)
+        peak = std::max(peak,
+                        cpu_peak({.threads = 1, .precision = precision, .isa = speed.isa->name}));
       fmt::print("{} {}: product {:.0f}, limit {:.0f} GFLOP/s\n", speed.isa->name, name(precision),
                  speed.gflops, peak);
       EXPECT_LE(speed.gflops, 1.02 * peak) << speed.isa->name << " " << name(precision);

@@ -65,7 +65,7 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--ttnn-sim", o.ttnn_sim,
                   "ttnn: folder made by scripts/ttnn-sim: the TTNN library on a simulated "
                   "Wormhole");
-  verb.add_option("--isa", o.isa, "cpu: instruction set; default: the best of this machine");
+  verb.add_option("--isa", o.isa, "cpu: instruction set; default: the fastest, by measurement");
   verb.add_option("--threads", o.threads, "default: one per core; never changes a result");
   // Not one flag with a negation: CLI11 sets an optional to false where neither is given.
   verb.add_flag_callback(

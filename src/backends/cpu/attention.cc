@@ -172,7 +172,7 @@ void Attention::run(const float* q, const float* k, const float* v, const Attent
   }
   const int64_t scores = heads * queries * shape.keys;
   const int64_t ns =
-      scores / ThreadPool::kValuesPerNs + 2 * scores * shape.heads.width / ThreadPool::kMacsPerNs;
+      scores / ThreadPool::kValuesPerNs + 2 * scores * shape.heads.width / macs_per_ns_;
   pool_.run(heads * tiling.count, ns, [&](int64_t task, int thread) {
     const int64_t tile = task % tiling.count;
     attend(q, shape, packed, task / tiling.count, tiling.first(tile), tiling.rows(tile), visible,

@@ -17,8 +17,12 @@ struct AttentionShape {
 class Attention {
  public:
   // `form`: of the operands of both products; sums and softmax are f32.
-  Attention(const IsaKernels& isa, ThreadPool& pool, Form form)
-      : isa_(isa), pool_(pool), form_(form), threads_(static_cast<size_t>(pool.threads())) {}
+  Attention(const IsaKernels& isa, ThreadPool& pool, Form form, int64_t macs_per_ns)
+      : isa_(isa),
+        pool_(pool),
+        form_(form),
+        macs_per_ns_(macs_per_ns),
+        threads_(static_cast<size_t>(pool.threads())) {}
 
   // q and out [segments * rows, query * width], k and v [segments * keys, kv * width].
   void run(const float* q, const float* k, const float* v, const AttentionShape& shape,
@@ -52,6 +56,7 @@ class Attention {
   const IsaKernels& isa_;
   ThreadPool& pool_;
   Form form_;
+  int64_t macs_per_ns_;
   Scratch<uint32_t> keys_, values_;
   std::vector<Workspace> threads_;
 };

@@ -103,8 +103,8 @@ class CpuKernels final : public Kernels {
         form_(form_of(options.precision)),
         isa_(isa_for(options.isa, form_)),
         pool_(options.threads > 0 ? options.threads : hardware_threads()),
-        products_(isa_, pool_),
-        attention_(isa_for(options.isa, attention_form(form_)), pool_, attention_form(form_)) {}
+        products_(isa_, pool_, macs_per_ns(isa_, form_)),
+        attention_(make_attention(options, attention_form(form_))) {}
 
   std::string_view name() const override { return "cpu"; }
   bool supports(Op) const override { return true; }
@@ -225,6 +225,11 @@ class CpuKernels final : public Kernels {
   }
 
  private:
+  Attention make_attention(const CpuOptions& options, Form form) {
+    const IsaKernels& isa = isa_for(options.isa, form);
+    return {isa, pool_, form, macs_per_ns(isa, form)};
+  }
+
   Tensor make(int64_t rows, int64_t columns) { return buffers_.make(rows, columns); }
 
   // q | k | v of each row into matrices of their own: at once where they begin with a panel.
@@ -292,6 +297,8 @@ std::string describe_cpu(const CpuOptions& options) {
   std::string text = fmt::format("{}, {} products", isa.name, name(options.precision));
   if (form == Form::int8) text += fmt::format(" ({})", isa.int8_method);
   if (&attention != &isa) text += fmt::format(", attention by {}", attention.name);
+  for (const IsaSpeed& s : isa_speeds(form))
+    if (!s.right) text += fmt::format(", {} gives wrong products here", s.isa->name);
   return text;
 }
 

@@ -32,6 +32,9 @@ const std::vector<IsaSpeed>& isa_speeds(Form form);
 // order.
 const IsaKernels& fastest(const std::vector<IsaSpeed>& speeds);
 
+// Multiply-adds of one thread, rounded down to at least 1.
+int64_t macs_per_ns(const IsaKernels& isa, Form form);
+
 // By name, or the fastest for "".
 const IsaKernels& isa_for(const std::string& name, Form form);
 

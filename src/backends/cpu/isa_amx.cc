@@ -61,10 +61,11 @@ TENDON_INLINE void copy_words(const uint32_t* from, int64_t stride, int64_t rows
     _mm512_store_si512(to + r * kStep, _mm512_maskz_loadu_epi32(mask, from + r * stride));
 }
 
-// As tile_product of products.h, for rows of x in one or two registers.
+// As tile_product of products.h, for rows of x in one or two registers. Nothing is fetched ahead:
+// the lines of the matrices take all that the level-1 cache can have under way.
 template <Form kForm, int kRowCount>
 void matrix_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
-                    float* c, bool add, const uint32_t* next) {
+                    float* c, bool add, const uint32_t* /*next*/) {
   constexpr bool kLower = kRowCount > kTileRows;
   constexpr int64_t kSums = kPanel * 4, kX = kTileStride * 4;
   static constexpr TileConfig kConfig = config_of(kRowCount);
@@ -77,11 +78,8 @@ void matrix_product(const uint32_t* tile, const uint32_t* panel, int64_t half, i
     if constexpr (kLower) _tile_loadd(3, lower + kHalf, kSums);
   }
   int64_t w = 0;
-  for (; w + kStep <= words; w += kStep) {
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kStep; ++i) __builtin_prefetch(next + (w + i) * kHalf, 0, 2);
+  for (; w + kStep <= words; w += kStep)
     step<kForm, kLower>(tile + w, kX, panel + w * kHalf, panel + half + w * kHalf);
-  }
   if (w < words) {  // the last step is short: zeros fill it up
     alignas(64) uint32_t x[kRowCount * kStep], halves[2][kStep * kHalf] = {};
     copy_words(tile + w, kTileStride, kRowCount, words - w, x);

@@ -80,7 +80,7 @@ std::vector<float> small_product(const IsaKernels& isa, Form form) {
   const auto weight = pack_weight(
       {.name = "probe", .matrices = {host_tensor("probe", {kOutputs, kInputs}, matrix)}}, form,
       pool);
-  Products(isa, pool).product(x.data(), kRows, *weight, {.y = y.data(), .columns = kOutputs});
+  Products(isa, pool, 1).product(x.data(), kRows, *weight, {.y = y.data(), .columns = kOutputs});
   return y;
 }
 
@@ -123,6 +123,12 @@ const IsaKernels& fastest(const std::vector<IsaSpeed>& speeds) {
     for (const IsaSpeed& s : speeds)
       if (s.right && name == s.isa->name && s.gflops >= (1 - kMargin) * most) return *s.isa;
   fail(Fault::backend, "no instruction set of this machine multiplies as the plain loops do");
+}
+
+int64_t macs_per_ns(const IsaKernels& isa, Form form) {
+  const std::vector<IsaSpeed>& speeds = isa_speeds(form);
+  const auto found = std::ranges::find(speeds, &isa, &IsaSpeed::isa);
+  return std::max<int64_t>(1, static_cast<int64_t>(found->gflops / 2));
 }
 
 const IsaKernels& isa_for(const std::string& name, Form form) {

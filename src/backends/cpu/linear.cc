@@ -10,11 +10,14 @@ namespace {
 // Rows of x in one pass: small enough for a level-3 cache, since every group of panels reads all of
 // it. Sums wait between passes; they are read and written once per pass.
 constexpr int64_t kPassBytes = int64_t{7} << 20;
-// A group's panels of one block (64 KiB each) take a quarter of the level-2 cache while all rows
-// pass. Half as many cost 10 % with AMX and 2 MiB.
+// So many blocks of a tile follow each other, so that its sums stay near.
+constexpr int64_t kBlocksTogether = 2;
+// A group's panels of these blocks (64 KiB each) take half of the level-2 cache while all rows
+// pass.
 int64_t largest_group() {
   const int64_t cache = ::sysconf(_SC_LEVEL2_CACHE_SIZE);
-  return std::clamp<int64_t>((cache > 0 ? cache : 1 << 20) / 4 / (kTileWords * kPanel * 4), 1, 16);
+  constexpr int64_t kPanelBytes = kBlocksTogether * kTileWords * kPanel * 4;
+  return std::clamp<int64_t>((cache > 0 ? cache : 1 << 20) / 2 / kPanelBytes, 1, 16);
 }
 
 // Panels per task: the fewest panels on the busiest thread, then the largest group.
@@ -49,9 +52,10 @@ Finish routed(Finish finish, std::span<const Products::Part> parts, int64_t pane
 
 }  // namespace
 
-Products::Products(const IsaKernels& isa, ThreadPool& pool)
+Products::Products(const IsaKernels& isa, ThreadPool& pool, int64_t macs_per_ns)
     : isa_(isa),
       pool_(pool),
+      macs_per_ns_(macs_per_ns),
       group_most_(largest_group()),
       sums_(static_cast<size_t>(pool.threads())) {}
 
@@ -77,8 +81,8 @@ void Products::pack(const float* x, int64_t rows, const PackedWeight& w, const P
   });
 }
 
-// Panels [first, last) for all rows. A block of words of these panels meets every tile before the
-// next block begins; the sums of unfinished tiles wait in `sums`.
+// Panels [first, last) for all rows. A few blocks of words of these panels meet every tile before
+// the next ones begin; the sums of unfinished tiles wait in `sums`.
 void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
                         int64_t last_panel, float* sums, const Finish& finish,
                         std::span<const Part> parts) {
@@ -86,35 +90,40 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
   const int64_t tile_rows = isa_.tile_rows[form];
   const Tiling tiling(rows, tile_rows);
   const int64_t half = w.words * kHalf;
-  const int64_t per_tile = pass.blocks.count == 1 ? 0 : (last_panel - panel) * tile_rows * kPanel;
-  for (int64_t b = pass.first; b < pass.last; ++b) {
-    const int64_t from = b * pass.blocks.words, words = std::min(pass.blocks.words, w.words - from);
-    // What this thread needs next: the next block of these panels or, most likely, the panels after
-    // those that the other threads have.
-    const bool more = b + 1 < pass.last, done = b + 1 == pass.blocks.count;
-    const int64_t next_from = (more ? b + 1 : pass.first) * pass.blocks.words;
-    const int64_t next_panel = more ? panel : panel + pool_.threads() * (last_panel - panel);
-    for (int64_t t = 0; t < tiling.count; ++t) {
-      const int64_t first = tiling.first(t), count = tiling.rows(t);
-      const uint32_t* tile = tiles_.peek() + ((b - pass.first) * rows + first) * kTileStride;
-      for (int64_t p = panel; p < last_panel; ++p) {
-        float* c = sums + t * per_tile + (p - panel) * tile_rows * kPanel;
-        Finish here;
-        if (done) here = routed(finish, parts, p);
-        if (done) fetch(here, first, count, p);
-        // What to fetch meanwhile: the next tile or, in the last two, the halves of the next panel.
-        const int64_t side = t + 2 - tiling.count, there = next_panel + p - panel;
-        const uint32_t* next = w.panel(p);
-        if (side < 0) next = tile + count * kTileStride + (last_panel - 1 - p) * words * kHalf;
-        if (side >= 0 && there < w.panels) next = w.panel(there) + side * half + next_from * kHalf;
-        isa_.tiles[form][count](tile, w.panel(p) + from * kHalf, half, words, c, b > 0, next);
-        if (!done) continue;
-        here.row = first;
-        here.y += first * here.stride;
-        if (finish.row_scale) here.row_scale = finish.row_scale + first;
-        isa_.finish(c, count, p * kPanel, here);
+  const int64_t per_tile =
+      pass.blocks.count <= kBlocksTogether ? 0 : (last_panel - panel) * tile_rows * kPanel;
+  for (int64_t begin = pass.first; begin < pass.last; begin += kBlocksTogether) {
+    const int64_t end = std::min(begin + kBlocksTogether, pass.last);
+    for (int64_t t = 0; t < tiling.count; ++t)
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t first = tiling.first(t), count = tiling.rows(t);
+        const int64_t from = b * pass.blocks.words,
+                      words = std::min(pass.blocks.words, w.words - from);
+        const bool more = end < pass.last, done = b + 1 == pass.blocks.count;
+        const uint32_t* tile = tiles_.peek() + ((b - pass.first) * rows + first) * kTileStride;
+        // What this thread needs next: the next tile or, in the last two, the halves of the next
+        // blocks of these panels or, most likely, of the panels after those of the other threads.
+        const int64_t side = t + 2 - tiling.count;
+        const int64_t next_from = (more ? b + kBlocksTogether : b) * pass.blocks.words;
+        const int64_t next_panel = more ? panel : panel + pool_.threads() * (last_panel - panel);
+        for (int64_t p = panel; p < last_panel; ++p) {
+          float* c = sums + t * per_tile + (p - panel) * tile_rows * kPanel;
+          Finish here;
+          if (done) here = routed(finish, parts, p);
+          if (done) fetch(here, first, count, p);
+          const int64_t there = next_panel + p - panel;
+          const uint32_t* next = w.panel(p);
+          if (side < 0) next = tile + count * kTileStride + (last_panel - 1 - p) * words * kHalf;
+          if (side >= 0 && there < w.panels && next_from < w.words)
+            next = w.panel(there) + side * half + next_from * kHalf;
+          isa_.tiles[form][count](tile, w.panel(p) + from * kHalf, half, words, c, b > 0, next);
+          if (!done) continue;
+          here.row = first;
+          here.y += first * here.stride;
+          if (finish.row_scale) here.row_scale = finish.row_scale + first;
+          isa_.finish(c, count, p * kPanel, here);
+        }
       }
-    }
   }
 }
 
@@ -134,7 +143,7 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Fini
     finish.offset = isa_.biased_int8 ? w.column_sum.data() : nullptr;
   }
   const int64_t group = group_size(w.panels, pool_.threads(), group_most_);
-  const int64_t tiles = blocks.count == 1 ? 1 : Tiling(rows, tile_rows).count;
+  const int64_t tiles = blocks.count <= kBlocksTogether ? 1 : Tiling(rows, tile_rows).count;
   const int64_t sums = tiles * tile_rows * kPanel;  // of one panel
   float* waiting = passes > 1 ? waiting_.get(w.panels * sums) : nullptr;
   // For every thread now: which of them gets a task first is chance.
@@ -142,7 +151,7 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Fini
   for (int64_t first = 0; first < blocks.count; first += per_pass) {
     const Pass pass{blocks, first, std::min(first + per_pass, blocks.count)};
     pack(x, rows, w, pass);
-    const int64_t ns = rows * w.panels * kPanel * w.inputs / ThreadPool::kMacsPerNs;
+    const int64_t ns = rows * w.panels * kPanel * w.inputs / macs_per_ns_;
     pool_.run((w.panels + group - 1) / group, ns, [&](int64_t task, int thread) {
       const int64_t panel = task * group;
       multiply(w, rows, pass, panel, std::min(panel + group, w.panels),

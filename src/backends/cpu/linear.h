@@ -30,7 +30,8 @@ struct Blocks {
 
 class Products {
  public:
-  Products(const IsaKernels& isa, ThreadPool& pool);
+  // `macs_per_ns`: about how many multiply-adds one thread does, at least 1.
+  Products(const IsaKernels& isa, ThreadPool& pool, int64_t macs_per_ns);
 
   // Columns of the result from `first` on (a multiple of kPanel) that go to a matrix of their own.
   struct Part {
@@ -57,6 +58,7 @@ class Products {
 
   const IsaKernels& isa_;
   ThreadPool& pool_;
+  int64_t macs_per_ns_;
   int64_t group_most_;                // panels of a task
   Scratch<uint32_t> tiles_;           // [blocks of the pass][rows][kTileStride]
   Scratch<float> row_scales_;         // int8: [rows] and their inverses [rows]

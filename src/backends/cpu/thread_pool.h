@@ -18,9 +18,8 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // For estimates: multiply-adds of a product and values that pass through anything else, per
-  // nanosecond of one thread.
-  static constexpr int64_t kMacsPerNs = 100, kValuesPerNs = 2;
+  // For estimates: values that pass through anything but a product, per nanosecond of one thread.
+  static constexpr int64_t kValuesPerNs = 2;
   static constexpr int64_t kLong = 1'000'000'000;  // nanoseconds, of what is never a matter of them
 
   // Calls body(task, thread) once for every task in [0, tasks), each on whichever thread takes it,
