@@ -6,10 +6,15 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <numeric>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "backends/cpu/isa.h"
-#include "backends/cpu/thread_pool.h"
+#include "backends/cpu/linear.h"
+#include "tensor/compare.h"
+#include "tensor/random.h"
 
 namespace tendon::cpu {
 namespace {
@@ -41,10 +46,50 @@ TEST(ThreadPool, waits_only_for_tasks_that_were_taken) {
   EXPECT_LE(others, 2);
 }
 
+TEST(ThreadPool, returns_when_what_others_took_is_done_too) {
+  ThreadPool pool(3);
+  std::array<std::atomic<int>, 20> done{};
+  std::atomic<int> others = 0;
+  pool.run(20, ThreadPool::kLong, [&](int64_t task, int thread) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(thread == 0 ? 5 : 40));
+    others += thread != 0;
+    ++done[static_cast<size_t>(task)];
+  });
+  for (const std::atomic<int>& times : done) EXPECT_EQ(times, 1);
+  EXPECT_GT(others, 0);
+}
+
 TEST(ThreadPool, leaves_small_work_to_the_caller) {
   ThreadPool pool(4);
   for (int round = 0; round < 100; ++round)
     pool.run(8, 100, [&](int64_t, int thread) { ASSERT_EQ(thread, 0); });
+}
+
+// Two blocks of K, once in one pass over them and once, with more rows, in two.
+TEST(Products, are_right_in_one_pass_and_in_several) {
+  constexpr int64_t kInputs = 1000, kOutputs = 40;
+  std::vector<float> matrix(kOutputs * kInputs);
+  normal_noise(1, 0, matrix);
+  ThreadPool pool(2);
+  const WeightParts parts{.name = "w", .matrices = {host_tensor("w", {kOutputs, kInputs}, matrix)}};
+  for (const int64_t rows : {int64_t{100}, int64_t{2000}}) {
+    std::vector<float> x(static_cast<size_t>(rows * kInputs)), y(static_cast<size_t>(rows * 40)),
+        expected;
+    normal_noise(2, 0, x);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t o = 0; o < kOutputs; ++o)
+        expected.push_back(std::inner_product(x.begin() + r * kInputs,
+                                              x.begin() + (r + 1) * kInputs,
+                                              matrix.begin() + o * kInputs, 0.F));
+    for (const IsaKernels* isa : available_isas())
+      for (const auto& [form, bound] :
+           {std::pair{Form::f32, 1e-5}, {Form::bf16, 1e-2}, {Form::int8, 3e-2}}) {
+        const auto weight = pack_weight(parts, form, pool);
+        Products(*isa, pool, 1)
+            .product(x.data(), rows, *weight, {.y = y.data(), .columns = kOutputs});
+        EXPECT_LT(compare(y, expected).relative_l2, bound) << isa->name << " " << rows << " rows";
+      }
+  }
 }
 
 IsaKernels called(const char* name) {
@@ -61,6 +106,7 @@ TEST(IsaChoice, takes_the_fastest_that_is_right_and_among_equals_goes_in_order) 
   EXPECT_EQ(taken({{&avx2, 90, true}, {&avx512, 170, true}, {&bf16, 340, true}}), "avx512bf16");
   EXPECT_EQ(taken({{&avx2, 90, true}, {&avx512, 170, true}, {&bf16, 85, true}}), "avx512");
   EXPECT_EQ(taken({{&avx2, 90, true}, {&avx512, 170, true}, {&bf16, 340, false}}), "avx512");
+  EXPECT_EQ(taken({{&avx2, 90, true}, {&avx512, 170, false}}), "avx2");
   // Within the margin in either direction: the same.
   EXPECT_EQ(taken({{&avx2, 100, true}, {&avx512, 95, true}}), "avx512");
   EXPECT_EQ(taken({{&avx2, 95, true}, {&avx512, 100, true}}), "avx512");

@@ -10,8 +10,6 @@ namespace {
 // Rows of x in one pass: small enough for a level-3 cache, since every group of panels reads all of
 // it. Sums wait between passes; they are read and written once per pass.
 constexpr int64_t kPassBytes = int64_t{7} << 20;
-// So many blocks of a tile follow each other, so that its sums stay near.
-constexpr int64_t kBlocksTogether = 2;
 // A group's panels of these blocks (64 KiB each) take half of the level-2 cache while all rows
 // pass.
 int64_t largest_group() {
@@ -90,8 +88,7 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
   const int64_t tile_rows = isa_.tile_rows[form];
   const Tiling tiling(rows, tile_rows);
   const int64_t half = w.words * kHalf;
-  const int64_t per_tile =
-      pass.blocks.count <= kBlocksTogether ? 0 : (last_panel - panel) * tile_rows * kPanel;
+  const int64_t per_tile = pass.is_straight() ? 0 : (last_panel - panel) * tile_rows * kPanel;
   for (int64_t begin = pass.first; begin < pass.last; begin += kBlocksTogether) {
     const int64_t end = std::min(begin + kBlocksTogether, pass.last);
     for (int64_t t = 0; t < tiling.count; ++t)
@@ -143,7 +140,8 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Fini
     finish.offset = isa_.biased_int8 ? w.column_sum.data() : nullptr;
   }
   const int64_t group = group_size(w.panels, pool_.threads(), group_most_);
-  const int64_t tiles = blocks.count <= kBlocksTogether ? 1 : Tiling(rows, tile_rows).count;
+  const bool straight = Pass{blocks, 0, per_pass}.is_straight();
+  const int64_t tiles = straight ? 1 : Tiling(rows, tile_rows).count;
   const int64_t sums = tiles * tile_rows * kPanel;  // of one panel
   float* waiting = passes > 1 ? waiting_.get(w.panels * sums) : nullptr;
   // For every thread now: which of them gets a task first is chance.

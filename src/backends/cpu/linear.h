@@ -28,6 +28,9 @@ struct Blocks {
         words((all + count - 1) / count) {}
 };
 
+// So many blocks of a tile follow each other, so that its sums stay near.
+inline constexpr int64_t kBlocksTogether = 2;
+
 class Products {
  public:
   // `macs_per_ns`: about how many multiply-adds one thread does, at least 1.
@@ -51,6 +54,10 @@ class Products {
   struct Pass {
     Blocks blocks;
     int64_t first, last;
+    // Every tile goes through all blocks before the next one: no sums wait.
+    bool is_straight() const {
+      return blocks.count <= kBlocksTogether && first == 0 && last == blocks.count;
+    }
   };
   void pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass);
   void multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
