@@ -7,11 +7,11 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <ctime>
 #include <system_error>
-#include <type_traits>
 
 #include "serve/bytes.h"
 #include "tensor/check.h"
@@ -24,48 +24,38 @@ namespace fs = std::filesystem;
 constexpr std::string_view kMagic = "tendon-record ";
 constexpr std::string_view kVersion = "1\n";
 constexpr const char* kSuffix = ".tendon-record";
-constexpr size_t kChecksumAt = 4;  // of what follows the magic, and of a record
-constexpr size_t kHeaderBytes = 16;
-constexpr size_t kRecordHeadBytes = 36;
 constexpr size_t kHashBytesMax = 4096;
 constexpr int kNamesTried = 100;
 
-// The fields of a header or a record in their order on disk.
-class Fields {
- public:
-  explicit Fields(std::span<uint8_t> bytes) : bytes_(bytes) {}
-
-  template <class T>
-  void put(T value) {
-    const auto bits = static_cast<std::make_unsigned_t<T>>(value);
-    for (size_t i = 0; i < sizeof(T); ++i)
-      bytes_[at_++] = static_cast<uint8_t>(static_cast<uint64_t>(bits) >> (8 * i));
-  }
-
-  template <class T>
-  T get() {
-    uint64_t bits = 0;
-    for (size_t i = 0; i < sizeof(T); ++i) bits |= uint64_t{bytes_[at_++]} << (8 * i);
-    return static_cast<T>(bits);
-  }
-
- private:
-  std::span<uint8_t> bytes_;
-  size_t at_ = 0;
+// As they lie in the file, the checksum always second.
+static_assert(std::endian::native == std::endian::little);
+struct [[gnu::packed]] FileHead {
+  uint32_t hash_bytes = 0, checksum = 0;
+  int64_t start_unix_ns = 0;
 };
+struct [[gnu::packed]] RecordHead {
+  uint32_t message_bytes = 0, checksum = 0, kind = 0;
+  uint64_t connection = 0, time_ns = 0, seed = 0;
+};
+static_assert(sizeof(FileHead) == 16 && sizeof(RecordHead) == 36);
 
-uint32_t checksum(std::span<const uint8_t> head, std::span<const uint8_t> rest) {
-  auto sum = crc32_z(0, nullptr, 0);
-  sum = crc32_z(sum, head.data(), kChecksumAt);
-  const auto behind = head.subspan(kChecksumAt + sizeof(uint32_t));
+template <class Head>
+std::span<const uint8_t> bytes_of_head(const Head& head) {
+  return {reinterpret_cast<const uint8_t*>(&head), sizeof(Head)};
+}
+
+template <class Head>
+uint32_t checksum(const Head& head, std::span<const uint8_t> rest) {
+  const std::span<const uint8_t> bytes = bytes_of_head(head), behind = bytes.subspan(8);
+  auto sum = crc32_z(0, bytes.data(), 4);
   sum = crc32_z(sum, behind.data(), behind.size());
   // zlib answers a null pointer with the start value.
   if (!rest.empty()) sum = crc32_z(sum, rest.data(), rest.size());
   return static_cast<uint32_t>(sum);
 }
 
-void put_checksum(std::span<uint8_t> head, std::span<const uint8_t> rest) {
-  Fields(head.subspan(kChecksumAt)).put(checksum(head, rest));
+bool read_bytes(std::ifstream& file, void* to, size_t bytes) {
+  return file.read(static_cast<char*>(to), static_cast<std::streamsize>(bytes)).good();
 }
 
 std::string error_text() { return std::error_code(errno, std::generic_category()).message(); }
@@ -91,8 +81,9 @@ int create_file(const fs::path& folder, fs::path& path) {
 
 }  // namespace
 
-Recorder::Recorder(const fs::path& folder, std::string_view model_hash, Options options)
-    : options_(std::move(options)) {
+Recorder::Recorder(const fs::path& folder, std::string_view model_hash,
+                   std::function<void(std::string)> warn)
+    : warn_(std::move(warn)) {
   ensure(model_hash.size() <= kHashBytesMax, Fault::internal, "a hash of {} bytes",
          model_hash.size());
   std::error_code error;
@@ -101,18 +92,14 @@ Recorder::Recorder(const fs::path& folder, std::string_view model_hash, Options 
          error.message());
   file_ = create_file(folder, path_);
 
-  const auto since_1970 = std::chrono::system_clock::now().time_since_epoch();
-  std::array<uint8_t, kHeaderBytes> fields{};
-  Fields to(fields);
-  to.put(static_cast<uint32_t>(model_hash.size()));
-  to.put(uint32_t{0});
-  to.put(int64_t{std::chrono::duration_cast<std::chrono::nanoseconds>(since_1970).count()});
-  put_checksum(fields, bytes_of(model_hash));
-  std::string header(kMagic);
-  header += kVersion;
-  header.append(fields.begin(), fields.end());
+  const std::chrono::nanoseconds since_1970 = std::chrono::system_clock::now().time_since_epoch();
+  FileHead head{.hash_bytes = static_cast<uint32_t>(model_hash.size()),
+                .start_unix_ns = since_1970.count()};
+  head.checksum = checksum(head, bytes_of(model_hash));
+  std::string start = fmt::format("{}{}", kMagic, kVersion);
+  start.append(reinterpret_cast<const char*>(&head), sizeof(head));
   // A file without its header is no recording.
-  if (!append(bytes_of(header), bytes_of(model_hash))) ::unlink(path_.c_str());
+  if (!append(bytes_of(start), bytes_of(model_hash))) ::unlink(path_.c_str());
 }
 
 Recorder::~Recorder() {
@@ -127,26 +114,19 @@ void Recorder::write(RecordKind kind, uint64_t connection, uint64_t seed,
                      kRecordMessageBytesMax));
     return;
   }
-  const auto time = std::chrono::duration_cast<std::chrono::nanoseconds>(at - start_).count();
-  std::array<uint8_t, kRecordHeadBytes> head{};
-  Fields to(head);
-  to.put(static_cast<uint32_t>(message.size()));
-  to.put(uint32_t{0});
-  to.put(static_cast<uint32_t>(kind));
-  to.put(connection);
-  to.put(static_cast<uint64_t>(std::max<decltype(time)>(time, 0)));
-  to.put(seed);
-  put_checksum(head, message);
-  append(head, message);
+  const std::chrono::nanoseconds time = std::max(at - start_, Clock::duration(0));
+  RecordHead head{.message_bytes = static_cast<uint32_t>(message.size()),
+                  .kind = static_cast<uint32_t>(kind),
+                  .connection = connection,
+                  .time_ns = static_cast<uint64_t>(time.count()),
+                  .seed = seed};
+  head.checksum = checksum(head, message);
+  append(bytes_of_head(head), message);
 }
 
 // Everything, or nothing and the end of the recording.
 bool Recorder::append(std::span<const uint8_t> head, std::span<const uint8_t> rest) {
   const uint64_t wanted = head.size() + rest.size();
-  if (options_.bytes_max > 0 && bytes_ + wanted > options_.bytes_max) {
-    stop(fmt::format("the next {} bytes exceed the limit of {}", wanted, options_.bytes_max));
-    return false;
-  }
   uint64_t written = 0;
   while (written < wanted) {
     const size_t in_head = std::min(head.size(), static_cast<size_t>(written));
@@ -173,9 +153,9 @@ bool Recorder::append(std::span<const uint8_t> head, std::span<const uint8_t> re
 void Recorder::stop(const std::string& why) {
   ::close(file_);
   file_ = -1;
-  if (options_.warn)
-    options_.warn(fmt::format("recording stopped, serving goes on: '{}' has {} bytes: {}",
-                              path_.string(), bytes_, why));
+  if (warn_)
+    warn_(fmt::format("recording stopped, serving goes on: '{}' has {} bytes: {}", path_.string(),
+                      bytes_, why));
 }
 
 RecordingReader::RecordingReader(const fs::path& path) {
@@ -190,54 +170,43 @@ RecordingReader::RecordingReader(const fs::path& path) {
   ensure(!error && file_.good(), Fault::input, "cannot read the recording '{}': {}", name,
          error ? error.message() : error_text());
 
-  const std::string wanted = std::string(kMagic) + std::string(kVersion);
+  const std::string wanted = fmt::format("{}{}", kMagic, kVersion);
   std::string magic(wanted.size(), '\0');
-  std::array<uint8_t, kHeaderBytes> head{};
-  file_.read(magic.data(), static_cast<std::streamsize>(magic.size()));
-  ensure(file_.good() && magic.starts_with(kMagic), Fault::input,
+  ensure(read_bytes(file_, magic.data(), magic.size()) && magic.starts_with(kMagic), Fault::input,
          "'{}' is no recording of tendon serve", name);
   ensure(magic == wanted, Fault::input,
          "'{}' is a recording of another version; this program reads version {}", name,
          kVersion[0]);
-  file_.read(reinterpret_cast<char*>(head.data()), static_cast<std::streamsize>(head.size()));
-  Fields from(head);
-  const auto hash_bytes = from.get<uint32_t>();
-  const auto sum = from.get<uint32_t>();
-  start_unix_ns_ = from.get<int64_t>();
-  const uint64_t before_hash = magic.size() + head.size();
-  ensure(file_.good() && hash_bytes <= kHashBytesMax && before_hash + hash_bytes <= left_,
+  FileHead head;
+  const bool whole = read_bytes(file_, &head, sizeof(head));
+  const uint64_t header_bytes = magic.size() + sizeof(head) + head.hash_bytes;
+  const bool fits = whole && head.hash_bytes <= kHashBytesMax && header_bytes <= left_;
+  model_hash_.resize(fits ? head.hash_bytes : 0);
+  ensure(fits && read_bytes(file_, model_hash_.data(), model_hash_.size()) &&
+             head.checksum == checksum(head, bytes_of(model_hash_)),
          Fault::input, "the header of the recording '{}' is cut or corrupt", name);
-  model_hash_.resize(hash_bytes);
-  file_.read(model_hash_.data(), static_cast<std::streamsize>(hash_bytes));
-  ensure(file_.good() && sum == checksum(head, bytes_of(model_hash_)), Fault::input,
-         "the header of the recording '{}' is cut or corrupt", name);
-  left_ -= before_hash + hash_bytes;
+  start_unix_ns_ = head.start_unix_ns;
+  left_ -= header_bytes;
 }
 
 std::optional<Record> RecordingReader::next() {
   if (left_ == 0) return {};
-  if (left_ < kRecordHeadBytes) return drop("torn record");
-  std::array<uint8_t, kRecordHeadBytes> head{};
-  file_.read(reinterpret_cast<char*>(head.data()), static_cast<std::streamsize>(head.size()));
-  if (!file_.good()) return drop("the file became shorter while it was read");
-  Fields from(head);
-  const auto message_bytes = from.get<uint32_t>();
-  const auto sum = from.get<uint32_t>();
-  Record record;
-  record.kind = static_cast<RecordKind>(from.get<uint32_t>());
-  record.connection = from.get<uint64_t>();
-  record.time_ns = from.get<uint64_t>();
-  record.seed = from.get<uint64_t>();
-  if (message_bytes > kRecordMessageBytesMax) return drop("corrupt record");
-  if (message_bytes > left_ - kRecordHeadBytes) return drop("torn record");
-  record.message.resize(message_bytes);
-  file_.read(reinterpret_cast<char*>(record.message.data()),
-             static_cast<std::streamsize>(message_bytes));
-  if (!file_.good()) return drop("the file became shorter while it was read");
-  if (sum != checksum(head, record.message)) return drop("corrupt record");
+  if (left_ < sizeof(RecordHead)) return drop("torn record");
+  RecordHead head;
+  constexpr const char* kShorter = "the file became shorter while it was read";
+  if (!read_bytes(file_, &head, sizeof(head))) return drop(kShorter);
+  if (head.message_bytes > kRecordMessageBytesMax) return drop("corrupt record");
+  if (head.message_bytes > left_ - sizeof(head)) return drop("torn record");
+  Record record{.kind = static_cast<RecordKind>(head.kind),
+                .connection = head.connection,
+                .time_ns = head.time_ns,
+                .seed = head.seed,
+                .message = std::vector<uint8_t>(head.message_bytes)};
+  if (!read_bytes(file_, record.message.data(), record.message.size())) return drop(kShorter);
+  if (head.checksum != checksum(head, record.message)) return drop("corrupt record");
   if (record.kind < RecordKind::request || record.kind > RecordKind::text_error)
-    return drop(fmt::format("record of the unknown kind {}", static_cast<uint32_t>(record.kind)));
-  left_ -= kRecordHeadBytes + message_bytes;
+    return drop(fmt::format("record of the unknown kind {}", uint32_t{head.kind}));
+  left_ -= sizeof(head) + record.message.size();
   return record;
 }
 
@@ -246,15 +215,6 @@ std::optional<Record> RecordingReader::drop(std::string_view why) {
   warning_ = fmt::format("last {} bytes dropped: {}", left_, why);
   left_ = 0;
   return {};
-}
-
-Recording read_recording(const fs::path& path) {
-  RecordingReader reader(path);
-  Recording recording{.model_hash = reader.model_hash(), .start_unix_ns = reader.start_unix_ns()};
-  while (std::optional<Record> record = reader.next())
-    recording.records.push_back(std::move(*record));
-  recording.warning = reader.warning();
-  return recording;
 }
 
 std::vector<fs::path> recordings_in(const fs::path& folder) {

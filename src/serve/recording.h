@@ -39,20 +39,16 @@ constexpr size_t kRecordMessageBytesMax = 64 << 20;  // as the server's largest 
 class Recorder {
  public:
   using Clock = std::chrono::steady_clock;
-  struct Options {
-    uint64_t bytes_max = 0;                 // of the file; 0: any
-    std::function<void(std::string)> warn;  // called at most once: why recording stopped
-  };
-
   // Makes `folder`, when missing, and session-YYYYMMDD-HHMMSS-PID.tendon-record (UTC) in it, for
   // its owner's eyes only. Throws Error(Fault::usage) when that is not possible. A disk that is
-  // already full is only a warning: a robot is not kept waiting for its diary.
-  Recorder(const std::filesystem::path& folder, std::string_view model_hash, Options options);
+  // already full is only a warning: serving goes on. `warn` is told at most once, why it stopped.
+  Recorder(const std::filesystem::path& folder, std::string_view model_hash,
+           std::function<void(std::string)> warn = {});
   ~Recorder();
   Recorder(const Recorder&) = delete;
   Recorder& operator=(const Recorder&) = delete;
 
-  // A record that does not fit (disk full, bytes_max) leaves no trace in the file, is a warning and
+  // A record that does not fit (disk full) leaves no trace in the file, is a warning and
   // the end of the recording. Later calls do nothing.
   void write(RecordKind kind, uint64_t connection, uint64_t seed, std::span<const uint8_t> message,
              Clock::time_point at = Clock::now());
@@ -65,7 +61,7 @@ class Recorder {
   bool append(std::span<const uint8_t> head, std::span<const uint8_t> rest);
   void stop(const std::string& why);
 
-  Options options_;
+  std::function<void(std::string)> warn_;
   std::filesystem::path path_;
   int file_ = -1;  // -1: stopped
   uint64_t bytes_ = 0;
@@ -94,16 +90,6 @@ class RecordingReader {
   std::string model_hash_, warning_;
   int64_t start_unix_ns_ = 0;
 };
-
-struct Recording {
-  std::string model_hash;
-  int64_t start_unix_ns = 0;
-  std::vector<Record> records;
-  std::string warning;  // "last 37 bytes dropped: torn record"
-};
-
-// The whole of a recording in memory.
-Recording read_recording(const std::filesystem::path& path);
 
 // The recordings of a folder, oldest first. Throws Error(Fault::input) when it cannot be listed.
 std::vector<std::filesystem::path> recordings_in(const std::filesystem::path& folder);

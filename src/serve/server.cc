@@ -208,12 +208,11 @@ void Server::infer_until_stopped() {
       options_.inference_s_max =
           std::max(kHangSecondsMin, kHangWarmUps * policy.card.warm_up_ms / 1e3);
     if (!options_.record.empty())
-      recorder_ =
-          std::make_unique<Recorder>(options_.record, policy.card.fingerprint,
-                                     Recorder::Options{.warn = [this](const std::string& text) {
-                                       metrics_.warn(text);
-                                       options_.log("warning: " + text);
-                                     }});
+      recorder_ = std::make_unique<Recorder>(options_.record, policy.card.fingerprint,
+                                             [this](const std::string& text) {
+                                               metrics_.warn(text);
+                                               options_.log("warning: " + text);
+                                             });
     greeting_ = write_greeting(policy.card, options_.answers.dialect);
     answerer_ = std::make_unique<Answerer>(std::move(policy), options_.answers, metrics_,
                                            [this](const std::string& line) { options_.log(line); });
