@@ -37,10 +37,9 @@ void need(bool ok, size_t at, fmt::format_string<Args...> text, Args&&... args) 
     refuse(at, text, std::forward<Args>(args)...);
 }
 
-Value of(Kind kind) {
-  Value value;
-  value.kind = kind;
-  return value;
+double double_of(const Value& integer) {
+  return integer.above_int64 ? static_cast<double>(static_cast<uint64_t>(integer.integer))
+                             : static_cast<double>(integer.integer);
 }
 
 bool is_text(const Value& value) { return value.kind == Kind::text || value.kind == Kind::bytes; }
@@ -109,8 +108,7 @@ std::vector<int64_t> read_shape(const Value* field, const Limits& limits, size_t
 }
 
 Value array_of(const Value& map, const Limits& limits, size_t at) {
-  Value out = of(Kind::array);
-  out.array = read_dtype(map.find("dtype"), at);
+  Value out{.kind = Kind::array, .array = read_dtype(map.find("dtype"), at)};
   Array& array = out.array;
   array.shape = read_shape(map.find("shape"), limits, at);
   const Value* data = map.find("data");
@@ -141,20 +139,21 @@ bool in_range(const Value& integer, DType dtype, int64_t bytes) {
 
 // The value stays as it was sent: the double that NumPy made of a float32, say.
 Value scalar_of(const Value& map, size_t at) {
-  Value out = of(Kind::scalar);
-  out.array = read_dtype(map.find("dtype"), at);
-  out.array.big_endian = false;
+  const Array dtype_only = read_dtype(map.find("dtype"), at);
   const Value* data = map.find("data");
   need(data != nullptr, at, "a NumPy scalar has no 'data'");
+  Value out{.kind = Kind::scalar,
+            .boolean = data->boolean,
+            .integer = data->integer,
+            .above_int64 = data->above_int64,
+            .number = data->number,
+            .text = data->text,
+            .array = dtype_only};
+  out.array.big_endian = false;
   const auto expect = [&](bool ok, std::string_view wanted) {
     if (!ok) refuse(at, "'data' of {} is {}, expected {}", describe(out), describe(*data), wanted);
   };
   const bool whole = data->kind == Kind::integer;
-  out.boolean = data->boolean;
-  out.integer = data->integer;
-  out.above_int64 = data->above_int64;
-  out.number = data->number;
-  out.text = data->text;
   switch (const DType dtype = out.array.dtype) {
     case DType::b1: expect(data->kind == Kind::boolean, "a boolean"); break;
     case DType::U: expect(data->kind == Kind::text, "a text"); break;
@@ -163,9 +162,7 @@ Value scalar_of(const Value& map, size_t at) {
     case DType::f4:
     case DType::f8:
       expect(whole || data->kind == Kind::number, "a number");
-      if (whole)
-        out.number = data->above_int64 ? static_cast<double>(static_cast<uint64_t>(data->integer))
-                                       : static_cast<double>(data->integer);
+      if (whole) out.number = double_of(*data);
       break;
     default:
       expect(whole, "an integer");
@@ -231,22 +228,15 @@ class Decoder {
   }
 
   Value text(uint64_t bytes, size_t start) {
-    Value value = of(Kind::text);
-    value.text = take(bytes, "a text");
+    Value value{.kind = Kind::text, .text = take(bytes, "a text")};
     const auto wrong = invalid_utf8(value.text);
     need(!wrong, start, "a text is not valid UTF-8 at its byte {}", wrong.value_or(0));
     return value;
   }
 
-  Value bytes(uint64_t count) {
-    Value value = of(Kind::bytes);
-    value.text = take(count, "bytes");
-    return value;
-  }
-
   Value list(uint64_t count, int depth, size_t start) {
     admit(count, 1, depth, start, "a list");
-    Value value = of(Kind::list);
+    Value value{.kind = Kind::list};
     value.list.reserve(count);
     for (uint64_t i = 0; i < count; ++i) value.list.push_back(next(depth + 1));
     return value;
@@ -257,7 +247,7 @@ class Decoder {
     entries_ += static_cast<int64_t>(count);
     need(entries_ <= limits_.map_entries, start, "more than {} map entries in one message",
          limits_.map_entries);
-    Value value = of(Kind::map);
+    Value value{.kind = Kind::map};
     value.map.reserve(count);
     for (uint64_t i = 0; i < count; ++i) {
       const size_t key_start = at_;
@@ -282,10 +272,10 @@ class Decoder {
     switch (tag) {
       case 0xc0: return {};
       case 0xc2:
-      case 0xc3: return boolean(tag == 0xc3);
+      case 0xc3: return {.kind = Kind::boolean, .boolean = tag == 0xc3};
       case 0xc4:
       case 0xc5:
-      case 0xc6: return bytes(sized(0xc4));
+      case 0xc6: return {.kind = Kind::bytes, .text = take(sized(0xc4), "bytes")};
       case 0xca: return number(std::bit_cast<float>(static_cast<uint32_t>(big_endian(4))));
       case 0xcb: return number(std::bit_cast<double>(big_endian(8)));
       case 0xcc:
@@ -312,21 +302,8 @@ class Decoder {
     }
   }
 
-  static Value boolean(bool truth) {
-    Value value = of(Kind::boolean);
-    value.boolean = truth;
-    return value;
-  }
-  static Value integer(int64_t number) {
-    Value value = of(Kind::integer);
-    value.integer = number;
-    return value;
-  }
-  static Value number(double number) {
-    Value value = of(Kind::number);
-    value.number = number;
-    return value;
-  }
+  static Value integer(int64_t number) { return {.kind = Kind::integer, .integer = number}; }
+  static Value number(double number) { return {.kind = Kind::number, .number = number}; }
 
   std::span<const uint8_t> message_;
   const Limits& limits_;
@@ -360,8 +337,7 @@ std::optional<double> plain_number(const Value& value) {
   if (value.kind == Kind::number || (scalar && is_float(value.array.dtype))) return value.number;
   if (value.kind != Kind::integer && (!scalar || is_text(value.array.dtype))) return {};
   if (scalar && value.array.dtype == DType::b1) return {};
-  return value.above_int64 ? static_cast<double>(static_cast<uint64_t>(value.integer))
-                           : static_cast<double>(value.integer);
+  return double_of(value);
 }
 
 int64_t Array::size() const {
@@ -409,9 +385,8 @@ std::string Array::text(int64_t i) const {
 }
 
 std::string Array::dtype_name() const {
-  const bool text = dtype == DType::U || dtype == DType::S;
   const char order = item_bytes == 1 || dtype == DType::S ? '|' : big_endian ? '>' : '<';
-  if (!text) return fmt::format("{}{}", order, kNumericTypes[static_cast<size_t>(dtype)]);
+  if (!is_text(dtype)) return fmt::format("{}{}", order, kNumericTypes[static_cast<size_t>(dtype)]);
   return dtype == DType::U ? fmt::format("{}U{}", order, item_bytes / 4)
                            : fmt::format("{}S{}", order, item_bytes);
 }
