@@ -42,21 +42,11 @@ std::vector<tcp::endpoint> resolve(Loop& loop, const PortOptions& at) {
   return ends;
 }
 
-ErrorCode bind(Acceptor& acceptor, const tcp::endpoint& end) {
+ErrorCode open_and_bind(Acceptor& acceptor, const tcp::endpoint& end) {
   ErrorCode ec;
   acceptor.open(end.protocol(), ec);
   if (!ec) acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
   if (!ec) acceptor.bind(end, ec);
-  return ec;
-}
-
-ErrorCode bind_and_listen(Acceptor& acceptor, const tcp::endpoint& end) {
-  ErrorCode ec = bind(acceptor, end);
-  if (!ec) acceptor.listen(asio::socket_base::max_listen_connections, ec);
-  if (ec) {
-    ErrorCode ignored;
-    acceptor.close(ignored);
-  }
   return ec;
 }
 
@@ -79,15 +69,20 @@ ErrorCode bind_and_listen(Acceptor& acceptor, const tcp::endpoint& end) {
 
 // At every address of a name ("localhost" is two). "*" is one that takes IPv4 as well where the
 // machine has IPv6.
-uint16_t listen(Hub& hub, std::unique_ptr<Port> opened) {
-  const PortOptions& at = opened->options.at;
+uint16_t Hub::listen(const WebSocketOptions& options, WebSocketEvents* events, HttpHandler http) {
+  const PortOptions& at = options.at;
   const bool everywhere = at.host.empty() || at.host == "*";
   uint16_t bound = at.port;
+  auto opened = std::make_unique<Port>();
+  opened->options = options;
+  opened->events = events;
+  opened->http = std::move(http);
   ErrorCode first_error;
-  for (tcp::endpoint end : resolve(hub.loop, at)) {
+  for (tcp::endpoint end : resolve(loop, at)) {
     end.port(bound);
-    Acceptor acceptor(hub.loop);
-    const ErrorCode ec = bind_and_listen(acceptor, end);
+    Acceptor acceptor(loop);
+    ErrorCode ec = open_and_bind(acceptor, end);
+    if (!ec) acceptor.listen(asio::socket_base::max_listen_connections, ec);
     if (ec && !first_error) first_error = ec;
     if (ec == asio::error::address_in_use || ec == asio::error::access_denied) refuse(at, ec);
     if (ec) continue;
@@ -96,21 +91,9 @@ uint16_t listen(Hub& hub, std::unique_ptr<Port> opened) {
     if (everywhere) break;
   }
   if (opened->acceptors.empty()) refuse(at, first_error);
-  hub.ports.push_back(std::move(opened));
-  Port& port = *hub.ports.back();
-  for (Acceptor& acceptor : port.acceptors) hub.accept(port, acceptor);
+  Port& port = *ports.emplace_back(std::move(opened));
+  for (Acceptor& acceptor : port.acceptors) accept(port, acceptor);
   return bound;
-}
-
-void check(const PortOptions& at) {
-  Loop loop;
-  ErrorCode ec;
-  for (const tcp::endpoint& end : resolve(loop, at)) {
-    Acceptor acceptor(loop);
-    ec = bind(acceptor, end);
-    if (!ec || ec == asio::error::address_in_use || ec == asio::error::access_denied) break;
-  }
-  if (ec) refuse(at, ec);
 }
 
 void Hub::accept(Port& port, Acceptor& acceptor) {
@@ -144,6 +127,11 @@ void Hub::leave(Stream stream) {
   }
   leaving.push_back(std::make_shared<Leaving>(*this, std::move(stream)));
   leaving.back()->read();
+}
+
+Socket* Hub::find(ConnectionId id) const {
+  const auto found = sockets.find(id);
+  return found == sockets.end() ? nullptr : found->second.get();
 }
 
 void Hub::after(double wait_s, std::function<void()> action) {
@@ -187,36 +175,32 @@ void Hub::close_all() {
 
 }  // namespace wire
 
-struct Network::State : wire::Hub {
-  wire::Socket* find(ConnectionId id) {
-    const auto found = sockets.find(id);
-    return found == sockets.end() ? nullptr : found->second.get();
+void check_port(const PortOptions& at) {
+  using namespace wire;
+  Loop loop;
+  ErrorCode ec;
+  for (const tcp::endpoint& end : resolve(loop, at)) {
+    Acceptor acceptor(loop);
+    ec = open_and_bind(acceptor, end);
+    if (!ec || ec == asio::error::address_in_use || ec == asio::error::access_denied) break;
   }
-};
+  if (ec) refuse(at, ec);
+}
 
-void check_port(const PortOptions& at) { wire::check(at); }
-
-Network::Network() : state_(std::make_unique<State>()) {}
+Network::Network() : hub_(std::make_unique<wire::Hub>()) {}
 Network::~Network() = default;
 
 uint16_t Network::listen_http(const PortOptions& at, HttpHandler handler) {
-  auto port = std::make_unique<wire::Port>();
-  port->options.at = at;
-  port->http = std::move(handler);
-  return listen(*state_, std::move(port));
+  return hub_->listen({.at = at}, nullptr, std::move(handler));
 }
 
 uint16_t Network::listen_websocket(const WebSocketOptions& options, WebSocketEvents& events,
                                    HttpHandler http) {
-  auto port = std::make_unique<wire::Port>();
-  port->options = options;
-  port->events = &events;
-  port->http = std::move(http);
-  return listen(*state_, std::move(port));
+  return hub_->listen(options, &events, std::move(http));
 }
 
 void Network::stop_listening() {
-  for (const auto& port : state_->ports) {
+  for (const auto& port : hub_->ports) {
     if (!port->events) continue;
     port->listening = false;
     for (wire::Acceptor& acceptor : port->acceptors) acceptor.close();
@@ -224,47 +208,40 @@ void Network::stop_listening() {
 }
 
 void Network::send(ConnectionId id, std::string message, bool text) {
-  if (wire::Socket* socket = state_->find(id)) socket->send(std::move(message), text);
+  if (wire::Socket* socket = hub_->find(id)) socket->send(std::move(message), text);
 }
 
 void Network::resume(ConnectionId id) {
-  if (wire::Socket* socket = state_->find(id)) socket->resume();
+  if (wire::Socket* socket = hub_->find(id)) socket->resume();
 }
 
 void Network::close(ConnectionId id, CloseCode code, std::string_view reason) {
-  if (wire::Socket* socket = state_->find(id)) socket->close(code, reason);
-}
-
-std::vector<ConnectionId> Network::connections() const {
-  std::vector<ConnectionId> ids;
-  for (const auto& [id, socket] : state_->sockets)
-    if (socket->opened()) ids.push_back(id);
-  return ids;
+  if (wire::Socket* socket = hub_->find(id)) socket->close(code, reason);
 }
 
 void Network::post(std::function<void()> action) {
-  boost::asio::post(state_->loop, std::move(action));
+  boost::asio::post(hub_->loop, std::move(action));
 }
 
 void Network::after(double seconds, std::function<void()> action) {
-  state_->after(seconds, std::move(action));
+  hub_->after(seconds, std::move(action));
 }
 
 void Network::on_signals(std::vector<int> signals, std::function<void(int)> action) {
-  state_->signals.emplace_back(state_->loop);
-  for (const int signal : signals) state_->signals.back().add(signal);
-  state_->wait_for(state_->signals.back(), action);
+  boost::asio::signal_set& set = hub_->signals.emplace_back(hub_->loop);
+  for (const int signal : signals) set.add(signal);
+  hub_->wait_for(set, action);
 }
 
 void Network::run() {
-  state_->tick();  // also what keeps the loop alive without a port
-  state_->loop.run();
+  hub_->tick();  // also what keeps the loop alive without a port
+  hub_->loop.run();
 }
 
 void Network::stop() {
-  post([this] { state_->close_all(); });
+  post([this] { hub_->close_all(); });
 }
 
-const NetworkCounters& Network::counters() const { return state_->counters; }
+const NetworkCounters& Network::counters() const { return hub_->counters; }
 
 }  // namespace tendon

@@ -14,19 +14,20 @@
 
 namespace tendon {
 
+namespace wire {
+struct Hub;
+}
+
 using ConnectionId = uint64_t;
 
-// RFC 6455, 7.4.1, and 1013 of its registry.
+// RFC 6455, 7.4.1: those that this server sends by itself.
 enum class CloseCode : uint16_t {
   normal = 1000,
   going_away = 1001,
-  protocol_error = 1002,
   unsupported = 1003,
-  bad_payload = 1007,
   policy_violation = 1008,
   too_big = 1009,
   internal_error = 1011,
-  try_again_later = 1013,
 };
 
 struct HttpRequest {
@@ -109,7 +110,6 @@ class Network {
   void send(ConnectionId id, std::string message, bool text = false);  // in order; unknown: nothing
   void resume(ConnectionId id);
   void close(ConnectionId id, CloseCode code, std::string_view reason);  // after what was sent
-  std::vector<ConnectionId> connections() const;
 
   void post(std::function<void()> action);                   // from any thread, to the I/O thread
   void after(double seconds, std::function<void()> action);  // once
@@ -119,8 +119,7 @@ class Network {
   const NetworkCounters& counters() const;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  std::unique_ptr<wire::Hub> hub_;
 };
 
 // A blocking client for tools and robots; not thread-safe. Throws Error(Fault::network). It answers

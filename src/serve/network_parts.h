@@ -102,9 +102,11 @@ struct Port {
 };
 
 struct Hub {
+  uint16_t listen(const WebSocketOptions& options, WebSocketEvents* events, HttpHandler http);
   void accept(Port& port, Acceptor& acceptor);
   void accepted(Port& port, const std::shared_ptr<Head>& head);
   void leave(Stream stream);
+  Socket* find(ConnectionId id) const;  // null: not open any more
   void after(double wait_s, std::function<void()> action);
   void tick();
   void wait_for(asio::signal_set& set, const std::function<void(int)>& action);
@@ -150,7 +152,6 @@ class Socket : public std::enable_shared_from_this<Socket> {
   void close(CloseCode code, std::string_view reason);
   void tick(Time now);
   void finish(bool politely);
-  bool opened() const { return opened_; }
 
  private:
   struct Outgoing {
