@@ -1,10 +1,10 @@
 // A robot's two threads: one asks a policy server for chunks of actions, one executes an action ten
 // times a second and holds while it has none. It sends what `tendon serve demo` takes, pictures of
-// a table, always the same. A robot has cameras, a state and the name of a layout of its own.
+// an empty table, always the same. A robot has cameras, a state and the name of a layout of its
+// own.
 //
 //   robot_client [ws://HOST:PORT [PROMPT]]
 #include <tendon/client.h>
-#include <tendon/tendon.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,12 +13,21 @@
 #include <cstdio>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr int kControlHz = 10;
 std::atomic<bool> stopped = false;
+
+tendon::Observation empty_table() {
+  const tendon::Image grey{
+      .height = 64, .width = 64, .rgb = std::vector<uint8_t>(3 * 64 * 64, 128)};
+  return {.images = {{"top", grey}, {"gripper", grey}},
+          .prompt = "reach the red disc",
+          .state = {0, 0, 0}};
+}
 
 // Asks for one chunk after the other. A robot would take its own pictures and joints here.
 void ask(const std::string& url, const tendon::Observation& observation,
@@ -37,7 +46,7 @@ void ask(const std::string& url, const tendon::Observation& observation,
 
 int main(int argc, char** argv) {
   const std::string url = argc > 1 ? argv[1] : "localhost:8000";
-  tendon::Observation observation = tendon::demo_observation();
+  tendon::Observation observation = empty_table();
   if (argc > 2) observation.prompt = argv[2];
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int) { stopped = true; });
   tendon::ActionQueue queue;

@@ -14,7 +14,8 @@ namespace {
 
 // Row r of the chunk for an observation after `observed` actions says observed + r, in both dims.
 RemoteActions chunk(int64_t observed, int64_t horizon, double round_trip_ms = 0) {
-  RemoteActions actions{.horizon = horizon, .dim = 2, .round_trip_ms = round_trip_ms};
+  RemoteActions actions{{.rows = horizon, .dim = 2}};
+  actions.round_trip_ms = round_trip_ms;
   for (int64_t row = 0; row < horizon; ++row)
     actions.values.insert(actions.values.end(), 2, static_cast<double>(observed + row));
   return actions;
@@ -110,7 +111,7 @@ TEST(ActionQueue, the_left_over_is_as_of_the_observation) {
   for (int i = 0; i < 3; ++i) pop_one(queue);
   const auto mark = queue.mark();
   for (int i = 0; i < 2; ++i) pop_one(queue);
-  const ActionRows then = queue.left_over(mark), now = queue.left_over();
+  const ActionChunk then = queue.left_over(mark), now = queue.left_over();
   EXPECT_EQ(then.rows, 5);
   EXPECT_EQ(then.dim, 2);
   EXPECT_EQ(then.values, (std::vector<double>{3, 3, 4, 4, 5, 5, 6, 6, 7, 7}));

@@ -12,7 +12,8 @@
 #include <limits>
 #include <thread>
 
-#include "serve/msgpack.h"
+#include "client/msgpack.h"
+#include "client/wire_fields.h"
 #include "serve/network.h"
 #include "serve/request.h"
 #include "test_files.h"
@@ -198,6 +199,7 @@ TEST(RemoteObservation, every_option_arrives_under_its_key) {
                         .inference_delay = 2,
                         .execution_horizon = 8,
                         .actions_consumed = 3};
+  options.noise = {.rows = 1, .dim = 4, .values = {-1, 0, 1, 2}};
   options.prev_chunk = {.rows = 2, .dim = 3, .values = {1, 2, 3, 4, 5, 6}};
   RemoteObservation now = laid_out({.prompt = "x", .state = {0, 0}}, "lerobot");
   now.image("observation.images.top", gradient(3, 4));
@@ -205,16 +207,17 @@ TEST(RemoteObservation, every_option_arrives_under_its_key) {
   ModelCard card{.cameras = {"top"}};
   card.horizon = 10;
   card.action_dim = 3;
+  card.model_action_dim = 4;
   card.state_dim = 2;
   const Value decoded = msgpack::decode(bytes_of(message));
   const Request read = read_request(decoded, card, Dialect::openpi);
   EXPECT_EQ(read.seed, 7);
-  ASSERT_TRUE(read.id.has_value());
-  EXPECT_EQ(read.id->text, "pick 12");
+  EXPECT_EQ(read.noise.values, options.noise.values);
+  EXPECT_EQ(read.request_id, RequestId("pick 12"));
   EXPECT_EQ(read.deadline_ms, 80.5);
   EXPECT_EQ(read.observed_at, 1.75e9);
-  EXPECT_EQ(read.previous_chunk, options.prev_chunk.values);
-  EXPECT_EQ(read.previous_rows, 2);
+  EXPECT_EQ(read.prev_chunk.values, options.prev_chunk.values);
+  EXPECT_EQ(read.prev_chunk.rows, 2);
   EXPECT_EQ(read.inference_delay, 2);
   EXPECT_EQ(read.execution_horizon, 8);
   EXPECT_EQ(read.actions_consumed, 3);
@@ -291,7 +294,7 @@ TEST(PolicyClient, openpis_greetings_are_enough) {
     EXPECT_EQ(client.policy().horizon, 0);
     EXPECT_FALSE(client.policy().demo);
     EXPECT_EQ(client.policy().reset_pose.size(), name == std::string("metadata_aloha.bin") ? 6 : 0);
-    EXPECT_EQ(client.infer(small_observation()).horizon, 50);
+    EXPECT_EQ(client.infer(small_observation()).rows, 50);
     // It does not name its robot; somebody has to.
     EXPECT_EQ(refused([&] { client.infer(Observation{}); }).fault(), Fault::usage);
     EXPECT_EQ(client.infer(Observation{.state = {1}}, "lerobot").dim, 14);
@@ -323,14 +326,14 @@ TEST(PolicyClient, gives_openpis_recorded_replies) {
   });
   PolicyClient client(server.url());
   const RemoteActions first = client.infer(small_observation());
-  EXPECT_EQ(first.horizon, 50);
+  EXPECT_EQ(first.rows, 50);
   EXPECT_EQ(first.dim, 14);
   EXPECT_EQ(first.values.size(), 700);
   EXPECT_TRUE(first.server_timing.contains("infer_ms"));
   EXPECT_FALSE(first.server_timing.contains("prev_total_ms"));
   EXPECT_TRUE(first.policy_timing.contains("infer_ms"));
   const RemoteActions second = client.infer(small_observation());
-  EXPECT_EQ(second.horizon, 10);
+  EXPECT_EQ(second.rows, 10);
   EXPECT_EQ(second.dim, 7);
   EXPECT_GT(second.server_timing.at("prev_total_ms"), 0);
   const std::string wanted = fixture("response_libero_second.bin");

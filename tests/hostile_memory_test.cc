@@ -11,7 +11,7 @@
 #include <optional>
 
 #include "network_peers.h"
-#include "serve/answer.h"
+#include "serve/request_handler.h"
 #include "stub_server.h"
 
 namespace {
@@ -85,13 +85,13 @@ Tally answer_without_memory(const std::string& request, bool every, int64_t& n) 
       const auto infer = [&](const Observation& seen, const InferOptions& options) {
         return stub_actions(stub, seen, options);
       };
-      Answerer answerer({stub_card(), infer}, {.rtc = true, .failures_max = 1}, metrics,
-                        [](const std::string& line) { EXPECT_NE(line, ""); });
-      const Waiting waiting{std::make_shared<Session>(), Bytes(request.begin(), request.end()),
-                            Clock::now()};
+      RequestHandler handler({stub_card(), infer}, {.rtc = true, .failures_max = 1}, metrics,
+                             [](const std::string& line) { EXPECT_NE(line, ""); });
+      const QueuedRequest queued{std::make_shared<Session>(), Bytes(request.begin(), request.end()),
+                                 Clock::now()};
       fail_from_now_on(n, every);
       may_fail = true;
-      const Answer answer = answerer.answer(waiting);
+      const Answer answer = handler.answer(queued);
       may_fail = false;
       failed = fail_no_more();
       ++(answer.text ? tally.refused : tally.answered);

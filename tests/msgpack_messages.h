@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "serve/bytes.h"
-#include "serve/msgpack.h"
+#include "client/bytes.h"
+#include "client/msgpack.h"
 #include "tendon/error.h"
 
 namespace tendon::msgpack {

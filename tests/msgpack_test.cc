@@ -1,7 +1,7 @@
 // labels: server
 // Every message that openpi's packer makes and every one that its unpacker was tried on, against
 // what was recorded.
-#include "serve/msgpack.h"
+#include "client/msgpack.h"
 
 #include <gtest/gtest.h>
 

@@ -19,6 +19,7 @@
 #include <thread>
 #include <utility>
 
+#include "client/websocket_client.h"
 #include "serve/network.h"
 
 namespace tendon {
@@ -77,6 +78,7 @@ class TestServer : public WebSocketEvents {
   }
   void opened(ConnectionId id, const Peer& peer) override {
     last_id = id;
+    ids.push_back(id);
     last_peer = peer;
     ++opens;
   }
@@ -93,7 +95,8 @@ class TestServer : public WebSocketEvents {
   uint16_t port = 0;
   std::atomic<int> opens = 0, closes = 0, messages = 0, sends = 0;
   std::atomic<ConnectionId> last_id = 0;
-  Peer last_peer;  // read it after `opens` says so
+  std::vector<ConnectionId> ids;  // that opened; of the network's thread
+  Peer last_peer;                 // read it after `opens` says so
 
  private:
   Script script_;

@@ -300,19 +300,15 @@ TEST(Silence, is_met_with_pings_and_cut_only_after_its_limit) {
 }
 
 TEST(Silence, of_a_client_that_is_not_read_is_not_its_fault) {
-  std::vector<ConnectionId> ids;
   TestServer server({.ping_after_s = 0.2, .silence_max_s = 0.6},
-                    [&](Network&, ConnectionId id, Bytes) {
-                      ids.push_back(id);
-                      return false;
-                    });
+                    [](Network&, ConnectionId, Bytes) { return false; });
   RawSocket eager = open_websocket(server.port), waiting = open_websocket(server.port);
   eager.send(frame(kBinary, "one") + frame(kBinary, "two"));
   waiting.send(frame(kBinary, "one"));
   std::this_thread::sleep_for(std::chrono::milliseconds(1200));
   EXPECT_EQ(server.messages, 2);
   server.network.post([&] {
-    for (const ConnectionId id : ids) server.network.resume(id);
+    for (const ConnectionId id : server.ids) server.network.resume(id);
   });
   EXPECT_TRUE(wait_until([&] { return server.messages == 3; }));
   std::this_thread::sleep_for(std::chrono::milliseconds(300));

@@ -9,8 +9,8 @@
 #include <functional>
 #include <limits>
 
-#include "serve/network.h"
 #include "serve/reply.h"
+#include "stub_server.h"
 #include "tendon/error.h"
 
 namespace tendon {
@@ -297,9 +297,11 @@ TEST(Request, of_a_hostile_peer_is_quoted_without_control_characters) {
 }
 
 TEST(Reply, has_openpis_keys_in_openpis_order) {
-  Actions actions{.horizon = 10, .dim = 7, .values = std::vector<double>(70, 0.5)};
-  const std::string bytes = write_reply(actions, {}, {.prev_total_ms = 3.0});
-  const Value reply = msgpack::decode(bytes_of(bytes));
+  StubServer server;
+  WebSocketClient client = server.client();
+  ask(client, stub_request());
+  const auto second = ask(client, stub_request());
+  const Value reply = msgpack::decode(second.bytes);
   const Bytes reference_bytes = file("response_libero_second.bin");
   const Value reference = msgpack::decode(reference_bytes);
   ASSERT_EQ(reply.map.size(), reference.map.size());
@@ -310,16 +312,10 @@ TEST(Reply, has_openpis_keys_in_openpis_order) {
   const Value& reference_timing = *reference.find("server_timing");
   for (size_t i = 0; i < reference_timing.map.size(); ++i)
     EXPECT_EQ(timing.map[i].key, reference_timing.map[i].key);
-}
-
-TEST(Reply, times_the_policy_from_pictures_to_actions_and_the_server_around_it) {
-  Actions actions{.horizon = 1, .dim = 1, .values = {0.5}};
-  actions.times = {.vision_ms = 1, .prefill_ms = 2, .denoise_ms = 4};
-  const std::string bytes = write_reply(actions, {}, {.infer_ms = 9, .reply_id = 3});
-  const Value reply = msgpack::decode(bytes_of(bytes));
+  // The policy's time is from pictures to actions; the server's is around it.
   EXPECT_EQ(reply.find("policy_timing")->find("infer_ms")->number, 7);
-  EXPECT_EQ(reply.find("server_timing")->find("infer_ms")->number, 9);
-  EXPECT_EQ(reply.find("server_timing")->find("reply_id")->integer, 3);
+  EXPECT_NE(timing.find("infer_ms")->number, 7);
+  EXPECT_EQ(timing.find("reply_id")->kind, Value::Kind::integer);
 }
 
 TEST(Greeting, begins_with_openpis_reset_pose) {

@@ -31,7 +31,7 @@ set_tests_properties(serve.page PROPERTIES LABELS "server;python" TIMEOUT 300 SK
 # Sixteen clients that leave at random, under ThreadSanitizer: the server's own files are compiled
 # once more for it, with a stub of a policy.
 if(NOT TENDON_SANITIZE)
-  file(GLOB race_sources ${CMAKE_SOURCE_DIR}/src/serve/*.cc)
+  file(GLOB race_sources ${CMAKE_SOURCE_DIR}/src/serve/*.cc ${CMAKE_SOURCE_DIR}/src/client/*.cc)
   list(FILTER race_sources EXCLUDE REGEX "model_card|/client\\.cc|action_queue")
   add_executable(server_race server_race.cc ${race_sources})
   set_target_properties(server_race PROPERTIES ${one_file})

@@ -14,7 +14,8 @@
 #include <thread>
 #include <vector>
 
-#include "serve/msgpack.h"
+#include "client/msgpack.h"
+#include "client/websocket_client.h"
 #include "serve/network.h"
 #include "serve/server.h"
 #include "tendon/error.h"
@@ -67,6 +68,7 @@ inline Actions stub_actions(StubPolicy& stub, const Observation& seen, const Inf
   actions.low[3] = -0.5;
   actions.high[3] = 0.5;
   actions.state_outside.assign(8, 0);
+  actions.times = {.vision_ms = 1, .prefill_ms = 2, .denoise_ms = 4};
   return actions;
 }
 

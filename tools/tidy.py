@@ -25,8 +25,10 @@ TEST_LABELS = {"tidy", "unit", "op", "model", "server", "fuzz", "slow", "timing"
 
 # Room -> rooms whose headers it may include, besides its own. "api" is the front door's header,
 # "plain" are the headers of include/tendon/ that hold only data: every room may use those.
+# tendon/client.h belongs to src/client/.
 DIRECTION = {
     "tensor": set(),
+    "client": {"tensor"},
     "checkpoint": {"tensor"},
     "ops": {"tensor"},
     "backends": {"ops", "tensor"},
@@ -34,14 +36,15 @@ DIRECTION = {
     "policy": {"model", "ops", "checkpoint", "tensor"},
     "demo": {"tensor"},
     "tendon": {"demo", "policy", "model", "ops", "checkpoint", "tensor", "backends", "api"},
-    "serve": {"tendon", "policy", "model", "ops", "checkpoint", "tensor", "api"},
+    "serve": {"client", "tendon", "policy", "model", "ops", "checkpoint", "tensor", "api"},
     "validate": {"tendon", "policy", "model", "ops", "checkpoint", "tensor", "api"},
     # The command line uses nothing that the library does not have.
-    "cli": {"serve", "validate", "tendon", "demo", "tensor", "api"},
+    "cli": {"serve", "client", "validate", "tendon", "demo", "tensor", "api"},
     "plain": set(),
     "api": set(),
 }
 PLAIN_HEADERS = {"tendon/error.h", "tendon/types.h"}
+CLIENT_HEADER = "tendon/client.h"
 BACKEND_BLIND = ("model", "policy")  # rooms that must work on every backend
 BACKEND_NAMES = re.compile(r"(?i)cuda|ttnn|reference_backend|backends/")
 
@@ -228,8 +231,12 @@ def room_of(path):
     if parts[0] == "src":
         return parts[1] if len(parts) > 2 else None
     if parts[:2] == ("include", "tendon"):
-        return "plain" if "/".join(parts[1:]) in PLAIN_HEADERS else "api"
+        return room_of_public("/".join(parts[1:]))
     return None
+
+
+def room_of_public(header):
+    return "plain" if header in PLAIN_HEADERS else "client" if header == CLIENT_HEADER else "api"
 
 
 def check_includes(path, source):
@@ -248,7 +255,7 @@ def check_includes(path, source):
         target = first if first in DIRECTION else None
         if first == "tendon":
             embedded = included in ("tendon/embedded.h",)  # a header of src/tendon/
-            target = "plain" if included in PLAIN_HEADERS else "tendon" if embedded else "api"
+            target = "tendon" if embedded else room_of_public(included)
         line = line_of(source, m.start())
         if first == "backends" and room == "backends":
             same = pathlib.PurePath(included).parts[:2] == pathlib.PurePath(path).parts[1:3]
@@ -422,6 +429,10 @@ DIRECTION_CASES = [
     (True, "src/policy/policy.cc", "model/pi0.h"), (True, "src/policy/policy.cc", "tendon/types.h"),
     (False, "src/policy/policy.cc", "backends/cpu/cpu.h"),
     (False, "src/policy/policy.cc", "tendon/embedded.h"),
+    (True, "src/client/client.cc", "tendon/client.h"), (True, "src/serve/a.cc", "client/bytes.h"),
+    (False, "src/client/client.cc", "tendon/tendon.h"),
+    (False, "src/client/client.cc", "serve/network.h"),
+    (False, "src/client/client.cc", "policy/policy.h"),
     (False, "src/checkpoint/a.cc", "model/config.h"), (False, "src/unknown/a.cc", "tensor/check.h"),
 ]
 

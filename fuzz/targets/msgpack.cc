@@ -1,5 +1,5 @@
 // A robot's message: decoded, then read as an observation of each robot in both dialects.
-#include "serve/msgpack.h"
+#include "client/msgpack.h"
 
 #include "../target.h"
 #include "serve/request.h"

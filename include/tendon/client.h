@@ -64,21 +64,30 @@ class RemoteObservation {
 // 7 joints and a gripper.
 RemoteObservation laid_out(const Observation& observation, const std::string& robot);
 
-// Some rows of a chunk: values[row * dim + d], in the robot's units.
-struct ActionRows {
+// Actions one after the other: values[row * dim + d], in the robot's units.
+struct ActionChunk {
   int64_t rows = 0, dim = 0;
   std::vector<double> values;
+
+  // Its last rows, beginning with `row`; none where it has no such row.
+  ActionChunk from(int64_t row) const {
+    if (row < 0 || row >= rows) return {.dim = dim};
+    return {.rows = rows - row, .dim = dim, .values = {values.begin() + row * dim, values.end()}};
+  }
 };
+
+using RequestId = std::variant<std::string, int64_t>;  // a text has at most 256 bytes
 
 // Keys of tendon's server; openpi's own ignores them.
 struct RemoteOptions {
-  std::optional<uint64_t> seed;           // of the noise, below 2^53
-  std::optional<std::string> request_id;  // comes back; at most 256 bytes
-  std::optional<double> deadline_ms;      // an answer later than this is not wanted
-  std::optional<double> observed_at;      // when the observation was taken, Unix seconds
+  std::optional<uint64_t> seed;         // of the noise, below 2^53
+  ActionChunk noise;                    // itself: [horizon, the model's own action dim]
+  std::optional<RequestId> request_id;  // comes back
+  std::optional<double> deadline_ms;    // an answer later than this is not wanted
+  std::optional<double> observed_at;    // when the observation was taken, Unix seconds
   // Real-time chunking: the rows of the previous chunk that were not executed when the observation
   // was taken, and how many of them will be executed before the reply arrives.
-  ActionRows prev_chunk;
+  ActionChunk prev_chunk;
   std::optional<int64_t> inference_delay;
   std::optional<int64_t> execution_horizon;  // rows that are guided at all
   // Instead of prev_chunk, for servers with --rtc: actions of this connection's previous reply that
@@ -91,14 +100,13 @@ struct RemoteOptions {
 std::string request_message(const RemoteObservation& observation,
                             const RemoteOptions& options = {});
 
-struct RemoteActions {
-  int64_t horizon = 0, dim = 0;
-  std::vector<double> values;  // values[row * dim + d], in the robot's units; all finite
+// All of its values are finite.
+struct RemoteActions : ActionChunk {
   // In milliseconds, but for counters such as reply_id: infer_ms, prev_total_ms; tendon also sends
   // queue_ms, the stages and, when asked, observation_age_ms.
   std::map<std::string, double> server_timing, policy_timing;
   double round_trip_ms = 0;  // from infer()'s begin to its end
-  std::string request_id;    // of RemoteOptions, when the server returned it
+  std::string request_id;    // of RemoteOptions, when it is a text and the server returned it
 };
 
 // What the server said about its policy in its first message. openpi's own says little or nothing:
@@ -173,7 +181,7 @@ class ActionQueue {
   // Replaces what waits by the chunk for the observation at `mark`, without its first
   // consumed_since(mark) rows: their time has passed. Returns how many rows wait now. A chunk from
   // before the last clear(), or for an older observation than the one that is being executed, is
-  // ignored. Throws Error(Fault::usage) for values that are not horizon * dim, or a mark ahead of
+  // ignored. Throws Error(Fault::usage) for values that are not rows * dim, or a mark ahead of
   // this queue.
   int64_t push(const RemoteActions& chunk, const Mark& mark);
 
@@ -184,8 +192,8 @@ class ActionQueue {
   void clear();          // a new episode begins; requests under way are void
 
   // Rows that pop() has not given, now or at `mark`, also those beyond rows_max.
-  ActionRows left_over() const;
-  ActionRows left_over(const Mark& mark) const;
+  ActionChunk left_over() const;
+  ActionChunk left_over(const Mark& mark) const;
 
   // Actions that a robot at `control_hz` executes while the slowest request so far is under way:
   // ceil(slowest * control_hz). The first request pays for connecting and warming up: no sample.
@@ -198,7 +206,6 @@ class ActionQueue {
  private:
   int64_t row_at(const Mark& mark) const;
   int64_t end() const;
-  ActionRows rows_from(int64_t row) const;
   int64_t steps(double control_hz) const;
 
   const int64_t rows_max_;

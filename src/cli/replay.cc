@@ -9,18 +9,20 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/verbs.h"
-#include "serve/answer.h"
+#include "client/websocket_client.h"
+#include "client/wire_fields.h"
 #include "serve/recording.h"
+#include "serve/request_handler.h"
 #include "tensor/check.h"
 #include "tensor/percentile.h"
 
 namespace tendon::cli {
 namespace {
 
-struct Asked {
+struct ReplayOptions {
   std::string folder, model, url, dialect = "openpi";
   OpenOptions open;
-  AnswerOptions answers;
+  RequestOptions answers;
   double tolerance = -1;
   bool json = false;
 };
@@ -33,14 +35,15 @@ struct Result {
 };
 
 // Answers one recorded request again: in this process, or by a server.
-using AskAgain = std::function<Answer(const Record& request)>;
+using AnswerAgain = std::function<Answer(const Record& request)>;
 
-AskAgain in_process(const Asked& g, Metrics& metrics, Result& result, std::string& fingerprint) {
+AnswerAgain in_process(const ReplayOptions& g, Metrics& metrics, Result& result,
+                       std::string& fingerprint) {
   ServedPolicy policy = open_served(g.model, g.open);
   fingerprint = policy.card.fingerprint;
   result.names = policy.card.action_names;
-  const auto answerer =
-      std::make_shared<Answerer>(std::move(policy), g.answers, metrics, [](const std::string&) {});
+  const auto answerer = std::make_shared<RequestHandler>(std::move(policy), g.answers, metrics,
+                                                         [](const std::string&) {});
   const auto sessions = std::make_shared<std::map<uint64_t, std::shared_ptr<Session>>>();
   return [answerer, sessions](const Record& request) {
     std::shared_ptr<Session>& session = (*sessions)[request.connection];
@@ -66,7 +69,7 @@ Bytes with_seed(const Record& request) {
   return message;
 }
 
-AskAgain at_server(const Asked& g) {
+AnswerAgain at_server(const ReplayOptions& g) {
   const auto clients = std::make_shared<std::map<uint64_t, WebSocketClient>>();
   return [clients, url = g.url](const Record& request) {
     auto found = clients->find(request.connection);
@@ -81,26 +84,10 @@ AskAgain at_server(const Asked& g) {
   };
 }
 
-struct Chunk {
-  std::vector<double> values;
-  int64_t dim = 0;
-  double infer_ms = 0;
-};
-
-// Of a reply in either dialect.
-Chunk read_chunk(std::span<const uint8_t> bytes) {
-  const msgpack::Value reply = msgpack::decode(bytes);
-  const msgpack::Value* actions =
-      reply.kind == msgpack::Value::Kind::array ? &reply : reply.find("actions");
-  ensure(
-      actions && actions->kind == msgpack::Value::Kind::array && actions->array.shape.size() == 2,
-      Fault::input, "a recorded reply holds no actions");
-  Chunk chunk{.dim = actions->array.shape[1]};
-  for (int64_t i = 0; i < actions->array.size(); ++i)
-    chunk.values.push_back(actions->array.number(i));
-  if (const msgpack::Value* timing = reply.find("server_timing"))
-    if (const msgpack::Value* ms = timing->find("infer_ms")) chunk.infer_ms = ms->number;
-  return chunk;
+// RoboArena's replies do not tell.
+std::optional<double> infer_ms(const RemoteActions& reply) {
+  const auto found = reply.server_timing.find("infer_ms");
+  return found == reply.server_timing.end() ? std::nullopt : std::optional(found->second);
 }
 
 void compare(const Record& recorded, const Answer& again, double took_ms, Result& result) {
@@ -110,8 +97,8 @@ void compare(const Record& recorded, const Answer& again, double took_ms, Result
     if (was_error != again.text) ++result.other_errors;
     return;
   }
-  const Chunk before = read_chunk(recorded.message);
-  const Chunk now = read_chunk(bytes_of(again.message));
+  const RemoteActions before = read_reply(msgpack::decode(recorded.message));
+  const RemoteActions now = read_reply(msgpack::decode(bytes_of(again.message)));
   ensure(before.values.size() == now.values.size() && before.dim == now.dim, Fault::input,
          "the recorded chunk has {} values, this model's has {}", before.values.size(),
          now.values.size());
@@ -121,11 +108,11 @@ void compare(const Record& recorded, const Answer& again, double took_ms, Result
     largest = std::max(largest, std::abs(before.values[i] - now.values[i]));
   }
   result.equal += before.values == now.values ? 1 : 0;
-  result.recorded_ms.push_back(before.infer_ms);
-  result.replayed_ms.push_back(now.infer_ms > 0 ? now.infer_ms : took_ms);
+  result.recorded_ms.push_back(infer_ms(before).value_or(0));
+  result.replayed_ms.push_back(infer_ms(now).value_or(took_ms));
 }
 
-void replay_file(const std::filesystem::path& path, const AskAgain& ask_again,
+void replay_file(const std::filesystem::path& path, const AnswerAgain& answer_again,
                  const std::string& fingerprint, Result& result) {
   RecordingReader reader(path);
   if (!fingerprint.empty() && reader.model_hash() != fingerprint)
@@ -140,7 +127,7 @@ void replay_file(const std::filesystem::path& path, const AskAgain& ask_again,
     const auto request = asked.find(record->connection);
     if (request == asked.end()) continue;
     const Clock::time_point begin = Clock::now();
-    const Answer again = ask_again(request->second);
+    const Answer again = answer_again(request->second);
     compare(*record, again, ms_between(begin, Clock::now()), result);
     asked.erase(request);
   }
@@ -178,7 +165,7 @@ void print(const Result& r, bool as_json) {
              before[0], before[1], before[2], now[0], now[1], now[2]);
 }
 
-void run(Asked g) {
+void run(ReplayOptions g) {
   ensure(g.url.empty() != g.model.empty(), Fault::usage,
          "name either the MODEL that shall answer again, or a server with --url ws://...");
   if (g.dialect == "roboarena") g.answers.dialect = Dialect::roboarena;
@@ -188,9 +175,10 @@ void run(Asked g) {
   Metrics metrics;
   Result result;
   std::string fingerprint;
-  const AskAgain ask_again =
+  const AnswerAgain answer_again =
       g.url.empty() ? in_process(g, metrics, result, fingerprint) : at_server(g);
-  for (const std::filesystem::path& file : files) replay_file(file, ask_again, fingerprint, result);
+  for (const std::filesystem::path& file : files)
+    replay_file(file, answer_again, fingerprint, result);
   print(result, g.json);
   const double worst = result.delta_max.empty() ? 0 : *std::ranges::max_element(result.delta_max);
   ensure(g.tolerance < 0 || (worst <= g.tolerance && result.other_errors == 0), Fault::verdict,
@@ -201,7 +189,7 @@ void run(Asked g) {
 
 void add_replay(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("replay", "recorded requests run again and compared");
-  const auto g = std::make_shared<Asked>();
+  const auto g = std::make_shared<ReplayOptions>();
   verb->add_option("DIR", g->folder, "what `tendon serve --record DIR` wrote")->required();
   add_model_options(*verb, g->model, g->open);
   verb->get_option("MODEL")->required(false);

@@ -12,6 +12,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "tensor/utf8.h"
+
 namespace tendon {
 
 inline constexpr size_t kTokenizerBytesMax = size_t{64} << 20;
@@ -84,15 +86,5 @@ Vocabulary read_tokenizer_json(std::span<const std::byte> bytes, const std::stri
 
 // 0 to 255 for "<0x00>" to "<0xFF>".
 std::optional<int> byte_piece(std::string_view piece);
-
-// Position of the first byte that is not part of valid UTF-8 (overlong forms, surrogates and code
-// points above U+10FFFF are not); nothing when all is well.
-std::optional<size_t> invalid_utf8(std::string_view text);
-
-// Bytes of the character that begins with this byte of valid UTF-8.
-inline size_t character_bytes(char first) {
-  const auto byte = static_cast<unsigned char>(first);
-  return byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
-}
 
 }  // namespace tendon

@@ -14,8 +14,6 @@ constexpr double kSliceSeconds = 5;
 constexpr int64_t kSlices = 60;
 constexpr size_t kSliceSamplesMax = 4096;  // percentiles of busier slices rest on the first ones
 constexpr size_t kWarningsMax = 50;
-constexpr std::array<const char*, 8> kStageNames = {"queue",   "decode",  "preprocess",  "vision",
-                                                    "prefill", "denoise", "postprocess", "encode"};
 // Upper bounds in milliseconds.
 constexpr std::array<double, 15> kBounds = {1,   2,    5,    10,   20,    50,    100,  200,
                                             500, 1000, 2000, 5000, 10000, 30000, 60000};
@@ -34,6 +32,10 @@ nlohmann::json percentiles(std::vector<float> ms) {
   out["p99"] = at(0.99);
   out["max"] = at(1.0);
   return out;
+}
+
+void add(const StageMs& stage_ms, StageMs& sums) {
+  for (size_t s = 0; s < sums.size(); ++s) sums[s] += stage_ms[s];
 }
 
 // In Prometheus' text, backslash, quote and newline of a label's value.
@@ -95,38 +97,27 @@ void Metrics::count(Outcome outcome) {
   ++outcomes_[static_cast<size_t>(outcome)];
 }
 
-int64_t Metrics::counted(Outcome outcome) const {
-  const std::lock_guard lock(mutex_);
-  return outcomes_[static_cast<size_t>(outcome)];
-}
-
-std::array<double, Metrics::kStages> Metrics::stage_row(const RequestTimes& t) {
-  return {t.queue_ms,          t.decode_ms,         t.stages.preprocess_ms,  t.stages.vision_ms,
-          t.stages.prefill_ms, t.stages.denoise_ms, t.stages.postprocess_ms, t.encode_ms};
-}
-
-void Metrics::answered(const RequestTimes& times, const Actions& actions, ConnectionId client) {
+void Metrics::answered(const StageMs& stage_ms, double total_ms,
+                       const std::vector<uint8_t>& state_outside, SentChunk chunk) {
   const std::lock_guard lock(mutex_);
   ++outcomes_[static_cast<size_t>(Outcome::answered)];
   const auto now = static_cast<int64_t>(seconds_since(start_) / kSliceSeconds);
   if (slices_.empty() || slices_.back().begin != now) slices_.push_back({.begin = now});
   while (slices_.front().begin <= now - kSlices) slices_.pop_front();
   Slice& slice = slices_.back();
-  const auto row = stage_row(times);
   if (slice.total_ms.size() < kSliceSamplesMax) {
-    slice.total_ms.push_back(static_cast<float>(times.total_ms));
-    for (size_t s = 0; s < row.size(); ++s) slice.stage_ms[s] += row[s];
+    slice.total_ms.push_back(static_cast<float>(total_ms));
+    add(stage_ms, slice.stage_ms);
   }
   histogram_.resize(kBounds.size() + 1);
-  const auto bound = std::ranges::lower_bound(kBounds, times.total_ms);
+  const auto bound = std::ranges::lower_bound(kBounds, total_ms);
   ++histogram_[static_cast<size_t>(bound - kBounds.begin())];
-  total_ms_ += times.total_ms;
-  for (size_t s = 0; s < row.size(); ++s) stage_sum_ms_[s] += row[s];
-  chunk_ = {Clock::now(),   client,      actions.horizon, actions.dim,
-            actions.values, actions.low, actions.high};
-  if (actions.state_outside.empty()) return;
-  outside_.resize(actions.state_outside.size());
-  for (size_t i = 0; i < outside_.size(); ++i) outside_[i] += actions.state_outside[i];
+  total_ms_ += total_ms;
+  add(stage_ms, stage_sum_ms_);
+  chunk_ = std::move(chunk);
+  if (state_outside.empty()) return;
+  outside_.resize(state_outside.size());
+  for (size_t i = 0; i < outside_.size(); ++i) outside_[i] += state_outside[i];
   ++states_seen_;
 }
 
@@ -142,10 +133,10 @@ void Metrics::warn(const std::string& text) {
 
 nlohmann::json Metrics::latency_json() const {
   std::vector<float> all;
-  std::array<double, kStages> sums{};
+  StageMs sums{};
   for (const Slice& slice : slices_) {
     all.insert(all.end(), slice.total_ms.begin(), slice.total_ms.end());
-    for (size_t s = 0; s < sums.size(); ++s) sums[s] += slice.stage_ms[s];
+    add(slice.stage_ms, sums);
   }
   nlohmann::json out;
   for (size_t s = 0; s < sums.size(); ++s)
@@ -239,14 +230,14 @@ std::string Metrics::status_json(const std::vector<std::shared_ptr<Session>>& se
   }
   out["chunk"] = nullptr;
   if (chunk_) {
+    const ActionChunk& actions = chunk_->actions;
     nlohmann::json rows = nlohmann::json::array();
-    for (int64_t r = 0; r < chunk_->horizon; ++r)
-      rows.push_back(std::vector<double>(chunk_->values.begin() + r * chunk_->dim,
-                                         chunk_->values.begin() + (r + 1) * chunk_->dim));
+    for (auto row = actions.values.begin(); row != actions.values.end(); row += actions.dim)
+      rows.push_back(std::vector<double>(row, row + actions.dim));
     out["chunk"] = {{"age_s", seconds_since(chunk_->at)},
                     {"client", chunk_->client},
-                    {"horizon", chunk_->horizon},
-                    {"dim", chunk_->dim},
+                    {"horizon", actions.rows},
+                    {"dim", actions.dim},
                     {"names", card_ ? card_->action_names : std::vector<std::string>()},
                     {"values", std::move(rows)},
                     {"low", chunk_->low},

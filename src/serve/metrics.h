@@ -25,10 +25,17 @@ enum class Outcome { answered, refused, failed, deadline_missed, stale, skipped,
 constexpr size_t kOutcomes = 7;
 std::string_view name(Outcome outcome);
 
-// Milliseconds of one answered request.
-struct RequestTimes {
-  double queue_ms = 0, decode_ms = 0, encode_ms = 0, total_ms = 0;
-  StageTimes stages;
+// What an answered request spends its time on, in this order.
+constexpr std::array<std::string_view, 8> kStageNames = {
+    "queue", "decode", "preprocess", "vision", "prefill", "denoise", "postprocess", "encode"};
+using StageMs = std::array<double, kStageNames.size()>;
+
+// The last actions that were sent, for the page.
+struct SentChunk {
+  ConnectionId client = 0;
+  ActionChunk actions;
+  std::vector<double> low, high;  // as Actions has them
+  Clock::time_point at = Clock::now();
 };
 
 // Every function may be called from any thread.
@@ -41,8 +48,8 @@ class Metrics {
   void set_card(const ModelCard& card);
 
   void count(Outcome outcome);
-  int64_t counted(Outcome outcome) const;
-  void answered(const RequestTimes& times, const Actions& actions, ConnectionId client);
+  void answered(const StageMs& stage_ms, double total_ms, const std::vector<uint8_t>& state_outside,
+                SentChunk chunk);
   void warn(const std::string& text);  // the same text is shown once with its count
 
   // `sessions` and `network` belong to the caller's thread.
@@ -51,24 +58,16 @@ class Metrics {
                          const NetworkCounters& network) const;
 
  private:
-  static constexpr int kStages = 8;
   // Times of one bucket of the page's history.
   struct Slice {
     int64_t begin = 0;  // in slices since the start
     std::vector<float> total_ms;
-    std::array<double, kStages> stage_ms{};
+    StageMs stage_ms{};
   };
   struct Warning {
     int64_t count = 0;
     Clock::time_point last;
   };
-  struct Chunk {
-    Clock::time_point at;
-    ConnectionId client = 0;
-    int64_t horizon = 0, dim = 0;
-    std::vector<double> values, low, high;
-  };
-  static std::array<double, kStages> stage_row(const RequestTimes& times);
   nlohmann::json latency_json() const;
   nlohmann::json history_json() const;
   nlohmann::json model_json() const;
@@ -85,8 +84,8 @@ class Metrics {
   std::deque<Slice> slices_;
   std::vector<int64_t> histogram_;  // of Prometheus, by upper bound
   double total_ms_ = 0;
-  std::array<double, kStages> stage_sum_ms_{};
-  std::optional<Chunk> chunk_;
+  StageMs stage_sum_ms_{};
+  std::optional<SentChunk> chunk_;
   std::vector<int64_t> outside_;
   int64_t states_seen_ = 0;
   std::map<std::string, Warning> warnings_;

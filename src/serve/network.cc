@@ -2,20 +2,11 @@
 #include "serve/network.h"
 
 #include <boost/asio/executor_work_guard.hpp>
-#include <boost/beast/core/string.hpp>
 
+#include "client/websocket_client.h"
 #include "serve/network_parts.h"
 
 namespace tendon {
-
-bool is_localhost(std::string_view host) {
-  if (host.ends_with('.')) host.remove_suffix(1);
-  constexpr std::string_view kName = "localhost";
-  if (host.size() < kName.size()) return false;
-  const std::string_view below = host.substr(0, host.size() - kName.size());
-  if (!boost::beast::iequals(host.substr(below.size()), kName)) return false;
-  return below.empty() || (below.size() > 1 && below.ends_with('.'));
-}
 
 namespace wire {
 namespace {

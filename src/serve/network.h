@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "serve/bytes.h"
+#include "client/bytes.h"
 
 namespace tendon {
 
@@ -39,10 +39,6 @@ struct HttpReply {
   std::string body;
 };
 using HttpHandler = std::function<HttpReply(const HttpRequest&)>;  // on the I/O thread
-
-// "localhost" and the names below it are loopback addresses; no resolver is asked for them, so that
-// they work where there is no hosts file (RFC 6761, 6.3).
-bool is_localhost(std::string_view host);
 
 struct PortOptions {
   std::string host = "127.0.0.1";  // a name, an IPv4 or IPv6 address; "" or "*": all
@@ -120,34 +116,6 @@ class Network {
 
  private:
   std::unique_ptr<wire::Hub> hub_;
-};
-
-// A blocking client for tools and robots; not thread-safe. Throws Error(Fault::network). It answers
-// pings only within receive(), so one that is silent for silence_max_s is cut.
-class WebSocketClient {
- public:
-  struct Options {
-    std::string api_key;
-    double timeout_s = 10;  // to connect, and of every receive
-    size_t message_bytes_max = 64 << 20;
-  };
-  struct Message {
-    Bytes bytes;
-    bool text = false;
-  };
-  // "ws://host:port/path", "host:port" or "host" (port 8000).
-  WebSocketClient(const std::string& url, const Options& options);
-  ~WebSocketClient();
-  WebSocketClient(WebSocketClient&&) noexcept;
-  WebSocketClient& operator=(WebSocketClient&&) noexcept;
-  void send(std::span<const uint8_t> message);  // binary
-  // Error says "closed with 1011: reason" or "no answer within 10 s".
-  Message receive();
-  void close();
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
 };
 
 }  // namespace tendon

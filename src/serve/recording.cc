@@ -13,7 +13,7 @@
 #include <ctime>
 #include <system_error>
 
-#include "serve/bytes.h"
+#include "client/bytes.h"
 #include "tensor/check.h"
 
 namespace tendon {

@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
-#include "policy/processors.h"
+#include "client/wire_fields.h"
 #include "policy/robots.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
@@ -53,27 +52,6 @@ double read_number(const Value& value, std::string_view key) {
   return number;
 }
 
-int64_t read_integer(const Value& value, std::string_view key, int64_t low, int64_t high) {
-  const double number = read_number(value, key);
-  ensure(number == std::floor(number) && number >= static_cast<double>(low) &&
-             number <= static_cast<double>(high),
-         Fault::input, "'{}' is {}, expected a whole number from {} to {}", key, number, low, high);
-  return static_cast<int64_t>(number);
-}
-
-std::optional<int64_t> optional_integer(const Value& map, std::string_view key, int64_t low,
-                                        int64_t high) {
-  const Value* value = map.find(key);
-  if (!value || value->kind == Kind::nil) return {};
-  return read_integer(*value, key, low, high);
-}
-
-std::optional<double> optional_number(const Value& map, std::string_view key) {
-  const Value* value = map.find(key);
-  if (!value || value->kind == Kind::nil) return {};
-  return read_number(*value, key);
-}
-
 // A vector of numbers: an array of one axis, a list, or a single number.
 std::vector<double> read_row(const Value& value, std::string_view key) {
   std::vector<double> row;
@@ -84,11 +62,8 @@ std::vector<double> read_row(const Value& value, std::string_view key) {
   if (value.kind != Kind::array) return {read_number(value, key)};
   ensure(!is_text(value.array.dtype) && value.array.shape.size() <= 1, Fault::input,
          "'{}' is {}, expected one axis of numbers", key, describe(value));
-  for (int64_t i = 0; i < value.array.size(); ++i) {
-    row.push_back(value.array.number(i));
-    ensure(std::isfinite(row.back()), Fault::input, "'{}'[{}] is {}, expected a finite number", key,
-           i, row.back());
-  }
+  row = value.array.numbers();
+  check_finite(row, key);
   return row;
 }
 
@@ -98,23 +73,6 @@ std::vector<double> read_row(const Value& map, std::string_view key, int64_t cou
   ensure(std::ssize(row) == count, Fault::input, "'{}' has {} numbers, expected {}", key,
          row.size(), count);
   return row;
-}
-
-// A table of finite numbers with `columns` columns.
-std::vector<double> read_table(const Value& value, std::string_view key, int64_t columns,
-                               int64_t rows_max) {
-  ensure(value.kind == Kind::array && !is_text(value.array.dtype) &&
-             value.array.shape.size() == 2 && value.array.shape[1] == columns &&
-             value.array.shape[0] <= rows_max,
-         Fault::input, "'{}' is {}, expected an array of at most {} rows of {} numbers", key,
-         describe(value), rows_max, columns);
-  std::vector<double> table(static_cast<size_t>(value.array.size()));
-  for (size_t i = 0; i < table.size(); ++i) {
-    table[i] = value.array.number(static_cast<int64_t>(i));
-    ensure(std::isfinite(table[i]), Fault::input, "'{}'[{}, {}] is {}, expected a finite number",
-           key, static_cast<int64_t>(i) / columns, static_cast<int64_t>(i) % columns, table[i]);
-  }
-  return table;
 }
 
 std::optional<std::string> read_prompt(const Value& map, std::string_view key) {
@@ -128,19 +86,24 @@ std::optional<std::string> read_prompt(const Value& map, std::string_view key) {
   return value->array.text(0);
 }
 
+void read_camera(const Value& picture, const std::string& camera, const std::string& key,
+                 bool known, const ModelCard& card, Observation& out) {
+  ensure(known, Fault::input, "'{}' is no camera of this policy; nearest: '{}'", escaped(key),
+         nearest(camera, card.cameras));
+  out.images[camera] = read_picture(picture, key);
+}
+
 void read_aloha(const Value& map, const ModelCard& card, Observation& out) {
-  const Value& images = needed(map, "images", "a map of pictures by camera name");
-  ensure(images.kind == Kind::map, Fault::input,
-         "'images' is {}, expected a map of pictures by camera name", describe(images));
-  const std::map<std::string, std::string>& known = facts(Robot::aloha).cameras;
+  const char* wanted = "a map of pictures by camera name";
+  const Value& images = needed(map, "images", wanted);
+  ensure(images.kind == Kind::map, Fault::input, "'images' is {}, expected {}", describe(images),
+         wanted);
+  const RobotFacts& robot = facts(Robot::aloha);
   for (const msgpack::Entry& entry : images.map) {
     const std::string camera(entry.key);
-    ensure(known.contains(camera), Fault::input,
-           "'images' has '{}', which is no camera of this robot; nearest: '{}'", escaped(camera),
-           nearest(camera, card.cameras));
-    out.images[camera] = read_picture(entry.value, "images/" + camera);
+    read_camera(entry.value, camera, "images/" + camera, robot.cameras.contains(camera), card, out);
   }
-  for (const std::string& camera : facts(Robot::aloha).required_cameras)
+  for (const std::string& camera : robot.required_cameras)
     ensure(out.images.contains(camera), Fault::input,
            "'images' lacks '{}', which this robot needs; got {}", camera, keys_of(images));
   out.state = read_row(map, "state", card.state_dim);
@@ -164,11 +127,6 @@ std::vector<double> read_droid_state(const Value& map) {
   return state;
 }
 
-void read_droid(const Value& map, Observation& out) {
-  read_pictures(map, facts(Robot::droid), out);
-  out.state = read_droid_state(map);
-}
-
 // RoboArena's clients count external cameras from 0 or from 1; the policy looks through one.
 void read_roboarena(const Value& map, Observation& out) {
   const char* first = "observation/exterior_image_0_left";
@@ -183,24 +141,20 @@ void read_roboarena(const Value& map, Observation& out) {
 // lerobot's names, "observation.images.top" and "observation.state"; also a map "images" and
 // "state", so that a model with own camera names can be asked in openpi's shortest form.
 void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
+  const auto known = [&](const std::string& camera) {
+    return std::ranges::find(card.cameras, camera) != card.cameras.end();
+  };
   for (const msgpack::Entry& entry : map.map) {
     const std::string key(entry.key);
     if (!key.starts_with("observation.images.") && !key.starts_with("observation/images/"))
       continue;
     const std::string camera = key.substr(std::string_view("observation.images.").size());
-    ensure(std::ranges::find(card.cameras, camera) != card.cameras.end(), Fault::input,
-           "'{}' is no camera of this model; nearest: '{}'", escaped(key),
-           nearest(camera, card.cameras));
-    out.images[camera] = read_picture(entry.value, key);
+    read_camera(entry.value, camera, key, known(camera), card, out);
   }
-  const Value* images = map.find("images");
-  if (images && images->kind == Kind::map) {
+  if (const Value* images = map.find("images")) {
     for (const msgpack::Entry& entry : images->map) {
       const std::string camera(entry.key);
-      ensure(std::ranges::find(card.cameras, camera) != card.cameras.end(), Fault::input,
-             "'images' has '{}', which is no camera of this model; nearest: '{}'", escaped(camera),
-             nearest(camera, card.cameras));
-      out.images[camera] = read_picture(entry.value, "images/" + camera);
+      read_camera(entry.value, camera, "images/" + camera, known(camera), card, out);
     }
   }
   ensure(!out.images.empty(), Fault::input,
@@ -210,32 +164,51 @@ void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
   out.state = read_row(map, dotted ? "observation.state" : "state", card.state_dim);
 }
 
-void read_additions(const Value& map, const ModelCard& card, Request& out) {
-  constexpr double kExact = 9007199254740992.0;  // whole numbers beyond 2^53 are no doubles
-  if (const auto seed = optional_integer(map, "seed", 0, static_cast<int64_t>(kExact)))
-    out.seed = static_cast<uint64_t>(*seed);
-  if (const Value* noise = map.find("noise"); noise && noise->kind != Kind::nil) {
-    const std::vector<double> table =
-        read_table(*noise, "noise", card.model_action_dim, card.horizon);
-    out.noise.assign(table.begin(), table.end());
+// One overload per type of a field; nil is as good as absent.
+struct StrictReader {
+  const Value& map;
+  const ModelCard& card;
+
+  const Value* given(std::string_view key) const {
+    const Value* value = map.find(key);
+    return value && value->kind != Kind::nil ? value : nullptr;
   }
-  if (const Value* id = map.find("request_id"); id && id->kind != Kind::nil) {
-    ensure((id->kind == Kind::text && id->text.size() <= 256) ||
-               (id->kind == Kind::integer && !id->above_int64),
-           Fault::input, "'request_id' is {}, expected a text of at most 256 bytes or an integer",
-           describe(*id));
-    out.id = *id;
+  void operator()(std::string_view key, std::optional<double>& to) const {
+    if (const Value* value = given(key)) to = read_number(*value, key);
   }
-  out.deadline_ms = optional_number(map, "deadline_ms");
-  out.observed_at = optional_number(map, "observed_at");
-  if (const Value* chunk = map.find("prev_chunk"); chunk && chunk->kind != Kind::nil) {
-    out.previous_chunk = read_table(*chunk, "prev_chunk", card.action_dim, card.horizon);
-    out.previous_rows = std::ssize(out.previous_chunk) / card.action_dim;
+  template <class Integer>
+  void operator()(std::string_view key, std::optional<Integer>& to, const Whole& accepted) const {
+    const Value* value = given(key);
+    if (!value) return;
+    const double number = read_number(*value, key);
+    const int64_t high = accepted.high.value_or(card.horizon);
+    ensure(number == std::floor(number) && number >= static_cast<double>(accepted.low) &&
+               number <= static_cast<double>(high),
+           Fault::input, "'{}' is {}, expected a whole number from {} to {}", key, number,
+           accepted.low, high);
+    to = static_cast<Integer>(number);
   }
-  out.inference_delay = optional_integer(map, "inference_delay", 0, card.horizon);
-  out.execution_horizon = optional_integer(map, "execution_horizon", 1, card.horizon);
-  out.actions_consumed = optional_integer(map, "actions_consumed", 0, card.horizon);
-}
+  void operator()(std::string_view key, std::optional<RequestId>& to) const {
+    const Value* value = given(key);
+    if (!value) return;
+    const bool whole = value->kind == Kind::integer && !value->above_int64;
+    ensure(whole || (value->kind == Kind::text && value->text.size() <= 256), Fault::input,
+           "'{}' is {}, expected a text of at most 256 bytes or an integer", key, describe(*value));
+    to = whole ? RequestId(value->integer) : RequestId(std::string(value->text));
+  }
+  void operator()(std::string_view key, ActionChunk& to, Columns columns) const {
+    const Value* value = given(key);
+    if (!value) return;
+    const Array& array = value->array;
+    const int64_t dim = columns == Columns::action_dim ? card.action_dim : card.model_action_dim;
+    ensure(value->kind == Kind::array && !is_text(array.dtype) && array.shape.size() == 2 &&
+               array.shape[1] == dim && array.shape[0] <= card.horizon,
+           Fault::input, "'{}' is {}, expected an array of at most {} rows of {} numbers", key,
+           describe(*value), card.horizon, dim);
+    to = {.rows = array.shape[0], .dim = dim, .values = array.numbers()};
+    check_finite(to.values, key);
+  }
+};
 
 Image picture_from_floats(const Array& array, std::string_view key) {
   std::vector<uint8_t> bytes(static_cast<size_t>(array.size()));
@@ -307,7 +280,8 @@ Request read_request(const Value& message, const ModelCard& card, Dialect dialec
   } else if (card.robot == "aloha") {
     read_aloha(message, card, out.observation);
   } else if (card.robot == "droid") {
-    read_droid(message, out.observation);
+    read_pictures(message, facts(Robot::droid), out.observation);
+    out.observation.state = read_droid_state(message);
   } else if (card.robot == "libero") {
     read_pictures(message, facts(Robot::libero), out.observation);
     out.observation.state = read_row(message, "observation/state", card.state_dim);
@@ -320,7 +294,7 @@ Request read_request(const Value& message, const ModelCard& card, Dialect dialec
          "key 'prompt' is missing: say what the robot shall do, or start the server with "
          "--default-prompt TEXT; got the keys {}",
          keys_of(message));
-  read_additions(message, card, out);
+  request_fields(static_cast<RemoteOptions&>(out), StrictReader{message, card});
   return out;
 }
 

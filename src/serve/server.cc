@@ -62,16 +62,14 @@ class Server final : public WebSocketEvents {
 
   // On the inference thread.
   void infer_until_stopped();
-  void record(const Waiting& request, const Answer& answer);
+  void record(const QueuedRequest& request, const Answer& answer);
 
   // On the I/O thread, posted by the inference thread.
   void start_listening();
-  void taken(ConnectionId id);
   void deliver(ConnectionId id, Clock::time_point received, Answer answer);
 
   struct Client {
     std::shared_ptr<Session> session;
-    std::optional<Waiting> ahead;  // read although its place in the line is taken; reading paused
     std::optional<Clock::time_point> replying;  // when the request was received
   };
 
@@ -79,8 +77,8 @@ class Server final : public WebSocketEvents {
   ServeOptions options_;
   Network network_;
   Metrics metrics_;
-  RequestLine line_;
-  std::unique_ptr<Answerer> answerer_;
+  RequestQueue queue_;
+  std::unique_ptr<RequestHandler> handler_;
   std::unique_ptr<Recorder> recorder_;
   std::map<ConnectionId, Client> clients_;
   std::string greeting_;
@@ -144,16 +142,12 @@ bool Server::received(ConnectionId id, Bytes message, bool) {
     const double rate = 1 / std::max(seconds, 1e-6);
     session.rate_hz = session.rate_hz > 0 ? 0.9 * session.rate_hz + 0.1 * rate : rate;
   }
-  Waiting request{client.session, std::move(message), now};
-  if (session.queued > 0 && !session.latest_wins) {
-    client.ahead = std::move(request);
-    return false;
-  }
-  if (line_.put(std::move(request))) {
+  const RequestQueue::Put put = queue_.put({client.session, std::move(message), now});
+  if (put.replaced) {
     ++session.skipped;
     metrics_.count(Outcome::skipped);
   }
-  return true;
+  return !put.full;
 }
 
 void Server::sent(ConnectionId id) {
@@ -164,19 +158,11 @@ void Server::sent(ConnectionId id) {
 }
 
 void Server::closed(ConnectionId id) {
-  line_.forget(id);
+  queue_.forget(id);
   options_.log(
       fmt::format("client {} left after {} replies", id, clients_.at(id).session->answered.load()));
   clients_.erase(id);
   if (leaving_ && clients_.empty()) network_.stop();
-}
-
-void Server::taken(ConnectionId id) {
-  const auto found = clients_.find(id);
-  if (found == clients_.end() || !found->second.ahead) return;
-  line_.put(std::move(*found->second.ahead));
-  found->second.ahead.reset();
-  network_.resume(id);
 }
 
 void Server::deliver(ConnectionId id, Clock::time_point received, Answer answer) {
@@ -189,7 +175,7 @@ void Server::deliver(ConnectionId id, Clock::time_point received, Answer answer)
   if (answer.close) network_.close(id, *answer.close, answer.close_reason);
 }
 
-void Server::record(const Waiting& request, const Answer& answer) {
+void Server::record(const QueuedRequest& request, const Answer& answer) {
   if (!recorder_) return;
   const ConnectionId id = request.session->id;
   recorder_->write(RecordKind::request, id, answer.seed, request.message, request.received);
@@ -214,14 +200,15 @@ void Server::infer_until_stopped() {
                                                options_.log("warning: " + text);
                                              });
     greeting_ = write_greeting(policy.card, options_.answers.dialect);
-    answerer_ = std::make_unique<Answerer>(std::move(policy), options_.answers, metrics_,
-                                           [this](const std::string& line) { options_.log(line); });
+    handler_ =
+        std::make_unique<RequestHandler>(std::move(policy), options_.answers, metrics_,
+                                         [this](const std::string& line) { options_.log(line); });
     network_.post([this] { start_listening(); });
-    while (std::optional<Waiting> request = line_.take()) {
+    while (std::optional<QueuedRequest> request = queue_.take()) {
       const ConnectionId id = request->session->id;
       infer_begin_ = Clock::now().time_since_epoch().count();
-      network_.post([this, id] { taken(id); });
-      Answer answer = answerer_->answer(*request);
+      network_.post([this, id] { network_.resume(id); });
+      Answer answer = handler_->answer(*request);
       infer_begin_ = 0;
       network_.post([this, id, at = request->received, answer] { deliver(id, at, answer); });
       record(*request, answer);  // the robot does not wait for the disk
@@ -244,7 +231,7 @@ void Server::start_listening() {
                                       [this](const auto& r) { return health(r); });
   } catch (const Error&) {
     error_ = std::current_exception();
-    line_.close();
+    queue_.close();
     return;
   }
   metrics_.set_state(ServerState::ready, "answering requests");
@@ -271,7 +258,7 @@ void Server::stop_on(int signal) {
   metrics_.set_state(ServerState::draining, "stopping");
   notify_systemd(options_.notify_socket, "STOPPING=1");
   network_.stop_listening();
-  line_.close();
+  queue_.close();
   const bool loading = port_ == 0;  // and nobody waits for an answer
   network_.after(loading ? 0 : options_.drain_s_max, [this] {
     if (!inference_ended_) goodbye();
@@ -322,7 +309,7 @@ int Server::run() {
     // Who waits for what can no longer be told: an end that a supervisor sees, no half-dead server.
     out_of_memory = std::current_exception();
     exit_code_ = static_cast<int>(Fault::memory);
-    line_.close();
+    queue_.close();
     const auto end = Clock::now() + std::chrono::duration<double>(options_.drain_s_max);
     while (!inference_ended_ && Clock::now() < end)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));

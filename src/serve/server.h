@@ -4,16 +4,16 @@
 #include <functional>
 #include <string>
 
-#include "serve/answer.h"
 #include "serve/model_card.h"
 #include "serve/network.h"
+#include "serve/request_handler.h"
 
 namespace tendon {
 
 struct ServeOptions {
   WebSocketOptions policy{.at = {.port = 8000}};
   PortOptions admin{.port = 8001, .flag = "--admin-port"};
-  AnswerOptions answers;
+  RequestOptions answers;
   std::string record;          // folder for recordings; "": none
   std::string notify_socket;   // of systemd; "": none
   double inference_s_max = 0;  // longer is a hang: exit 70. 0: 20 warm-ups, at least 60 s

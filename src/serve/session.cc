@@ -2,38 +2,42 @@
 
 namespace tendon {
 
-bool RequestLine::put(Waiting request) {
-  bool replaced = false;
+RequestQueue::Put RequestQueue::put(QueuedRequest request) {
+  Put done{};
   {
     const std::lock_guard lock(mutex_);
-    const ConnectionId id = request.session->id;
-    replaced = waiting_.contains(id);
-    request.session->queued = 1;
-    waiting_[id] = std::move(request);
+    const std::shared_ptr<Session> session = request.session;
+    std::vector<QueuedRequest>& waiting = waiting_[session->id];
+    done.replaced = session->latest_wins && !waiting.empty();
+    if (done.replaced) waiting.pop_back();
+    waiting.push_back(std::move(request));
+    done.full = waiting.size() > 1;
+    session->queued = static_cast<int>(waiting.size());
   }
   arrived_.notify_one();
-  return replaced;
+  return done;
 }
 
-std::optional<Waiting> RequestLine::take() {
+std::optional<QueuedRequest> RequestQueue::take() {
   std::unique_lock lock(mutex_);
   arrived_.wait(lock, [&] { return closed_ || !waiting_.empty(); });
   if (closed_) return {};
   auto next = waiting_.upper_bound(last_);
   if (next == waiting_.end()) next = waiting_.begin();
   last_ = next->first;
-  Waiting request = std::move(next->second);
-  waiting_.erase(next);
-  request.session->queued = 0;
+  QueuedRequest request = std::move(next->second.front());
+  next->second.erase(next->second.begin());
+  request.session->queued = static_cast<int>(next->second.size());
+  if (next->second.empty()) waiting_.erase(next);
   return request;
 }
 
-void RequestLine::forget(ConnectionId id) {
+void RequestQueue::forget(ConnectionId id) {
   const std::lock_guard lock(mutex_);
   waiting_.erase(id);
 }
 
-void RequestLine::close() {
+void RequestQueue::close() {
   {
     const std::lock_guard lock(mutex_);
     closed_ = true;

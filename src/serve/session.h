@@ -1,4 +1,4 @@
-// One connected robot, and the line of requests that the inference thread serves in turn.
+// One connected robot, and the queue of requests that the inference thread serves in turn.
 #pragma once
 
 #include <atomic>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "serve/network.h"
+#include "tendon/client.h"
 
 namespace tendon {
 
@@ -36,32 +37,35 @@ struct Session {
 
   // Of the inference thread alone.
   int64_t replies = 0;
-  std::vector<double> previous;  // --rtc: the last reply, [rows, dim] in the robot's units
-  double latency_ms_max = 0;     // received to replied; the first is no sample
+  ActionChunk previous;       // --rtc: the last reply
+  double latency_ms_max = 0;  // received to replied; the first is no sample
 };
 
-struct Waiting {
+struct QueuedRequest {
   std::shared_ptr<Session> session;
   Bytes message;
   Clock::time_point received;
   std::optional<uint64_t> seed = {};  // of a replayed request
 };
 
-// One place to wait per connection; connections take turns. Safe for one thread that puts and one
-// that takes.
-class RequestLine {
+// Connections take turns, each with at most two requests: one that waits and one read ahead. With
+// latest_wins it has one. Safe for one thread that puts and one that takes.
+class RequestQueue {
  public:
-  // Whether it replaced one that waited.
-  bool put(Waiting request);
+  struct Put {
+    bool replaced;  // one that waited
+    bool full;      // no further request of this connection before one is taken
+  };
+  Put put(QueuedRequest request);
   // The next in turn; waits for it. Nothing once closed.
-  std::optional<Waiting> take();
-  void forget(ConnectionId id);  // its waiting request, too
+  std::optional<QueuedRequest> take();
+  void forget(ConnectionId id);  // its requests, too
   void close();                  // take() gives nothing from now on
 
  private:
   std::mutex mutex_;
   std::condition_variable arrived_;
-  std::map<ConnectionId, Waiting> waiting_;
+  std::map<ConnectionId, std::vector<QueuedRequest>> waiting_;  // none is empty
   ConnectionId last_ = 0;  // served last: the next in turn has the next larger id
   bool closed_ = false;
 };

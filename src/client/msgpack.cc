@@ -1,4 +1,4 @@
-#include "serve/msgpack.h"
+#include "client/msgpack.h"
 
 #include <fmt/ranges.h>
 
@@ -10,9 +10,9 @@
 #include <limits>
 #include <numeric>
 
-#include "policy/vocabulary.h"
 #include "tensor/bf16.h"
 #include "tensor/check.h"
+#include "tensor/utf8.h"
 
 namespace tendon::msgpack {
 namespace {
@@ -340,6 +340,20 @@ std::optional<double> plain_number(const Value& value) {
   return double_of(value);
 }
 
+std::optional<std::vector<double>> numbers(const Value& value) {
+  const Array& array = value.array;
+  if (value.kind == Kind::array && array.shape.size() == 1 && !is_text(array.dtype))
+    return array.numbers();
+  if (value.kind != Kind::list) return {};
+  std::vector<double> row;
+  for (const Value& item : value.list) {
+    const std::optional<double> number = plain_number(item);
+    if (!number) return {};
+    row.push_back(*number);
+  }
+  return row;
+}
+
 int64_t Array::size() const {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }
@@ -363,6 +377,12 @@ double Array::number(int64_t i) const {
     case DType::S: break;
   }
   fail(Fault::internal, "an array of {} holds no numbers", dtype_name());
+}
+
+std::vector<double> Array::numbers() const {
+  std::vector<double> all(static_cast<size_t>(size()));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = number(static_cast<int64_t>(i));
+  return all;
 }
 
 std::string Array::text(int64_t i) const {

@@ -2,8 +2,8 @@
 #include <functional>
 #include <numeric>
 
-#include "serve/bytes.h"
-#include "serve/msgpack.h"
+#include "client/bytes.h"
+#include "client/msgpack.h"
 #include "tensor/check.h"
 
 namespace tendon::msgpack {

@@ -7,17 +7,15 @@
 #include <thread>
 #include <utility>
 
-#include "serve/msgpack.h"
-#include "serve/network.h"
+#include "client/websocket_client.h"
+#include "client/wire_fields.h"
 #include "tensor/check.h"
 
 namespace tendon {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using msgpack::Value;
 using msgpack::Writer;
-using Kind = Value::Kind;
 
 constexpr size_t kDroidJoints = 7;
 constexpr double kRetrySeconds = 1;  // of keep_trying
@@ -28,12 +26,6 @@ Image view_of(int height, int width, std::span<const uint8_t> rgb, bool planar) 
 
 Image view_of(const Image& image) {
   return view_of(image.height, image.width, image.rgb.bytes(), image.planar);
-}
-
-void check_finite(std::span<const double> values, std::string_view key) {
-  for (size_t i = 0; i < values.size(); ++i)
-    ensure(std::isfinite(values[i]), Fault::input, "'{}'[{}] is {}, expected a finite number", key,
-           i, values[i]);
 }
 
 std::vector<uint8_t> planes(const Image& image) {
@@ -90,124 +82,6 @@ size_t picture_bytes(const RemoteObservation::Value& value) {
   return bytes;
 }
 
-void write_rows(Writer& to, const ActionRows& chunk) {
-  ensure(chunk.dim > 0 && chunk.rows * chunk.dim == std::ssize(chunk.values), Fault::input,
-         "prev_chunk has {} values, expected {} rows of {}", chunk.values.size(), chunk.rows,
-         chunk.dim);
-  check_finite(chunk.values, "prev_chunk");
-  to.array(chunk.values, std::array{chunk.rows, chunk.dim});
-}
-
-int64_t keys_of(const RemoteOptions& options) {
-  return int64_t{options.seed.has_value()} + int64_t{options.request_id.has_value()} +
-         int64_t{options.deadline_ms.has_value()} + int64_t{options.observed_at.has_value()} +
-         int64_t{options.prev_chunk.rows > 0} + int64_t{options.inference_delay.has_value()} +
-         int64_t{options.execution_horizon.has_value()} +
-         int64_t{options.actions_consumed.has_value()};
-}
-
-void write_options(Writer& to, const RemoteOptions& options) {
-  const auto integer = [&to](std::string_view key, auto value) {
-    if (!value) return;
-    to.text(key);
-    to.integer(static_cast<int64_t>(*value));
-  };
-  const auto number = [&to](std::string_view key, std::optional<double> value) {
-    if (!value) return;
-    to.text(key);
-    EntryWriter{to, key}(*value);
-  };
-  integer("seed", options.seed);
-  if (options.request_id) {
-    to.text("request_id");
-    to.text(*options.request_id);
-  }
-  number("deadline_ms", options.deadline_ms);
-  number("observed_at", options.observed_at);
-  if (options.prev_chunk.rows > 0) {
-    to.text("prev_chunk");
-    write_rows(to, options.prev_chunk);
-  }
-  integer("inference_delay", options.inference_delay);
-  integer("execution_horizon", options.execution_horizon);
-  integer("actions_consumed", options.actions_consumed);
-}
-
-std::string text_in(const Value& map, std::string_view key) {
-  const Value* value = map.find(key);
-  return value && value->kind == Kind::text ? std::string(value->text) : "";
-}
-
-std::vector<std::string> texts_in(const Value& map, std::string_view key) {
-  std::vector<std::string> texts;
-  const Value* value = map.find(key);
-  if (!value || value->kind != Kind::list) return {};
-  for (const Value& item : value->list) {
-    if (item.kind != Kind::text) return {};
-    texts.emplace_back(item.text);
-  }
-  return texts;
-}
-
-// A list or an array of numbers.
-std::vector<double> row_in(const Value& map, std::string_view key) {
-  std::vector<double> row;
-  const Value* value = map.find(key);
-  if (!value) return {};
-  for (const Value& item : value->list) {
-    const std::optional<double> number = plain_number(item);
-    if (!number) return {};
-    row.push_back(*number);
-  }
-  const msgpack::Array& array = value->array;
-  if (value->kind == Kind::array && array.shape.size() == 1 && !is_text(array.dtype))
-    for (int64_t i = 0; i < array.size(); ++i) row.push_back(array.number(i));
-  return row;
-}
-
-// What a server says about itself is a convenience: odd values count as absent.
-RemotePolicy read_greeting(const Value& map) {
-  RemotePolicy policy{.model = text_in(map, "model"),
-                      .robot = text_in(map, "robot"),
-                      .server = text_in(map, "server"),
-                      .action_names = texts_in(map, "action_names"),
-                      .cameras = texts_in(map, "cameras"),
-                      .reset_pose = row_in(map, "reset_pose")};
-  const Value* horizon = map.find("action_horizon");
-  if (horizon && horizon->kind == Kind::integer && !horizon->above_int64)
-    policy.horizon = std::max<int64_t>(horizon->integer, 0);
-  const Value* demo = map.find("demo");
-  policy.demo = demo && demo->kind == Kind::boolean && demo->boolean;
-  return policy;
-}
-
-std::map<std::string, double> numbers_in(const Value& map, std::string_view key) {
-  std::map<std::string, double> numbers;
-  const Value* value = map.find(key);
-  if (!value || value->kind != Kind::map) return {};
-  for (const msgpack::Entry& entry : value->map)
-    if (const auto number = plain_number(entry.value)) numbers[std::string(entry.key)] = *number;
-  return numbers;
-}
-
-// RoboArena's servers reply with the array alone.
-RemoteActions read_reply(const Value& reply) {
-  const Value* actions = reply.kind == Kind::map ? reply.find("actions") : &reply;
-  ensure(actions != nullptr, Fault::network, "the server's reply has no 'actions'");
-  const msgpack::Array& array = actions->array;
-  ensure(actions->kind == Kind::array && array.shape.size() == 2 && array.size() > 0 &&
-             !is_text(array.dtype),
-         Fault::network, "the server's 'actions' are {}, expected an array [horizon, dim]",
-         describe(*actions));
-  RemoteActions out{.horizon = array.shape[0], .dim = array.shape[1]};
-  out.values.resize(static_cast<size_t>(array.size()));
-  for (int64_t i = 0; i < array.size(); ++i) out.values[static_cast<size_t>(i)] = array.number(i);
-  out.server_timing = numbers_in(reply, "server_timing");
-  out.policy_timing = numbers_in(reply, "policy_timing");
-  out.request_id = text_in(reply, "request_id");
-  return out;
-}
-
 void check_actions(const RemoteActions& actions) {
   for (int64_t i = 0; i < std::ssize(actions.values); ++i) {
     const double value = actions.values[static_cast<size_t>(i)];
@@ -220,10 +94,11 @@ std::string_view as_text(const Bytes& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-// What a server sends that is no msgpack is not the caller's input.
-Value decode_from_server(const Bytes& message) {
+// What a server sends that is no greeting or reply is not the caller's input.
+template <class Read>
+auto from_server(const Bytes& message, Read read) {
   try {
-    return msgpack::decode(message);
+    return read(msgpack::decode(message));
   } catch (const Error& error) {
     fail(Fault::network, "the server does not speak openpi's protocol: {}", error.what());
   }
@@ -317,18 +192,19 @@ RemoteObservation laid_out(const Observation& observation, const std::string& ro
 
 std::string request_message(const RemoteObservation& observation, const RemoteOptions& options) {
   constexpr size_t kRest = 4096;  // keys, state, prompt: once more than that, and the string grows
-  size_t bytes = kRest + options.prev_chunk.values.size() * sizeof(double);
+  FieldWriter fields;
+  request_fields(options, fields);
+  size_t bytes = kRest + fields.bytes().size();
   for (const auto& [key, value] : observation.entries()) bytes += picture_bytes(value);
   std::string message;
   message.reserve(bytes);
   Writer to(message);
-  to.map(std::ssize(observation.entries()) + keys_of(options));
+  to.map(std::ssize(observation.entries()) + fields.entries());
   for (const auto& [key, value] : observation.entries()) {
     to.text(key);
     std::visit(EntryWriter{to, key}, value);
   }
-  write_options(to, options);
-  return message;
+  return message += fields.bytes();
 }
 
 struct PolicyClient::State {
@@ -352,10 +228,11 @@ PolicyClient::PolicyClient(const std::string& url, const Options& options)
   const WebSocketClient::Message first = state_->socket->receive();
   ensure(!first.text, Fault::network, "'{}' is no policy server, it says: {}", url,
          as_text(first.bytes));
-  const Value greeting = decode_from_server(first.bytes);
-  ensure(greeting.kind == Kind::map, Fault::network,
-         "'{}' is no policy server: it began with {}, expected a map", url, describe(greeting));
-  state_->policy = read_greeting(greeting);
+  state_->policy = from_server(first.bytes, [&](const msgpack::Value& greeting) {
+    ensure(greeting.kind == msgpack::Value::Kind::map, Fault::network,
+           "'{}' began with {}, expected a map", url, describe(greeting));
+    return read_greeting(greeting);
+  });
 }
 
 PolicyClient::~PolicyClient() = default;
@@ -379,11 +256,11 @@ RemoteActions PolicyClient::infer(const RemoteObservation& observation,
     state_->socket = std::move(socket);
     fail(Fault::input, "{}", as_text(reply.bytes));
   }
-  RemoteActions actions = read_reply(decode_from_server(reply.bytes));
-  ensure(!options.request_id || actions.request_id.empty() ||
-             actions.request_id == *options.request_id,
-         Fault::network, "the reply belongs to request '{}', expected '{}'", actions.request_id,
-         options.request_id.value_or(""));
+  RemoteActions actions = from_server(reply.bytes, read_reply);
+  const auto* id = options.request_id ? std::get_if<std::string>(&*options.request_id) : nullptr;
+  ensure(!id || actions.request_id.empty() || actions.request_id == *id, Fault::network,
+         "the reply belongs to request '{}', expected '{}'", actions.request_id,
+         id ? std::string_view(*id) : "");
   state_->socket = std::move(socket);
   check_actions(actions);
   actions.round_trip_ms = std::chrono::duration<double, std::milli>(Clock::now() - begin).count();

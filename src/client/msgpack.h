@@ -36,6 +36,7 @@ struct Array {
 
   int64_t size() const;            // product of shape
   double number(int64_t i) const;  // of every numeric dtype and b1
+  std::vector<double> numbers() const;
   // UTF-8 of a U or S item without its padding of zeros. Throws Error(Fault::input) for what is no
   // Unicode.
   std::string text(int64_t i) const;
@@ -70,6 +71,9 @@ struct Entry {
 
 // Of a number, an integer or a NumPy scalar of one; a boolean is none.
 std::optional<double> plain_number(const Value& value);
+
+// Of a list of such or an array of one axis.
+std::optional<std::vector<double>> numbers(const Value& value);
 
 // "a map", "a text", "an array <f8 [14]": for messages about what was got.
 std::string describe(const Value& value);

@@ -14,7 +14,7 @@
 
 namespace tendon {
 
-struct AnswerOptions {
+struct RequestOptions {
   Dialect dialect = Dialect::openpi;
   uint64_t seed = 0;         // of the noise, the same for every request
   bool fresh_noise = false;  // seed + number of the request instead
@@ -35,21 +35,23 @@ struct Answer {
   uint64_t seed = 0;  // that was used
 };
 
-class Answerer {
+class RequestHandler {
  public:
   // `log` gets one line per refused request.
-  Answerer(ServedPolicy policy, const AnswerOptions& options, Metrics& metrics,
-           std::function<void(const std::string&)> log);
+  RequestHandler(ServedPolicy policy, const RequestOptions& options, Metrics& metrics,
+                 std::function<void(const std::string&)> log);
 
   // Never throws for what a peer sent or the policy could not do: that is the answer.
-  Answer answer(const Waiting& request);
+  Answer answer(const QueuedRequest& request);
 
   const ModelCard& card() const { return policy_.card; }
 
  private:
-  Answer answer_or_say_why(const Waiting& waiting);
-  Answer answer_request(const Waiting& waiting, const Request& request, double decode_ms);
-  Answer refuse(const Waiting& waiting, Outcome outcome, const std::string& text, bool internal);
+  Answer answer_or_refuse(const QueuedRequest& queued);
+  Answer answer_request(const QueuedRequest& queued, const Request& request, double decode_ms);
+  InferOptions infer_options(const QueuedRequest& queued, const Request& request);
+  Answer refuse(const QueuedRequest& queued, Outcome outcome, const std::string& text,
+                bool internal);
   void check_age(const Request& request) const;
   double observation_age_ms(double observed_at) const;
   std::optional<PreviousChunk> previous_chunk(const Request& request, const Session& session) const;
@@ -57,7 +59,7 @@ class Answerer {
   void failed(const std::string& text);
 
   ServedPolicy policy_;
-  AnswerOptions options_;
+  RequestOptions options_;
   Metrics& metrics_;
   std::function<void(const std::string&)> log_;
   uint64_t requests_ = 0;

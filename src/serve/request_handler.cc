@@ -1,9 +1,9 @@
-#include "serve/answer.h"
+#include "serve/request_handler.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "serve/msgpack.h"
+#include "client/msgpack.h"
 #include "serve/reply.h"
 #include "tensor/check.h"
 
@@ -27,19 +27,19 @@ double unix_seconds_now() {
 
 }  // namespace
 
-Answerer::Answerer(ServedPolicy policy, const AnswerOptions& options, Metrics& metrics,
-                   std::function<void(const std::string&)> log)
+RequestHandler::RequestHandler(ServedPolicy policy, const RequestOptions& options, Metrics& metrics,
+                               std::function<void(const std::string&)> log)
     : policy_(std::move(policy)),
       options_(options),
       metrics_(metrics),
       log_(std::move(log)),
       unix_seconds_(unix_seconds_now()) {}
 
-double Answerer::observation_age_ms(double observed_at) const {
+double RequestHandler::observation_age_ms(double observed_at) const {
   return (unix_seconds_ - observed_at) * 1e3 + ms_between(start_, Clock::now());
 }
 
-void Answerer::check_age(const Request& request) const {
+void RequestHandler::check_age(const Request& request) const {
   if (options_.observation_age_ms_max <= 0 || !request.observed_at) return;
   const double age = observation_age_ms(*request.observed_at);
   if (age > options_.observation_age_ms_max)
@@ -52,18 +52,14 @@ void Answerer::check_age(const Request& request) const {
 
 // The unexecuted rows of the previous chunk: the client sends them, or the server kept the chunk
 // and the client says how many of its actions were executed when the observation was taken.
-std::optional<PreviousChunk> Answerer::previous_chunk(const Request& request,
-                                                      const Session& session) const {
-  const int64_t dim = policy_.card.action_dim;
-  PreviousChunk previous{.dim = dim};
-  if (!request.previous_chunk.empty()) {
-    previous.actions = request.previous_chunk;
-  } else if (options_.rtc && request.actions_consumed && !session.previous.empty()) {
-    const auto used = std::min(std::ssize(session.previous), *request.actions_consumed * dim);
-    previous.actions.assign(session.previous.begin() + used, session.previous.end());
-  }
-  const int64_t left = std::ssize(previous.actions) / dim;
-  if (left == 0) return {};
+std::optional<PreviousChunk> RequestHandler::previous_chunk(const Request& request,
+                                                            const Session& session) const {
+  ActionChunk chunk = request.prev_chunk;
+  if (chunk.rows == 0 && options_.rtc && request.actions_consumed)
+    chunk = session.previous.from(*request.actions_consumed);
+  if (chunk.rows == 0) return {};
+  const int64_t left = chunk.rows;
+  PreviousChunk previous{.actions = std::move(chunk.values), .dim = chunk.dim};
   if (request.inference_delay) {
     previous.delay = *request.inference_delay;
   } else {
@@ -81,13 +77,13 @@ std::optional<PreviousChunk> Answerer::previous_chunk(const Request& request,
       request.execution_horizon.value_or(std::min(kExecutionHorizon, policy_.card.horizon));
   // Beyond its end the previous chunk holds its last action: zeros would pull the robot elsewhere.
   previous.rows = std::max(left, previous.execution_horizon);
-  const std::vector<double> last(previous.actions.end() - dim, previous.actions.end());
+  const std::vector<double> last(previous.actions.end() - chunk.dim, previous.actions.end());
   for (int64_t row = left; row < previous.rows; ++row)
     previous.actions.insert(previous.actions.end(), last.begin(), last.end());
   return previous;
 }
 
-void Answerer::guard(const Actions& actions) const {
+void RequestHandler::guard(const Actions& actions) const {
   if (options_.guard_factor <= 0) return;
   for (size_t i = 0; i < actions.values.size(); ++i) {
     const size_t d = i % static_cast<size_t>(actions.dim);
@@ -104,17 +100,17 @@ void Answerer::guard(const Actions& actions) const {
   }
 }
 
-void Answerer::failed(const std::string& text) {
+void RequestHandler::failed(const std::string& text) {
   if (++failures_ == options_.failures_max)
     metrics_.set_state(ServerState::failed,
                        fmt::format("{} failures in a row, the last: {}", failures_, text));
 }
 
-Answer Answerer::refuse(const Waiting& waiting, Outcome outcome, const std::string& text,
-                        bool internal) {
+Answer RequestHandler::refuse(const QueuedRequest& queued, Outcome outcome, const std::string& text,
+                              bool internal) {
   metrics_.count(outcome);
-  ++waiting.session->errors;
-  log_(fmt::format("client {}: {}: {}", waiting.session->id, name(outcome), text));
+  ++queued.session->errors;
+  log_(fmt::format("client {}: {}: {}", queued.session->id, name(outcome), text));
   Answer answer{.message = text, .text = true};
   if (options_.strict_openpi || internal) {
     answer.close = CloseCode::internal_error;
@@ -123,23 +119,28 @@ Answer Answerer::refuse(const Waiting& waiting, Outcome outcome, const std::stri
   return answer;
 }
 
-Answer Answerer::answer_request(const Waiting& waiting, const Request& request, double decode_ms) {
-  Session& session = *waiting.session;
-  const double queue_ms = ms_between(waiting.received, Clock::now()) - decode_ms;
+InferOptions RequestHandler::infer_options(const QueuedRequest& queued, const Request& request) {
+  InferOptions infer;
+  const uint64_t own = options_.fresh_noise ? options_.seed + requests_ : options_.seed;
+  infer.seed = request.seed.value_or(queued.seed.value_or(own));
+  infer.noise.assign(request.noise.values.begin(), request.noise.values.end());
+  infer.previous = previous_chunk(request, *queued.session);
+  ++requests_;
+  return infer;
+}
+
+Answer RequestHandler::answer_request(const QueuedRequest& queued, const Request& request,
+                                      double decode_ms) {
+  Session& session = *queued.session;
+  const double queue_ms = ms_between(queued.received, Clock::now()) - decode_ms;
   if (request.deadline_ms && queue_ms + decode_ms > *request.deadline_ms)
     throw Refused{Outcome::deadline_missed,
                   fmt::format("the request waited {:.0f} ms, its deadline_ms is {:.0f}", queue_ms,
                               *request.deadline_ms)};
   check_age(request);
-  InferOptions infer;
-  const uint64_t own = options_.fresh_noise ? options_.seed + requests_ : options_.seed;
-  infer.seed = request.seed.value_or(waiting.seed.value_or(own));
-  infer.noise = request.noise;
-  infer.previous = previous_chunk(request, session);
-  ++requests_;
-
+  const InferOptions infer = infer_options(queued, request);
   const Clock::time_point begin = Clock::now();
-  const Actions actions = policy_.infer(request.observation, infer);
+  Actions actions = policy_.infer(request.observation, infer);
   const double infer_ms = ms_between(begin, Clock::now());
   guard(actions);
   if (failures_ >= options_.failures_max)
@@ -148,69 +149,79 @@ Answer Answerer::answer_request(const Waiting& waiting, const Request& request, 
   for (const std::string& warning : actions.warnings) metrics_.warn(warning);
 
   const Clock::time_point encode_begin = Clock::now();
-  ReplyTimes times{.infer_ms = infer_ms,
-                   .queue_ms = queue_ms,
-                   .decode_ms = decode_ms,
-                   .reply_id = session.replies};
-  if (session.prev_total_ms >= 0) times.prev_total_ms = session.prev_total_ms;
-  if (request.observed_at) times.observation_age_ms = observation_age_ms(*request.observed_at);
-  if (infer.previous) times.inference_delay = infer.previous->delay;
-  Answer answer{.seed = infer.seed};
-  answer.message = options_.dialect == Dialect::roboarena ? write_bare_actions(actions)
-                                                          : write_reply(actions, request, times);
+  const StageTimes& stages = actions.times;
+  std::optional<double> prev_total_ms, observation_age;
+  if (session.prev_total_ms >= 0) prev_total_ms = session.prev_total_ms;
+  if (request.observed_at) observation_age = observation_age_ms(*request.observed_at);
+  std::optional<int64_t> delay;
+  if (infer.previous) delay = infer.previous->delay;
+  Reply reply{{actions.horizon, actions.dim, std::move(actions.values)}};
+  reply.policy_timing = {{"infer_ms", stages.vision_ms + stages.prefill_ms + stages.denoise_ms}};
+  reply.server_timing = {{"infer_ms", infer_ms},
+                         {"prev_total_ms", prev_total_ms},
+                         {"queue_ms", queue_ms},
+                         {"decode_ms", decode_ms},
+                         {"preprocess_ms", stages.preprocess_ms},
+                         {"vision_ms", stages.vision_ms},
+                         {"prefill_ms", stages.prefill_ms},
+                         {"denoise_ms", stages.denoise_ms},
+                         {"postprocess_ms", stages.postprocess_ms},
+                         {"observation_age_ms", observation_age},
+                         {"reply_id", session.replies},
+                         {"inference_delay", delay}};
+  reply.request_id = request.request_id;
+  Answer answer{.message = options_.dialect == Dialect::roboarena ? write_bare_actions(reply)
+                                                                  : write_reply(reply),
+                .seed = infer.seed};
   const Clock::time_point done = Clock::now();
-  const double total_ms = ms_between(waiting.received, done);
+  const double total_ms = ms_between(queued.received, done);
   // The first inference of a connection pays for connecting and warming up: it is no sample.
-  if (session.replies > 0) session.latency_ms_max = std::max(session.latency_ms_max, total_ms);
-  ++session.replies;
-  if (options_.rtc) session.previous = actions.values;
+  if (session.replies++ > 0) session.latency_ms_max = std::max(session.latency_ms_max, total_ms);
+  if (options_.rtc) session.previous = static_cast<const ActionChunk&>(reply);
   ++session.answered;
-  metrics_.answered({.queue_ms = queue_ms,
-                     .decode_ms = decode_ms,
-                     .encode_ms = ms_between(encode_begin, done),
-                     .total_ms = total_ms,
-                     .stages = actions.times},
-                    actions, session.id);
+  metrics_.answered({queue_ms, decode_ms, stages.preprocess_ms, stages.vision_ms, stages.prefill_ms,
+                     stages.denoise_ms, stages.postprocess_ms, ms_between(encode_begin, done)},
+                    total_ms, actions.state_outside,
+                    {session.id, std::move(reply), actions.low, actions.high});
   return answer;
 }
 
-Answer Answerer::answer_or_say_why(const Waiting& waiting) {
+Answer RequestHandler::answer_or_refuse(const QueuedRequest& queued) {
   try {
     const Clock::time_point begin = Clock::now();
-    const msgpack::Value message = msgpack::decode(waiting.message);
+    const msgpack::Value message = msgpack::decode(queued.message);
     const Request request = read_request(message, policy_.card, options_.dialect);
     if (request.reset) {
-      waiting.session->previous.clear();
+      queued.session->previous = {};
       return {.message = "reset successful", .text = true};
     }
-    return answer_request(waiting, request, ms_between(begin, Clock::now()));
+    return answer_request(queued, request, ms_between(begin, Clock::now()));
   } catch (const Refused& refused) {
     if (refused.outcome == Outcome::guarded) failed(refused.text);
-    return refuse(waiting, refused.outcome, refused.text, false);
+    return refuse(queued, refused.outcome, refused.text, false);
   } catch (const Error& error) {
-    if (error.fault() == Fault::input)
-      return refuse(waiting, Outcome::refused, error.what(), false);
+    if (error.fault() == Fault::input) return refuse(queued, Outcome::refused, error.what(), false);
     if (error.fault() == Fault::backend)  // a device that is lost answers nobody any more
       failures_ = std::max(failures_, options_.failures_max - 1);
     failed(error.what());
     log_(error.what());
     // Messages of a device may name files of this machine.
     const bool own = error.fault() == Fault::internal;
-    return refuse(waiting, Outcome::failed,
+    return refuse(queued, Outcome::failed,
                   own ? error.what() : "the policy failed; the server's log says why", true);
   } catch (const std::exception& error) {
     failed(error.what());
     log_(error.what());
-    return refuse(waiting, Outcome::failed, "the policy failed; the server's log says why", true);
+    return refuse(queued, Outcome::failed, "the policy failed; the server's log says why", true);
   }
 }
 
-Answer Answerer::answer(const Waiting& waiting) {
+Answer RequestHandler::answer(const QueuedRequest& queued) {
   try {
-    return answer_or_say_why(waiting);
+    return answer_or_refuse(queued);
   } catch (const std::bad_alloc&) {  // not even for saying why: the text is one that needs none
     metrics_.count(Outcome::failed);
-    ++waiting.session->errors;
+    ++queued.session->errors;
     return {.message = "out of memory", .text = true, .close = CloseCode::internal_error};
   }
 }

@@ -17,14 +17,13 @@ int64_t ActionQueue::consumed_since(const Mark& mark) const {
 }
 
 int64_t ActionQueue::end() const {
-  return rows_max_ > 0 ? std::min(rows_max_, chunk_.horizon) : chunk_.horizon;
+  return rows_max_ > 0 ? std::min(rows_max_, chunk_.rows) : chunk_.rows;
 }
 
 int64_t ActionQueue::push(const RemoteActions& chunk, const Mark& mark) {
-  ensure(
-      chunk.horizon >= 0 && chunk.dim > 0 && std::ssize(chunk.values) == chunk.horizon * chunk.dim,
-      Fault::usage, "a chunk has {} values, expected {} rows of {}", chunk.values.size(),
-      chunk.horizon, chunk.dim);
+  ensure(chunk.rows >= 0 && chunk.dim > 0 && std::ssize(chunk.values) == chunk.rows * chunk.dim,
+         Fault::usage, "a chunk has {} values, expected {} rows of {}", chunk.values.size(),
+         chunk.rows, chunk.dim);
   const std::lock_guard lock(mutex_);
   ensure(mark.consumed <= consumed_, Fault::usage,
          "a chunk for an observation after {} actions, but only {} were consumed", mark.consumed,
@@ -61,26 +60,19 @@ void ActionQueue::clear() {
   chunk_mark_ = {consumed_, clears_};
 }
 
-ActionRows ActionQueue::rows_from(int64_t row) const {
-  if (row < 0 || row >= chunk_.horizon) return {.dim = chunk_.dim};
-  return {.rows = chunk_.horizon - row,
-          .dim = chunk_.dim,
-          .values = {chunk_.values.begin() + row * chunk_.dim, chunk_.values.end()}};
-}
-
 // Row 0 of the chunk was due when the robot was at chunk_mark_; rows and actions go in step.
 int64_t ActionQueue::row_at(const Mark& mark) const {
   return mark.clears == clears_ ? mark.consumed - chunk_mark_.consumed : -1;
 }
 
-ActionRows ActionQueue::left_over() const {
+ActionChunk ActionQueue::left_over() const {
   const std::lock_guard lock(mutex_);
-  return rows_from(next_);
+  return chunk_.from(next_);
 }
 
-ActionRows ActionQueue::left_over(const Mark& mark) const {
+ActionChunk ActionQueue::left_over(const Mark& mark) const {
   const std::lock_guard lock(mutex_);
-  return rows_from(row_at(mark));
+  return chunk_.from(row_at(mark));
 }
 
 int64_t ActionQueue::steps(double control_hz) const {
@@ -97,7 +89,7 @@ int64_t ActionQueue::delay_steps(double control_hz) const {
 RemoteOptions ActionQueue::guidance(double control_hz, const Mark& mark) const {
   const std::lock_guard lock(mutex_);
   RemoteOptions options;
-  options.prev_chunk = rows_from(row_at(mark));
+  options.prev_chunk = chunk_.from(row_at(mark));
   if (options.prev_chunk.rows > 0)
     options.inference_delay = std::min(steps(control_hz), options.prev_chunk.rows);
   return options;

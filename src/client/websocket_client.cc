@@ -1,8 +1,11 @@
 // The blocking client. Beast's blocking calls know no time limit, so each call runs an asynchronous
 // operation on a loop of its own.
+#include "client/websocket_client.h"
+
 #include <boost/asio/connect.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/string.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/websocket/stream.hpp>
 #include <chrono>
@@ -10,10 +13,19 @@
 #include <utility>
 #include <vector>
 
-#include "serve/network.h"
 #include "tensor/check.h"
 
 namespace tendon {
+
+bool is_localhost(std::string_view host) {
+  if (host.ends_with('.')) host.remove_suffix(1);
+  constexpr std::string_view kName = "localhost";
+  if (host.size() < kName.size()) return false;
+  const std::string_view below = host.substr(0, host.size() - kName.size());
+  if (!boost::beast::iequals(host.substr(below.size()), kName)) return false;
+  return below.empty() || (below.size() > 1 && below.ends_with('.'));
+}
+
 namespace {
 
 namespace asio = boost::asio;
