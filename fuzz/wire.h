@@ -15,7 +15,7 @@ class Echo final : public WebSocketEvents {
   void opened(ConnectionId, const Peer&) override { ++open; }
   bool received(ConnectionId id, Bytes message, bool text) override {
     require(message.size() <= options_.message_bytes_max);
-    hub_.sockets.at(id)->send(std::string(message.begin(), message.end()), text);
+    hub_.websockets.at(id)->send(std::string(message.begin(), message.end()), text);
     return true;
   }
   void sent(ConnectionId) override {}
@@ -47,7 +47,7 @@ class Connection {
     int ends[2];
     require(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) == 0);
     const int peer = ends[1];
-    const auto head = std::make_shared<wire::Head>(hub_, port_, hub_.next_id++);
+    const auto head = std::make_shared<wire::HttpConnection>(hub_, port_, hub_.next_id++);
     head->stream().socket().assign(wire::tcp::v4(), ends[0]);
     hub_.accepted(port_, head);
     std::string heard = send(peer, first, first.size());
@@ -63,7 +63,9 @@ class Connection {
  private:
   static constexpr int kTurnsMax = 1000;
 
-  bool over() const { return port_.heads.empty() && hub_.sockets.empty() && hub_.leaving.empty(); }
+  bool over() const {
+    return port_.http_connections.empty() && hub_.websockets.empty() && hub_.lingering.empty();
+  }
 
   std::string turn(int peer) {
     hub_.loop.restart();

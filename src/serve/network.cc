@@ -13,7 +13,7 @@ namespace {
 
 constexpr double kTickSeconds = 0.1;  // how late a timeout may be
 constexpr double kAcceptAgainSeconds = 0.1;
-constexpr size_t kLeavingMax = 128;
+constexpr size_t kLingeringMax = 128;
 
 std::vector<tcp::endpoint> resolve(Loop& loop, const PortOptions& at) {
   if (at.host.empty() || at.host == "*")
@@ -88,7 +88,7 @@ uint16_t Hub::listen(const WebSocketOptions& options, WebSocketEvents* events, H
 }
 
 void Hub::accept(Port& port, Acceptor& acceptor) {
-  const auto head = std::make_shared<Head>(*this, port, next_id++);
+  const auto head = std::make_shared<HttpConnection>(*this, port, next_id++);
   acceptor.async_accept(head->stream().socket(), [this, &port, &acceptor, head](ErrorCode ec) {
     if (!acceptor.is_open()) return;
     // Too many open files, most likely: they get fewer.
@@ -98,31 +98,31 @@ void Hub::accept(Port& port, Acceptor& acceptor) {
   });
 }
 
-void Hub::accepted(Port& port, const std::shared_ptr<Head>& head) {
+void Hub::accepted(Port& port, const std::shared_ptr<HttpConnection>& head) {
   ++counters.accepted;
   ErrorCode ignored;
   head->stream().socket().set_option(tcp::no_delay(true), ignored);
-  if (port.heads.size() >= static_cast<size_t>(port.options.handshakes_max)) {
+  if (port.http_connections.size() >= static_cast<size_t>(port.options.handshakes_max)) {
     // A healthy head is here in milliseconds: the oldest is the one that waits on purpose.
     ++counters.over_capacity;
-    port.heads.begin()->second->drop();
+    port.http_connections.begin()->second->drop();
   }
-  port.heads[head->id()] = head;
+  port.http_connections[head->id()] = head;
   head->read();
 }
 
-void Hub::leave(Stream stream) {
-  if (leaving.size() >= kLeavingMax) {
-    leaving.front()->cut();
-    leaving.pop_front();
+void Hub::linger(Stream stream) {
+  if (lingering.size() >= kLingeringMax) {
+    lingering.front()->cut();
+    lingering.pop_front();
   }
-  leaving.push_back(std::make_shared<Leaving>(*this, std::move(stream)));
-  leaving.back()->read();
+  lingering.push_back(std::make_shared<LingeringClose>(*this, std::move(stream)));
+  lingering.back()->read();
 }
 
-Socket* Hub::find(ConnectionId id) const {
-  const auto found = sockets.find(id);
-  return found == sockets.end() ? nullptr : found->second.get();
+WebSocketConnection* Hub::find(ConnectionId id) const {
+  const auto found = websockets.find(id);
+  return found == websockets.end() ? nullptr : found->second.get();
 }
 
 void Hub::after(double wait_s, std::function<void()> action) {
@@ -135,13 +135,13 @@ void Hub::after(double wait_s, std::function<void()> action) {
 void Hub::tick() {
   const Time now = Clock::now();
   for (const auto& port : ports) {
-    std::vector<std::shared_ptr<Head>> late;
-    for (const auto& [id, head] : port->heads)
+    std::vector<std::shared_ptr<HttpConnection>> late;
+    for (const auto& [id, head] : port->http_connections)
       if (now > head->deadline()) late.push_back(head);
-    for (const auto& head : late) head->expire();
+    for (const auto& connection : late) connection->expire();
   }
-  for (const auto& [id, socket] : sockets) socket->tick(now);
-  for (const auto& peer : leaving)
+  for (const auto& [id, socket] : websockets) socket->tick(now);
+  for (const auto& peer : lingering)
     if (now > peer->deadline) peer->cut();
   after(kTickSeconds, [this] { tick(); });
 }
@@ -157,10 +157,10 @@ void Hub::wait_for(asio::signal_set& set, const std::function<void(int)>& action
 void Hub::close_all() {
   for (const auto& port : ports) {
     for (Acceptor& acceptor : port->acceptors) acceptor.close();
-    for (const auto& [id, head] : std::map(port->heads)) head->drop();
+    for (const auto& [id, head] : std::map(port->http_connections)) head->drop();
   }
-  for (const auto& [id, socket] : std::map(sockets)) socket->finish(false);
-  for (const auto& peer : leaving) peer->cut();
+  for (const auto& [id, socket] : std::map(websockets)) socket->finish(false);
+  for (const auto& peer : lingering) peer->cut();
   loop.stop();
 }
 
@@ -199,15 +199,15 @@ void Network::stop_listening() {
 }
 
 void Network::send(ConnectionId id, std::string message, bool text) {
-  if (wire::Socket* socket = hub_->find(id)) socket->send(std::move(message), text);
+  if (wire::WebSocketConnection* socket = hub_->find(id)) socket->send(std::move(message), text);
 }
 
 void Network::resume(ConnectionId id) {
-  if (wire::Socket* socket = hub_->find(id)) socket->resume();
+  if (wire::WebSocketConnection* socket = hub_->find(id)) socket->resume();
 }
 
 void Network::close(ConnectionId id, CloseCode code, std::string_view reason) {
-  if (wire::Socket* socket = hub_->find(id)) socket->close(code, reason);
+  if (wire::WebSocketConnection* socket = hub_->find(id)) socket->close(code, reason);
 }
 
 void Network::post(std::function<void()> action) {

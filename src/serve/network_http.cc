@@ -19,16 +19,16 @@ bool same_secret(std::string_view given, std::string_view secret) {
 
 }  // namespace
 
-void Leaving::read() {
+void LingeringClose::read() {
   stream_.async_read_some(asio::buffer(trash_),
                           [self = shared_from_this()](const ErrorCode& ec, size_t) {
                             if (!ec) return self->read();
                             self->stream_.close();
-                            self->hub_.leaving.remove(self);
+                            self->hub_.lingering.remove(self);
                           });
 }
 
-void Head::read() {
+void HttpConnection::read() {
   deadline_ = Clock::now() + seconds(options_.head_timeout_s);
   parser_.header_limit(static_cast<uint32_t>(options_.head_bytes_max));
   parser_.body_limit(0);
@@ -37,18 +37,18 @@ void Head::read() {
       [self = shared_from_this()](const ErrorCode& ec, size_t) { self->head_read(ec); });
 }
 
-void Head::drop() {
+void HttpConnection::drop() {
   if (std::exchange(dropped_, true)) return;
   stream_.close();
-  port_.heads.erase(id_);
+  port_.http_connections.erase(id_);
 }
 
-void Head::expire() {
+void HttpConnection::expire() {
   if (answer_.empty()) ++hub_.counters.head_timeouts;
   drop();
 }
 
-void Head::head_read(const ErrorCode& ec) {
+void HttpConnection::head_read(const ErrorCode& ec) {
   if (dropped_) return;
   if (ec == http::error::header_limit || ec == http::error::buffer_overflow)
     return refuse(431, fmt::format("the request head is beyond {} bytes", options_.head_bytes_max));
@@ -66,7 +66,7 @@ void Head::head_read(const ErrorCode& ec) {
   answer_http(request);
 }
 
-void Head::answer_http(const Request& request) {
+void HttpConnection::answer_http(const Request& request) {
   const std::string method(request.method_string());
   HttpReply reply = port_.http({.method = method, .target = std::string(request.target())});
   if (port_.events && reply.status == 404 && method == "GET") {
@@ -81,7 +81,7 @@ void Head::answer_http(const Request& request) {
   answer(reply, method != "HEAD");
 }
 
-void Head::upgrade(const Request& request) {
+void HttpConnection::upgrade(const Request& request) {
   const HttpReply reply = refusal(request);
   if (reply.status != 101) return answer(reply);
   ErrorCode ignored;  // the peer may be gone
@@ -90,17 +90,17 @@ void Head::upgrade(const Request& request) {
   const std::string address =
       mapped ? asio::ip::make_address_v4(asio::ip::v4_mapped, end.to_v6()).to_string()
              : end.to_string();
-  const auto socket =
-      std::make_shared<Socket>(hub_, port_, id_, std::move(stream_),
-                               Peer{.address = address, .target = std::string(request.target())});
+  const auto socket = std::make_shared<WebSocketConnection>(
+      hub_, port_, id_, std::move(stream_),
+      Peer{.address = address, .target = std::string(request.target())});
   ++port_.open;
-  hub_.sockets[id_] = socket;
-  port_.heads.erase(id_);
+  hub_.websockets[id_] = socket;
+  port_.http_connections.erase(id_);
   socket->accept(request);
 }
 
 // 101 when there is nothing against it.
-HttpReply Head::refusal(const Request& request) {
+HttpReply HttpConnection::refusal(const Request& request) {
   const auto key = request[http::field::sec_websocket_key];
   const auto version = request[http::field::sec_websocket_version];
   std::string bad;
@@ -140,12 +140,12 @@ HttpReply Head::refusal(const Request& request) {
   return {.status = 101, .body = ""};
 }
 
-void Head::refuse(int status, const std::string& why) {
+void HttpConnection::refuse(int status, const std::string& why) {
   ++hub_.counters.bad_handshake;
   answer({.status = status, .body = why + "\n"});
 }
 
-void Head::answer(const HttpReply& reply, bool with_body) {
+void HttpConnection::answer(const HttpReply& reply, bool with_body) {
   deadline_ = Clock::now() + seconds(options_.head_timeout_s);
   const auto status = http::int_to_status(static_cast<unsigned>(reply.status));
   const char* more = reply.status == 426   ? "Upgrade: websocket\r\n"
@@ -160,7 +160,7 @@ void Head::answer(const HttpReply& reply, bool with_body) {
                       if (ec || self->dropped_) return self->drop();
                       ErrorCode ignored;
                       self->stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
-                      self->hub_.leave(std::move(self->stream_));
+                      self->hub_.linger(std::move(self->stream_));
                       self->drop();
                     });
 }

@@ -78,7 +78,7 @@ struct Stream : beast::basic_stream<tcp, Loop::executor_type, Traffic> {
   using basic_stream::basic_stream;
 };
 
-// Beast would wait for the peer's end here, without limit; Leaving does that with one.
+// Beast would wait for the peer's end here, without limit; LingeringClose does that with one.
 template <class Done>
 void async_teardown(beast::role_type, Stream& stream, Done&& done) {
   ErrorCode ignored;
@@ -87,16 +87,16 @@ void async_teardown(beast::role_type, Stream& stream, Done&& done) {
              beast::bind_front_handler(std::forward<Done>(done), ErrorCode()));
 }
 
-class Head;
-class Socket;
-class Leaving;
+class HttpConnection;
+class WebSocketConnection;
+class LingeringClose;
 
 struct Port {
   WebSocketOptions options;
   WebSocketEvents* events = nullptr;  // null: HTTP only
   HttpHandler http;
   std::list<Acceptor> acceptors;
-  std::map<ConnectionId, std::shared_ptr<Head>> heads;  // oldest first
+  std::map<ConnectionId, std::shared_ptr<HttpConnection>> http_connections;  // oldest first
   int open = 0;
   bool listening = true;
 };
@@ -104,9 +104,9 @@ struct Port {
 struct Hub {
   uint16_t listen(const WebSocketOptions& options, WebSocketEvents* events, HttpHandler http);
   void accept(Port& port, Acceptor& acceptor);
-  void accepted(Port& port, const std::shared_ptr<Head>& head);
-  void leave(Stream stream);
-  Socket* find(ConnectionId id) const;  // null: not open any more
+  void accepted(Port& port, const std::shared_ptr<HttpConnection>& head);
+  void linger(Stream stream);
+  WebSocketConnection* find(ConnectionId id) const;  // null: not open any more
   void after(double wait_s, std::function<void()> action);
   void tick();
   void wait_for(asio::signal_set& set, const std::function<void(int)>& action);
@@ -115,17 +115,17 @@ struct Hub {
   Loop loop;  // first: it outlives what its callbacks hold
   NetworkCounters counters;
   std::list<std::unique_ptr<Port>> ports;
-  std::map<ConnectionId, std::shared_ptr<Socket>> sockets;
-  std::list<std::shared_ptr<Leaving>> leaving;
+  std::map<ConnectionId, std::shared_ptr<WebSocketConnection>> websockets;
+  std::list<std::shared_ptr<LingeringClose>> lingering;
   std::list<asio::signal_set> signals;
   ConnectionId next_id = 1;
 };
 
 // Our last bytes are sent. Closing with unread bytes would reset the connection and destroy them on
 // their way, so the peer's are read until it closes too.
-class Leaving : public std::enable_shared_from_this<Leaving> {
+class LingeringClose : public std::enable_shared_from_this<LingeringClose> {
  public:
-  Leaving(Hub& hub, Stream stream) : hub_(hub), stream_(std::move(stream)) {}
+  LingeringClose(Hub& hub, Stream stream) : hub_(hub), stream_(std::move(stream)) {}
   void read();
   void cut() { stream_.close(); }
   const Time deadline = Clock::now() + seconds(kCloseSeconds);
@@ -136,9 +136,9 @@ class Leaving : public std::enable_shared_from_this<Leaving> {
   std::array<char, 4096> trash_{};
 };
 
-class Socket : public std::enable_shared_from_this<Socket> {
+class WebSocketConnection : public std::enable_shared_from_this<WebSocketConnection> {
  public:
-  Socket(Hub& hub, Port& port, ConnectionId id, Stream stream, Peer peer)
+  WebSocketConnection(Hub& hub, Port& port, ConnectionId id, Stream stream, Peer peer)
       : hub_(hub),
         port_(port),
         options_(port.options),
@@ -188,9 +188,9 @@ class Socket : public std::enable_shared_from_this<Socket> {
 };
 
 // One HTTP exchange: a request head, then an answer or a websocket.
-class Head : public std::enable_shared_from_this<Head> {
+class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  public:
-  Head(Hub& hub, Port& port, ConnectionId id)
+  HttpConnection(Hub& hub, Port& port, ConnectionId id)
       : hub_(hub),
         port_(port),
         options_(port.options),

@@ -13,7 +13,7 @@ constexpr size_t kReasonBytesMax = 123;
 
 }  // namespace
 
-void Socket::accept(const http::request<http::empty_body>& request) {
+void WebSocketConnection::accept(const http::request<http::empty_body>& request) {
   ws_.auto_fragment(false);
   ws_.read_message_max(options_.message_bytes_max);
   ws_.control_callback([this](websocket::frame_type frame, auto) { saw(frame); });
@@ -29,7 +29,7 @@ void Socket::accept(const http::request<http::empty_body>& request) {
   });
 }
 
-void Socket::saw(websocket::frame_type frame) {
+void WebSocketConnection::saw(websocket::frame_type frame) {
   if (frame == websocket::frame_type::ping) ++hub_.counters.pings;
   if (frame == websocket::frame_type::close && !deadline_)
     deadline_ = Clock::now() + seconds(kCloseSeconds);
@@ -38,7 +38,7 @@ void Socket::saw(websocket::frame_type frame) {
 }
 
 // Grows with what has arrived, never with what a header claims.
-void Socket::read() {
+void WebSocketConnection::read() {
   if (closing_ || finished_) return;
   try {
     if (message_bytes_ == message_.size())
@@ -53,7 +53,7 @@ void Socket::read() {
       [self = shared_from_this()](const ErrorCode& ec, size_t n) { self->read_some(ec, n); });
 }
 
-void Socket::read_some(const ErrorCode& ec, size_t n) {
+void WebSocketConnection::read_some(const ErrorCode& ec, size_t n) {
   if (finished_) return;
   if (ec) return read_failed(ec);
   traffic().unclaimed_bytes = 0;
@@ -67,7 +67,7 @@ void Socket::read_some(const ErrorCode& ec, size_t n) {
   read();
 }
 
-void Socket::message_done() {
+void WebSocketConnection::message_done() {
   Bytes message = std::exchange(message_, {});
   message.resize(std::exchange(message_bytes_, 0));
   fragments_ = 0;
@@ -77,7 +77,7 @@ void Socket::message_done() {
   paused_ = true;
 }
 
-void Socket::read_failed(const ErrorCode& ec) {
+void WebSocketConnection::read_failed(const ErrorCode& ec) {
   const bool ours = ec.category() == make_error_code(websocket::error::closed).category();
   if (ec == websocket::error::message_too_big)
     ++hub_.counters.too_big;
@@ -88,18 +88,18 @@ void Socket::read_failed(const ErrorCode& ec) {
   finish(ours);
 }
 
-void Socket::too_many_fragments() {
+void WebSocketConnection::too_many_fragments() {
   ++hub_.counters.too_big;
   close(CloseCode::too_big, fmt::format("more than {} fragments", options_.fragments_max));
 }
 
-void Socket::resume() {
+void WebSocketConnection::resume() {
   if (!std::exchange(paused_, false)) return;
   traffic().last_in = Clock::now();  // what it sent meanwhile is not read yet
   read();
 }
 
-void Socket::send(std::string message, bool text) {
+void WebSocketConnection::send(std::string message, bool text) {
   if (closing_ || finished_ || !opened_) return;
   if (queue_bytes_ > kQueueBytesMax) return cut();
   queue_bytes_ += message.size();
@@ -107,13 +107,13 @@ void Socket::send(std::string message, bool text) {
   if (!writing_) write();
 }
 
-void Socket::write() {
+void WebSocketConnection::write() {
   writing_ = true;
   traffic().last_out = Clock::now();
   ws_.text(queue_.front().text);
   ws_.async_write(asio::buffer(queue_.front().message),
                   [self = shared_from_this()](const ErrorCode& ec, size_t) {
-                    Socket& s = *self;
+                    WebSocketConnection& s = *self;
                     s.writing_ = false;
                     if (s.finished_) return;
                     if (ec) return s.cut();
@@ -128,7 +128,7 @@ void Socket::write() {
                   });
 }
 
-void Socket::close(CloseCode code, std::string_view reason) {
+void WebSocketConnection::close(CloseCode code, std::string_view reason) {
   if (closing_ || finished_) return;
   if (reason.size() > kReasonBytesMax) {
     size_t end = kReasonBytesMax;
@@ -140,14 +140,14 @@ void Socket::close(CloseCode code, std::string_view reason) {
   if (!writing_) start_close();
 }
 
-void Socket::start_close() {
+void WebSocketConnection::start_close() {
   deadline_ = Clock::now() + seconds(kCloseSeconds);
   if (!ws_.is_open()) return;  // the peer or an error came first
   ws_.async_close(*closing_,
                   [self = shared_from_this()](const ErrorCode& ec) { self->finish(!ec); });
 }
 
-void Socket::tick(Time now) {
+void WebSocketConnection::tick(Time now) {
   if (finished_) return;
   // Beast may be sending its close frame for an error that it has not reported yet.
   if (opened_ && !ws_.is_open() && !deadline_) deadline_ = now + seconds(kCloseSeconds);
@@ -172,7 +172,7 @@ void Socket::tick(Time now) {
   keep_alive(now);
 }
 
-void Socket::keep_alive(Time now) {
+void WebSocketConnection::keep_alive(Time now) {
   const Time quiet = now - seconds(options_.ping_after_s);
   if (pinging_ || traffic().last_in > quiet || last_ping_ > quiet) return;
   pinging_ = true;
@@ -181,18 +181,18 @@ void Socket::keep_alive(Time now) {
 }
 
 // Later, so that whoever called us finds what it iterates over unchanged.
-void Socket::cut() {
+void WebSocketConnection::cut() {
   ws_.next_layer().close();
   asio::post(hub_.loop, [self = shared_from_this()] { self->finish(false); });
 }
 
-void Socket::finish(bool politely) {
+void WebSocketConnection::finish(bool politely) {
   if (std::exchange(finished_, true)) return;
   const auto self = shared_from_this();
-  hub_.sockets.erase(id_);
+  hub_.websockets.erase(id_);
   --port_.open;
   if (politely)
-    hub_.leave(std::move(ws_.next_layer()));
+    hub_.linger(std::move(ws_.next_layer()));
   else
     ws_.next_layer().close();
   if (opened_) port_.events->closed(id_);

@@ -21,7 +21,7 @@ namespace {
 constexpr double kTickSeconds = 0.25;
 constexpr double kWatchdogSeconds = 2;
 constexpr double kHangWarmUps = 20, kHangSecondsMin = 60;
-constexpr double kGoodbyeSeconds = 0.5;  // for close frames to leave
+constexpr double kCloseFramesSeconds = 0.5;  // for close frames to leave
 constexpr int kExitHang = 70, kExitInterrupted = 130;
 
 // sd_notify(3): one datagram. A leading '@' is the abstract namespace.
@@ -58,7 +58,7 @@ class Server final : public WebSocketEvents {
   void tick();
   void stop_on(int signal);
   void hung();
-  void goodbye();
+  void close_connections();
 
   // On the inference thread.
   void infer_until_stopped();
@@ -87,7 +87,7 @@ class Server final : public WebSocketEvents {
   std::atomic<Clock::rep> infer_begin_ = 0;  // ticks; 0: idle
   std::atomic<bool> inference_ended_ = false;
   int signal_ = 0, exit_code_ = 0;
-  bool leaving_ = false;
+  bool closing_ = false;
   Clock::time_point notified_{};
 };
 
@@ -162,7 +162,7 @@ void Server::closed(ConnectionId id) {
   options_.log(
       fmt::format("client {} left after {} replies", id, clients_.at(id).session->answered.load()));
   clients_.erase(id);
-  if (leaving_ && clients_.empty()) network_.stop();
+  if (closing_ && clients_.empty()) network_.stop();
 }
 
 void Server::deliver(ConnectionId id, Clock::time_point received, Answer answer) {
@@ -218,7 +218,7 @@ void Server::infer_until_stopped() {
   }
   inference_ended_ = true;
   try {
-    network_.post([this] { goodbye(); });
+    network_.post([this] { close_connections(); });
   } catch (const std::bad_alloc&) {
     return;  // tick() looks as well
   }
@@ -240,14 +240,14 @@ void Server::start_listening() {
 }
 
 // Nothing runs any more: closes the connections and lets run() return.
-void Server::goodbye() {
-  if (leaving_) return;
-  leaving_ = true;
+void Server::close_connections() {
+  if (closing_) return;
+  closing_ = true;
   network_.stop_listening();
   for (const auto& [id, client] : clients_)
     network_.close(id, CloseCode::going_away, "the server is stopping");
   if (clients_.empty()) network_.stop();
-  network_.after(kGoodbyeSeconds, [this] { network_.stop(); });
+  network_.after(kCloseFramesSeconds, [this] { network_.stop(); });
 }
 
 void Server::stop_on(int signal) {
@@ -261,7 +261,7 @@ void Server::stop_on(int signal) {
   queue_.close();
   const bool loading = port_ == 0;  // and nobody waits for an answer
   network_.after(loading ? 0 : options_.drain_s_max, [this] {
-    if (!inference_ended_) goodbye();
+    if (!inference_ended_) close_connections();
   });
 }
 
@@ -269,21 +269,21 @@ void Server::hung() {
   metrics_.set_state(ServerState::failed, "the inference hangs");
   options_.log(fmt::format("an inference takes longer than {:.0f} s: giving up, exit code {}",
                            options_.inference_s_max, kExitHang));
-  leaving_ = true;
+  closing_ = true;
   exit_code_ = kExitHang;
   network_.stop_listening();
   for (const auto& [id, client] : clients_) {
     network_.send(id, "the policy hangs; the server restarts", true);
     network_.close(id, CloseCode::internal_error, "the policy hangs");
   }
-  network_.after(kGoodbyeSeconds, [this] { network_.stop(); });
+  network_.after(kCloseFramesSeconds, [this] { network_.stop(); });
 }
 
 void Server::tick() {
   const Clock::time_point now = Clock::now();
-  if (inference_ended_) goodbye();
+  if (inference_ended_) close_connections();
   const Clock::rep begin = infer_begin_;
-  if (begin != 0 && !leaving_) {
+  if (begin != 0 && !closing_) {
     const Clock::time_point since{Clock::duration(begin)};
     if (ms_between(since, now) > options_.inference_s_max * 1e3) hung();
   }
