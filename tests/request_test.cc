@@ -9,7 +9,7 @@
 #include <functional>
 #include <limits>
 
-#include "serve/reply.h"
+#include "serve/request_handler.h"
 #include "stub_server.h"
 #include "tendon/error.h"
 

@@ -8,6 +8,11 @@
 #include "tensor/percentile.h"
 
 namespace tendon {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModelCard, name, backend, method, robot, horizon, steps,
+                                   action_dim, state_dim, cameras, action_names, demo, notes,
+                                   load_ms, warm_up_ms, fingerprint)
+
 namespace {
 
 constexpr double kSliceSeconds = 5;
@@ -161,25 +166,6 @@ nlohmann::json Metrics::history_json() const {
   return rows;
 }
 
-nlohmann::json Metrics::model_json() const {
-  if (!card_) return nullptr;
-  return {{"name", card_->name},
-          {"backend", card_->backend},
-          {"method", card_->method},
-          {"robot", card_->robot},
-          {"horizon", card_->horizon},
-          {"steps", card_->steps},
-          {"action_dim", card_->action_dim},
-          {"state_dim", card_->state_dim},
-          {"cameras", card_->cameras},
-          {"action_names", card_->action_names},
-          {"demo", card_->demo},
-          {"notes", card_->notes},
-          {"load_ms", card_->load_ms},
-          {"warm_up_ms", card_->warm_up_ms},
-          {"fingerprint", card_->fingerprint}};
-}
-
 nlohmann::json Metrics::loading_json() const {
   if (!progress_ || progress_->plan.weights == 0) return nullptr;
   const auto total = static_cast<double>(progress_->plan.weights);
@@ -200,7 +186,7 @@ nlohmann::json Metrics::warnings_json() const {
   return rows;
 }
 
-std::string Metrics::status_json(const std::vector<std::shared_ptr<Session>>& sessions) const {
+std::string Metrics::status_json(const Sessions& sessions) const {
   const std::string why = reason();
   const std::lock_guard lock(mutex_);
   nlohmann::json out = latency_json();
@@ -209,15 +195,15 @@ std::string Metrics::status_json(const std::vector<std::shared_ptr<Session>>& se
   out["loading"] = loading_json();
   out["uptime_s"] = seconds_since(start_);
   out["version"] = card_ ? nlohmann::json(card_->version) : nlohmann::json();
-  out["model"] = model_json();
+  out["model"] = card_ ? nlohmann::json(*card_) : nlohmann::json();
   for (size_t o = 0; o < kOutcomes; ++o)
     out["requests"][name(static_cast<Outcome>(o))] = outcomes_[o];
   out["history"] = history_json();
   out["clients"] = nlohmann::json::array();
-  for (const auto& s : sessions) {
+  for (const auto& [id, s] : sessions) {
     const Clock::time_point last{Clock::duration(s->last_request_ticks.load())};
     out["clients"].push_back(
-        {{"id", s->id},
+        {{"id", id},
          {"peer", s->peer.address},
          {"since_s", seconds_since(s->since)},
          {"rate_hz", s->rate_hz.load()},
@@ -251,8 +237,7 @@ std::string Metrics::status_json(const std::vector<std::shared_ptr<Session>>& se
   return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-std::string Metrics::prometheus(const std::vector<std::shared_ptr<Session>>& sessions,
-                                const NetworkCounters& network) const {
+std::string Metrics::prometheus(const Sessions& sessions, const NetworkCounters& network) const {
   const std::lock_guard lock(mutex_);
   std::string out;
   const auto type = [&](const char* metric, const char* kind, const char* help) {

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <deque>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -53,9 +52,8 @@ class Metrics {
   void warn(const std::string& text);  // the same text is shown once with its count
 
   // `sessions` and `network` belong to the caller's thread.
-  std::string status_json(const std::vector<std::shared_ptr<Session>>& sessions) const;
-  std::string prometheus(const std::vector<std::shared_ptr<Session>>& sessions,
-                         const NetworkCounters& network) const;
+  std::string status_json(const Sessions& sessions) const;
+  std::string prometheus(const Sessions& sessions, const NetworkCounters& network) const;
 
  private:
   // Times of one bucket of the page's history.
@@ -70,7 +68,6 @@ class Metrics {
   };
   nlohmann::json latency_json() const;
   nlohmann::json history_json() const;
-  nlohmann::json model_json() const;
   nlohmann::json loading_json() const;
   nlohmann::json warnings_json() const;
 

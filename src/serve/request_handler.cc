@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "client/msgpack.h"
-#include "serve/reply.h"
+#include "client/wire_fields.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -20,12 +19,52 @@ struct Refused {
   std::string text;
 };
 
+// {actions: float64 [horizon, dim], policy_timing, server_timing}; a request_id comes last.
+std::string write_reply(const Reply& reply) {
+  FieldWriter field;
+  reply_fields(reply, field);
+  return field.map();
+}
+
+// RoboArena wants the array alone, as float32.
+std::string write_bare_actions(const ActionChunk& actions) {
+  const std::vector<float> values(actions.values.begin(), actions.values.end());
+  const auto bytes = std::as_bytes(std::span(values));
+  std::string out;
+  msgpack::Writer(out).array("<f4", std::array{actions.rows, actions.dim},
+                             {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+  return out;
+}
+
 double unix_seconds_now() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   return std::chrono::duration<double>(now).count();
 }
 
 }  // namespace
+
+std::string write_greeting(const ModelCard& card, Dialect dialect) {
+  FieldWriter field;
+  if (dialect == Dialect::roboarena) {
+    field("image_resolution", std::vector{224.0, 224.0});
+    field("needs_wrist_camera", true);
+    field("n_external_cameras", int64_t{1});
+    field("needs_stereo_camera", false);
+    field("needs_session_id", false);
+    field("action_space", std::string(card.joint_positions ? "joint_position" : "joint_velocity"));
+    return field.map();
+  }
+  const RemotePolicy policy{.model = card.name,
+                            .robot = card.robot,
+                            .server = "tendon " + card.version,
+                            .horizon = card.horizon,
+                            .action_names = card.action_names,
+                            .cameras = card.cameras,
+                            .reset_pose = card.reset_pose,
+                            .demo = card.demo};
+  greeting_fields(policy, field);
+  return field.map();
+}
 
 RequestHandler::RequestHandler(ServedPolicy policy, const RequestOptions& options, Metrics& metrics,
                                std::function<void(const std::string&)> log)

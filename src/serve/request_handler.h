@@ -35,6 +35,9 @@ struct Answer {
   uint64_t seed = 0;  // that was used
 };
 
+// The first message of a connection.
+std::string write_greeting(const ModelCard& card, Dialect dialect);
+
 class RequestHandler {
  public:
   // `log` gets one line per refused request.
@@ -43,8 +46,6 @@ class RequestHandler {
 
   // Never throws for what a peer sent or the policy could not do: that is the answer.
   Answer answer(const QueuedRequest& request);
-
-  const ModelCard& card() const { return policy_.card; }
 
  private:
   Answer answer_or_refuse(const QueuedRequest& queued);

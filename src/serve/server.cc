@@ -7,12 +7,10 @@
 #include <csignal>
 #include <cstdlib>
 #include <exception>
-#include <map>
 #include <thread>
 
 #include "serve/page.h"
 #include "serve/recording.h"
-#include "serve/reply.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -54,7 +52,6 @@ class Server final : public WebSocketEvents {
 
   HttpReply admin(const HttpRequest& request) const;
   HttpReply health(const HttpRequest& request) const;
-  std::vector<std::shared_ptr<Session>> sessions() const;
   void tick();
   void stop_on(int signal);
   void hung();
@@ -68,11 +65,6 @@ class Server final : public WebSocketEvents {
   void start_listening();
   void deliver(ConnectionId id, Clock::time_point received, Answer answer);
 
-  struct Client {
-    std::shared_ptr<Session> session;
-    std::optional<Clock::time_point> replying;  // when the request was received
-  };
-
   const OpenPolicy& open_;
   ServeOptions options_;
   Network network_;
@@ -80,7 +72,7 @@ class Server final : public WebSocketEvents {
   RequestQueue queue_;
   std::unique_ptr<RequestHandler> handler_;
   std::unique_ptr<Recorder> recorder_;
-  std::map<ConnectionId, Client> clients_;
+  Sessions sessions_;
   std::string greeting_;
   uint16_t port_ = 0, admin_port_ = 0;
   std::exception_ptr error_;
@@ -90,12 +82,6 @@ class Server final : public WebSocketEvents {
   bool closing_ = false;
   Clock::time_point notified_{};
 };
-
-std::vector<std::shared_ptr<Session>> Server::sessions() const {
-  std::vector<std::shared_ptr<Session>> all;
-  for (const auto& [id, client] : clients_) all.push_back(client.session);
-  return all;
-}
 
 HttpReply Server::health(const HttpRequest& request) const {
   if (request.target == "/healthz") return {.body = "OK\n"};
@@ -113,9 +99,9 @@ HttpReply Server::admin(const HttpRequest& request) const {
   }
   if (path == "/metrics")
     return {.content_type = "text/plain; version=0.0.4; charset=utf-8",
-            .body = metrics_.prometheus(sessions(), network_.counters())};
+            .body = metrics_.prometheus(sessions_, network_.counters())};
   if (path == "/status")
-    return {.content_type = "application/json", .body = metrics_.status_json(sessions())};
+    return {.content_type = "application/json", .body = metrics_.status_json(sessions_)};
   if (path == "/")
     return {.content_type = "text/html; charset=utf-8", .body = std::string(status_page())};
   return health(request);
@@ -126,51 +112,50 @@ void Server::opened(ConnectionId id, const Peer& peer) {
   session->id = id;
   session->peer = peer;
   session->latest_wins = peer.target.find("queue=latest") != std::string::npos;
-  clients_[id] = {.session = session};
+  sessions_[id] = session;
   options_.log(fmt::format("client {} connected from {}", id, peer.address));
   network_.send(id, greeting_);
 }
 
 bool Server::received(ConnectionId id, Bytes message, bool) {
-  Client& client = clients_.at(id);
-  Session& session = *client.session;
+  const std::shared_ptr<Session>& session = sessions_.at(id);
   const Clock::time_point now = Clock::now();
-  const Clock::rep before = session.last_request_ticks.exchange(now.time_since_epoch().count());
+  const Clock::rep before = session->last_request_ticks.exchange(now.time_since_epoch().count());
   if (before != 0) {
     const double seconds =
         std::chrono::duration<double>(now.time_since_epoch() - Clock::duration(before)).count();
     const double rate = 1 / std::max(seconds, 1e-6);
-    session.rate_hz = session.rate_hz > 0 ? 0.9 * session.rate_hz + 0.1 * rate : rate;
+    session->rate_hz = session->rate_hz > 0 ? 0.9 * session->rate_hz + 0.1 * rate : rate;
   }
-  const RequestQueue::Put put = queue_.put({client.session, std::move(message), now});
+  const RequestQueue::Put put = queue_.put({session, std::move(message), now});
   if (put.replaced) {
-    ++session.skipped;
+    ++session->skipped;
     metrics_.count(Outcome::skipped);
   }
   return !put.full;
 }
 
 void Server::sent(ConnectionId id) {
-  Client& client = clients_.at(id);
-  if (!client.replying) return;  // the greeting
-  client.session->prev_total_ms = ms_between(*client.replying, Clock::now());
-  client.replying.reset();
+  Session& session = *sessions_.at(id);
+  if (!session.replying) return;  // the greeting
+  session.prev_total_ms = ms_between(*session.replying, Clock::now());
+  session.replying.reset();
 }
 
 void Server::closed(ConnectionId id) {
   queue_.forget(id);
   options_.log(
-      fmt::format("client {} left after {} replies", id, clients_.at(id).session->answered.load()));
-  clients_.erase(id);
-  if (closing_ && clients_.empty()) network_.stop();
+      fmt::format("client {} left after {} replies", id, sessions_.at(id)->answered.load()));
+  sessions_.erase(id);
+  if (closing_ && sessions_.empty()) network_.stop();
 }
 
 void Server::deliver(ConnectionId id, Clock::time_point received, Answer answer) {
-  const auto found = clients_.find(id);
-  if (found == clients_.end()) return;
-  found->second.replying = received;
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return;
+  found->second->replying = received;
   // Until it is sent; a quick client's next request may be here before that is known.
-  found->second.session->prev_total_ms = ms_between(received, Clock::now());
+  found->second->prev_total_ms = ms_between(received, Clock::now());
   network_.send(id, std::move(answer.message), answer.text);
   if (answer.close) network_.close(id, *answer.close, answer.close_reason);
 }
@@ -244,9 +229,9 @@ void Server::close_connections() {
   if (closing_) return;
   closing_ = true;
   network_.stop_listening();
-  for (const auto& [id, client] : clients_)
+  for (const auto& [id, session] : sessions_)
     network_.close(id, CloseCode::going_away, "the server is stopping");
-  if (clients_.empty()) network_.stop();
+  if (sessions_.empty()) network_.stop();
   network_.after(kCloseFramesSeconds, [this] { network_.stop(); });
 }
 
@@ -272,7 +257,7 @@ void Server::hung() {
   closing_ = true;
   exit_code_ = kExitHang;
   network_.stop_listening();
-  for (const auto& [id, client] : clients_) {
+  for (const auto& [id, session] : sessions_) {
     network_.send(id, "the policy hangs; the server restarts", true);
     network_.close(id, CloseCode::internal_error, "the policy hangs");
   }

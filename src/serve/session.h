@@ -35,11 +35,16 @@ struct Session {
   std::atomic<Clock::rep> last_request_ticks = 0;  // of Clock; 0: none yet
   std::atomic<double> rate_hz = 0;                 // smoothed over about ten requests
 
+  // Of the I/O thread alone: when the request came whose reply is being sent.
+  std::optional<Clock::time_point> replying;
+
   // Of the inference thread alone.
   int64_t replies = 0;
   ActionChunk previous;       // --rtc: the last reply
   double latency_ms_max = 0;  // received to replied; the first is no sample
 };
+
+using Sessions = std::map<ConnectionId, std::shared_ptr<Session>>;  // of open connections
 
 struct QueuedRequest {
   std::shared_ptr<Session> session;
