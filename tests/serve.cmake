@@ -21,6 +21,11 @@ add_test(NAME serve.autobahn
 set_tests_properties(serve.autobahn PROPERTIES LABELS "server;python" TIMEOUT 600
                                                SKIP_RETURN_CODE 77)
 
+add_executable(client_alone client_alone.cc)
+target_link_libraries(client_alone PRIVATE tendon_client tendon_flags)
+add_test(NAME client_alone COMMAND client_alone)
+set_tests_properties(client_alone PROPERTIES LABELS server)
+
 find_program(CHROMIUM chromium)
 add_test(NAME serve.page
          COMMAND ${Python3_EXECUTABLE} -B ${CMAKE_CURRENT_SOURCE_DIR}/page_test.py --chromium

@@ -3,9 +3,10 @@
 //
 //   tendon::PolicyClient policy("robot-brain:8000");
 //   tendon::RemoteObservation now;
-//   now.image("observation/image", 224, 224, front).image("observation/wrist_image", 224, 224,
-//   hand); now.state("observation/state", joints).prompt("pick up the fork"); tendon::RemoteActions
-//   chunk = policy.infer(now);
+//   now.image("observation/image", 224, 224, front);
+//   now.image("observation/wrist_image", 224, 224, hand);
+//   now.state("observation/state", joints).prompt("pick up the fork");
+//   tendon::RemoteActions chunk = policy.infer(now);
 //
 // What a robot must do: set a timeout, and hold (or stop in a controlled way) on every Error and
 // while an ActionQueue is empty. Never repeat an old action blindly.
@@ -71,7 +72,7 @@ struct ActionChunk {
 
   // Its last rows, beginning with `row`; none where it has no such row.
   ActionChunk from(int64_t row) const {
-    if (row < 0 || row >= rows) return {.dim = dim};
+    if (row < 0 || row >= rows) return {.rows = 0, .dim = dim, .values = {}};
     return {.rows = rows - row, .dim = dim, .values = {values.begin() + row * dim, values.end()}};
   }
 };

@@ -96,7 +96,7 @@ class Network {
   Network();
   ~Network();
   // Both return the port that was bound. Throw Error(Fault::network) with the fix: port in use, no
-  // permission, an address that is not of this machine, a name nobody knows.
+  // permission, an address that is not of this machine, an unknown name.
   uint16_t listen_http(const PortOptions& at, HttpHandler handler);
   // `http` answers what is no upgrade; without Upgrade its 404 becomes 426.
   uint16_t listen_websocket(const WebSocketOptions& options, WebSocketEvents& events,

@@ -20,7 +20,7 @@ bool same_secret(std::string_view given, std::string_view secret) {
 }  // namespace
 
 void LingeringClose::read() {
-  stream_.async_read_some(asio::buffer(trash_),
+  stream_.async_read_some(asio::buffer(discarded_),
                           [self = shared_from_this()](const ErrorCode& ec, size_t) {
                             if (!ec) return self->read();
                             self->stream_.close();

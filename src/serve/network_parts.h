@@ -1,5 +1,5 @@
-// What network*.cc share: the hub, its ports, and the three lives of a connection: a request head,
-// a websocket, and the wait for the peer's end.
+// What network*.cc share: the hub, its ports, and a connection in its three states: HttpConnection
+// until the head of its request is answered, WebSocketConnection, and LingeringClose.
 #pragma once
 
 #include <array>
@@ -35,7 +35,7 @@ using Loop = boost::asio::io_context;
 using Acceptor = asio::basic_socket_acceptor<tcp, Loop::executor_type>;
 using ErrorCode = beast::error_code;
 
-constexpr double kCloseSeconds = 2;  // for the peer's half of a goodbye
+constexpr double kCloseSeconds = 2;  // for the peer's half of the closing
 
 inline Clock::duration seconds(double s) {
   return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(s));
@@ -133,7 +133,7 @@ class LingeringClose : public std::enable_shared_from_this<LingeringClose> {
  private:
   Hub& hub_;
   Stream stream_;
-  std::array<char, 4096> trash_{};
+  std::array<char, 4096> discarded_{};
 };
 
 class WebSocketConnection : public std::enable_shared_from_this<WebSocketConnection> {
@@ -176,7 +176,7 @@ class WebSocketConnection : public std::enable_shared_from_this<WebSocketConnect
   const ConnectionId id_;
   const Peer peer_;
   websocket::stream<Stream, false> ws_;  // false: no compression
-  std::optional<Time> deadline_;         // of the handshake, later of the goodbye
+  std::optional<Time> deadline_;         // of the handshake, later of the closing
   Bytes message_;
   size_t message_bytes_ = 0;  // those of message_ that have arrived
   int64_t fragments_ = 0;

@@ -210,7 +210,7 @@ std::optional<Record> RecordingReader::next() {
   return record;
 }
 
-// Where one record ends wrongly nobody knows where the next begins.
+// The place of the next record is unknown where one is cut or corrupt.
 std::optional<Record> RecordingReader::drop(std::string_view why) {
   warning_ = fmt::format("last {} bytes dropped: {}", left_, why);
   left_ = 0;

@@ -240,7 +240,7 @@ Answer RequestHandler::answer_or_refuse(const QueuedRequest& queued) {
     return refuse(queued, refused.outcome, refused.text, false);
   } catch (const Error& error) {
     if (error.fault() == Fault::input) return refuse(queued, Outcome::refused, error.what(), false);
-    if (error.fault() == Fault::backend)  // a device that is lost answers nobody any more
+    if (error.fault() == Fault::backend)  // a lost device does not come back
       failures_ = std::max(failures_, options_.failures_max - 1);
     failed(error.what());
     log_(error.what());

@@ -31,7 +31,7 @@ void notify_systemd(const std::string& path, const std::string& state) {
   const int fd = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return;
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
-  // Nobody to tell is no reason to stop serving.
+  // Serving goes on without systemd.
   (void)::sendto(fd, state.data(), state.size(), MSG_NOSIGNAL,
                  reinterpret_cast<const sockaddr*>(&to), size);
   ::close(fd);
@@ -244,7 +244,7 @@ void Server::stop_on(int signal) {
   notify_systemd(options_.notify_socket, "STOPPING=1");
   network_.stop_listening();
   queue_.close();
-  const bool loading = port_ == 0;  // and nobody waits for an answer
+  const bool loading = port_ == 0;  // no request is running
   network_.after(loading ? 0 : options_.drain_s_max, [this] {
     if (!inference_ended_) close_connections();
   });
