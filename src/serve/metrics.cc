@@ -243,6 +243,9 @@ std::string Metrics::prometheus(const Sessions& sessions, const NetworkCounters&
   const auto type = [&](const char* metric, const char* kind, const char* help) {
     out += fmt::format("# HELP {0} {2}\n# TYPE {0} {1}\n", metric, kind, help);
   };
+  const auto row = [&](const char* metric, const char* key, auto of, auto value) {
+    out += fmt::format("{}{{{}=\"{}\"}} {}\n", metric, key, of, value);
+  };
   type("tendon_ready", "gauge", "1 when requests are answered");
   out += fmt::format("tendon_ready {}\n", state_ == ServerState::ready ? 1 : 0);
   type("tendon_info", "gauge", "What is served");
@@ -253,28 +256,25 @@ std::string Metrics::prometheus(const Sessions& sessions, const NetworkCounters&
         label(card_->version));
   type("tendon_requests_total", "counter", "Requests by outcome");
   for (size_t o = 0; o < kOutcomes; ++o)
-    out += fmt::format("tendon_requests_total{{outcome=\"{}\"}} {}\n",
-                       name(static_cast<Outcome>(o)), outcomes_[o]);
+    row("tendon_requests_total", "outcome", name(static_cast<Outcome>(o)), outcomes_[o]);
   type("tendon_request_seconds", "histogram", "From the last byte of a request to its reply");
   int64_t below = 0;
   for (size_t b = 0; b < kBounds.size(); ++b) {
     below += b < histogram_.size() ? histogram_[b] : 0;
-    out += fmt::format("tendon_request_seconds_bucket{{le=\"{}\"}} {}\n", kBounds[b] / 1e3, below);
+    row("tendon_request_seconds_bucket", "le", kBounds[b] / 1e3, below);
   }
   const int64_t all = outcomes_[static_cast<size_t>(Outcome::answered)];
-  out += fmt::format(
-      "tendon_request_seconds_bucket{{le=\"+Inf\"}} {0}\ntendon_request_seconds_sum {1}\n"
-      "tendon_request_seconds_count {0}\n",
-      all, total_ms_ / 1e3);
+  row("tendon_request_seconds_bucket", "le", "+Inf", all);
+  out += fmt::format("tendon_request_seconds_sum {}\ntendon_request_seconds_count {}\n",
+                     total_ms_ / 1e3, all);
   type("tendon_stage_seconds_total", "counter", "Time in each stage of answered requests");
   for (size_t s = 0; s < stage_sum_ms_.size(); ++s)
-    out += fmt::format("tendon_stage_seconds_total{{stage=\"{}\"}} {}\n", kStageNames[s],
-                       stage_sum_ms_[s] / 1e3);
+    row("tendon_stage_seconds_total", "stage", kStageNames[s], stage_sum_ms_[s] / 1e3);
   type("tendon_clients", "gauge", "Open connections");
   out += fmt::format("tendon_clients {}\n", sessions.size());
   type("tendon_state_out_of_range_total", "counter", "State values outside q01 to q99");
   for (size_t i = 0; i < outside_.size(); ++i)
-    out += fmt::format("tendon_state_out_of_range_total{{dimension=\"{}\"}} {}\n", i, outside_[i]);
+    row("tendon_state_out_of_range_total", "dimension", i, outside_[i]);
   type("tendon_network_total", "counter", "What happened on the policy port");
   const std::pair<const char*, const std::atomic<int64_t>*> events[] = {
       {"accepted", &network.accepted},
@@ -291,7 +291,7 @@ std::string Metrics::prometheus(const Sessions& sessions, const NetworkCounters&
       {"bytes_in", &network.bytes_in},
       {"bytes_out", &network.bytes_out}};
   for (const auto& [event, value] : events)
-    out += fmt::format("tendon_network_total{{event=\"{}\"}} {}\n", event, value->load());
+    row("tendon_network_total", "event", event, value->load());
   return out;
 }
 
