@@ -154,7 +154,7 @@ TEST(RemoteObservation, tendon_reads_back_what_was_laid_out) {
         : lerobot ? std::vector<std::string>{"top"}
                   : std::vector<std::string>{"image", "wrist_image"};
     for (const std::string& camera : cameras) seen.images[camera] = gradient(4, 5);
-    ModelCard card{.robot = robot, .cameras = cameras};
+    ModelCard card{{.robot = robot, .cameras = cameras}};
     card.horizon = 10;
     card.state_dim = aloha ? 14 : 8;
     for (int64_t i = 0; i < card.state_dim; ++i) seen.state.push_back(0.1 * static_cast<double>(i));
@@ -204,7 +204,7 @@ TEST(RemoteObservation, every_option_arrives_under_its_key) {
   RemoteObservation now = laid_out({.prompt = "x", .state = {0, 0}}, "lerobot");
   now.image("observation.images.top", gradient(3, 4));
   const std::string message = request_message(now, options);
-  ModelCard card{.cameras = {"top"}};
+  ModelCard card{{.cameras = {"top"}}};
   card.horizon = 10;
   card.action_dim = 3;
   card.model_action_dim = 4;

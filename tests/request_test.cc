@@ -26,7 +26,7 @@ Bytes file(const std::string& name) {
 }
 
 ModelCard card(const std::string& robot) {
-  ModelCard c{.name = "stub", .version = "0", .robot = robot};
+  ModelCard c{{.model = "stub", .robot = robot}};
   c.horizon = 10;
   c.model_action_dim = 32;
   c.action_dim = robot == "aloha" ? 14 : robot == "libero" ? 7 : 8;

@@ -33,7 +33,7 @@ struct StubPolicy {
 };
 
 inline ModelCard stub_card() {
-  ModelCard card{.name = "stub", .backend = "cpu", .version = "0", .robot = "libero"};
+  ModelCard card{{.model = "stub", .robot = "libero"}, "cpu"};
   card.cameras = {"image", "wrist_image"};
   card.action_names = {"x", "y", "z", "roll", "pitch", "yaw", "gripper"};
   card.horizon = 10;

@@ -9,14 +9,12 @@ using namespace tendon;
 namespace {
 
 ModelCard card(std::string robot, std::vector<std::string> cameras, int64_t state, int64_t action) {
-  return {.name = "fuzz",
-          .robot = std::move(robot),
-          .cameras = std::move(cameras),
-          .horizon = 50,
-          .action_dim = action,
-          .state_dim = state,
-          .model_action_dim = 32,
-          .steps = 10};
+  ModelCard card{{.robot = std::move(robot), .horizon = 50, .cameras = std::move(cameras)}};
+  card.action_dim = action;
+  card.state_dim = state;
+  card.model_action_dim = 32;
+  card.steps = 10;
+  return card;
 }
 
 const std::vector<ModelCard>& cards() {

@@ -28,7 +28,7 @@ void print_ready(const Given& g, const ServedPolicy& policy, uint16_t port, uint
   fmt::print(stderr,
              "serving {} ({}, {}) to {} robots: {} actions x {} steps, loaded in {:.1f} s, "
              "warm-up {:.0f} ms\n",
-             card.name, card.backend, card.method, card.robot, card.action_dim, card.horizon,
+             card.model, card.backend, card.method, card.robot, card.action_dim, card.horizon,
              card.load_ms / 1e3, card.warm_up_ms);
   if (card.demo) fmt::print(stderr, "this is no policy for a real robot\n");
   fmt::print(stderr, "policy ws://{}:{} · page http://{}:{}/\n", g.serve.policy.at.host, port,

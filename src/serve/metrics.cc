@@ -9,9 +9,9 @@
 
 namespace tendon {
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModelCard, name, backend, method, robot, horizon, steps,
-                                   action_dim, state_dim, cameras, action_names, demo, notes,
-                                   load_ms, warm_up_ms, fingerprint)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModelCard, backend, method, robot, horizon, steps, action_dim,
+                                   state_dim, cameras, action_names, demo, notes, load_ms,
+                                   warm_up_ms, fingerprint)
 
 namespace {
 
@@ -196,6 +196,7 @@ std::string Metrics::status_json(const Sessions& sessions) const {
   out["uptime_s"] = seconds_since(start_);
   out["version"] = card_ ? nlohmann::json(card_->version) : nlohmann::json();
   out["model"] = card_ ? nlohmann::json(*card_) : nlohmann::json();
+  if (card_) out["model"]["name"] = card_->model;
   for (size_t o = 0; o < kOutcomes; ++o)
     out["requests"][name(static_cast<Outcome>(o))] = outcomes_[o];
   out["history"] = history_json();
@@ -252,7 +253,7 @@ std::string Metrics::prometheus(const Sessions& sessions, const NetworkCounters&
   if (card_)
     out += fmt::format(
         "tendon_info{{model=\"{}\",backend=\"{}\",method=\"{}\",robot=\"{}\",version=\"{}\"}} 1\n",
-        label(card_->name), label(card_->backend), label(card_->method), label(card_->robot),
+        label(card_->model), label(card_->backend), label(card_->method), label(card_->robot),
         label(card_->version));
   type("tendon_requests_total", "counter", "Requests by outcome");
   for (size_t o = 0; o < kOutcomes; ++o)

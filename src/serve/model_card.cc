@@ -43,11 +43,13 @@ ModelCard describe_opened(const std::string& model, const Engine& engine,
   const Config& config = opened.policy->config();
   ModelCard card;
   const bool generated = is_demo(model) || model.starts_with("synthetic:");
-  card.name = generated ? model : std::filesystem::path(model).filename().string();
-  if (card.name.empty()) card.name = std::filesystem::path(model).parent_path().filename().string();
+  card.model = generated ? model : std::filesystem::path(model).filename().string();
+  if (card.model.empty())
+    card.model = std::filesystem::path(model).parent_path().filename().string();
   card.backend = engine.backend();
   card.method = engine.method();
   card.version = version();
+  card.server = "tendon " + card.version;
   card.robot = name(around.robot);
   card.cameras = engine.cameras();
   card.action_names = engine.action_names();

@@ -4,26 +4,21 @@
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "tendon/client.h"
 #include "tendon/types.h"
 
 namespace tendon {
 
-struct ModelCard {
-  std::string name;  // as given on the command line; of a path only the last part
+// Cameras are as the robot calls them, in the model's order; of a model's path only the last part.
+struct ModelCard : RemotePolicy {
   std::string backend, method, version;
-  std::string robot = "lerobot";     // "aloha", "droid", "libero" or "lerobot"
-  std::vector<std::string> cameras;  // what the robot calls them, in the model's order
-  std::vector<std::string> action_names;
-  int64_t horizon = 0, action_dim = 0, state_dim = 0, model_action_dim = 0, steps = 0;
-  bool demo = false;               // no policy for a real robot
-  bool action_ranges = false;      // q01 and q99 of the actions are known
-  bool default_prompt = false;     // there is one: requests may come without
-  bool joint_positions = false;    // DROID: actions are positions, else velocities
-  std::vector<double> reset_pose;  // of one arm; openpi's ALOHA configurations have one
+  int64_t action_dim = 0, state_dim = 0, model_action_dim = 0, steps = 0;
+  bool action_ranges = false;    // q01 and q99 of the actions are known
+  bool default_prompt = false;   // there is one: requests may come without
+  bool joint_positions = false;  // DROID: actions are positions, else velocities
   std::vector<std::string> notes;
   double load_ms = 0, warm_up_ms = 0;
   // Of the answer to the warm-up's observation: weights, statistics, backend and precision in one.

@@ -54,15 +54,7 @@ std::string write_greeting(const ModelCard& card, Dialect dialect) {
     field("action_space", std::string(card.joint_positions ? "joint_position" : "joint_velocity"));
     return field.map();
   }
-  const RemotePolicy policy{.model = card.name,
-                            .robot = card.robot,
-                            .server = "tendon " + card.version,
-                            .horizon = card.horizon,
-                            .action_names = card.action_names,
-                            .cameras = card.cameras,
-                            .reset_pose = card.reset_pose,
-                            .demo = card.demo};
-  greeting_fields(policy, field);
+  greeting_fields(card, field);
   return field.map();
 }
 
