@@ -37,6 +37,7 @@ using ErrorCode = beast::error_code;
 using Stream = beast::basic_stream<tcp, Loop::executor_type>;
 
 constexpr double kCloseSeconds = 2;
+constexpr size_t kMessageBytesMax = 64 << 20;
 
 struct Url {
   std::string host, port = "8000", target = "/";
@@ -120,7 +121,7 @@ void WebSocketClient::State::connect(const Url& url) {
          done->message());
   beast::get_lowest_layer(ws).socket().set_option(tcp::no_delay(true), ec);
   ws.auto_fragment(false);
-  ws.read_message_max(options.message_bytes_max);
+  ws.read_message_max(kMessageBytesMax);
   ws.set_option(websocket::stream_base::decorator([this](websocket::request_type& request) {
     request.set(beast::http::field::user_agent, "tendon");
     if (!options.api_key.empty())

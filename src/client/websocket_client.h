@@ -22,7 +22,6 @@ class WebSocketClient {
   struct Options {
     std::string api_key;
     double timeout_s = 10;  // to connect, and of every receive
-    size_t message_bytes_max = 64 << 20;
   };
   struct Message {
     Bytes bytes;

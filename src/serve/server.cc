@@ -9,9 +9,11 @@
 #include <exception>
 #include <thread>
 
-#include "serve/page.h"
 #include "serve/recording.h"
 #include "tensor/check.h"
+#include "tensor/embed.h"
+
+TENDON_EMBED(char, tendon_status_page, TENDON_PAGE);  // one HTML file
 
 namespace tendon {
 namespace {
@@ -103,7 +105,8 @@ HttpReply Server::admin(const HttpRequest& request) const {
   if (path == "/status")
     return {.content_type = "application/json", .body = metrics_.status_json(sessions_)};
   if (path == "/")
-    return {.content_type = "text/html; charset=utf-8", .body = std::string(status_page())};
+    return {.content_type = "text/html; charset=utf-8",
+            .body = std::string(tendon_status_page, tendon_status_page_end)};
   return health(request);
 }
 
