@@ -167,12 +167,16 @@ def audits(scratch):
 def validations(scratch):
     fake = ("--backend", "ttnn", "--device", "fake")
     report = scratch / "report.html"
-    expect(0, "velocity", "validate", "synthetic:pi05-small", *fake, "--report", report)
+    expect(0, "PCC     at least relative L2   at most  max error\n", "validate",
+           "synthetic:pi05-small", *fake, "--report", report)
     check(report.read_text().count("<svg") == 30, "the report has a picture per module")
+    check(report.read_text().count("at most") == 30, "the report has a bound of relative L2")
     code, out, _ = tendon("validate", *fake, "--module", "siglip", "--json")
     modules = json.loads(out)["modules"]
-    check(code == 0 and modules and all(m["passed"] and m["pcc"] > 0.99 for m in modules),
-          "validate --json has modules with PCC")
+    check(code == 0 and modules and all(
+        m["passed"] and m["failed"] == "" and m["pcc"] >= m["gate"] > 0.99
+        and m["relative_l2"] <= m["relative_l2_gate"] < 0.14 for m in modules),
+          "validate --json has PCC and relative L2 of modules, within their gates")
     expect(2, "nearest: 'velocity'", "validate", *fake, "--module", "velocty")
     folder = copied(scratch, DATA / "golden/tiny-checkpoint-lerobot-pi0", "validated")
     opened = (folder, "--config", folder / "golden.json",

@@ -69,30 +69,6 @@ TEST(TtnnAudit, a_host_module_without_a_fallback_is_refused) {
   EXPECT_EQ(refused([&] { open_engine(small(false), options); }).fault(), Fault::usage);
 }
 
-TEST(TtnnModules, are_within_their_gates_at_small_size) {
-  for (const bool pi05 : {false, true})
-    for (const std::string precision : {"bf16", "bfp8"}) {
-      const auto tested = open_engine(small(pi05), fake(precision));
-      const auto reference = open_engine(
-          small(pi05), {.backend = "reference", .precision = precision == "bf16" ? "bf16" : "f32"});
-      const Validation v =
-          validate_modules(*tested, *reference, picture_and_prompt("fold the towel"));
-      for (const ModuleCheck& c : v.checks)
-        EXPECT_TRUE(c.passed) << small(pi05) << " " << precision << " " << c.module << " PCC "
-                              << c.apart.pcc << ", gate " << c.gate;
-    }
-}
-
-TEST(TtnnModules, other_weights_fail_every_gate) {
-  OpenOptions other = fake();
-  other.weights_seed = 7;
-  const auto tested = open_engine(small(false), other);
-  const auto reference = open_engine(small(false), {.backend = "reference", .precision = "bf16"});
-  const Validation v = validate_modules(*tested, *reference, picture_and_prompt("fold"));
-  EXPECT_FALSE(v.passed());
-  for (const ModuleCheck& c : v.checks) EXPECT_FALSE(c.passed) << c.module;
-}
-
 // A policy on the fake device with other options.
 struct Network {
   Network(const std::string& model, const TtnnOptions& options)
@@ -116,8 +92,9 @@ TEST(TtnnMasks, are_passed_to_attention_and_a_mask_that_hides_nothing_is_noticed
   const auto plain = open_engine(small(false), {.backend = "reference", .precision = "bf16"});
   const std::vector<float> expected =
       plain->policy->infer(picture_and_prompt("fold the towel"), {.seed = 1}).normalized;
-  EXPECT_GT(compare(actions_with({}, 1), expected).pcc, 0.999);
-  EXPECT_LT(compare(actions_with({.hidden = 0.f}, 1), expected).pcc, 0.999);
+  const Bounds bounds = Bounds::of_noise(.045, .2);
+  EXPECT_EQ(beyond(bounds, compare(actions_with({}, 1), expected)), "");
+  EXPECT_NE(beyond(bounds, compare(actions_with({.hidden = 0.f}, 1), expected)), "");
 }
 
 TEST(TtnnNoise, is_drawn_anew_for_every_seed) {
@@ -281,7 +258,7 @@ TEST(TtnnFullSize, slow_blocks_are_within_their_gates) {
       for (const ModuleCheck& c : v.checks) {
         fmt::print("{} {} {:24} pcc {:.6f} max error {:.2e} relative L2 {:.2e}\n", model, precision,
                    c.module, c.apart.pcc, c.apart.max_error, c.apart.relative_l2);
-        EXPECT_TRUE(c.passed) << c.module << " PCC " << c.apart.pcc << ", gate " << c.gate;
+        EXPECT_EQ(c.failed, "") << c.module;
       }
     }
 }

@@ -40,9 +40,11 @@ def accuracy(tendon):
             result = run([tendon, *arguments, "--json"])
             page += [f"## {model}: {backend}, {precision}", "",
                      f"`tendon {' '.join(arguments)}` — {result['method']}", ""]
-            page += table(("module", "PCC", "gate", "max error", "relative L2", ""), [
-                (m["module"], f"{m['pcc']:.6f}", m["gate"], f"{m['max_error']:.2e}",
-                 f"{m['relative_l2']:.2e}", "ok" if m["passed"] else "**FAILED**")
+            columns = ("module", "PCC", "at least", "relative L2", "at most", "max error", "")
+            page += table(columns, [
+                (m["module"], f"{m['pcc']:.10f}", f"{m['gate']:.10f}", f"{m['relative_l2']:.2e}",
+                 f"{m['relative_l2_gate']:.2g}", f"{m['max_error']:.2e}",
+                 "ok" if m["passed"] else f"**FAILED: {m['failed']}**")
                 for m in result["modules"]])
     return page
 

@@ -1,6 +1,7 @@
 // tendon validate: a backend against the reference, module by module, and a checkpoint's health.
 #include <fmt/format.h>
 
+#include <array>
 #include <nlohmann/json.hpp>
 
 #include "cli/chunk_files.h"
@@ -21,13 +22,8 @@ struct ValidateOptions {
   bool health_only = false, json = false;
 };
 
-const char* word(Finding::Level level) {
-  switch (level) {
-    case Finding::Level::note: return "note";
-    case Finding::Level::warning: return "warning";
-    case Finding::Level::error: return "ERROR";
-  }
-  return "";
+std::string_view word(Finding::Level level) {
+  return std::array{"note", "warning", "ERROR"}.at(static_cast<size_t>(level));
 }
 
 void print(const Health& health) {
@@ -40,11 +36,12 @@ void print(const Health& health) {
 
 void print(const Validation& v) {
   fmt::print("{} on {} ({}) against the reference\n", v.model, v.backend, v.method);
-  fmt::print("{:24} {:>10} {:>11} {:>11} {:>8}\n", "module", "PCC", "max error", "relative L2",
-             "gate");
+  fmt::print("{:24} {:>12} {:>12} {:>11} {:>9} {:>10}\n", "module", "PCC", "at least",
+             "relative L2", "at most", "max error");
   for (const ModuleCheck& c : v.checks)
-    fmt::print("{:24} {:10.6f} {:11.2e} {:11.2e} {:8} {}\n", c.module, c.apart.pcc,
-               c.apart.max_error, c.apart.relative_l2, c.gate, c.passed ? "ok" : "FAILED");
+    fmt::print("{:24} {:12.10f} {:12.10f} {:11.2e} {:9.2g} {:10.2e} {}{}\n", c.module, c.apart.pcc,
+               c.gate.pcc, c.apart.relative_l2, c.gate.relative_l2, c.apart.max_error,
+               c.failed.empty() ? "ok" : "FAILED: ", c.failed);
 }
 
 nlohmann::json to_json(const Health& health) {
@@ -63,8 +60,10 @@ nlohmann::json to_json(const Validation& v) {
                        {"max_error", c.apart.max_error},
                        {"relative_l2", c.apart.relative_l2},
                        {"scale", c.apart.scale},
-                       {"gate", c.gate},
-                       {"passed", c.passed}});
+                       {"gate", c.gate.pcc},
+                       {"relative_l2_gate", c.gate.relative_l2},
+                       {"failed", c.failed},
+                       {"passed", c.failed.empty()}});
   return {{"backend", v.backend},
           {"method", v.method},
           {"precision", v.precision},

@@ -8,8 +8,8 @@
 namespace tendon {
 
 Comparison compare(std::span<const float> got, std::span<const float> expected) {
-  ensure(got.size() == expected.size(), Fault::internal, "comparing {} values with {}", got.size(),
-         expected.size());
+  ensure(got.size() == expected.size() && !got.empty(), Fault::internal,
+         "comparing {} values with {}", got.size(), expected.size());
   const double n = static_cast<double>(got.size());
   double sum_g = 0, sum_e = 0, squares = 0, error_squares = 0;
   Comparison c;
@@ -34,6 +34,17 @@ Comparison compare(std::span<const float> got, std::span<const float> expected) 
   c.pcc = spread > 0 ? covariance / spread : (error_squares == 0 ? 1.0 : 0.0);
   c.relative_l2 = squares > 0 ? std::sqrt(error_squares / squares) : std::sqrt(error_squares);
   return c;
+}
+
+std::string beyond(const Bounds& bounds, const Comparison& c) {
+  std::string names;
+  const auto expect = [&](bool within, const char* name) {
+    if (!within) names += (names.empty() ? "" : ", ") + std::string(name);
+  };
+  expect(c.pcc >= bounds.pcc, "PCC");
+  expect(c.relative_l2 <= bounds.relative_l2, "relative L2");
+  expect(!bounds.max_error || c.max_error <= *bounds.max_error * c.scale, "max error");
+  return names;
 }
 
 }  // namespace tendon

@@ -2,6 +2,8 @@
 // the whole policy runs end to end. Names and gates: docs/testing.md.
 #pragma once
 
+#include <algorithm>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,21 +14,24 @@
 namespace tendon {
 
 struct ModuleCheck {
-  std::string module;  // "siglip.block.0", "velocity", "actions"
-  Comparison apart;    // of the backend from the reference
-  double gate = 0;     // smallest PCC that passes
-  bool passed = false;
+  std::string module;                           // "siglip.block.0", "velocity", "actions"
+  Comparison apart;                             // of the backend from the reference
+  Bounds gate;                                  // of PCC and relative L2
+  std::string failed;                           // "PCC, relative L2"; empty: passed
   std::vector<std::pair<float, float>> sample;  // expected and got, evenly picked
 };
 
 struct Validation {
   std::string model, backend, method, precision;
   std::vector<ModuleCheck> checks;
-  bool passed() const;
+  bool passed() const {
+    return std::ranges::all_of(checks, &std::string::empty, &ModuleCheck::failed);
+  }
 };
 
-// The smallest PCC of a module in "f32", "bf16", "int8" or "bfp8".
-double gate_of(const std::string& module, const std::string& precision);
+// What validate_modules decides with: values of a module, as many of each.
+ModuleCheck judge(const std::string& module, const Bounds& gate, std::span<const float> got,
+                  std::span<const float> expected);
 
 // Both engines hold the same model. `only`: modules whose name begins with it; empty: all. Throws
 // Error(Fault::usage) with the nearest name when there is none, Error(Fault::input) for a bad

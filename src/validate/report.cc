@@ -11,18 +11,11 @@ namespace {
 
 constexpr double kSide = 220, kMargin = 8;  // of a picture, in pixels
 
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<') {
-      out += "&lt;";
-    } else if (c == '&') {
-      out += "&amp;";
-    } else {
-      out += c;
-    }
-  }
-  return out;
+std::string escaped(std::string text) {
+  for (const auto& [character, entity] : {std::pair{'&', "&amp;"}, {'<', "&lt;"}})
+    for (size_t at = 0; (at = text.find(character, at)) != text.npos; ++at)
+      text.replace(at, 1, entity);
+  return text;
 }
 
 // Expected to the right, got upwards; equal values lie on the diagonal.
@@ -47,13 +40,14 @@ std::string scatter(const ModuleCheck& check) {
 }
 
 std::string card(const ModuleCheck& c) {
+  const bool passed = c.failed.empty();
   return fmt::format(
-      "<section "
-      "class='{}'><h2>{}</h2>{}<dl><dt>PCC</dt><dd>{:.6f}</dd><dt>gate</dt><dd>{}</dd><dt>max "
-      "error</dt><dd>{:.3g} of {:.3g}</dd><dt>relative L2</dt><dd>{:.3g}</dd></dl><strong>{}"
-      "</strong></section>\n",
-      c.passed ? "passed" : "failed", escaped(c.module), scatter(c), c.apart.pcc, c.gate,
-      c.apart.max_error, c.apart.scale, c.apart.relative_l2, c.passed ? "passed" : "FAILED");
+      "<section class='{}'><h2>{}</h2>{}<dl><dt>PCC</dt><dd>{:.10f}</dd><dt>at least</dt>"
+      "<dd>{:.10f}</dd><dt>relative L2</dt><dd>{:.3g}</dd><dt>at most</dt><dd>{:.3g}</dd>"
+      "<dt>max error</dt><dd>{:.3g} of {:.3g}</dd></dl><strong>{}{}</strong></section>\n",
+      passed ? "passed" : "failed", escaped(c.module), scatter(c), c.apart.pcc, c.gate.pcc,
+      c.apart.relative_l2, c.gate.relative_l2, c.apart.max_error, c.apart.scale,
+      passed ? "passed" : "FAILED: ", c.failed);
 }
 
 constexpr const char* kStyle = R"(
@@ -74,8 +68,7 @@ dt { color: #888; } dd { margin: 0; text-align: right; font-variant-numeric: tab
 }  // namespace
 
 std::string html_report(const Validation& v, const std::string& heading) {
-  int64_t passed = 0;
-  for (const ModuleCheck& c : v.checks) passed += c.passed;
+  const auto passed = std::ranges::count(v.checks, "", &ModuleCheck::failed);
   std::string page = fmt::format(
       "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' "
       "content='width=device-width'><title>tendon validate</title><style>{}</style>"

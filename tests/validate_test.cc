@@ -1,0 +1,115 @@
+// labels: model
+// Modules of every backend are within their gates, and no gate lets a wrong scale or offset pass.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tendon/embedded.h"
+#include "tendon/tendon.h"
+#include "validate/modules.h"
+
+namespace tendon {
+namespace {
+
+struct Tested {
+  const char *model, *backend, *precision;
+};
+
+Observation observation_of(const std::string& model) {
+  if (model.starts_with("demo")) return demo_observation();
+  Observation o = aloha_observation();
+  const Image picture = o.images.begin()->second;
+  o.images.clear();
+  for (const char* name : {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"})
+    o.images[name] = picture;
+  o.prompt = "fold the towel";
+  o.state.resize(32, 0.0);
+  return o;
+}
+
+Validation validation_of(const Tested& t, uint64_t seed = OpenOptions().weights_seed) {
+  OpenOptions options{.backend = t.backend, .precision = t.precision};
+  if (options.backend == "ttnn") options.device = "fake";
+  options.weights_seed = seed;
+  const OpenOptions plain{.backend = "reference",
+                          .precision = options.precision == "bf16" ? "bf16" : "f32"};
+  const auto tested = open_engine(t.model, options), reference = open_engine(t.model, plain);
+  return validate_modules(*tested, *reference, observation_of(t.model));
+}
+
+void PrintTo(const Tested& t, std::ostream* to) {
+  *to << t.model << " " << t.backend << " " << t.precision;
+}
+
+struct Modules : testing::TestWithParam<Tested> {};
+
+TEST_P(Modules, are_within_their_gates_and_a_wrong_scale_or_offset_is_not) {
+  for (const ModuleCheck& c : validation_of(GetParam()).checks) {
+    fmt::print("{:24} PCC {:.10f} relative L2 {:.2e} of {:.2g}\n", c.module, c.apart.pcc,
+               c.apart.relative_l2, c.gate.relative_l2);
+    SCOPED_TRACE(c.module);
+    EXPECT_EQ(c.failed, "");
+    std::vector<float> expected, doubled, moved;
+    double squares = 0;
+    for (const auto& [e, got] : c.sample) squares += double{e} * double{e};
+    const double rms = std::sqrt(squares / static_cast<double>(c.sample.size()));
+    for (const auto& [e, got] : c.sample) {
+      expected.push_back(e);
+      doubled.push_back(2 * got);
+      moved.push_back(got + 0.5F * static_cast<float>(rms));
+    }
+    EXPECT_EQ(judge(c.module, c.gate, doubled, expected).failed, "relative L2");
+    EXPECT_EQ(judge(c.module, c.gate, moved, expected).failed, "relative L2");
+  }
+}
+
+std::vector<Tested> all_tested() {
+  std::vector<Tested> all;
+  for (const char* model : {"demo:pi0", "demo:pi05", "synthetic:pi0-small", "synthetic:pi05-small"})
+    for (const auto& [backend, precision] : {std::pair{"reference", "f32"},
+                                             {"cpu", "f32"},
+                                             {"cpu", "bf16"},
+                                             {"cpu", "int8"},
+                                             {"ttnn", "bf16"},
+                                             {"ttnn", "bfp8"}})
+      all.push_back({model, backend, precision});
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(backends, Modules, testing::ValuesIn(all_tested()), [](const auto& row) {
+  const Tested& t = row.param;
+  std::string name = std::string(t.model) + "_" + t.backend + "_" + t.precision;
+  std::ranges::replace_if(
+      name, [](char c) { return c == ':' || c == '-'; }, '_');
+  return name;
+});
+
+TEST(Validation, of_other_weights_fails_every_gate) {
+  const Validation v = validation_of({"synthetic:pi0-small", "ttnn", "bf16"}, 7);
+  EXPECT_FALSE(v.passed());
+  for (const ModuleCheck& c : v.checks) EXPECT_EQ(c.failed, "PCC, relative L2") << c.module;
+}
+
+TEST(Validation, reports_both_gates_and_the_one_that_failed) {
+  const std::vector<float> expected = {1, -2, 3}, doubled = {2, -4, 6};
+  const Validation v{.checks = {judge("velocity", Bounds::of_noise(.25), doubled, expected)}};
+  EXPECT_FALSE(v.passed());
+  const std::string page = html_report(v, "");
+  for (const char* text : {"1.0000000000", "0.9687500000", ">1<", ">0.25<", "FAILED: relative L2"})
+    EXPECT_NE(page.find(text), std::string::npos) << text;
+}
+
+TEST(Bounds, name_every_number_that_is_beyond_and_not_a_number_is) {
+  const Bounds bounds{.9, .1, .2};
+  EXPECT_EQ(beyond(bounds, {.pcc = .9, .max_error = .4, .relative_l2 = .1, .scale = 2}), "");
+  EXPECT_EQ(beyond(bounds, {.pcc = .9, .max_error = .5, .relative_l2 = .1, .scale = 2}),
+            "max error");
+  EXPECT_EQ(beyond(bounds, {.pcc = .8, .relative_l2 = .2, .scale = 2}), "PCC, relative L2");
+  EXPECT_EQ(beyond(bounds, compare(std::vector{NAN, 1.F}, std::vector{1.F, 2.F})),
+            "PCC, relative L2, max error");
+}
+
+}  // namespace
+}  // namespace tendon
