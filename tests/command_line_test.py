@@ -177,7 +177,7 @@ def validations(scratch):
         m["passed"] and m["failed"] == "" and m["pcc"] >= m["gate"] > 0.99
         and m["relative_l2"] <= m["relative_l2_gate"] < 0.14 for m in modules),
           "validate --json has PCC and relative L2 of modules, within their gates")
-    expect(2, "nearest: 'velocity'", "validate", *fake, "--module", "velocty")
+    expect(2, "nearest: 'siglip.norm'", "validate", *fake, "--module", "siglip.nrm")
     folder = copied(scratch, DATA / "golden/tiny-checkpoint-lerobot-pi0", "validated")
     opened = (folder, "--config", folder / "golden.json",
               "--tokenizer", DATA / "tokenizer/small_tokenizer.json")

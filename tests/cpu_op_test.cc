@@ -1,4 +1,5 @@
 // labels: op
+// links: op_table
 // The cpu backend against the formulas in float64: every instruction set that this machine has, in
 // every precision. Operands that a precision rounds are rounded before the formula sees them, so
 // that the bounds stay tight.
@@ -10,7 +11,7 @@
 
 #include "backends/cpu/cpu.h"
 #include "op_oracle.h"
-#include "ops/op_table.h"
+#include "op_table.h"
 #include "tendon/error.h"
 #include "tensor/bf16.h"
 #include "tensor/compare.h"

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <regex>
 #include <set>
 
 #include "backends/cpu/cpu.h"
@@ -212,27 +213,41 @@ std::optional<Guidance> guidance_of(Case& c) {
                   c.json.at("rtc").at("max_guidance_weight").get<float>()};
 }
 
-// Runs the model; every stage lands in the result by the name that the network gives it.
+// Runs the model; every tensor that it taps lands in the result by its name.
 std::map<std::string, Rows> run(Case& c, const Prepared& p, const std::vector<float>& noise,
                                 int64_t steps, const std::optional<Guidance>& guidance,
-                                bool probing) {
+                                bool tapped) {
   std::map<std::string, Rows> got;
-  const auto record = [&](const std::string& prefix) {
-    return [&got, &c, prefix](const std::string& stage, const Tensor& rows) {
-      const std::vector<float> v = c.ops.download(rows);
-      Rows& to = got[prefix + stage];
-      to.insert(to.end(), v.begin(), v.end());
-    };
-  };
-  const Probe probe = probing ? Probe(record("")) : Probe();
-  fill_kv_cache(c.ops, c.model, embed_prefix(c.ops, c.model, p.inputs, probe), c.cache, probe);
-  if (p.inputs.state)
-    append_state(c.ops, c.model, p.inputs.state, c.cache,
-                 probing ? Probe(record("state.")) : Probe());
+  if (tapped)
+    c.ops.set_tap([&](const std::string& name, const Tensor& x) {
+      got[name] = c.ops.download(x);
+      return x;
+    });
+  fill_kv_cache(c.ops, c.model, embed_prefix(c.ops, c.model, p.inputs), c.cache);
+  if (p.inputs.state) append_state(c.ops, c.model, p.inputs.state, c.cache);
   const Schedule schedule = make_schedule(c.ops, c.model, steps, TimeSequence::lerobot);
   const Tensor x = c.ops.upload(noise, {c.config.horizon, c.config.action_dim});
-  record("")("actions", denoise(c.ops, c.model, c.cache, schedule, x, guidance, probe));
+  got["actions"] = c.ops.download(denoise(c.ops, c.model, c.cache, schedule, x, guidance));
+  c.ops.set_tap({});
   return got;
+}
+
+// What the model calls a stored stage; of an image without its camera.
+std::string tap_of(const std::string& stage) {
+  static const std::vector<std::pair<std::regex, std::string>> names = {
+      {std::regex(R"(image\.\d+\.)"), "siglip."},
+      {std::regex(R"(siglip\.post_norm)"), "siglip.norm"},
+      {std::regex(R"(language\.embed)"), "prefix.language"},
+      {std::regex(R"(prefix\.embed)"), "vlm.embed"},
+      {std::regex(R"(prefix\.(key|value)\.(\d+))"), "vlm.layer.$2.$1"},
+      {std::regex(R"((layer\.\d+)\.attn)"), "$1.attention"},
+      {std::regex(R"((step\.\d+)\.v$)"), "$1.suffix.velocity"},
+      {std::regex(R"((step\.\d+)\.x$)"), "$1.denoise.actions"},
+      {std::regex(R"((step\.\d+)\.time_embed)"), "$1.denoise.time"},
+      {std::regex(R"((step\.\d+)\.cond)"), "$1.denoise.condition"}};
+  std::string name = stage;
+  for (const auto& [pattern, tap] : names) name = std::regex_replace(name, pattern, tap);
+  return name;
 }
 
 // Where the network's stages stand in the stored tensor of the same meaning: images are stacked,
@@ -259,13 +274,13 @@ std::optional<Matched> match(const Case& c, const std::map<std::string, Rows>& g
     const int64_t camera = std::stoll(name.substr(6, dot - 6));
     const auto place = std::ranges::find(p.cameras, camera);
     if (place == p.cameras.end()) return {};
-    const Rows& all = got.at("image." + name.substr(dot + 1));
+    const Rows& all = got.at(tap_of(name));
     const int64_t size = std::ssize(expected), at = (place - p.cameras.begin()) * size;
     ensure(at + size <= std::ssize(all), Fault::internal, "{}: {} values, expected {}", name,
            all.size(), at + size);
     return Matched{Rows(all.begin() + at, all.begin() + at + size), expected};
   }
-  const auto found = got.find(name);
+  const auto found = got.find(tap_of(name));
   if (found == got.end()) return {};
   if (name == "language.embed")
     return Matched{found->second,
@@ -278,8 +293,10 @@ std::optional<Matched> match(const Case& c, const std::map<std::string, Rows>& g
     return Matched{found->second, pick_rows(expected, expected.size() / mask.size(), keep)};
   }
   Rows rows = found->second;
-  const std::string stage = name.starts_with("step.") ? name.substr(name.find('.', 5) + 1) : name;
-  const auto state = got.find("state." + stage);
+  // The state token runs once, before the steps.
+  const auto state = name.starts_with("step.")
+                         ? got.find(found->first.substr(found->first.find('.', 5) + 1))
+                         : got.end();
   if (state != got.end()) rows.insert(rows.begin(), state->second.begin(), state->second.end());
   return Matched{rows, expected};
 }

@@ -6,7 +6,7 @@
 #include <numbers>
 #include <string>
 
-#include "ops/op_table.h"
+#include "op_table.h"
 
 namespace tendon {
 

@@ -1,4 +1,5 @@
 // labels: op
+// links: op_table
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -8,7 +9,7 @@
 
 #include "backends/reference/reference.h"
 #include "op_oracle.h"
-#include "ops/op_table.h"
+#include "op_table.h"
 #include "tendon/error.h"
 #include "tensor/compare.h"
 
@@ -50,17 +51,21 @@ TEST(OpTableItself, has_a_row_for_every_op) {
   EXPECT_EQ(std::ssize(seen), kOpCount);
 }
 
-// A backend without linear: everything else is the reference.
+// The reference without write_rows, and without a linear for a single row.
 class Partial final : public Kernels {
  public:
   std::string_view name() const override { return "partial"; }
-  bool supports(Op op) const override { return op != Op::linear && op != Op::write_rows; }
+  bool supports(const OpCall& call) const override {
+    return call.op != Op::write_rows && (call.op != Op::linear || call.rows > 1);
+  }
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& p) override {
     return all_->prepare(p);
   }
   Tensor upload(std::span<const float> v, const Shape& s) override { return all_->upload(v, s); }
   void download(const Tensor& x, std::span<float> to) override { all_->download(x, to); }
-  Tensor linear(const Tensor&, const Weight&, const Epilogue&) override { std::abort(); }
+  Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
+    return all_->linear(x, w, e);
+  }
   Tensor gated_linear(const Tensor& x, const Weight& w) override {
     return all_->gated_linear(x, w);
   }
@@ -115,8 +120,12 @@ TEST(Fallback, a_missing_kernel_is_an_error_that_names_op_shapes_and_backend) {
   Ops ops(partial);
   const OpCase& c = case_of(Op::linear);
   const std::string text = error_of([&] { run_case(ops, c, make_inputs(c)); }, Fault::backend);
-  EXPECT_NE(text.find("partial has no kernel for linear [1, 1] x weight [1, 1]"), std::string::npos)
+  EXPECT_NE(text.find("partial has no kernel for linear [1, 1] x weight [1, 1] in f32"),
+            std::string::npos)
       << text;
+  OpCase two_rows = c;
+  two_rows.rows = 2;
+  EXPECT_EQ(run_case(ops, two_rows, make_inputs(two_rows)).size(), 2U);
 }
 
 TEST(Fallback, runs_elsewhere_when_asked_for_and_is_counted) {
@@ -155,11 +164,11 @@ TEST(Audit, sums_are_of_one_class_or_module_and_without_any_call_the_share_is_on
                       .ups = 1};
   };
   const Audit audit{{call(OpClass::linear, Module::siglip, true, 3),
-                     call(OpClass::linear, Module::gemma, false, 1),
-                     call(OpClass::norm, Module::gemma, true, 4)}};
+                     call(OpClass::linear, Module::expert, false, 1),
+                     call(OpClass::norm, Module::expert, true, 4)}};
   EXPECT_EQ(audit.total().bytes, 8);
   EXPECT_EQ(audit.of(Module::siglip).device_flops, 3);
-  EXPECT_EQ(audit.of(Module::gemma).bytes_up, 5);
+  EXPECT_EQ(audit.of(Module::expert).bytes_up, 5);
   EXPECT_EQ(audit.of(OpClass::norm).calls(), 1);
   EXPECT_EQ(audit.of(OpClass::linear).ups, 2);
   EXPECT_EQ(audit.of(OpClass::linear).device_share(), 0.5);
@@ -171,7 +180,7 @@ TEST(Audit, transfers_count_from_the_first_step_to_the_last) {
   Audit audit;
   for (const auto& [module, ups, downs] : {std::tuple(Module::pi0, 1, 0),
                                            {Module::denoise, 1, 0},
-                                           {Module::gemma, 2, 3},
+                                           {Module::expert, 2, 3},
                                            {Module::denoise, 0, 1},
                                            {Module::denoise, 0, 0},
                                            {Module::pi0, 0, 1}})

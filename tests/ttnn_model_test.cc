@@ -117,7 +117,7 @@ TEST(TtnnTraces, are_recorded_at_the_second_run_and_replayed_without_calling_the
       ++bodies;
       return std::vector<Tensor>{ops.add_scaled(in[0], in[0], 0.5f)};
     };
-    last = ops.download(ops.replay("twice", std::span(&x, 1), body)[0]);
+    last = ops.download(ops.graph({"twice"}, std::span(&x, 1), body)[0]);
     EXPECT_EQ(last, std::vector<float>(64, 1.5f * static_cast<float>(run))) << run;
     EXPECT_EQ(bodies, std::min(run, 2));
     EXPECT_EQ(ops.coverage().of(Op::add_scaled).native_calls, run);
@@ -130,8 +130,8 @@ TEST(TtnnTraces, an_upload_during_capture_is_refused) {
   const auto body = [&](std::span<const Tensor>) {
     return std::vector<Tensor>{ops.upload(std::vector<float>(32), {1, 32})};
   };
-  ops.replay("uploads", {}, body);
-  EXPECT_NE(std::string(refused([&] { ops.replay("uploads", {}, body); }).what()).find("captured"),
+  ops.graph({"uploads"}, {}, body);
+  EXPECT_NE(std::string(refused([&] { ops.graph({"uploads"}, {}, body); }).what()).find("captured"),
             std::string::npos);
 }
 

@@ -1,4 +1,5 @@
 // labels: op
+// links: op_table
 // The ttnn backend's mapping on the fake device against the formulas in float64, row by row of the
 // op table. Operands are rounded to bf16 before the formula sees them; what remains is the rounding
 // between the calls of the device.
@@ -10,7 +11,7 @@
 #include "backends/ttnn/device.h"
 #include "backends/ttnn/ttnn.h"
 #include "op_oracle.h"
-#include "ops/op_table.h"
+#include "op_table.h"
 #include "tensor/bf16.h"
 #include "tensor/compare.h"
 

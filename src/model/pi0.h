@@ -1,9 +1,9 @@
 // The pi0 and pi0.5 networks, from image patches to actions, for every backend. One robot, so no
 // batch dimension: shapes are [rows, columns]. Source of the formulas: the published models
-// (openpi, lerobot); DESIGN.md lists the exact work-skipping used here.
+// (openpi, lerobot); DESIGN.md lists the exact work-skipping used here. Goldens and validation see
+// the tensors that pi0.cc taps by name (Ops::set_tap).
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,9 +19,6 @@ struct Model {
   Config config;
   Weights weights;
 };
-
-// Receives the output of a stage by name ("vlm.layer.3"); rows of one name come in order.
-using Probe = std::function<void(const std::string& stage, const Tensor& rows)>;
 
 // What one call computes from. Absent cameras and prompt padding are left out, not masked.
 struct Inputs {
@@ -85,31 +82,27 @@ float guidance_strength(float time, float max_weight);
 KvCache make_cache(Ops& ops, const Config& config);
 
 // [images * tokens, 3 * patch * patch] -> [images * tokens, vlm width]
-Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t images,
-                    const Probe& probe = {});
+Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t images);
 
 // [prompt, vlm width], times the square root of the width
-Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt,
-                      const Probe& probe = {});
+Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt);
 
 // Image tokens, if any, above language tokens: [images * tokens + prompt, vlm width]
 Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language);
-Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in, const Probe& probe = {});
+Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in);
 
 // Reads the prefix and, for pi0, the state token (which sees the prefix and itself, at no time).
-void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache,
-                   const Probe& probe = {});
-void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache,
-                  const Probe& probe = {});
+void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache);
+void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache);
 
 Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence sequence);
 
 // One velocity evaluation: actions [horizon, action_dim] -> velocity [horizon, action_dim].
 Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step,
-                const Tensor& actions, const Probe& probe = {});
+                const Tensor& actions);
 
 // Euler steps from noise (t = 1) to actions (t = 0).
 Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule, Tensor actions,
-               const std::optional<Guidance>& guidance = {}, const Probe& probe = {});
+               const std::optional<Guidance>& guidance = {});
 
 }  // namespace tendon

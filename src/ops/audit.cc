@@ -9,7 +9,7 @@ namespace tendon {
 namespace {
 
 constexpr std::array<std::string_view, kModuleCount> kModules = {
-    "pi0", "paligemma", "siglip", "suffix", "prefix", "common", "gemma", "denoise", "attention"};
+    "pi0", "vlm", "siglip", "suffix", "prefix", "common", "expert", "denoise", "attention"};
 
 double share(int64_t device, int64_t host) {
   const int64_t all = device + host;

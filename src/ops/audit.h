@@ -23,15 +23,15 @@ enum class OpClass : uint8_t {
 constexpr int kOpClassCount = static_cast<int>(OpClass::utilities) + 1;
 std::string_view name(OpClass op_class);
 
-// Parts of the policy, called as in openpi.
+// Parts of the policy.
 enum class Module : uint8_t {
   pi0,        // inputs in, actions out
-  paligemma,  // the prefix through the 2B tower: its keys and values
+  vlm,        // the prefix through the 2B tower: its keys and values
   siglip,     // image tokens
   suffix,     // state and action tokens, the velocity's projection
   prefix,     // language tokens, the prefix in one piece
   common,     // what depends on time alone, once per step count
-  gemma,      // the 300M expert
+  expert,     // the 300M tower of state and actions
   denoise,    // Euler steps
   attention,  // masks
 };

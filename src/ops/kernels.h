@@ -2,6 +2,8 @@
 // Matrices are row-major [rows, columns]; a vector is [1, columns].
 #pragma once
 
+#include <array>
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -97,11 +99,29 @@ struct Qkv {
   Tensor q, k, v;  // [rows, query * width], [rows, kv * width], [rows, kv * width]
 };
 
+// A call as far as a backend may say no to it. Of a product: rows of x and the weight's size; else
+// rows and columns of x.
+struct OpCall {
+  Op op = Op::upload;
+  int64_t rows = 0, inputs = 0, outputs = 0;
+  int64_t head_width = 0;  // attention and qkv
+};
+
+// Names what a backend may record: the same graph of the same sizes does the same to its inputs.
+// Graphs of equal sizes are parts of one kind of call.
+struct GraphKey {
+  std::string_view graph;  // static text: "prefill"
+  std::array<int64_t, 4> sizes{};
+  auto operator<=>(const GraphKey&) const = default;
+};
+
 class Kernels {
  public:
   virtual ~Kernels() = default;
   virtual std::string_view name() const = 0;
-  virtual bool supports(Op op) const = 0;
+  // Whether there is a kernel for this call; a call without one runs on the fallback or is an
+  // error.
+  virtual bool supports(const OpCall& /*call*/) const { return true; }
   virtual std::string_view precision() const { return "f32"; }  // of the large products
   // How it computes, in words; empty: as the formulas say.
   virtual std::string method() const { return {}; }
@@ -110,19 +130,18 @@ class Kernels {
   // backend makes one call per op, and Ops counts for it.
   virtual bool report_calls(std::vector<DeviceCall>* to) { return to == nullptr; }
 
-  // Whether replay() ever does anything but call its body.
-  virtual bool replays() const { return false; }
+  // Whether graph() ever does anything but call its body.
+  virtual bool records() const { return false; }
   // Runs `body` on `inputs`, or does again what it did under the same key, without calling it: then
   // its outputs lie where they lay. `body` depends on its inputs, on weights and on the key alone.
-  // What it writes into caches must be among its outputs. Keys that share what stands before '/'
-  // are parts of one kind of call.
+  // What it writes into caches must be among its outputs.
   using Body = std::function<std::vector<Tensor>(std::span<const Tensor> inputs)>;
   struct Replayed {
     std::vector<Tensor> outputs;
     bool again = false;  // body was not called
   };
-  virtual Replayed replay(const std::string& /*key*/, std::span<const Tensor> inputs,
-                          const Body& body) {
+  virtual Replayed graph(const GraphKey& /*key*/, std::span<const Tensor> inputs,
+                         const Body& body) {
     return {body(inputs)};
   }
 

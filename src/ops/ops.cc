@@ -81,6 +81,9 @@ void ensure_same(std::string_view op, const Tensor& x, const Tensor& y) {
          to_string(x.shape()), to_string(y.shape()));
 }
 
+OpCall of(Op op, const Tensor& x) { return {op, x.rows(), x.columns(), x.columns()}; }
+OpCall of(Op op, const Tensor& x, const Weight& w) { return {op, x.rows(), w.inputs, w.outputs}; }
+
 std::string product(const Tensor& x, const Weight& w) {
   return fmt::format("{} x {} [{}, {}]", to_string(x.shape()), w.name, w.outputs, w.inputs);
 }
@@ -113,11 +116,11 @@ void Ops::keep_on_host(std::span<const Module> modules) {
   for (const Module m : modules) host_modules_ |= 1u << static_cast<int>(m);
 }
 
-std::vector<Tensor> Ops::replay(const std::string& key, std::span<const Tensor> inputs,
-                                const Kernels::Body& body) {
-  if (!kernels_.replays() || audit_ || trace_ || host_modules_ != 0) return body(inputs);
+std::vector<Tensor> Ops::graph(const GraphKey& key, std::span<const Tensor> inputs,
+                               const Kernels::Body& body) {
+  if (!kernels_.records() || audit_ || tap_ || fallback_) return body(inputs);
   const Coverage before = coverage_;
-  Kernels::Replayed r = kernels_.replay(key, inputs, body);
+  Kernels::Replayed r = kernels_.graph(key, inputs, body);
   if (r.again) {
     coverage_.add(replayed_.at(key));
   } else {
@@ -126,6 +129,32 @@ std::vector<Tensor> Ops::replay(const std::string& key, std::span<const Tensor> 
     replayed_[key] = counted;
   }
   return std::move(r.outputs);
+}
+
+Tensor Ops::tap(std::string_view name, const Tensor& x) {
+  if (!tap_) return x;
+  std::string full;
+  if (place_.step >= 0) full = fmt::format("step.{}.", place_.step);
+  full += tendon::name(place_.module);
+  if (place_.layer >= 0) full += fmt::format(".layer.{}", place_.layer);
+  if (!name.empty()) full += fmt::format(".{}", name);
+  Tensor y = tap_(full, x);
+  ensure(y && y.shape() == x.shape(), Fault::internal, "[tap] {} is {}, its tap gave {}", full,
+         to_string(x.shape()), to_string(y.shape()));
+  return y;
+}
+
+Tensor Ops::linear(std::string_view name, const Tensor& x, const Weight& w, const Epilogue& e) {
+  if (tap_) tap(name, linear(x, w));
+  return linear(x, w, e);
+}
+
+Qkv Ops::qkv_tapped(const Tensor& x, const Weight& w, const Heads& heads, int64_t first_position) {
+  if (tap_) {
+    const Qkv plain = qkv(x, w, heads);
+    tap("q", plain.q), tap("k", plain.k), tap("v", plain.v);
+  }
+  return qkv(x, w, heads, first_position);
 }
 
 void Ops::audit(Audit* to) {
@@ -138,7 +167,7 @@ void Ops::record(Op op, const Cost& cost, bool native, int64_t ups, int64_t down
   // Transfers of the fallback are counted here, not as calls of the device.
   if (native && backend_reports_) {
     for (const DeviceCall& c : calls_)
-      audit_->entries.push_back({c, c.module.value_or(module_), true, runner.name(),
+      audit_->entries.push_back({c, c.module.value_or(place_.module), true, runner.name(),
                                  c.bytes_up > 0 ? 1 : 0, c.bytes_down > 0 ? 1 : 0});
     return;
   }
@@ -150,7 +179,7 @@ void Ops::record(Op op, const Cost& cost, bool native, int64_t ups, int64_t down
                     .flops = cost.flops,
                     .bytes_read = cost.bytes - half,
                     .bytes_written = half},
-                   module_,
+                   place_.module,
                    native,
                    runner.name(),
                    up ? 1 : ups,
@@ -166,13 +195,13 @@ void Ops::record(Op op, const Cost& cost, bool native, int64_t ups, int64_t down
 // The only place that knows about fallbacks. `kernel(runner, native, in, out)` is called with the
 // backend that runs the op; `in` and `out` carry tensors to it and back.
 template <class Kernel, class Describe>
-auto Ops::run(Op op, Cost cost, const Describe& describe, const Kernel& kernel) {
-  const bool native = kernels_.supports(op) && !on_host();
+auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Kernel& kernel) {
+  const Op op = call.op;
+  const bool native = !on_host() && kernels_.supports(call);
   if (!native && !fallback_)
     fail(Fault::backend,
-         "{} has no kernel for {} {}; --fallback=reference runs it elsewhere and counts it",
-         kernels_.name(), name(op), describe());
-  if (trace_) trace_->push_back({op, !native, describe()});
+         "{} has no kernel for {} {} in {}; --fallback=reference runs it elsewhere and counts it",
+         kernels_.name(), name(op), describe(), kernels_.precision());
   OpCount& count = coverage_.ops[static_cast<size_t>(op)];
   ++(native ? count.native_calls : count.fallback_calls);
   count.flops += cost.flops;
@@ -226,14 +255,6 @@ const Weight& chosen(const Weight& w, bool native, Weight&& other) {
   return other;
 }
 
-Op consumer(WeightKind kind) {
-  switch (kind) {
-    case WeightKind::gated: return Op::gated_linear;
-    case WeightKind::table: return Op::embed;
-    default: return Op::linear;
-  }
-}
-
 }  // namespace
 
 Weight Ops::prepare(const WeightParts& parts) {
@@ -254,11 +275,8 @@ Weight Ops::prepare(const WeightParts& parts) {
   w.has_bias = !parts.bias.empty();
   ensure(!w.has_bias || std::ssize(parts.bias) == w.outputs, Fault::internal,
          "[prepare] {} has {} rows and a bias of {}", parts.name, w.outputs, parts.bias.size());
-  const bool qkv_elsewhere = parts.kind == WeightKind::linear && !kernels_.supports(Op::qkv);
-  const bool elsewhere =
-      qkv_elsewhere || host_modules_ != 0 || !kernels_.supports(consumer(parts.kind));
   w.native = kernels_.prepare(parts);
-  if (fallback_ && elsewhere) w.fallback = fallback_->prepare(parts);
+  if (fallback_) w.fallback = fallback_->prepare(parts);
   ++coverage_.ops[static_cast<size_t>(Op::prepare)].native_calls;
   return w;
 }
@@ -267,7 +285,8 @@ Tensor Ops::upload(std::span<const float> values, const Shape& shape) {
   ensure(std::ssize(values) == shape.count(), Fault::internal, "[upload] {} values for {}",
          values.size(), to_string(shape));
   return run(
-      Op::upload, {.bytes = 4 * shape.count()}, [&] { return to_string(shape); },
+      {.op = Op::upload, .rows = shape[0]}, {.bytes = 4 * shape.count()},
+      [&] { return to_string(shape); },
       [&](Kernels& k, bool, const auto&, const auto& out) { return out(k.upload(values, shape)); });
 }
 
@@ -275,7 +294,7 @@ void Ops::download(const Tensor& x, std::span<float> to) {
   ensure(x && std::ssize(to) == x.shape().count(), Fault::internal, "[download] {} into {} values",
          to_string(x.shape()), to.size());
   run(
-      Op::download, {.bytes = float_bytes(x)}, [&] { return to_string(x.shape()); },
+      of(Op::download, x), {.bytes = float_bytes(x)}, [&] { return to_string(x.shape()); },
       [&](Kernels& k, bool, const auto& in, const auto&) { k.download(in(x), to); });
 }
 
@@ -295,7 +314,7 @@ Tensor Ops::linear(const Tensor& x, const Weight& w, const Epilogue& e) {
            to_string(e.residual.shape()), w.outputs, x.rows(), w.name);
   const int64_t m = x.rows();
   return run(
-      Op::linear,
+      of(Op::linear, x, w),
       {2 * m * w.outputs * w.inputs, float_bytes(x) + 4 * m * w.outputs + float_bytes(e.residual),
        &w},
       [&] { return product(x, w); },
@@ -310,7 +329,7 @@ Tensor Ops::gated_linear(const Tensor& x, const Weight& w) {
   ensure(w.kind == WeightKind::gated && w.outputs % 2 == 0, Fault::internal,
          "[gated_linear] {} was not prepared as gate over up", w.name);
   return run(
-      Op::gated_linear,
+      of(Op::gated_linear, x, w),
       {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 2 * x.rows() * w.outputs, &w},
       [&] { return product(x, w); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
@@ -323,7 +342,7 @@ Tensor Ops::layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift
   ensure_row("layer_norm", "scale", scale, x.columns());
   ensure_row("layer_norm", "shift", shift, x.columns());
   return run(
-      Op::layer_norm, {.bytes = 2 * float_bytes(x)}, [&] { return to_string(x.shape()); },
+      of(Op::layer_norm, x), {.bytes = 2 * float_bytes(x)}, [&] { return to_string(x.shape()); },
       [&](Kernels& k, bool, const auto& in, const auto& out) {
         return out(k.layer_norm(in(x), in(scale), in(shift)));
       });
@@ -334,7 +353,7 @@ Tensor Ops::rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) 
   ensure_row("rms_norm", "scale", scale, x.columns());
   if (shift) ensure_row("rms_norm", "shift", shift, x.columns());
   return run(
-      Op::rms_norm, {.bytes = 2 * float_bytes(x)}, [&] { return to_string(x.shape()); },
+      of(Op::rms_norm, x), {.bytes = 2 * float_bytes(x)}, [&] { return to_string(x.shape()); },
       [&](Kernels& k, bool, const auto& in, const auto& out) {
         return out(k.rms_norm(in(x), in(scale), in(shift)));
       });
@@ -351,7 +370,8 @@ Qkv Ops::qkv(const Tensor& x, const Weight& w, const Heads& heads,
          "[qkv] rotary positions need an even head width and start at 0 or later; got {} and {}",
          heads.width, first_position.value_or(0));
   return run(
-      Op::qkv, {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 4 * x.rows() * w.outputs, &w},
+      {Op::qkv, x.rows(), w.inputs, w.outputs, heads.width},
+      {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 4 * x.rows() * w.outputs, &w},
       [&] { return product(x, w); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
         const Qkv r = k.qkv(in(x), chosen(w, native, {}), heads, first_position);
@@ -380,7 +400,7 @@ Tensor Ops::attention(const Tensor& q, const Tensor& k, const Tensor& v, const H
   }
   if (visible.size() == 1) seen *= q.rows() / segments;
   return run(
-      Op::attention,
+      {Op::attention, q.rows(), k.rows(), q.columns(), heads.width},
       {4 * seen * segments * heads.query * heads.width,
        2 * float_bytes(q) + float_bytes(k) + float_bytes(v)},
       [&] { return to_string(q.shape()) + " on " + to_string(k.shape()); },
@@ -398,7 +418,8 @@ Tensor Ops::embed(const Weight& table, std::span<const int32_t> ids, float scale
            "[embed] token id {} is outside of {}, which has {} rows; is it the right tokenizer?",
            id, table.name, table.outputs);
   return run(
-      Op::embed, {.bytes = 8 * std::ssize(ids) * table.inputs},
+      {Op::embed, std::ssize(ids), table.outputs, table.inputs},
+      {.bytes = 8 * std::ssize(ids) * table.inputs},
       [&] { return fmt::format("{} ids of {}", ids.size(), table.name); },
       [&](Kernels& k, bool native, const auto&, const auto& out) {
         return out(k.embed(chosen(table, native, {}), ids, scale));
@@ -408,7 +429,7 @@ Tensor Ops::embed(const Weight& table, std::span<const int32_t> ids, float scale
 Tensor Ops::add_scaled(const Tensor& x, const Tensor& y, float scale) {
   ensure_same("add_scaled", x, y);
   return run(
-      Op::add_scaled, {.bytes = 3 * float_bytes(x)}, [&] { return to_string(x.shape()); },
+      of(Op::add_scaled, x), {.bytes = 3 * float_bytes(x)}, [&] { return to_string(x.shape()); },
       [&](Kernels& k, bool, const auto& in, const auto& out) {
         return out(k.add_scaled(in(x), in(y), scale));
       });
@@ -417,7 +438,7 @@ Tensor Ops::add_scaled(const Tensor& x, const Tensor& y, float scale) {
 Tensor Ops::multiply(const Tensor& x, const Tensor& y) {
   ensure_same("multiply", x, y);
   return run(
-      Op::multiply, {.bytes = 3 * float_bytes(x)}, [&] { return to_string(x.shape()); },
+      of(Op::multiply, x), {.bytes = 3 * float_bytes(x)}, [&] { return to_string(x.shape()); },
       [&](Kernels& k, bool, const auto& in, const auto& out) {
         return out(k.multiply(in(x), in(y)));
       });
@@ -433,7 +454,8 @@ Tensor Ops::concat_rows(std::span<const Tensor> parts) {
     rows += part.rows();
   }
   return run(
-      Op::concat_rows, {.bytes = 8 * rows * parts[0].columns()},
+      {Op::concat_rows, rows, parts[0].columns(), parts[0].columns()},
+      {.bytes = 8 * rows * parts[0].columns()},
       [&] { return fmt::format("{} parts, {} rows", parts.size(), rows); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
         if (native) return k.concat_rows(parts);
@@ -448,7 +470,7 @@ Tensor Ops::slice_rows(const Tensor& x, int64_t first, int64_t last) {
   ensure(first >= 0 && first < last && last <= x.rows(), Fault::internal,
          "[slice_rows] rows {} to {} of {}", first, last, to_string(x.shape()));
   return run(
-      Op::slice_rows, {.bytes = 8 * (last - first) * x.columns()},
+      of(Op::slice_rows, x), {.bytes = 8 * (last - first) * x.columns()},
       [&] { return fmt::format("{} to {} of {}", first, last, to_string(x.shape())); },
       [&](Kernels& k, bool, const auto& in, const auto& out) {
         return out(k.slice_rows(in(x), first, last));
@@ -462,7 +484,7 @@ void Ops::write_rows(Tensor& to, const Tensor& rows, int64_t first) {
          Fault::internal, "[write_rows] {} at row {} of {}", to_string(rows.shape()), first,
          to_string(to.shape()));
   run(
-      Op::write_rows, {.bytes = 2 * float_bytes(rows)},
+      of(Op::write_rows, rows), {.bytes = 2 * float_bytes(rows)},
       [&] { return fmt::format("{} at {}", to_string(rows.shape()), first); },
       [&](Kernels& k, bool native, const auto& in, const auto& out) {
         if (native) return k.write_rows(to, rows, first);

@@ -33,31 +33,54 @@ struct Coverage {
   int64_t bytes() const;  // weights and activations
 };
 
-// One executed op, in order; recorded only while tracing.
-struct TraceEntry {
-  Op op;
-  bool fallback;
-  std::string detail;  // "[816, 2048] x vlm.layers.3.qkv [2560, 2048]"
-};
+// Sees a tensor of the model by its name ("vlm.layer.3.norm1") and gives what the model goes on
+// with: the same, or another one of its shape.
+using Tap = std::function<Tensor(const std::string& name, const Tensor& x)>;
 
 class Ops {
+  struct Place {
+    Module module = Module::pi0;
+    int layer = -1, step = -1;  // -1: none
+  };
+
  public:
   // `fallback` may be null. Both must outlive this object.
   explicit Ops(Kernels& kernels, Kernels* fallback = nullptr)
       : kernels_(kernels), fallback_(fallback) {}
 
-  // What runs during the life of this object belongs to `module`; scopes nest.
+  // What runs during the life of this object belongs to a module (or to the one around it) and,
+  // where it is said, to a layer of it or to an Euler step; scopes nest.
   class Scope {
    public:
-    Scope(Ops& ops, Module module) : ops_(ops), before_(ops.module_) { ops.module_ = module; }
-    ~Scope() { ops_.module_ = before_; }
+    Scope(Ops& ops, Module module) : Scope(ops, {module, -1, ops.place_.step}) {}
+    static Scope layer(Ops& ops, size_t l) {
+      return {ops, {ops.place_.module, static_cast<int>(l), ops.place_.step}};
+    }
+    static Scope step(Ops& ops, size_t k) {
+      return {ops, {ops.place_.module, -1, static_cast<int>(k)}};
+    }
+    ~Scope() { ops_.place_ = before_; }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
    private:
+    Scope(Ops& ops, const Place& place) : ops_(ops), before_(ops.place_) { ops.place_ = place; }
     Ops& ops_;
-    Module before_;
+    Place before_;
   };
+
+  // From now on `tap` sees the tensors that the model names, each under the step, module and layer
+  // that it runs in: "step.0.expert.layer.3.norm1"; {}: nobody does. Nothing is recorded or
+  // replayed meanwhile.
+  void set_tap(Tap tap) { tap_ = std::move(tap); }
+  bool is_tapped() const { return static_cast<bool>(tap_); }
+  // x, or what the tap puts in its place. An empty name: that of the layer or module itself.
+  Tensor tap(std::string_view name, const Tensor& x);
+  // What a fused linear or qkv leaves out of sight, computed once more for the tap alone: the
+  // product before residual and gate; queries, keys and values ("q", "k", "v") before the rotary
+  // embedding.
+  Tensor linear(std::string_view name, const Tensor& x, const Weight& w, const Epilogue& epilogue);
+  Qkv qkv_tapped(const Tensor& x, const Weight& w, const Heads& heads, int64_t first_position);
 
   // These modules run on the fallback, whatever the backend has. Before any weight is prepared;
   // Error(Fault::usage) without a fallback.
@@ -86,16 +109,15 @@ class Ops {
   Tensor slice_rows(const Tensor& x, int64_t first, int64_t last);
   void write_rows(Tensor& to, const Tensor& rows, int64_t first);
 
-  // See Kernels::replay. What a replay did is counted as if its ops had run. During an audit, a
-  // trace of ops or a fallback, nothing is replayed.
-  std::vector<Tensor> replay(const std::string& key, std::span<const Tensor> inputs,
-                             const Kernels::Body& body);
+  // See Kernels::graph. What a replay did is counted as if its ops had run. During an audit, with a
+  // tap or with a fallback, nothing is recorded or replayed.
+  std::vector<Tensor> graph(const GraphKey& key, std::span<const Tensor> inputs,
+                            const Kernels::Body& body);
 
   std::string_view backend() const { return kernels_.name(); }
   const Coverage& coverage() const { return coverage_; }
   void reset_coverage() { coverage_ = {}; }
-  void trace(std::vector<TraceEntry>* to) { trace_ = to; }  // null: no tracing
-  void audit(Audit* to);                                    // null: no audit
+  void audit(Audit* to);  // null: no audit
 
  private:
   struct Cost {
@@ -103,16 +125,16 @@ class Ops {
     const Weight* weight = nullptr;
   };
   template <class Kernel, class Describe>
-  auto run(Op op, Cost cost, const Describe& describe, const Kernel& kernel);
-  bool on_host() const { return host_modules_ >> static_cast<int>(module_) & 1; }
+  auto run(const OpCall& call, Cost cost, const Describe& describe, const Kernel& kernel);
+  bool on_host() const { return host_modules_ >> static_cast<int>(place_.module) & 1; }
   void record(Op op, const Cost& cost, bool native, int64_t ups, int64_t downs);
 
   Kernels& kernels_;
   Kernels* fallback_;
   Coverage coverage_;
-  std::vector<TraceEntry>* trace_ = nullptr;
-  std::map<std::string, Coverage> replayed_;  // what a body counted when it last ran
-  Module module_ = Module::pi0;
+  std::map<GraphKey, Coverage> replayed_;  // what a body counted when it last ran
+  Place place_;
+  Tap tap_;
   uint32_t host_modules_ = 0;  // one bit each
   Audit* audit_ = nullptr;
   bool backend_reports_ = false;

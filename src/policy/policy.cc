@@ -377,12 +377,11 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
   // Two bodies that a backend may record and replay. Where one replays, vision is part of prefill.
   const Inputs& in = p.inputs;
   const Tensor language = embed_language(ops_, model_, in.prompt);
-  const std::string key =
-      fmt::format("{} images {} tokens {} steps {}", in.images, in.prompt.size(),
-                  steps.steps.size(), static_cast<int>(options.sequence));
+  const std::array<int64_t, 4> sizes{in.images, std::ssize(in.prompt), std::ssize(steps.steps),
+                                     static_cast<int64_t>(options.sequence)};
   const Tensor given[] = {language, in.patches, in.state};
   cache_.prefix = in.images * model_.config.vision.tokens() + std::ssize(in.prompt);
-  const std::vector<Tensor> filled = ops_.replay(key + "/prefix", given, [&](auto inputs) {
+  const std::vector<Tensor> filled = ops_.graph({"prefill", sizes}, given, [&](auto inputs) {
     const Tensor images =
         in.images > 0 ? embed_images(ops_, model_, inputs[1], in.images) : Tensor();
     const Tensor prefix = join_prefix(ops_, images, inputs[0]);
@@ -407,7 +406,7 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
     return std::vector<Tensor>{denoise(ops_, model_, cache_, steps, inputs[0], guided)};
   };
   const Tensor actions = guided ? denoised(std::span(&start, 1))[0]
-                                : ops_.replay(key + "/denoise", std::span(&start, 1), denoised)[0];
+                                : ops_.graph({"denoise", sizes}, std::span(&start, 1), denoised)[0];
   out.normalized = ops_.download(actions);
   out.times.denoise_ms = watch.lap_ms();
   meter.lap(out.work.denoise_flops, out.work.denoise_bytes);

@@ -1,5 +1,5 @@
-// A backend against the reference, module by module: each module gets the reference's input, then
-// the whole policy runs end to end. Names and gates: docs/testing.md.
+// A backend against the reference, tensor by tensor, as the network names them: each is computed
+// from the reference's values; then the whole policy runs end to end. Gates: docs/testing.md.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace tendon {
 
 struct ModuleCheck {
-  std::string module;                           // "siglip.block.0", "velocity", "actions"
+  std::string module;                           // "siglip.layer.0.mlp", "end_to_end.actions"
   Comparison apart;                             // of the backend from the reference
   Bounds gate;                                  // of PCC and relative L2
   std::string failed;                           // "PCC, relative L2"; empty: passed

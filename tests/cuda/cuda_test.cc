@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "../op_oracle.h"
-#include "ops/op_table.h"
 #include "tendon/error.h"
 #include "tensor/compare.h"
 #if TENDON_CUDA_ON_HOST
@@ -114,10 +113,10 @@ struct Chain {
     const int32_t all[] = {8};
     return ops.attention(y, cache, cache, {1, 1, 16}, all);
   }
-  std::vector<float> call(int seed, const std::string& key = "4 rows/body") {
+  std::vector<float> call(int seed, int64_t size = 4) {
     const Tensor x = ops.upload(values(4 * 16, seed), {4, 16});
     const auto recorded = [&](auto in) { return std::vector<Tensor>{body(in[0]), cache}; };
-    const std::vector<Tensor> out = ops.replay(key, std::span(&x, 1), recorded);
+    const std::vector<Tensor> out = ops.graph({"body", {size}}, std::span(&x, 1), recorded);
     cache = out[1];
     std::vector<float> all = ops.download(out[0]);
     const std::vector<float> kept = ops.download(cache);
@@ -164,7 +163,7 @@ TEST_F(CudaGraph, of_a_body_that_fails_is_forgotten) {
   const auto uploads = [&](auto) {
     return std::vector<Tensor>{chain.ops.upload(Chain::values(16, 1), {1, 16})};
   };
-  EXPECT_THROW(chain.ops.replay("4 rows/body", std::span(&x, 1), uploads), Error);
+  EXPECT_THROW(chain.ops.graph({"body", {4}}, std::span(&x, 1), uploads), Error);
   for (int i = 0; i < 3; ++i) EXPECT_EQ(chain.call(5), expected);
 }
 
@@ -185,7 +184,7 @@ TEST_F(CudaGraph, of_the_calls_used_last_are_kept_and_memory_is_bounded) {
   int64_t bytes = 0;
   for (int round = 0; round < 2; ++round)
     for (int key = 0; key < 20; ++key) {
-      for (int again = 0; again < 3; ++again) chain.call(5, fmt::format("{}/body", key));
+      for (int again = 0; again < 3; ++again) chain.call(5, key);
       if (round == 0 && key == 17) bytes = machine().bytes;
       if (round > 0 || key > 17) {
         EXPECT_EQ(machine().bytes, bytes);

@@ -107,7 +107,6 @@ class CpuKernels final : public Kernels {
         attention_(make_attention(options, attention_form(form_))) {}
 
   std::string_view name() const override { return "cpu"; }
-  bool supports(Op) const override { return true; }
   std::string_view precision() const override { return tendon::name(options_.precision); }
   std::string method() const override { return describe_cpu(options_); }
 

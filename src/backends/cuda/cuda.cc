@@ -34,12 +34,12 @@ const float* bias_of(const Weight& w) {
 
 // What a body did, as a graph. `kept`: what it touches and did not make, so that none of it moves.
 struct Recording {
-  std::string key;
+  GraphKey key;
   std::shared_ptr<Pool> pool = std::make_shared<Pool>();
   std::vector<Tensor> inputs, outputs, kept;
   cudaGraphExec_t graph = nullptr;
 
-  explicit Recording(std::string the_key) : key(std::move(the_key)) {}
+  explicit Recording(const GraphKey& the_key) : key(the_key) {}
   ~Recording() {
     if (graph) cudaGraphExecDestroy(graph);
   }
@@ -53,10 +53,12 @@ class CudaKernels final : public Kernels {
       : options_(options), device_(options.device), products_(device_, options.blas_library) {}
 
   std::string_view name() const override { return "cuda"; }
-  bool supports(Op) const override { return true; }
+  bool supports(const OpCall& call) const override {
+    return call.op != Op::attention || call.head_width <= kHeadWidthMax;
+  }
   std::string_view precision() const override { return bf16() ? "bf16" : "f32"; }
   std::string method() const override { return device_.description(); }
-  bool replays() const override { return options_.graphs; }
+  bool records() const override { return options_.graphs; }
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     ensure(parts.packed.empty(), Fault::usage,
@@ -157,9 +159,6 @@ class CudaKernels final : public Kernels {
 
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
                    std::span<const int32_t> visible, int64_t segments) override {
-    ensure(heads.width <= kHeadWidthMax, Fault::backend,
-           "[cuda] attention has no kernel for heads of {} columns, only up to {}", heads.width,
-           kHeadWidthMax);
     Tensor out = make(q.rows(), q.columns());
     Attention a{.q = in(q),
                 .k = in(k),
@@ -223,8 +222,7 @@ class CudaKernels final : public Kernels {
 
   // The first call under a key runs as it is, so that nothing is chosen or loaded while recording;
   // the second is recorded and its graph run; from the third on the graph alone is run.
-  Replayed replay(const std::string& key, std::span<const Tensor> inputs,
-                  const Body& body) override {
+  Replayed graph(const GraphKey& key, std::span<const Tensor> inputs, const Body& body) override {
     const auto known = std::ranges::find(recordings_, key, &Recording::key);
     if (known == recordings_.end()) {
       recordings_.emplace_front(key);

@@ -85,7 +85,6 @@ class ReferenceKernels final : public Kernels {
       : threads_(options.threads > 0 ? options.threads : hardware_threads()) {}
 
   std::string_view name() const override { return "reference"; }
-  bool supports(Op) const override { return true; }
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     ensure(parts.packed.empty(), Fault::usage,

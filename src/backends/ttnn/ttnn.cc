@@ -33,7 +33,6 @@ class TtnnKernels final : public Kernels {
         constants_(device_, reshaper_, options.hidden) {}
 
   std::string_view name() const override { return "ttnn"; }
-  bool supports(Op) const override { return true; }
   std::string_view precision() const override { return bfp8() ? "bfp8" : "bf16"; }
   std::string method() const override {
     return fmt::format("{}, {}", device_.caps().description, precision());
@@ -48,13 +47,11 @@ class TtnnKernels final : public Kernels {
   // where recorded intermediates used to lie: it forgets what was recorded before. Calls of another
   // kind may also have driven out masks that a capture would then have to upload, which it must
   // not: their keys begin anew.
-  bool replays() const override { return options_.traces && device_.caps().fast_dispatch; }
-  Replayed replay(const std::string& key, std::span<const Tensor> inputs,
-                  const Body& body) override {
-    if (const std::string call = key.substr(0, key.find('/')); call != recorded_call_) {
+  bool records() const override { return options_.traces && device_.caps().fast_dispatch; }
+  Replayed graph(const GraphKey& key, std::span<const Tensor> inputs, const Body& body) override {
+    if (!recordings_.empty() && key.sizes != recordings_.begin()->first.sizes) {
       forget_traces();
       recordings_.clear();
-      recorded_call_ = call;
     }
     Recording& r = recordings_[key];
     if (!r.compiled) {
@@ -404,8 +401,7 @@ class TtnnKernels final : public Kernels {
 
   TtnnOptions options_;
   Device device_;
-  std::string recorded_call_;                    // what stands before '/' in their keys
-  std::map<std::string, Recording> recordings_;  // of one kind of call
+  std::map<GraphKey, Recording> recordings_;  // of one kind of call
   Reshaper reshaper_;
   Constants constants_;
 };

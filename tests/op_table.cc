@@ -1,4 +1,4 @@
-#include "ops/op_table.h"
+#include "op_table.h"
 
 #include <cmath>
 
