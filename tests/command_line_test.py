@@ -334,6 +334,32 @@ def layouts(scratch):
           "a converted JAX checkpoint gets its horizon from the training config")
 
 
+def said_by_every_verb(scratch):
+    """What would make actions other than those of the training is refused, or one warning."""
+    given = ["--tokenizer", DATA / "tokenizer/small_tokenizer.json"]
+    seen = ["--prompt", "pick up the red cube", "--image",
+            f"base_0_rgb={DATA / 'preprocess/images/flower_96x128_small.png'}", "--state"]
+    guessed = copied(scratch, OPENPI, "guessed")
+    edit_json(guessed / "config.json", lambda c: c.pop("action_horizon"))
+    edit_json(guessed / "golden.json", lambda c: c.pop("horizon"))
+    strange = copied(scratch, LEROBOT, "strange")
+    edit_json(strange / "config.json", lambda c: c.update(mirror_arms="\x1b[2Jyes"))
+    for verb, more, refusal in (
+            ("run", [*seen, ",".join(["0.25"] * 14)], 3), ("serve", ["--port", "0"], 3),
+            ("convert", [scratch / "said.safetensors"], 3), ("inspect", [], 3),
+            ("bench", ["--calls", "1", *seen, ",".join(["0.25"] * 14)], 3),
+            ("coverage", [*seen, ",".join(["0.25"] * 14)], 3), ("validate", ["--health-only"], 1)):
+        expect(refusal, "does not tell the action horizon", verb, guessed, "--config",
+               guessed / "golden.json", *given, *more)
+        if verb == "serve":  # its log: serve_test.py
+            continue
+        code, _, err = tendon(verb, strange, "--config", strange / "golden.json", *given, *more)
+        lines = [line for line in err.splitlines() if line.startswith("warning: ") and
+                 "mirror_arms" in line and "\x1b" not in line]
+        check(code == 0 and len(lines) == 1, f"{verb}: exit {code}, one warning: {err}")
+    expect(0, "warning: ", "inspect", scratch / "said.safetensors", "--json")
+
+
 def conversions(scratch):
     """tendon convert: the same actions from one file; altered, cut and newer files are refused."""
     given = ["--prompt", "pick up the red cube", "--state", ",".join(["0.25"] * 14), "--json",
@@ -406,6 +432,7 @@ with tempfile.TemporaryDirectory() as folder:
     bad_inputs(pathlib.Path(folder))
     bad_checkpoints(pathlib.Path(folder))
     layouts(pathlib.Path(folder))
+    said_by_every_verb(pathlib.Path(folder))
     conversions(pathlib.Path(folder))
     benchmark(pathlib.Path(folder))
 print("failures:", failures)

@@ -148,6 +148,8 @@ def both_models(scratch, kind, heads_by_name):
         "action_expert_variant": "width_32", "precision": "float32"}, f"{kind}: config.json")
     check("action_horizon" not in (scratch / f"{kind}-bf16/config.json").read_text(),
           f"{kind}: a horizon that was not given is not invented")
+    code, _, err = called(TENDON, "inspect", scratch / f"{kind}-bf16")
+    check(code == 3 and "does not tell the action horizon" in err, f"{kind}: nor guessed: {err}")
     stats = "assets/demo/norm_stats.json"
     check((precise / stats).read_bytes() == (source / stats).read_bytes(), f"{kind}: statistics")
     code, out, err = called(TENDON, "inspect", precise, "--json")

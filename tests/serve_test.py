@@ -161,6 +161,7 @@ class Serve(unittest.TestCase):
             self.assertEqual(server.get("/healthz", server.port), "OK\n")
             self.assertEqual(server.stop(), 0)
             self.assertIn("connected from 127.0.0.1", "".join(server.log))
+            self.assertEqual("".join(server.log).count("--no-adapt-to-pi"), 1)
 
     def test_the_demo_takes_the_observation_of_its_table(self):
         with Server() as server:

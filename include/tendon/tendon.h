@@ -40,9 +40,11 @@ class Engine {
   std::vector<std::string> action_names() const;  // one per action dimension
   int64_t state_dim() const;                      // values that Observation::state must have
   int64_t horizon() const;
-  int64_t steps() const;                   // Euler steps unless InferOptions says otherwise
-  std::vector<std::string> notes() const;  // decisions taken while opening, one sentence each
-  std::vector<OpUse> op_use() const;       // since open
+  int64_t steps() const;  // Euler steps unless InferOptions says otherwise
+  // Decisions taken while opening, one sentence each. What may make actions other than those of the
+  // training begins with "warning: ".
+  std::vector<std::string> notes() const;
+  std::vector<OpUse> op_use() const;  // since open
   std::string backend() const;
   // "avx512vnni, int8 products (vpdpbusd, exact)", "TTNN library on a simulated Wormhole, bf16"
   std::string method() const;

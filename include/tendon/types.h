@@ -38,7 +38,8 @@ struct OpenOptions {
   std::string asset;       // which assets/<id> of an openpi checkpoint, when there are several
   std::optional<std::string> default_prompt;
   std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt
-  bool pad_state_in_prompt = false;     // pi0.5 checkpoints of old lerobot releases
+  bool pad_state_in_prompt = false;     // pi0.5 checkpoints of lerobot 0.4
+  bool adapt_to_pi = true;              // false: an ALOHA's joints and grippers stay as they are
   // cpu: bf16 (default), f32, int8; reference: f32, or bf16: synthetic weights rounded to it;
   // ttnn: bf16 (default), bfp8; cuda: bf16 (default), f32.
   std::string precision;
@@ -54,6 +55,7 @@ struct OpenOptions {
   // Bytes; a larger plan is Fault::memory. 0: what the machine has, where the host computes.
   int64_t max_memory = 0;
   std::function<void(const LoadProgress&)> progress;  // called before and while weights load
+  std::function<void(const std::string&)> note;       // called with each of Engine::notes()
 };
 
 // The bytes of a picture: its own, or a view of bytes that somebody else keeps alive for as long as

@@ -136,8 +136,13 @@ class FileWeights final : public WeightSource {
     const std::string name = canonical_name(t.name);
     ensure(!name.starts_with("normalize_") && !name.starts_with("unnormalize_"), Fault::checkpoint,
            "{} holds {}: a checkpoint of lerobot's first pi0 release, whose preprocessing was "
-           "another; convert it with lerobot's migration script first",
+           "another; migrate it with lerobot.processor.migrate_policy_normalization first",
            file, t.name);
+    // PEFT's names; base_layer and original_module hold what was trained before.
+    for (const char* part : {"base_model.model.", "base_layer.", "original_module.",
+                             "modules_to_save.", "lora_", "magnitude_vector"})
+      ensure(t.name.find(part) == std::string::npos, Fault::checkpoint, "{}: {} {}", file, t.name,
+             kMergeFirst);
     HostTensor renamed = t;
     renamed.name = name;
     ensure(tensors_.emplace(name, std::move(renamed)).second, Fault::checkpoint,

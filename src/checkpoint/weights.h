@@ -17,6 +17,12 @@ namespace tendon {
 // No weight of a trained network is as large; a flipped bit of an exponent makes more.
 constexpr float kWeightMagnitudeMax = 1e4f;
 
+// What to do about an adapter, whether its tensors lie among the weights or in a file beside them.
+inline constexpr std::string_view kMergeFirst =
+    "belongs to a LoRA or another adapter of PEFT, without which the base model would run in place "
+    "of the fine-tuned one; merge it into the weights first (PEFT's merge_and_unload(), then "
+    "save_pretrained)";
+
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
@@ -41,8 +47,8 @@ std::string canonical_name(std::string_view key);
 
 // Tensors of one or several files. The token table is `embed_tokens`; where only `lm_head` is
 // stored, it is served under that name. Throws Error(Fault::checkpoint) when two keys mean the same
-// tensor, or when the buffers of lerobot's first pi0 release are found (its preprocessing was
-// another).
+// tensor, when the buffers of lerobot's first pi0 release are found (its preprocessing was
+// another), or the tensors of an adapter.
 std::unique_ptr<WeightSource> open_weights(
     std::vector<std::shared_ptr<const SafetensorsFile>> files);
 

@@ -77,18 +77,6 @@ void prepare_signals() {
   std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of write(), as a full disk
 }
 
-// Errors quote files: none shall clear a terminal or fill it.
-std::string printable(std::string_view text) {
-  constexpr size_t kBytesMax = 4096;
-  std::string out;
-  for (const char c : text.substr(0, kBytesMax)) {
-    const bool control = (c >= 0 && c < ' ' && c != '\n') || c == '\x7f';
-    out += control ? fmt::format("\\x{:02x}", static_cast<unsigned>(c)) : std::string(1, c);
-  }
-  if (text.size() > kBytesMax) out += fmt::format(" ... ({} bytes)", text.size());
-  return out;
-}
-
 int out_of_memory() {
   fmt::print(stderr, "tendon: out of memory; `tendon inspect` prints what a model needs\n");
   return static_cast<int>(Fault::memory);
@@ -121,17 +109,17 @@ int main(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);  // -h
     return explain(app, error, argc, argv);
   } catch (const tendon::Error& error) {
-    fmt::print(stderr, "tendon: {}\n", printable(error.what()));
+    fmt::print(stderr, "tendon: {}\n", tendon::cli::printable(error.what()));
     return static_cast<int>(error.fault());
   } catch (const std::bad_alloc&) {
     return out_of_memory();
   } catch (const std::system_error& error) {
     // The stack of another thread, as a rule.
     if (error.code() == std::errc::resource_unavailable_try_again) return out_of_memory();
-    fmt::print(stderr, "tendon: internal error: {}\n", printable(error.what()));
+    fmt::print(stderr, "tendon: internal error: {}\n", tendon::cli::printable(error.what()));
     return static_cast<int>(Fault::internal);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "tendon: internal error: {}\n", printable(error.what()));
+    fmt::print(stderr, "tendon: internal error: {}\n", tendon::cli::printable(error.what()));
     return static_cast<int>(Fault::internal);
   }
 }

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "cli/verbs.h"
 #include "tensor/check.h"
@@ -36,6 +37,17 @@ void print_progress(const LoadProgress& p, int& shown) {
 }
 
 }  // namespace
+
+std::string printable(std::string_view text) {
+  constexpr size_t kBytesMax = 4096;
+  std::string out;
+  for (const char c : text.substr(0, kBytesMax)) {
+    const bool control = (c >= 0 && c < ' ' && c != '\n') || c == '\x7f';
+    out += control ? fmt::format("\\x{:02x}", static_cast<unsigned>(c)) : std::string(1, c);
+  }
+  if (text.size() > kBytesMax) out += fmt::format(" ... ({} bytes)", text.size());
+  return out;
+}
 
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option(
@@ -74,9 +86,19 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_flag_callback(
       "--no-state-in-prompt", [&o] { o.state_in_prompt = false; },
       "pi0.5: keep the state out of the prompt");
+  verb.add_flag("--pad-state", o.pad_state_in_prompt,
+                "pi0.5 of lerobot 0.4: pad the state before it is written into the prompt");
+  verb.add_flag_callback(
+      "--no-adapt-to-pi", [&o] { o.adapt_to_pi = false; },
+      "ALOHA: leave joints and grippers as they are (openpi's adapt_to_pi=False)");
   verb.add_option("--max-memory", o.max_memory, "refuse models that need more, such as 8GB")
       ->transform(CLI::AsSizeValue(true));
   o.progress = [shown = -1](const LoadProgress& p) mutable { print_progress(p, shown); };
+  // Some verbs open a model several times.
+  o.note = [said = std::make_shared<std::set<std::string>>()](const std::string& note) {
+    if (said->insert(note).second)
+      fmt::print(stderr, "{}{}\n", note.starts_with("warning: ") ? "" : "note: ", printable(note));
+  };
   verb.add_option("--weights-seed", o.weights_seed, "seed of synthetic weights");
 }
 

@@ -119,7 +119,6 @@ void run(RunOptions o) {
                            [](double v) { return static_cast<float>(v); });
   }
   Engine engine = Engine::open(o.model, o.open);
-  for (const std::string& note : engine.notes()) fmt::print(stderr, "note: {}\n", note);
   const Actions actions = engine.infer(observe(o.model, o.given, engine), o.infer);
   for (const std::string& warning : actions.warnings) fmt::print(stderr, "warning: {}\n", warning);
   if (!o.out.empty()) write_actions(o.out, actions, engine.action_names());
@@ -144,9 +143,6 @@ void add_run(CLI::App& app) {
   verb->add_option("--time-sequence", o->sequence, "lerobot (default) or openpi");
   verb->add_option("--fallback", o->open.fallback,
                    "reference: ops that the backend lacks run there and are counted");
-  verb->add_flag(
-      "--pad-state", o->open.pad_state_in_prompt,
-      "pi0.5 of old lerobot releases: pad the state before it is written into the prompt");
   verb->add_option("--out", o->out, "write the chunk to FILE.json or FILE.npy");
   verb->add_option("--plot", o->plot, "write a plot per joint to FILE.svg");
   verb->add_flag("--json", o->json, "one JSON object on standard output");

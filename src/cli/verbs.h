@@ -24,6 +24,9 @@ void add_version(CLI::App& app);
 // must outlive the parse.
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& options);
 
+// Text that quotes a file, cut and without what would clear a terminal.
+std::string printable(std::string_view text);
+
 // The first line of --api-key-file. Fault::usage when there is none.
 std::string read_key(const std::string& path);
 

@@ -1,5 +1,6 @@
 #include "model/parameters.h"
 
+#include <algorithm>
 #include <array>
 #include <set>
 
@@ -114,6 +115,12 @@ std::vector<std::string> check_parameters(WeightSource& source, const Config& co
   for (const HostTensor& t : source.tensors())
     if (!known.contains(t.name) && !known_and_unused(t.name)) unused.push_back(t.name);
   return unused;
+}
+
+bool alters_a_module(const std::string& unused, const Config& config) {
+  return std::ranges::any_of(parameters(config), [&](const Parameter& p) {
+    return unused.starts_with(p.name.substr(0, p.name.rfind('.') + 1));
+  });
 }
 
 }  // namespace tendon

@@ -34,4 +34,8 @@ std::vector<Parameter> parameters(const Config& config);
 // returns the names of tensors that belong to no parameter. Throws Error(Fault::checkpoint).
 std::vector<std::string> check_parameters(WeightSource& source, const Config& config);
 
+// Whether a tensor that is no parameter stands inside a module that has some ("q_proj.oft_r" beside
+// "q_proj.weight"): whatever it is, the module was trained to compute something else.
+bool alters_a_module(const std::string& unused, const Config& config);
+
 }  // namespace tendon

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
+#include <regex>
 #include <set>
+#include <sstream>
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
@@ -19,11 +22,60 @@ namespace fs = std::filesystem;
 
 const std::vector<std::string> kSlots = {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"};
 
-// One file, or those that an index names.
-std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
+std::set<std::string> words(const std::string& text) {
+  std::istringstream in(text);
+  return {std::istream_iterator<std::string>(in), {}};
+}
+
+// Keys of config.json that are read here or change no action, in all releases.
+const std::set<std::string> kLerobotKeys = words(
+    "type n_obs_steps input_features output_features device use_amp use_peft push_to_hub repo_id "
+    "private tags license pretrained_path pretrained_revision paligemma_variant "
+    "action_expert_variant dtype chunk_size n_action_steps max_state_dim max_action_dim "
+    "num_inference_steps num_steps time_* min_period max_period use_relative_actions "
+    "relative_exclude_joints action_feature_names rtc_config image_resolution empty_cameras "
+    "normalization_mapping tokenizer_max_length gradient_checkpointing compile_* "
+    "freeze_vision_encoder train_expert_only train_state_proj optimizer_* scheduler_* memory_* "
+    "use_visual_memory use_proprioceptive_memory proj_width use_cache attention_implementation "
+    "adapt_to_pi_aloha use_delta_joint_actions_aloha");
+const std::set<std::string> kOpenpiKeys = words(
+    "action_dim action_horizon paligemma_variant action_expert_variant precision dtype pytorch_*");
+
+void warn_of_unknown_keys(const json& config, const std::string& file,
+                          const std::set<std::string>& known, OpenedModel& m) {
+  std::vector<std::string> unknown;
+  for (const auto& entry : config.items()) {
+    const std::string& key = entry.key();
+    if (!known.contains(key) && !known.contains(key.substr(0, key.find('_') + 1) + "*"))
+      unknown.push_back(
+          fmt::format("{} ({})", key, entry.value().dump(-1, ' ', true).substr(0, 40)));
+  }
+  if (!unknown.empty())
+    m.warnings.push_back(
+        fmt::format("{}: keys that this engine does not know and does not read, "
+                    "whatever they change: {}",
+                    file, fmt::join(unknown, ", ")));
+}
+
+// In files of their own, or in folders where they have names.
+void refuse_adapters(const fs::path& folder) {
+  static const std::regex kNames(R"((^|[^a-z])(adapter|lora).*\.(json|safetensors|bin|pth?))",
+                                 std::regex::icase);
+  std::error_code none;  // of a folder that cannot be read, or is inside the library
+  for (const auto& entry : fs::directory_iterator(folder, none))
+    ensure(!std::regex_search(entry.path().filename().string(), kNames) &&
+               !is_file(entry.path() / "adapter_config.json"),
+           Fault::checkpoint, "{} {}; or move it elsewhere to run the weights of {} without it",
+           entry.path().string(), kMergeFirst, folder.string());
+}
+
+}  // namespace
+
+std::vector<fs::path> weight_files(const fs::path& folder) {
+  refuse_adapters(folder);
   const fs::path single = folder / "model.safetensors";
   const fs::path index = folder / "model.safetensors.index.json";
-  if (is_file(single)) return open_weights({SafetensorsFile::open(single)});
+  if (is_file(single)) return {single};
   ensure(fs::exists(index), Fault::checkpoint,
          "{} holds neither model.safetensors nor model.safetensors.index.json; is the download "
          "complete?",
@@ -31,22 +83,29 @@ std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
   const json root = read_json(index);
   ensure(root.is_object() && root.contains("weight_map") && root.at("weight_map").is_object(),
          Fault::checkpoint, "{}: 'weight_map' is missing", index.string());
-  std::set<std::string> names;
+  std::set<fs::path> files;
   for (const auto& [tensor, file] : root.at("weight_map").items()) {
     ensure(file.is_string(), Fault::checkpoint, "{}: the file of {} is {}", index.string(), tensor,
            file.dump());
     const fs::path name = file.get<std::string>();
-    ensure(name.has_filename() && !name.has_parent_path() && names.size() < 1024, Fault::checkpoint,
+    ensure(name.has_filename() && !name.has_parent_path() && files.size() < 1024, Fault::checkpoint,
            "{}: '{}' is not a file name in the same folder", index.string(), name.string());
-    names.insert(name.string());
+    files.insert(folder / name);
   }
+  return {files.begin(), files.end()};
+}
+
+namespace {
+
+std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
   std::vector<std::shared_ptr<const SafetensorsFile>> files;
-  files.reserve(names.size());
-  for (const std::string& name : names) files.push_back(SafetensorsFile::open(folder / name));
-  for (const auto& entry : root.at("weight_map").items())
-    ensure(
-        std::ranges::any_of(files, [&](const auto& f) { return f->find(entry.key()) != nullptr; }),
-        Fault::checkpoint, "{}: no file holds {}", index.string(), entry.key());
+  for (const fs::path& file : weight_files(folder)) files.push_back(SafetensorsFile::open(file));
+  const fs::path index = folder / "model.safetensors.index.json";
+  if (!is_file(folder / "model.safetensors"))
+    for (const auto& entry : read_json(index).at("weight_map").items())
+      ensure(std::ranges::any_of(files,
+                                 [&](const auto& f) { return f->find(entry.key()) != nullptr; }),
+             Fault::checkpoint, "{}: no file holds {}", index.string(), entry.key());
   return open_weights(std::move(files));
 }
 
@@ -56,12 +115,19 @@ bool tells_heads(const json& sizes) {
 }
 
 // Sizes from the tensors; what they cannot tell from tendon.json and then from --config.
+// `from_config_json` tells whether it knows the horizon, for which there is no usual value.
 Config sizes(const fs::path& folder, const WeightSource& weights, const GivenConfig& given,
-             const std::function<void(Config&)>& from_config_json) {
+             const std::function<bool(Config&)>& from_config_json) {
   const fs::path beside = folder / "tendon.json";
   const json own = is_file(beside) ? read_json(beside) : json();
   Config c = config_from_weights(weights, tells_heads(own) || tells_heads(given.sizes));
-  from_config_json(c);
+  ensure(from_config_json(c) || own.contains("horizon") || given.sizes.contains("horizon"),
+         Fault::checkpoint,
+         "{} does not tell the action horizon (rows of a chunk) that it was trained with, and rows "
+         "depend on each other: say --config NAME (its openpi training config) or --config "
+         "FILE.json with {{\"horizon\": N}}; train_pytorch.py stores it in metadata.pt as config, "
+         "model, action_horizon",
+         folder.string());
   if (!own.is_null()) c = read_config(own, beside.string(), c);
   if (!given.sizes.is_null()) c = read_config(given.sizes, given.file, c);
   check(c);
@@ -76,10 +142,21 @@ void ensure_agrees(const json& config, const std::string& key, int64_t tensors,
          "{}: {} is {}, but the tensors say {}", file, key, json_int(config, key, file), tensors);
 }
 
+// A key of config.json that policy_preprocessor.json repeats.
+void ensure_same(const json& config, const std::string& key, const json& processors,
+                 const std::string& file) {
+  if (config.contains(key) && config.at(key) != processors)
+    fail(Fault::checkpoint,
+         "{}: {} is {}, but {} in policy_preprocessor.json; one of the files belongs to another "
+         "model",
+         file, key, config.at(key).dump(), processors.dump());
+}
+
 // name -> length of a feature's first dimension, in file order for the cameras.
 struct Features {
   std::vector<std::string> cameras;
   int64_t state_dim = 32, action_dim = 32;  // lerobot's defaults
+  bool square = true;                       // pictures, as they were in training
 };
 
 int64_t feature_size(const json& feature, const std::string& name, const std::string& file) {
@@ -101,7 +178,11 @@ Features read_features(const nlohmann::ordered_json& config, const std::string& 
   };
   each("input_features",
        [&](const std::string& name, const std::string& type, const json& feature) {
-         if (type == "VISUAL") f.cameras.push_back(camera_name(name));
+         if (type == "VISUAL") {
+           f.cameras.push_back(camera_name(name));
+           const json shape = feature.value("shape", json());
+           f.square = f.square && shape.is_array() && shape.size() == 3 && shape[1] == shape[2];
+         }
          if (type == "STATE") f.state_dim = feature_size(feature, name, file);
        });
   each("output_features",
@@ -123,10 +204,20 @@ void refuse_unsupported(const json& config, const std::string& file) {
   const std::string type = json_string(config, "type", file);
   ensure(type == "pi0" || type == "pi05", Fault::checkpoint,
          "{}: type is '{}'; this engine runs 'pi0' and 'pi05'", file, type);
-  for (const char* flag : {"use_visual_memory", "use_proprioceptive_memory", "use_peft"})
-    if (config.contains(flag))
-      ensure(!json_bool(config, flag, file), Fault::checkpoint, "{}: {} is not supported", file,
-             flag);
+  const std::string merge = fmt::format(": the model {}, and set use_peft to false", kMergeFirst);
+  const std::string old =
+      "; lerobot has had no such key since 0.4: migrate the checkpoint with "
+      "lerobot.processor.migrate_policy_normalization and fine-tune it as lerobot is now";
+  for (const auto& [key, advice] : {std::pair("use_peft", merge),
+                                    {"adapt_to_pi_aloha", old},
+                                    {"use_delta_joint_actions_aloha", old},
+                                    {"use_visual_memory", ""},
+                                    {"use_proprioceptive_memory", ""}}) {
+    const json value = config.value(key, json());
+    ensure(value.is_null() || value == false, Fault::checkpoint,
+           "{}: {} is {}, which changes the actions and is not supported; expected false{}", file,
+           key, value.dump().substr(0, 60), advice);
+  }
 }
 
 void ensure_type(PolicyType type, const std::string& stated, const std::string& file) {
@@ -134,13 +225,14 @@ void ensure_type(PolicyType type, const std::string& stated, const std::string& 
          file, stated, name(type));
 }
 
-void read_lerobot_sizes(const json& config, const std::string& file, Config& c) {
+bool read_lerobot_sizes(const json& config, const std::string& file, Config& c) {
   const auto integer = [&](const char* key, int64_t& to) {
     if (config.contains(key)) to = json_int(config, key, file);
   };
   ensure_agrees(config, "max_action_dim", c.action_dim, file);
   ensure_agrees(config, "max_state_dim", c.state_dim, file);
   integer("chunk_size", c.horizon);
+  integer("num_steps", c.num_steps);  // lerobot 0.3 and older
   integer("num_inference_steps", c.num_steps);
   integer("tokenizer_max_length", c.max_token_len);
   if (config.contains("min_period")) c.min_period = json_number(config, "min_period", file);
@@ -151,22 +243,35 @@ void read_lerobot_sizes(const json& config, const std::string& file, Config& c) 
            "{}: image_resolution is {}, but the tensors say {}", file,
            config.at("image_resolution").dump(), side.dump());
   }
+  return true;  // lerobot's files mean its default by a chunk_size that is absent
 }
 
-void prepare_prompt(const Processors& p, const OpenOptions& o, OpenedModel& m) {
+void prepare_prompt(const Processors& p, OpenedModel& m) {
   PromptOptions& prompt = m.surroundings.prompt;
   prompt = {.style = PromptStyle::lerobot, .tokens_max = m.config.max_token_len};
   if (m.config.pi05()) {
     ensure(p.writes_state, Fault::checkpoint,
            "policy_preprocessor.json has no step that writes the state into the prompt, which "
            "pi0.5 needs");
-    prompt.state_in_prompt = o.state_in_prompt.value_or(p.state_in_prompt.value_or(true));
-    if (o.pad_state_in_prompt) prompt.padded_state = m.config.state_dim;
-    if (p.max_state_dim && !o.pad_state_in_prompt)
-      m.notes.push_back(
-          "the preprocessor has a max_state_dim: releases up to about 0.4 padded the state before "
-          "writing it into the prompt; say --pad-state if this model was trained so");
+    prompt.state_in_prompt = p.state_in_prompt.value_or(true);
   }
+}
+
+// What releases before 0.5 did in another way, of which their files say nothing.
+void warn_of_lerobot_0_4(const json& config, const std::string& file, const Features& features,
+                         const Processors& p, const OpenOptions& o, OpenedModel& m) {
+  if (p.relative_step) return;
+  const std::string age = fmt::format(
+      "{}: policy_preprocessor.json has no relative_actions_processor: {} of lerobot 0.4, which",
+      file, config.contains("rtc_config") ? "it may be" : "without rtc_config here, it is");
+  const Surroundings& s = m.surroundings;
+  if (o.state_in_prompt.value_or(s.prompt.state_in_prompt) && s.state_dim < m.config.state_dim &&
+      !o.pad_state_in_prompt)
+    m.warnings.push_back(age + " padded the state in the prompt; say --pad-state for such a model");
+  if (!features.square)
+    m.warnings.push_back(age +
+                         " filled the bars around pictures that are not square with -3, here with "
+                         "-1; give such a model square pictures, or fine-tune it again");
 }
 
 OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
@@ -181,8 +286,8 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const Giv
          o.config, file);
   m.weights = open_files(folder);
   ensure_type(policy_from_weights(*m.weights), config.at("type"), file);
-  m.config =
-      sizes(folder, *m.weights, given, [&](Config& c) { read_lerobot_sizes(config, file, c); });
+  m.config = sizes(folder, *m.weights, given,
+                   [&](Config& c) { return read_lerobot_sizes(config, file, c); });
   const Features features = read_features(read_ordered_json(folder / "config.json"), file);
   Surroundings& s = m.surroundings;
   s.robot = Robot::lerobot;
@@ -194,6 +299,8 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const Giv
   const Processors p = read_processors(
       folder,
       {.state_dim = s.state_dim, .action_dim = s.action_dim, .statistics = o.statistics.empty()});
+  ensure_same(config.value("normalization_mapping", json()), "VISUAL", p.visual, file);
+  ensure_same(config, "use_relative_actions", p.relative, file);
   s.rename = p.rename;
   s.state = p.state;
   s.action = p.action;
@@ -203,7 +310,9 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const Giv
     s.action = statistics.action;
   }
   m.config.max_token_len = p.tokens_max.value_or(m.config.max_token_len);
-  prepare_prompt(p, o, m);
+  prepare_prompt(p, m);
+  warn_of_unknown_keys(config, file, kLerobotKeys, m);
+  warn_of_lerobot_0_4(config, file, features, p, o, m);
   s.action_names = p.action_names;
   if (std::ssize(s.action_names) != s.action_dim) s.action_names = numbered_actions(s.action_dim);
   if (p.relative) s.delta = relative_mask(p.action_names, p.relative_excluded, s.action_dim);
@@ -256,7 +365,9 @@ OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o, const Give
       c.max_token_len = given.training->tokens_max;
     }
     if (config.contains("action_horizon")) c.horizon = json_int(config, "action_horizon", file);
+    return given.training || config.contains("action_horizon");
   });
+  warn_of_unknown_keys(config, file, kOpenpiKeys, m);
   Surroundings& s = m.surroundings;
   s.cameras = kSlots;
   m.config.cameras = std::ssize(s.cameras);
@@ -334,6 +445,9 @@ OpenedModel open_folder(const fs::path& folder, const OpenOptions& o, const Give
   if (o.statistics == "none")
     m.notes.push_back("--statistics none: state and actions are not normalised");
   m.unused = check_parameters(*m.weights, m.config);
+  for (const std::string& name : m.unused)
+    ensure(!alters_a_module(name, m.config), Fault::checkpoint, "{}: {} {}",
+           m.weights->description(), name, kMergeFirst);
   return m;
 }
 

@@ -21,6 +21,10 @@ struct GivenConfig {
 OpenedModel open_folder(const std::filesystem::path& folder, const OpenOptions& options,
                         const GivenConfig& given);
 
+// One file, or those that an index names. Throws Error(Fault::checkpoint), also when an adapter
+// lies beside them or alone.
+std::vector<std::filesystem::path> weight_files(const std::filesystem::path& folder);
+
 // The robot's cameras, dimensions and transforms, as openpi's training config or --robot says.
 void surround_with_robot(Surroundings& around, Robot robot);
 void apply_training_config(OpenedModel& model, const TrainingConfig& training);

@@ -1,6 +1,7 @@
 #include "policy/converted_file.h"
 
 #include <map>
+#include <sstream>
 
 #include "checkpoint/content_hash.h"
 #include "checkpoint/files.h"
@@ -109,6 +110,8 @@ Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
       {"tendon.config", config_json(model.config).dump()},
       {"tendon.surroundings", surroundings_json(model.surroundings).dump()},
       {"tendon.tokenizer", bytewise ? "bytes" : "file"}};
+  if (!model.warnings.empty())
+    metadata["tendon.warnings"] = fmt::format("{}", fmt::join(model.warnings, "\n"));
   metadata["tendon.hash"] = content_hash(tensors, metadata, 0);
   write_safetensors(out, tensors, metadata);
   return weights;
@@ -156,6 +159,10 @@ OpenedModel read_converted(const std::shared_ptr<const SafetensorsFile>& file) {
         is_json ? Tokenizer::from_json_bytes(stored->bytes, name)
                 : Tokenizer::from_model_bytes(stored->bytes, name));
     m.tokenizer = name;
+  }
+  if (const auto said = file->metadata().find("tendon.warnings"); said != file->metadata().end()) {
+    std::istringstream lines(said->second);
+    for (std::string line; std::getline(lines, line);) m.warnings.push_back(line);
   }
   const std::string source = required(*file, "tendon.source_layout");
   if (source == "synthetic") m.notes.push_back("the weights are synthetic: actions mean nothing");

@@ -168,6 +168,11 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options) {
            model);
     m = open_folder(model, options, given);
   }
+  ensure(options.adapt_to_pi || m.surroundings.robot == Robot::aloha, Fault::usage,
+         "--no-adapt-to-pi: only an ALOHA's joints are adapted, and the robot is {}; say --robot "
+         "aloha or leave it out",
+         name(m.surroundings.robot));
+  if (!options.adapt_to_pi) m.surroundings.adapt_to_pi = false;
   check_surroundings(m.surroundings, m.config);
   if (options.default_prompt) m.surroundings.default_prompt = options.default_prompt;
   if (m.config.pi05() && options.state_in_prompt)
@@ -178,6 +183,13 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options) {
   if (m.layout != "converted" || !options.tokenizer.empty()) add_tokenizer(m, model, options);
   for (const std::string& name : m.unused)
     m.notes.push_back(fmt::format("tensor {} is not used by the model", name));
+  if (m.surroundings.robot == Robot::aloha && m.surroundings.adapt_to_pi)
+    m.notes.push_back(
+        "joints 1, 2, 8 and 9 are flipped and grippers 6 and 13 go through ALOHA's linkage, in "
+        "state and actions (openpi's adapt_to_pi); --no-adapt-to-pi leaves them as they are");
+  for (const std::string& warning : m.warnings) m.notes.push_back("warning: " + warning);
+  if (options.note)
+    for (const std::string& note : m.notes) options.note(note);
   return m;
 }
 

@@ -18,10 +18,11 @@ struct OpenedModel {
   Config config;
   std::unique_ptr<WeightSource> weights;
   Surroundings surroundings;
-  std::string tokenizer;            // where it came from; empty: there is none
-  std::vector<std::string> notes;   // decisions taken, one sentence each
-  std::vector<std::string> unused;  // tensors that belong to no parameter
-  std::string precision;            // of weights that `tendon convert` packed; else empty
+  std::string tokenizer;              // where it came from; empty: there is none
+  std::vector<std::string> notes;     // decisions taken, one sentence each; warnings among them
+  std::vector<std::string> warnings;  // what may make actions other than those of the training
+  std::vector<std::string> unused;    // tensors that belong to no parameter
+  std::string precision;              // of weights that `tendon convert` packed; else empty
 };
 
 // "demo", "demo:pi0" (the same) and "demo:pi05": the policies inside the library.

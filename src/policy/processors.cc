@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 
+#include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "checkpoint/safetensors.h"
 #include "tensor/check.h"
@@ -37,6 +38,10 @@ struct Step {
 };
 
 std::vector<Step> read_steps(const fs::path& path) {
+  ensure(is_file(path), Fault::checkpoint,
+         "{} is missing; a checkpoint of lerobot 0.3 or older has none: migrate it with "
+         "lerobot.processor.migrate_policy_normalization; of a newer one, download it again",
+         path.string());
   const json root = read_json(path);
   const std::string file = path.string();
   ensure(root.is_object() && root.contains("steps") && root.at("steps").is_array(),
@@ -121,6 +126,31 @@ Normalizer read_normalizer(const Step& step, const std::string& kind, const std:
   return n;
 }
 
+// Whether the step normalises an observation, as far as its keys say.
+bool normalizes(const Step& step, const std::string& feature) {
+  const std::string key = "normalize_observation_keys";
+  if (!step.config.contains(key) || step.config.at(key).is_null()) return true;
+  const std::vector<std::string> keys = strings(step.config, key, step.where);
+  return std::ranges::find(keys, feature) != keys.end();
+}
+
+// Pictures without statistics stay as they are, whatever norm_map says.
+void refuse_normalized_pictures(const Step& step, const std::string& mode) {
+  if (norm_method(mode, step.where) == NormMethod::identity || step.state_file.empty()) return;
+  const auto statistics = SafetensorsFile::open(step.state_file);
+  const json features = step.config.value("features", json::object());
+  for (const auto& [name, feature] : features.items()) {
+    const bool picture = feature.is_object() && feature.value("type", json()) == "VISUAL";
+    if (!picture || !normalizes(step, name)) continue;
+    for (const HostTensor& t : statistics->tensors())
+      ensure(!t.name.starts_with(name + "."), Fault::checkpoint,
+             "{}: norm_map normalises the pictures of {} by {} (VISUAL), expected IDENTITY: this "
+             "engine gives pictures to the network as they are; fine-tune with VISUAL IDENTITY, "
+             "which is the default of pi0 and pi0.5",
+             step.where, name, mode);
+  }
+}
+
 void read_rename(const Step& step, Processors& p) {
   const json map = step.config.value("rename_map", json::object());
   ensure(map.is_object(), Fault::checkpoint, "{}: rename_map is no object", step.where);
@@ -131,8 +161,13 @@ void read_rename(const Step& step, Processors& p) {
   }
 }
 
+bool enabled(const Step& step) {
+  return step.config.contains("enabled") && json_bool(step.config, "enabled", step.where);
+}
+
 void read_relative(const Step& step, Processors& p) {
-  if (step.config.contains("enabled")) p.relative = json_bool(step.config, "enabled", step.where);
+  p.relative_step = true;
+  p.relative = enabled(step);
   p.relative_excluded = strings(step.config, "exclude_joints", step.where);
   p.action_names = strings(step.config, "action_names", step.where);
 }
@@ -143,14 +178,10 @@ void read_tokenizer(const Step& step, Processors& p) {
          step.where, side);
   if (step.config.contains("max_length"))
     p.tokens_max = json_int(step.config, "max_length", step.where);
-  if (step.config.contains("tokenizer_name") && step.config.at("tokenizer_name").is_string())
-    p.tokenizer = step.config.at("tokenizer_name");
 }
 
 void read_prepare_state(const Step& step, Processors& p) {
   p.writes_state = true;
-  if (step.config.contains("max_state_dim"))
-    p.max_state_dim = json_int(step.config, "max_state_dim", step.where);
   if (step.config.contains("include_state_in_prompt"))
     p.state_in_prompt = json_bool(step.config, "include_state_in_prompt", step.where);
 }
@@ -165,7 +196,7 @@ std::string camera_name(const std::string& key) {
 
 Processors read_processors(const fs::path& folder, const ProcessorNeeds& needs) {
   Processors p;
-  bool normalizes = false, unnormalizes = false;
+  bool normalized = false, unnormalized = false, absolute = false;
   for (const Step& step : read_steps(folder / "policy_preprocessor.json")) {
     if (step.name == "rename_observations_processor") read_rename(step, p);
     if (step.name == "tokenizer_processor") read_tokenizer(step, p);
@@ -173,19 +204,28 @@ Processors read_processors(const fs::path& folder, const ProcessorNeeds& needs) 
     if (step.name == "relative_actions_processor" || step.name == "delta_actions_processor")
       read_relative(step, p);
     if (step.name != "normalizer_processor") continue;
-    p.state =
-        read_normalizer(step, "STATE", "observation.state", needs.state_dim, needs.statistics);
-    normalizes = true;
+    p.state = read_normalizer(step, "STATE", "observation.state", needs.state_dim,
+                              needs.statistics && normalizes(step, "observation.state"));
+    const json map = step.config.value("norm_map", json::object());
+    if (map.contains("VISUAL")) p.visual = json_string(map, "VISUAL", step.where + ": norm_map");
+    refuse_normalized_pictures(step, p.visual);
+    normalized = true;
   }
   for (const Step& step : read_steps(folder / "policy_postprocessor.json")) {
+    if (step.name == "absolute_actions_processor") absolute = enabled(step);
     if (step.name != "unnormalizer_processor") continue;
     p.action = read_normalizer(step, "ACTION", "action", needs.action_dim, needs.statistics);
-    unnormalizes = true;
+    unnormalized = true;
   }
-  ensure(normalizes && unnormalizes, Fault::checkpoint,
+  ensure(normalized && unnormalized, Fault::checkpoint,
          "{}: no normalizer_processor in policy_preprocessor.json or no unnormalizer_processor in "
          "policy_postprocessor.json",
          folder.string());
+  ensure(p.relative == absolute, Fault::checkpoint,
+         "{}: 'enabled' is {} for relative_actions_processor of policy_preprocessor.json, but {} "
+         "for absolute_actions_processor of policy_postprocessor.json; set both to how the model "
+         "was trained",
+         folder.string(), p.relative, absolute);
   return p;
 }
 

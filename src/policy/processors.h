@@ -15,11 +15,11 @@ namespace tendon {
 struct Processors {
   std::map<std::string, std::string> rename;  // observation keys, "observation.images." removed
   std::optional<int64_t> tokens_max;
-  std::string tokenizer;      // tokenizer_name: a name on the hub, or a folder
   bool writes_state = false;  // pi05_prepare_state_tokenizer_processor_step is there
   std::optional<bool> state_in_prompt;
-  std::optional<int64_t> max_state_dim;  // given by releases that may have padded the state
-  bool relative = false;                 // actions are relative to the state
+  bool relative = false;            // actions are relative to the state
+  bool relative_step = false;       // there is a step for it, as lerobot has written since 0.5.1
+  std::string visual = "IDENTITY";  // norm_map of VISUAL; where another one has no statistics
   std::vector<std::string> relative_excluded, action_names;
   Normalizer state, action;
 };
@@ -30,8 +30,9 @@ struct ProcessorNeeds {
 };
 
 // Reads both files of a lerobot checkpoint, whatever the order of their steps. Throws
-// Error(Fault::checkpoint): a step nobody knows (with the nearest), a missing state file,
-// statistics that are missing, not finite or of another size.
+// Error(Fault::checkpoint): missing files, a step nobody knows (with the nearest), a missing state
+// file, statistics that are missing, not finite or of another size, pictures with a normalisation
+// of their own, actions made relative that are not made absolute again.
 Processors read_processors(const std::filesystem::path& folder, const ProcessorNeeds& needs);
 
 // "observation.images.top" and "observation/top" are "top".

@@ -177,7 +177,6 @@ void Server::infer_until_stopped() {
         open_({.loading = [this](const LoadProgress& p) { metrics_.set_progress(p); },
                .warming = [this] { metrics_.set_state(ServerState::warming, "first run"); }});
     metrics_.set_card(policy.card);
-    for (const std::string& note : policy.card.notes) options_.log("note: " + note);
     if (options_.inference_s_max <= 0)
       options_.inference_s_max =
           std::max(kHangSecondsMin, kHangWarmUps * policy.card.warm_up_ms / 1e3);

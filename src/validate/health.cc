@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <set>
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
+#include "policy/checkpoint_folder.h"
 #include "tensor/check.h"
 #include "validate/health_checks.h"
 
@@ -14,26 +14,6 @@ namespace {
 
 using nlohmann::json;
 namespace fs = std::filesystem;
-
-// The one file, or those that the index names.
-std::vector<fs::path> weight_files(const fs::path& folder, Report& r) {
-  const fs::path single = folder / "model.safetensors";
-  const fs::path index = folder / "model.safetensors.index.json";
-  if (is_file(single)) return {single};
-  std::set<fs::path> files;
-  if (fs::exists(index))
-    r.attempt("file.index", index.string(), [&] {
-      const json root = read_json(index);
-      for (const auto& [tensor, file] : root.at("weight_map").items())
-        files.insert(folder / fs::path(file.get<std::string>()).filename());
-    });
-  else
-    r.error("file.missing", single.string(),
-            fmt::format("{} holds neither model.safetensors nor model.safetensors.index.json; is "
-                        "the download complete?",
-                        folder.string()));
-  return {files.begin(), files.end()};
-}
 
 // A checkpoint folder as far as its files can be read, one by one.
 void examine_folder(Examined& m, Report& r) {
@@ -45,10 +25,14 @@ void examine_folder(Examined& m, Report& r) {
              config.type_name());
       m.config = std::move(config);
     });
-  const bool lerobot =
-      m.config.contains("type") || is_file(m.folder / "policy_preprocessor.json");
+  const bool lerobot = m.config.contains("type") || is_file(m.folder / "policy_preprocessor.json");
   m.layout = lerobot ? "lerobot" : "openpi";
-  const std::vector<fs::path> paths = weight_files(m.folder, r);
+  std::vector<fs::path> paths;
+  const fs::path index = m.folder / "model.safetensors.index.json";
+  const bool indexed = fs::exists(index);
+  r.attempt(indexed ? "file.index" : "file.missing",
+            indexed ? index.string() : (m.folder / "model.safetensors").string(),
+            [&] { paths = weight_files(m.folder); });
   for (const fs::path& path : paths)
     r.attempt("file.damaged", path.string(),
               [&] { m.files.push_back(SafetensorsFile::open(path)); });
@@ -78,6 +62,9 @@ Examined examine(const std::string& model, const OpenOptions& options, Report& r
 std::vector<Finding> open_as_the_engine(Examined& m) {
   Report refusal;
   refusal.attempt("open.refused", m.model, [&] { m.opened = open_model(m.model, m.options); });
+  if (m.opened)
+    for (const std::string& warning : m.opened->warnings)
+      refusal.add(Finding::Level::warning, "open.warning", m.model, warning);
   if (m.opened && m.folder.empty()) m.layout = m.opened->layout;
   if (m.opened && !m.sizes) m.sizes = m.opened->config;
   return std::move(refusal.findings);
@@ -89,7 +76,7 @@ void append_refusal(std::vector<Finding> refusal, Report& r) {
   const bool explained = std::ranges::any_of(r.findings, is_error);
   for (Finding& f : refusal) {
     const auto same = [&](const Finding& g) { return g.text == f.text; };
-    if (explained) f.level = Finding::Level::note;
+    if (explained && is_error(f)) f.level = Finding::Level::note;
     if (std::ranges::none_of(r.findings, same)) r.findings.push_back(std::move(f));
   }
 }

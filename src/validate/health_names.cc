@@ -161,7 +161,8 @@ Names check_names(const WeightSource& source, int64_t stated_state_dim) {
   r.attempt("tensor.tower", source.description(), [&] {
     const Config sizes = config_from_weights(majority, /*heads_known=*/true);
     for (const std::string& name : check_parameters(majority, sizes))
-      r.add(Finding::Level::warning, "tensor.unused", name,
+      r.add(alters_a_module(name, sizes) ? Finding::Level::error : Finding::Level::warning,
+            "tensor.unused", name,
             fmt::format("{}: {} belongs to no parameter of {} and is not read; does it come from "
                         "another model or a newer release?",
                         source.description(), name, tendon::name(sizes.policy)));

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <limits>
 
+#include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "policy/processors.h"
 #include "policy/training_configs.h"
@@ -139,6 +140,7 @@ StatisticsOfModel check_lerobot(const Examined& m, bool of_state) {
   const std::string type = of_state ? "STATE" : "ACTION";
   StoredStatistics s{.vector = of_state ? "observation.state" : "action", .file = file.string()};
   StatisticsOfModel result;
+  if (!is_file(file)) return result;  // the engine says so
   Report r;
   r.attempt("statistics.unreadable", file.filename().string(), [&] {
     const json step = find_step(file, of_state ? "normalizer_processor" : "unnormalizer_processor");

@@ -265,7 +265,8 @@ def print_next_steps(args, pi05):
     config = "pi05_droid" if pi05 else "pi0_aloha_sim"
     if not args.horizon:
         print("config.json has no action_horizon, since a JAX checkpoint does not tell it: it "
-              "comes from\nthe training config that --config names, or from --horizon N here.")
+              "comes from\nthe training config that --config names, which tendon then needs, or "
+              "from --horizon N here.")
     print(f"""Next, with your training config's name, and the tokenizer, which no checkpoint holds:
   tendon inspect {args.out} --config {config}
   tendon run {args.out} --config {config} --tokenizer paligemma_tokenizer.model \\

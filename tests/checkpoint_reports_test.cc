@@ -1,0 +1,297 @@
+// labels: unit
+// What public reports say of checkpoints that act wrongly: each kind is refused by name, said, or
+// done right; by every verb, since all of them open a model by open_model.
+#include <algorithm>
+
+#include "damaged_checkpoint.h"
+#include "policy/open_model.h"
+#include "tensor/check.h"
+
+using namespace tendon;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+using Change = std::function<void(Checkpoint&)>;
+
+const std::string kVision =
+    "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.1.";
+const std::string kExpert = "paligemma_with_expert.gemma_expert.model.layers.2.";
+const char* kPre = "policy_preprocessor.json";
+const char* kPost = "policy_postprocessor.json";
+
+OpenedModel opened(const Checkpoint& c) {
+  return open_model(c.scratch().path().string(), c.options);
+}
+
+bool holds(const std::string& text, const std::string& piece) {
+  return text.find(piece) != std::string::npos;
+}
+
+// Exit code 3 with these words; the health check says the same sentence and calls it unsound.
+void expect_refused(const std::string& kind, const std::vector<std::string>& pieces,
+                    const Change& change) {
+  Checkpoint checkpoint(kind);
+  change(checkpoint);
+  const Error error = refused([&] { opened(checkpoint); });
+  EXPECT_EQ(error.fault(), Fault::checkpoint) << error.what();
+  for (const std::string& piece : pieces)
+    EXPECT_TRUE(holds(error.what(), piece)) << piece << " not in: " << error.what();
+  const Health health = checkpoint.health();
+  EXPECT_FALSE(health.sound()) << error.what();
+  EXPECT_TRUE(std::ranges::any_of(health.findings, [&](const Finding& f) {
+    return holds(f.text, pieces.front());
+  })) << error.what();
+}
+
+// One warning that holds `piece`, or none where it is empty; opened, by the health check, and of a
+// converted file.
+void expect_said(const std::string& kind, const std::string& piece, const Change& change) {
+  Checkpoint checkpoint(kind);
+  change(checkpoint);
+  const auto says = [&](const std::vector<std::string>& warnings, const std::string& who) {
+    EXPECT_EQ(warnings.size(), piece.empty() ? 0u : 1u) << kind << " " << who << " " << piece;
+    for (const std::string& warning : warnings)
+      EXPECT_TRUE(holds(warning, piece)) << piece << " not in: " << warning;
+  };
+  std::vector<std::string> told;
+  checkpoint.options.note = [&](const std::string& note) { told.push_back(note); };
+  const OpenedModel model = opened(checkpoint);
+  says(model.warnings, "opened");
+  EXPECT_NO_THROW(json(model.notes).dump());  // no half of a character
+  std::erase_if(told, [](const std::string& note) { return !note.starts_with("warning: "); });
+  says(told, "told");
+  std::vector<std::string> found;
+  for (const Finding& f : checkpoint.health().findings)
+    if (f.level != Finding::Level::note) found.push_back(f.text);
+  says(found, "health");
+  const std::string file = checkpoint.path("packed.safetensors").string();
+  convert(checkpoint.scratch().path().string(), file, checkpoint.options);
+  says(open_model(file, {}).warnings, "converted");
+}
+
+Change more(const std::string& file, const std::string& name, const Shape& shape = {2}) {
+  return [=](Checkpoint& c) {
+    c.tensors(file, [&](std::vector<HostTensor>& all) {
+      all.push_back(
+          host_tensor(name, shape, std::vector<float>(static_cast<size_t>(shape.count()), 0.5f)));
+    });
+  };
+}
+
+Change more_weights(const std::string& name) { return more(Checkpoint::kWeights, name); }
+
+Change renamed(const std::string& end, const std::string& to) {
+  return [=](Checkpoint& c) {
+    c.tensor(c.kWeights, end,
+             [&](HostTensor& t) { t.name = t.name.substr(0, t.name.size() - end.size()) + to; });
+  };
+}
+
+Change file(const std::string& name) {
+  return [=](Checkpoint& c) {
+    fs::create_directories(c.path(name).parent_path());
+    c.scratch().write(name, "{}");
+  };
+}
+
+Change set_key(const std::string& key, const json& value) {
+  return [=](Checkpoint& c) { c.edit("config.json", [&](json& j) { j[key] = value; }); };
+}
+
+// A key in the configuration of the step, in either file of processors.
+Change set_step(const std::string& name, const std::string& pointer, const json& value) {
+  return [=](Checkpoint& c) {
+    for (const char* file : {kPre, kPost})
+      c.edit(file, [&](json& j) {
+        for (json& step : j["steps"])
+          if (step["registry_name"] == name) step["config"][json::json_pointer(pointer)] = value;
+      });
+  };
+}
+
+// As lerobot wrote it before 0.5.1.
+void without_relative_steps(Checkpoint& c) {
+  for (const char* file : {kPre, kPost})
+    c.edit(file, [](json& j) {
+      std::erase_if(j["steps"].get_ref<json::array_t&>(), [](const json& step) {
+        return step["registry_name"].get<std::string>().ends_with("_actions_processor");
+      });
+    });
+}
+
+Change all(const std::vector<Change>& changes) {
+  return [=](Checkpoint& c) {
+    for (const Change& change : changes) change(c);
+  };
+}
+
+// The sizes of the golden case without a key.
+Change without_size(const std::string& key) {
+  return [=](Checkpoint& c) {
+    json sizes = read_json(c.options.config);
+    sizes.erase(key);
+    c.options.config = c.scratch().write("sizes.json", sizes.dump()).string();
+  };
+}
+
+}  // namespace
+
+TEST(Adapters, that_are_not_merged_are_refused_wherever_they_are) {
+  const std::vector<std::pair<const char*, Change>> cases = {
+      {"openpi-pi0", more_weights(kExpert + "self_attn.q_proj.lora_A")},
+      {"lerobot-pi05", more_weights("model." + kVision + "mlp.fc1.lora_B.default.weight")},
+      {"lerobot-pi0", more_weights(kExpert + "mlp.down_proj.lora_magnitude_vector")},
+      {"openpi-pi05", more_weights("action_in_proj.modules_to_save.default.weight")},
+      {"openpi-pi05", renamed("q_proj.weight", "q_proj.base_layer.weight")},
+      {"lerobot-pi0", more_weights("base_model.model.state_proj.weight")},
+      // Other methods than LoRA.
+      {"lerobot-pi0", more_weights("model.state_proj.oft_R.default.weight")},
+      {"openpi-pi05", more_weights(kExpert + "self_attn.k_proj.ia3_l")},
+      {"lerobot-pi05", more_weights(kVision + "self_attn.out_proj.hada_w1_a")},
+      {"lerobot-pi05", file("adapter_model.safetensors")},
+      {"openpi-pi0", file("adapter_config.json")},
+      {"lerobot-pi0", file("fold_towels/adapter_config.json")},
+      {"openpi-pi05", file("pytorch_lora_weights.bin")},
+      {"openpi-pi0", all({file("adapter_model.safetensors"),
+                          [](Checkpoint& c) { fs::remove(c.path(c.kWeights)); }})},
+      {"lerobot-pi05", set_key("use_peft", true)},
+  };
+  for (const auto& [kind, change] : cases)
+    expect_refused(kind, {kMergeFirst.data(), "merge_and_unload"}, change);
+}
+
+TEST(Adapters, are_not_seen_where_there_are_none) {
+  Checkpoint checkpoint("openpi-pi0");
+  file("exploration.json")(checkpoint);
+  file("optimizer.pt")(checkpoint);
+  more_weights("surprise.weight")(checkpoint);
+  more_weights(kVision + "self_attn.position_ids")(checkpoint);
+  EXPECT_EQ(opened(checkpoint).unused.size(), 2u);
+}
+
+TEST(Pictures, with_a_normalisation_of_their_own_are_refused) {
+  const std::string step = "normalizer_processor", key = "observation.images.base_0_rgb";
+  const char* of_pi0 = "policy_preprocessor_step_6_normalizer_processor.safetensors";
+  const char* of_pi05 = "policy_preprocessor_step_3_normalizer_processor.safetensors";
+  const auto visual = [&](const char* mode) {
+    return all({set_step(step, "/norm_map/VISUAL", mode),
+                set_key("normalization_mapping", {{"VISUAL", mode}})});
+  };
+  expect_refused("lerobot-pi0", {"VISUAL", key, "MEAN_STD", "expected IDENTITY"},
+                 all({visual("MEAN_STD"), more(of_pi0, key + ".mean", {3, 1, 1})}));
+  expect_refused(
+      "lerobot-pi05", {"VISUAL", "left_wrist", "QUANTILES"},
+      all({visual("QUANTILES"), more(of_pi05, "observation.images.left_wrist_0_rgb.q01", {3})}));
+  expect_refused("lerobot-pi05", {"VISUAL", "MIN_MAX"},
+                 set_key("normalization_mapping", {{"VISUAL", "MIN_MAX"}}));
+  // lerobot leaves pictures without statistics as they are, and those that are not listed.
+  for (const Change& change :
+       {visual("MEAN_STD"),
+        all({visual("MIN_MAX"), more(of_pi0, key + ".min", {3}),
+             set_step(step, "/normalize_observation_keys", json::array({"observation.state"}))})})
+    expect_said("lerobot-pi0", "", change);
+}
+
+TEST(Processors, that_do_not_normalise_the_state_or_make_actions_absolute_are_followed_or_refused) {
+  Checkpoint checkpoint("lerobot-pi0");
+  set_step("normalizer_processor", "/normalize_observation_keys", json::array())(checkpoint);
+  const OpenedModel model = opened(checkpoint);
+  EXPECT_EQ(model.surroundings.state.method, NormMethod::identity);
+  EXPECT_EQ(model.surroundings.action.method, NormMethod::mean_std);
+  const Change relative = set_step("relative_actions_processor", "/enabled", true);
+  const Change absolute = set_step("absolute_actions_processor", "/enabled", true);
+  for (const char* kind : {"lerobot-pi0", "lerobot-pi05"}) {
+    expect_refused(kind, {"relative_actions_processor", "absolute_actions_processor"}, relative);
+    expect_refused(kind, {"absolute_actions_processor", "true"}, absolute);
+    expect_refused(kind, {"use_relative_actions"}, all({relative, absolute}));
+    expect_said(kind, "", all({relative, absolute, set_key("use_relative_actions", true)}));
+  }
+}
+
+TEST(Horizon, that_nobody_tells_is_not_guessed) {
+  const Change no_key = [](Checkpoint& c) {
+    c.edit("config.json", [](json& j) { j.erase("action_horizon"); });
+  };
+  const Change no_file = [](Checkpoint& c) { fs::remove(c.path("config.json")); };
+  for (const char* kind : {"openpi-pi0", "openpi-pi05"})
+    for (const Change& change : {no_key, no_file}) {
+      expect_refused(kind, {"action horizon", "--config NAME", "{\"horizon\": N}", "metadata.pt"},
+                     all({change, without_size("horizon")}));
+      Checkpoint given(kind);  // by --config FILE
+      change(given);
+      EXPECT_EQ(opened(given).config.horizon, 10);
+      without_size("horizon")(given);
+      given.scratch().write("tendon.json", R"({"horizon": 7})");
+      EXPECT_EQ(opened(given).config.horizon, 7);
+    }
+}
+
+TEST(Lerobot04, is_said_where_a_checkpoint_may_be_of_it) {
+  const Change no_rtc = [](Checkpoint& c) {
+    c.edit("config.json", [](json& j) { j.erase("rtc_config"); });
+  };
+  const Change wide = [](Checkpoint& c) {
+    c.edit("config.json", [](json& j) {
+      j["input_features"]["observation.images.left_wrist_0_rgb"]["shape"] = {3, 480, 640};
+    });
+  };
+  const Change padded = [](Checkpoint& c) { c.options.pad_state_in_prompt = true; };
+  expect_said("lerobot-pi05",
+              "it may be of lerobot 0.4, which padded the state in the prompt; say "
+              "--pad-state",
+              without_relative_steps);
+  expect_said("lerobot-pi05", "it is of lerobot 0.4, which padded",
+              all({without_relative_steps, no_rtc}));
+  expect_said("lerobot-pi05", "", all({without_relative_steps, padded}));
+  expect_said("lerobot-pi05", "square with -3", all({without_relative_steps, padded, wide}));
+  expect_said("lerobot-pi0", "square with -3", all({without_relative_steps, wide, no_rtc}));
+  expect_said("lerobot-pi0", "", without_relative_steps);
+  expect_said("lerobot-pi05", "", wide);
+}
+
+TEST(FirstPi0, keys_that_change_actions_are_refused_and_unknown_ones_said) {
+  for (const char* kind : {"lerobot-pi0", "lerobot-pi05"}) {
+    for (const char* key : {"adapt_to_pi_aloha", "use_delta_joint_actions_aloha"}) {
+      expect_refused(kind, {key, "true", "lerobot.processor.migrate_policy_normalization"},
+                     set_key(key, true));
+      expect_said(kind, "", set_key(key, false));
+    }
+    for (const char* file : {kPre, kPost})
+      expect_refused(kind, {file, "lerobot.processor.migrate_policy_normalization"},
+                     [&](Checkpoint& c) { fs::remove(c.path(file)); });
+    for (const json& value :
+         {json("flip"), json(0.5), json({{"gain", 2}}), json(std::string(38, 'x') + "äöü")})
+      expect_said(kind, "mirror_arms", set_key("mirror_arms", value));
+    expect_said(kind, "resize_imgs_with_padding", set_key("resize_imgs_with_padding", {224, 224}));
+    expect_said(kind, "",
+                all({set_key("compile_model", true), set_key("optimizer_beta3", 0.5),
+                     set_key("proj_width", 1024), set_key("use_cache", true)}));
+  }
+  expect_said("openpi-pi05", "discrete_state_input", set_key("discrete_state_input", false));
+  Checkpoint checkpoint("lerobot-pi0");
+  without_size("num_steps")(checkpoint);
+  checkpoint.edit("config.json", [](json& j) {
+    j.erase("num_inference_steps");
+    j["num_steps"] = 7;
+  });
+  EXPECT_EQ(opened(checkpoint).config.num_steps, 7);
+}
+
+TEST(Aloha, joints_that_are_adapted_are_said_and_may_be_left_as_they_are) {
+  const auto said = [](const OpenedModel& m) {
+    return std::ranges::any_of(m.notes, [](const auto& n) { return holds(n, "--no-adapt-to-pi"); });
+  };
+  for (OpenOptions options : {OpenOptions{.robot = "aloha"}, OpenOptions{.config = "pi05_aloha"}}) {
+    const std::string model =
+        options.config.empty() ? "synthetic:pi0-small" : "synthetic:pi05-small";
+    EXPECT_TRUE(said(open_model(model, options)));
+    options.adapt_to_pi = false;
+    const OpenedModel as_it_is = open_model(model, options);
+    EXPECT_FALSE(said(as_it_is) || as_it_is.surroundings.adapt_to_pi);
+  }
+  EXPECT_FALSE(said(open_model("synthetic:pi0-small", {.robot = "droid"})));
+  const Error e = refused([] { open_model("demo", {.adapt_to_pi = false}); });
+  EXPECT_EQ(e.fault(), Fault::usage) << e.what();
+}
