@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <map>
 
-#include "demo/judging.h"
 #include "tendon/table_policy.h"
 #include "test_files.h"
 

@@ -2,7 +2,7 @@
 // The embedded policies: the real loader on what training left, and lerobot's own actions.
 #include "backends/reference/reference.h"
 #include "checkpoint/files.h"
-#include "demo/judging.h"
+#include "demo/closed_loop.h"
 #include "model/parameters.h"
 #include "policy/open_model.h"
 #include "tendon/tendon.h"

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <set>
 
-#include "demo/judging.h"
+#include "demo/closed_loop.h"
 #include "demo/picture.h"
 #include "test_files.h"
 

@@ -12,7 +12,6 @@
 #include "cli/chunk_files.h"
 #include "cli/verbs.h"
 #include "demo/film.h"
-#include "demo/judging.h"
 #include "demo/sketch.h"
 #include "demo/terminal.h"
 #include "tendon/client.h"

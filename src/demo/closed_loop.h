@@ -32,7 +32,10 @@ struct Record {
   double largest_jump = 0;
 
   int steps() const { return static_cast<int>(actions.size()); }
-  const World& world() const { return worlds.empty() ? episode.world : worlds.back(); }
+  const World& world_after(int step) const {
+    return step == 0 ? episode.world : worlds[static_cast<size_t>(step - 1)];
+  }
+  const World& world() const { return world_after(steps()); }
 };
 
 struct LoopOptions {

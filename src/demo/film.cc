@@ -40,7 +40,10 @@ struct Rect {
 // What is drawn on: kWidth x kHeight pixels.
 class Page {
  public:
-  Page() { fill({0, 0, kWidth, kHeight}, kPage); }
+  explicit Page(Rgb border) {
+    fill({0, 0, kWidth, kHeight}, border);
+    fill({kBorder, kBorder, kWidth - 2 * kBorder, kHeight - 2 * kBorder}, kPage);
+  }
 
   void fill(Rect r, Rgb colour) {
     for (int y = r.top; y < r.top + r.height; ++y)
@@ -67,13 +70,6 @@ class Page {
     }
   }
 
-  void frame(Rgb colour) {
-    fill({0, 0, kWidth, kBorder}, colour);
-    fill({0, kHeight - kBorder, kWidth, kBorder}, colour);
-    fill({0, 0, kBorder, kHeight}, colour);
-    fill({kWidth - kBorder, 0, kBorder, kHeight}, colour);
-  }
-
   const std::vector<Rgb>& pixels() const { return pixels_; }
 
  private:
@@ -96,12 +92,12 @@ std::string in_ascii(const std::string& prompt) {
 // The page after so many steps.
 Page page(const Record& record, int steps, const std::string& prompt) {
   const bool last = steps == record.steps();
-  const World& world =
-      steps == 0 ? record.episode.world : record.worlds[static_cast<size_t>(steps - 1)];
+  const World& world = record.world_after(steps);
   const Observation seen = observe(world, prompt);
   const int eyes = kMargin + kTable + kGap, right = kWidth - kMargin, below = kPictures + kTable;
 
-  Page page;
+  const Rgb verdict = record.solved ? kGreen : kRed;
+  Page page(last ? verdict : kPage);
   page.paste(draw(world, View::top, kTable), kMargin, kPictures, kTable);
   page.paste(seen.images.at("top"), eyes, kPictures, kEye);
   page.paste(seen.images.at("gripper"), eyes, kPictures + kEye + kGap, kEye);
@@ -109,12 +105,10 @@ Page page(const Record& record, int steps, const std::string& prompt) {
   page.write("the table", kMargin, below + kGap, kPale);
   page.write("what the policy sees", right - 20 * kLetter, below + kGap, kPale);
 
-  const Rgb verdict = record.solved ? kGreen : kRed;
   std::string time = fmt::format("{:.1f} s", steps * kStep);
   if (last) time = record.solved ? "solved in " + time : "not solved";
   page.write(time, right - static_cast<int>(time.size()) * kLetter, kMargin,
              last ? verdict : kPale);
-  if (last) page.frame(verdict);
   return page;
 }
 

@@ -12,6 +12,13 @@ enum class View {
   gripper,  // a quarter of it, centred on the gripper
 };
 
+// In sides of the table: the room that the top camera sees around it, squares, the inscribed circle
+// of triangles, and the two bars of the gripper, which stand apart as far as it is open.
+inline constexpr double kRoomAround = 0.05;
+inline constexpr double kSquareHalf = 0.88 * kObjectRadius, kTriangleInner = 0.62 * kObjectRadius;
+inline constexpr double kFingerHalfWidth = 0.011, kFingerHalfLength = 0.034;
+inline double finger_distance(const Gripper& gripper) { return 0.012 + 0.034 * gripper.opening; }
+
 inline constexpr int kImageSize = 63;  // pixels, what the demo policies were trained on
 
 // size x size pixels, RGB.

@@ -57,13 +57,13 @@ std::string outline(Kind kind, Point at, double inset, std::string_view style) {
       return fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{:.1f}\" {}/>\n", x, y, radius,
                          style);
     case Shape::square: {
-      const double half = 0.88 * kSide * kObjectRadius - inset;
+      const double half = kSide * kSquareHalf - inset;
       return fmt::format(
           "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" {}/>\n", x - half,
           y - half, 2 * half, 2 * half, style);
     }
     case Shape::triangle: {
-      const double inner = 0.62 * kSide * kObjectRadius - inset, half = inner * std::sqrt(3.0);
+      const double inner = kSide * kTriangleInner - inset, half = inner * std::sqrt(3.0);
       return fmt::format("<polygon points=\"{:.1f},{:.1f} {:.1f},{:.1f} {:.1f},{:.1f}\" {}/>\n", x,
                          y - 2 * inner, x + half, y + inner, x - half, y + inner, style);
     }
@@ -81,11 +81,12 @@ std::string polyline(const std::vector<Point>& points, std::string_view style) {
 std::string fingers(const Gripper& gripper, std::string_view style) {
   std::string svg;
   for (const double side : {-1.0, 1.0}) {
-    const double apart = side * (0.012 + 0.034 * gripper.opening);
-    const Point corner = {gripper.at.x + apart - 0.011, gripper.at.y - 0.034};
+    const Point corner =
+        gripper.at + Point{side * finger_distance(gripper) - kFingerHalfWidth, -kFingerHalfLength};
     svg += fmt::format(
         "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" rx=\"2\" {}/>\n",
-        x_of(corner), y_of(corner), kSide * 0.022, kSide * 0.068, style);
+        x_of(corner), y_of(corner), kSide * 2 * kFingerHalfWidth, kSide * 2 * kFingerHalfLength,
+        style);
   }
   return svg;
 }
@@ -114,7 +115,7 @@ std::string objects(const Record& record) {
     const std::string colour = hex_of(kind.colour);
     solid += outline(kind, end[i].at, 0.75,
                      fmt::format("fill=\"{}\" stroke=\"#20242c\" stroke-width=\"1.5\"", colour));
-    if (std::hypot(end[i].at.x - begin[i].at.x, end[i].at.y - begin[i].at.y) < kMoved) continue;
+    if (length(end[i].at - begin[i].at) < kMoved) continue;
     std::vector<Point> way = {begin[i].at};
     for (const World& world : record.worlds) way.push_back(world.objects[i].at);
     ghosts += outline(kind, begin[i].at, 1,

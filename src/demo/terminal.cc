@@ -11,7 +11,6 @@ namespace tendon::demo {
 namespace {
 
 constexpr int kRows = 22, kColumns = 44;
-constexpr double kAround = 0.05;
 
 // Rows of an RGB picture, two pixels above each other per character.
 std::vector<std::string> half_blocks(const Image& image) {
@@ -40,13 +39,13 @@ std::string letters(Kind kind) {
 
 // The same table in cells of two characters. For letters all shapes are discs, as for contact.
 std::vector<std::string> letter_rows(const World& world) {
-  constexpr double kCell = (1 + 2 * kAround) / kRows;
-  const auto cell_of = [](double at) { return static_cast<int>((at + kAround) / kCell); };
+  constexpr double kCell = (1 + 2 * kRoomAround) / kRows;
+  const auto cell_of = [](double at) { return static_cast<int>((at + kRoomAround) / kCell); };
   std::vector<std::string> rows;
   for (int row = 0; row < kRows; ++row) {
     std::string& line = rows.emplace_back();
     for (int column = 0; column < kColumns / 2; ++column) {
-      const double x = (column + 0.5) * kCell - kAround, y = (row + 0.5) * kCell - kAround;
+      const double x = (column + 0.5) * kCell - kRoomAround, y = (row + 0.5) * kCell - kRoomAround;
       std::string cell = x > 0 && x < 1 && y > 0 && y < 1 ? ". " : "  ";
       for (const Object& object : world.objects)
         if (std::hypot(x - object.at.x, y - object.at.y) < kObjectRadius)
@@ -56,8 +55,7 @@ std::vector<std::string> letter_rows(const World& world) {
   }
   const Gripper& gripper = world.gripper;
   rows[static_cast<size_t>(cell_of(gripper.at.y))].replace(
-      size_t{2} * static_cast<size_t>(cell_of(gripper.at.x)), 2,
-      gripper.opening < 0.5 ? "++" : "+ ");
+      size_t{2} * static_cast<size_t>(cell_of(gripper.at.x)), 2, gripper.down() ? "++" : "+ ");
   return rows;
 }
 
@@ -69,7 +67,7 @@ std::vector<std::string> numbers(const Record& record) {
           fmt::format("time   {:.1f} s", record.steps() * kStep),
           fmt::format("chunk  {}", record.chunks),
           fmt::format("speed  {:.2f} sides/s", speed),
-          record.world().gripper.opening < 0.5 ? "gripper closed" : "gripper open",
+          record.world().gripper.down() ? "gripper closed" : "gripper open",
           record.solved ? "solved" : ""};
 }
 

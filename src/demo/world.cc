@@ -16,40 +16,32 @@ constexpr std::array<std::string_view, kShapes> kShapeNames = {"disc", "square",
 constexpr std::array<std::string_view, kEdges> kEdgeNames = {"left", "right", "top", "bottom"};
 
 constexpr double kReached = 0.05;    // gripper to object's centre
-constexpr double kDown = 0.5;        // below this opening the gripper is down
 constexpr double kAtEdge = 0.04;     // object to edge
 constexpr double kStandOff = 0.025;  // between gripper and object before a push
 constexpr double kPushSpeed = 0.4;
 constexpr double kGain = 5;  // speed per distance, 1/s
 
-Point operator-(Point a, Point b) { return {a.x - b.x, a.y - b.y}; }
-double length(Point p) { return std::hypot(p.x, p.y); }
 double dot(Point a, Point b) { return a.x * b.x + a.y * b.y; }
 
 Point limited(Point p, double longest) {
   const double l = length(p);
-  if (l <= longest) return p;
-  return {p.x * longest / l, p.y * longest / l};
+  return l <= longest ? p : Point{p.x * longest / l, p.y * longest / l};
+}
+
+// On the table, at least `margin` away from its edges.
+Point clamped(Point p, double margin) {
+  return {std::clamp(p.x, margin, 1 - margin), std::clamp(p.y, margin, 1 - margin)};
 }
 
 Point direction(Edge edge) {
-  switch (edge) {
-    case Edge::left: return {-1, 0};
-    case Edge::right: return {1, 0};
-    case Edge::top: return {0, -1};
-    case Edge::bottom: return {0, 1};
-  }
-  fail(Fault::internal, "no such edge");
+  constexpr std::array<Point, kEdges> kDirections = {{{-1, 0}, {1, 0}, {0, -1}, {0, 1}}};
+  return kDirections[static_cast<size_t>(edge)];
 }
 
+// Of an object at `p`.
 double to_edge(Point p, Edge edge) {
-  switch (edge) {
-    case Edge::left: return p.x - kObjectRadius;
-    case Edge::right: return 1 - p.x - kObjectRadius;
-    case Edge::top: return p.y - kObjectRadius;
-    case Edge::bottom: return 1 - p.y - kObjectRadius;
-  }
-  fail(Fault::internal, "no such edge");
+  const double end = edge == Edge::right || edge == Edge::bottom ? 1 : 0;
+  return end - dot(p, direction(edge)) - kObjectRadius;
 }
 
 bool touching(Point gripper, Point object) {
@@ -65,8 +57,7 @@ double way_out(Point gripper, Point object, Point way) {
 }
 
 Action toward(const World& world, Point goal, double speed, double opening) {
-  const Point v = limited(
-      {kGain * (goal.x - world.gripper.at.x), kGain * (goal.y - world.gripper.at.y)}, speed);
+  const Point v = limited(kGain * (goal - world.gripper.at), speed);
   const double w =
       std::clamp(kGain * (opening - world.gripper.opening), -kTopOpeningSpeed, kTopOpeningSpeed);
   return {v.x, v.y, w};
@@ -80,18 +71,15 @@ Action expert_push(const World& world, const Object& object, Edge edge) {
   const double along = dot(off, u), side = off.x * -u.y + off.y * u.x;
   const double contact = kObjectRadius + kGripperRadius;
   if (to_edge(object.at, edge) < kAtEdge / 2) return {0, 0, 0};
-  const bool down = world.gripper.opening < kDown;
-  if (down && std::abs(side) < 0.05 && along < -0.8 * contact) {
+  if (world.gripper.down() && std::abs(side) < 0.05 && along < -0.8 * contact) {
     // Along the line and towards its middle; the last part slowly.
     const double speed = std::min(kPushSpeed, kGain * to_edge(object.at, edge));
     const double back = -0.5 * kGain * side;
     const Point v = limited({u.x * speed - u.y * back, u.y * speed + u.x * back}, kTopSpeed);
     return {v.x, v.y, std::max(-kTopOpeningSpeed, -kGain * world.gripper.opening)};
   }
-  const Point behind = {object.at.x - u.x * (contact + kStandOff),
-                        object.at.y - u.y * (contact + kStandOff)};
-  const double distance = length(behind - world.gripper.at);
-  return toward(world, behind, kTopSpeed, opening_near(distance));
+  const Point behind = object.at - (contact + kStandOff) * u;
+  return toward(world, behind, kTopSpeed, opening_near(length(behind - world.gripper.at)));
 }
 
 Point place(Random& random, double low, double high) {
@@ -130,7 +118,7 @@ bool free_lane(const World& world, const Task& task) {
   const Object& target = world.objects.front();
   const Point u = direction(task.edge);
   if (to_edge(target.at, task.edge) < 0.15) return false;
-  const Point behind = {target.at.x - 0.16 * u.x, target.at.y - 0.16 * u.y};
+  const Point behind = target.at - 0.16 * u;
   if (behind.x < 0 || behind.x > 1 || behind.y < 0 || behind.y > 1) return false;
   for (size_t i = 1; i < world.objects.size(); ++i) {
     const Point off = world.objects[i].at - target.at;
@@ -141,6 +129,8 @@ bool free_lane(const World& world, const Task& task) {
 }
 
 }  // namespace
+
+double length(Point p) { return std::hypot(p.x, p.y); }
 
 std::string_view name(Verb verb) { return verb == Verb::reach ? "reach" : "push"; }
 std::string_view name(Colour colour) { return kColourNames[static_cast<size_t>(colour)]; }
@@ -165,19 +155,17 @@ void World::step(const Action& action) {
   gripper.opening = std::clamp(
       gripper.opening + kStep * std::clamp(action[2], -kTopOpeningSpeed, kTopOpeningSpeed), 0.0,
       1.0);
-  gripper.at = {std::clamp(from.x + kStep * v.x, 0.0, 1.0),
-                std::clamp(from.y + kStep * v.y, 0.0, 1.0)};
+  gripper.at = clamped(from + kStep * v, 0);
   pushing = false;
   const Point moved = gripper.at - from;
   const double way = length(moved);
-  if (gripper.opening >= kDown || way < 1e-12) return;
+  if (!gripper.down() || way < 1e-12) return;
   for (Object& object : objects) {
     // A gripper that came down on top of an object stays on top of it.
     if (touching(from, object.at) || !touching(gripper.at, object.at)) continue;
     const Point unit = {moved.x / way, moved.y / way};
     const double out = way_out(gripper.at, object.at, unit);
-    object.at = {std::clamp(object.at.x + out * unit.x, kObjectRadius, 1 - kObjectRadius),
-                 std::clamp(object.at.y + out * unit.y, kObjectRadius, 1 - kObjectRadius)};
+    object.at = clamped(object.at + out * unit, kObjectRadius);
     pushing = true;
   }
 }
@@ -192,7 +180,7 @@ bool solved(const World& world, const Task& task) {
   const Object* target = world.find(task.target);
   if (target == nullptr) return false;
   if (task.verb == Verb::push) return to_edge(target->at, task.edge) < kAtEdge;
-  return length(world.gripper.at - target->at) < kReached && world.gripper.opening < kDown;
+  return length(world.gripper.at - target->at) < kReached && world.gripper.down();
 }
 
 Action expert(const World& world, const Task& task) {
@@ -200,8 +188,7 @@ Action expert(const World& world, const Task& task) {
   ensure(target != nullptr, Fault::input, "there is no {} {} on the table",
          name(task.target.colour), name(task.target.shape));
   if (task.verb == Verb::push) return expert_push(world, *target, task.edge);
-  const double distance = length(target->at - world.gripper.at);
-  return toward(world, target->at, kTopSpeed, opening_near(distance));
+  return toward(world, target->at, kTopSpeed, opening_near(length(target->at - world.gripper.at)));
 }
 
 uint64_t Random::bits() {
@@ -239,6 +226,35 @@ Episode new_episode(Random& random, const Task& task) {
   // Which one is the target does not follow from the order.
   std::swap(objects[0], objects[static_cast<size_t>(random.below(3))]);
   return e;
+}
+
+Episode Trial::episode() const {
+  Random random(seed);
+  return task ? new_episode(random, *task) : new_episode(random, verb, pairs);
+}
+
+std::vector<Trial> trials(int count, uint64_t seed, const std::vector<Verb>& verbs,
+                          const std::vector<Pairs>& pairs) {
+  std::vector<Trial> all;
+  for (int i = 0; i < count; ++i) {
+    const auto verb = static_cast<size_t>(i) % verbs.size();
+    const auto pair = static_cast<size_t>(i) / verbs.size() % pairs.size();
+    all.push_back(
+        {.seed = seed + static_cast<uint64_t>(i), .verb = verbs[verb], .pairs = pairs[pair]});
+  }
+  return all;
+}
+
+std::string kind_of(const Trial& trial) {
+  const std::string verb(name(trial.verb));
+  return trial.pairs == Pairs::seen ? verb : verb + ", unseen pair";
+}
+
+Task other_task(const Episode& episode) {
+  Task task = episode.task;
+  for (const Object& object : episode.world.objects)
+    if (object.kind != episode.task.target) task.target = object.kind;
+  return task;
 }
 
 Task parse_task(std::string_view prompt) {

@@ -26,7 +26,11 @@ std::string_view name(Edge edge);
 
 struct Point {
   double x = 0, y = 0;
+  friend Point operator+(Point a, Point b) { return {a.x + b.x, a.y + b.y}; }
+  friend Point operator-(Point a, Point b) { return {a.x - b.x, a.y - b.y}; }
+  friend Point operator*(double s, Point p) { return {s * p.x, s * p.y}; }
 };
+double length(Point p);
 
 struct Kind {
   Colour colour = Colour::red;
@@ -48,6 +52,7 @@ struct Object {
 struct Gripper {
   Point at;
   double opening = 1;  // 0 closed, 1 open
+  bool down() const { return opening < 0.5; }
 };
 
 struct Task {
@@ -113,5 +118,26 @@ struct Episode {
 // among objects of seen pairs. `task`: what to do instead of drawing it.
 Episode new_episode(Random& random, Verb verb, Pairs pairs);
 Episode new_episode(Random& random, const Task& task);
+
+// What is drawn for an episode of a judgement: the same for every policy.
+struct Trial {
+  uint64_t seed = 0;
+  Verb verb = Verb::reach;
+  Pairs pairs = Pairs::seen;
+  std::optional<Task> task;  // instead of drawing it
+
+  Episode episode() const;
+};
+
+// Reach and push in turn; `count` trials from `seed` on, in the kinds that are wanted.
+std::vector<Trial> trials(int count, uint64_t seed, const std::vector<Verb>& verbs,
+                          const std::vector<Pairs>& pairs);
+
+// "reach", "push", "reach, unseen pair", "push, unseen pair"
+std::string kind_of(const Trial& trial);
+
+// A task that names another object of `episode` than its own: what a policy does that reads only
+// half of the prompt.
+Task other_task(const Episode& episode);
 
 }  // namespace tendon::demo

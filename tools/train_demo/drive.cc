@@ -10,7 +10,6 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "demo/judging.h"
 #include "demo/picture.h"
 
 namespace {
