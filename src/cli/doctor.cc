@@ -17,12 +17,12 @@ void print_text(const Machine& m) {
   }
   int64_t skipped = 0;
   fmt::print("\ntests that can run here\n");
-  for (const TestTier& t : m.tiers) {
-    fmt::print("{} {:37} {}\n", t.runs ? "+" : "-", t.name, t.why);
-    skipped += !t.runs;
+  for (const MachineFact& t : m.tests) {
+    fmt::print("{} {:37} {}\n", t.there ? "+" : "-", t.what, t.found);
+    skipped += !t.there;
   }
   fmt::print("\n{} of {} kinds of tests can run, {} would be skipped\n",
-             std::ssize(m.tiers) - skipped, m.tiers.size(), skipped);
+             std::ssize(m.tests) - skipped, m.tests.size(), skipped);
 }
 
 void print_json(const Machine& m) {
@@ -30,8 +30,8 @@ void print_json(const Machine& m) {
   for (const MachineFact& f : m.facts)
     json["machine"].push_back(
         {{"what", f.what}, {"there", f.there}, {"found", f.found}, {"get", f.get}});
-  for (const TestTier& t : m.tiers)
-    json["tests"].push_back({{"name", t.name}, {"runs", t.runs}, {"why", t.why}});
+  for (const MachineFact& t : m.tests)
+    json["tests"].push_back({{"name", t.what}, {"runs", t.there}, {"why", t.found}});
   fmt::print("{}\n", json.dump());
 }
 

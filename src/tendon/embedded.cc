@@ -1,37 +1,26 @@
 #include "tendon/embedded.h"
 
+#include <span>
+
 #include "demo/picture.h"
 #include "policy/image_file.h"
 #include "policy/open_model.h"
-#include "tensor/check.h"
 #include "tensor/embed.h"
 
-TENDON_EMBED(std::byte, tendon_cam_high,
-             TENDON_ASSETS
-             "/aloha/"
-             "cam_high.png");
-TENDON_EMBED(std::byte, tendon_cam_left_wrist,
-             TENDON_ASSETS
-             "/aloha/"
-             "cam_left_wrist.png");
-TENDON_EMBED(std::byte, tendon_cam_right_wrist,
-             TENDON_ASSETS
-             "/aloha/"
-             "cam_right_wrist.png");
+TENDON_EMBED(std::byte, tendon_cam_high, TENDON_ASSETS "/aloha/cam_high.png");
+TENDON_EMBED(std::byte, tendon_cam_left_wrist, TENDON_ASSETS "/aloha/cam_left_wrist.png");
+TENDON_EMBED(std::byte, tendon_cam_right_wrist, TENDON_ASSETS "/aloha/cam_right_wrist.png");
 
 namespace tendon {
 
-std::span<const std::byte> embedded_picture(std::string_view camera) {
-  if (camera == "cam_high") return {tendon_cam_high, tendon_cam_high_end};
-  if (camera == "cam_left_wrist") return {tendon_cam_left_wrist, tendon_cam_left_wrist_end};
-  if (camera == "cam_right_wrist") return {tendon_cam_right_wrist, tendon_cam_right_wrist_end};
-  fail(Fault::internal, "no picture is embedded for camera '{}'", camera);
-}
-
 Observation aloha_observation() {
+  const std::span<const std::byte> high(tendon_cam_high, tendon_cam_high_end);
+  const std::span<const std::byte> left(tendon_cam_left_wrist, tendon_cam_left_wrist_end);
+  const std::span<const std::byte> right(tendon_cam_right_wrist, tendon_cam_right_wrist_end);
   Observation o;
-  for (const char* camera : {"cam_high", "cam_left_wrist", "cam_right_wrist"})
-    o.images[camera] = decode_image(embedded_picture(camera), camera);
+  o.images["cam_high"] = decode_image(high, "cam_high");
+  o.images["cam_left_wrist"] = decode_image(left, "cam_left_wrist");
+  o.images["cam_right_wrist"] = decode_image(right, "cam_right_wrist");
   o.prompt = "Transfer cube";
   o.state = {0.29484686497046386, -0.7392478199570842,    0.9702342340480522,
              0.14490311913210016, -0.0039014867386427416, -0.20058461581892298,

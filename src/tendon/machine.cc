@@ -110,17 +110,12 @@ Machine examine_machine(const OpenOptions& o) {
   Machine m;
   const MachineFact sim = simulator(o);
   const MachineFact ttnn = library(o, sim), card = chip(), gpu = nvidia();
-  m.facts = {instruction_sets(),
-             products(Precision::f32),
-             products(Precision::bf16),
-             products(Precision::int8),
-             memory(),
-             gpu,
-             ttnn,
-             sim,
-             card};
+  m.facts = {instruction_sets()};
+  for (const Precision p : {Precision::f32, Precision::bf16, Precision::int8})
+    m.facts.push_back(products(p));
+  m.facts.insert(m.facts.end(), {memory(), gpu, ttnn, sim, card});
   const double free = memory_gb("MemAvailable");
-  m.tiers = {
+  m.tests = {
       {"host", true, "unit, op and model tests on reference and cpu: scripts/test"},
       {"fake device", true, "the ttnn backend on a model of the device: scripts/test"},
       {"simulator", sim.there, sim.there ? "ctest --test-dir build/release -L sim" : sim.get},

@@ -11,20 +11,13 @@ namespace tendon {
 struct MachineFact {
   std::string what;  // "instruction sets", "TTNN library"
   bool there = false;
-  std::string found;  // what was seen, with numbers
+  std::string found;  // what was seen, with numbers; of a test how it is run, or why it cannot be
   std::string get;    // how to get it, one line; empty where there is nothing to do
-};
-
-// A kind of test of this project and whether it can run here.
-struct TestTier {
-  std::string name;  // "host", "fake device", "simulator", "full size", "chip", "cuda"
-  bool runs = false;
-  std::string why;  // how it is run, or why it cannot be
 };
 
 struct Machine {
   std::vector<MachineFact> facts;
-  std::vector<TestTier> tiers;
+  std::vector<MachineFact> tests;  // kinds of tests of this project: "host", "chip", "cuda", ...
 };
 
 // Looks at processor, memory, devices and, with options.ttnn_python and ttnn_sim, at the TTNN
