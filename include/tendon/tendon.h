@@ -50,13 +50,13 @@ class Engine {
   std::string method() const;
   bool simulated() const;  // the device is: times are the host's, simulating it
   double load_ms() const;  // what open took
-  OpenedEngine& opened();  // for tendon's own tools: what stands behind
 
   ~Engine();
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
 
  private:
+  friend OpenedEngine;
   explicit Engine(std::unique_ptr<OpenedEngine> parts);
   std::unique_ptr<OpenedEngine> parts_;
 };

@@ -1,6 +1,4 @@
 // tendon coverage: which ops ran where, by class of op and by module of the policy.
-#include "validate/coverage.h"
-
 #include <fmt/format.h>
 
 #include <fstream>
@@ -11,6 +9,7 @@
 #include "cli/observation.h"
 #include "cli/verbs.h"
 #include "tensor/check.h"
+#include "validate/coverage.h"
 
 namespace tendon::cli {
 namespace {
@@ -112,7 +111,7 @@ void coverage(CoverageOptions o) {
   const Observation observation = observe(o.model, o.given, engine, true);
   ensure(o.warm_up >= 0, Fault::usage, "--warm-up {}: at least 0", o.warm_up);
   Actions last;
-  const Audit audit = audit_call(engine.opened(), observation, o.infer, o.warm_up, &last);
+  const Audit audit = audit_call(OpenedEngine::of(engine), observation, o.infer, o.warm_up, &last);
   if (o.json) {
     print_json(o, engine, audit, last);
   } else {

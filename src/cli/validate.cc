@@ -76,12 +76,13 @@ Validation compare_modules(const ValidateOptions& o) {
   OpenOptions plain = o.open;
   plain.backend = "reference";
   // Synthetic weights are rounded to the policy's format: both sides must hold the same ones.
-  plain.precision = tested.opened().options.precision == "bf16" ? "bf16" : "f32";
+  plain.precision = OpenedEngine::of(tested).options.precision == "bf16" ? "bf16" : "f32";
   plain.host_modules.clear();
   plain.progress = {};
   Engine reference = Engine::open(o.model, plain);
   const Observation observation = observe(o.model, o.given, reference, true);
-  Validation v = validate_modules(tested.opened(), reference.opened(), observation, o.module);
+  Validation v = validate_modules(OpenedEngine::of(tested), OpenedEngine::of(reference),
+                                  observation, o.module);
   v.model = o.model;
   return v;
 }

@@ -76,10 +76,10 @@ ServedPolicy open_served(const std::string& model, OpenOptions options, const Op
   };
   const auto engine = std::make_shared<Engine>(Engine::open(model, options));
   ServedPolicy served;
-  served.card = describe_opened(model, *engine, engine->opened());
+  served.card = describe_opened(model, *engine, OpenedEngine::of(*engine));
   if (opening.warming) opening.warming();
   const auto begin = std::chrono::steady_clock::now();
-  const Actions warm = engine->infer(empty_scene(engine->opened().policy->surroundings()));
+  const Actions warm = engine->infer(empty_scene(OpenedEngine::of(*engine).policy->surroundings()));
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
   served.card.warm_up_ms = took.count();
   served.card.action_ranges = !warm.low.empty();

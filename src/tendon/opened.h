@@ -9,6 +9,7 @@
 #include "model/weights.h"
 #include "policy/policy.h"
 #include "tendon/backends.h"
+#include "tendon/tendon.h"
 
 namespace tendon {
 
@@ -21,6 +22,7 @@ struct OpenedEngine {
   double load_ms = 0;
 
   explicit OpenedEngine(const OpenOptions& resolved_options);
+  static OpenedEngine& of(Engine& engine) { return *engine.parts_; }
 };
 
 // As Engine::open. `whole_prefix`: see LoadOptions.

@@ -128,7 +128,6 @@ std::string Engine::backend() const { return std::string(parts_->kernels->name()
 std::string Engine::method() const { return parts_->kernels->method(); }
 bool Engine::simulated() const { return parts_->kernels->simulated(); }
 double Engine::load_ms() const { return parts_->load_ms; }
-OpenedEngine& Engine::opened() { return *parts_; }
 
 std::vector<OpUse> Engine::op_use() const {
   std::vector<OpUse> use;
