@@ -81,6 +81,10 @@ def runs(scratch):
           "op counts and stage times")
     check(result["flops_done"] > 0 and result["flops_skipped"] > 0 and result["method"],
           "run states work, skipped work and how products are made")
+    first = [row[0] for row in result["actions"]]
+    shown = tendon("run", "demo", "--seed", "3")[1].splitlines()[1].split()
+    check(shown[1:5] == [f"{v:.5f}" for v in (first[0], min(first), max(first), first[-1])],
+          f"the table of run shows the actions of its JSON: {shown}")
     code, out, _ = tendon("version", "--json")
     machine = json.loads(out)
     check(code == 0 and machine["instruction_sets"][0] == "plain", "version lists isas")
@@ -148,6 +152,12 @@ def audits(scratch):
           "coverage counts calls and transfers")
     check(audit["transfers_between_steps"] == 0, "nothing moves between denoising steps")
     check({c["where"] for c in audit["calls"]} == {"device"}, "every call says where it ran")
+    total = audit["total"]
+    out = tendon("coverage", "demo", *fake)[1]
+    shown = next(line for line in out.splitlines() if line.startswith("all")).split()
+    check(shown[1:7] == [str(total["calls"]), str(total["device"]), "0", "100.0%", "100.00%",
+                         f"{total['bytes'] / 1e6:.2f}"], f"coverage shows its JSON: {shown}")
+    check(f"uploads {total['uploads']} ({total['bytes_up'] / 1e3:.1f} kB)" in out, "and transfers")
     wanted = scratch / "expected.txt"
     expect(0, "op class", "coverage", "demo", *fake, "--write-expectation", wanted)
     expect(0, "module", "coverage", "demo", *fake, "--expect", wanted)

@@ -14,26 +14,20 @@ namespace tendon::cli {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr size_t kNumberBytesMax = 16 << 20;
+constexpr size_t kTextBytesMax = 16 << 20;
 
-std::string read_text(const std::string& path, const std::string& what) {
-  std::ifstream file(path, std::ios::binary);
-  ensure(file.good(), Fault::input, "{}: cannot open '{}'", what, path);
-  ensure(fs::file_size(path) <= kNumberBytesMax, Fault::input, "{}: '{}' is larger than 16 MB",
-         what, path);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-void flatten(const nlohmann::json& json, std::vector<double>& to, const std::string& what) {
-  if (json.is_array()) {
-    for (const nlohmann::json& item : json) flatten(item, to, what);
-  } else {
-    ensure(json.is_number(), Fault::input, "{}: expected numbers in the JSON, got {}", what,
-           json.type_name());
-    to.push_back(json.get<double>());
+std::vector<double> parse_json(const std::string& text, const std::string& what) {
+  const auto json = nlohmann::ordered_json::parse(text, nullptr, false);
+  ensure(!json.is_discarded(), Fault::input, "{}: the file is not valid JSON", what);
+  const bool observation = json.is_object() && json.contains("state");
+  const auto flat = (observation ? json.at("state") : json).flatten();
+  std::vector<double> numbers;
+  for (const auto& [path, value] : flat.items()) {
+    ensure(value.is_number(), Fault::input, "{}: expected numbers in the JSON, got {} at '{}'",
+           what, value.type_name(), path);
+    numbers.push_back(value.get<double>());
   }
+  return numbers;
 }
 
 std::vector<double> parse_text(std::string text, const std::string& what) {
@@ -86,15 +80,33 @@ std::string npy(const Actions& actions) {
 
 }  // namespace
 
+std::string read_text(const std::string& path, const std::string& what) {
+  std::ifstream file(path, std::ios::binary);
+  ensure(file.good(), Fault::input, "{}: cannot open '{}'", what, path);
+  ensure(fs::file_size(path) <= kTextBytesMax, Fault::input, "{}: '{}' is larger than 16 MB", what,
+         path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+std::vector<std::vector<double>> rows_of(const Actions& a) {
+  std::vector<std::vector<double>> rows;
+  for (auto row = a.values.begin(); row != a.values.end(); row += a.dim)
+    rows.emplace_back(row, row + a.dim);
+  return rows;
+}
+
+std::vector<double> column_of(const Actions& a, size_t column) {
+  std::vector<double> values;
+  for (size_t i = column; i < a.values.size(); i += static_cast<size_t>(a.dim))
+    values.push_back(a.values[i]);
+  return values;
+}
+
 std::vector<double> read_numbers(const std::string& text, const std::string& what) {
   if (text.ends_with(".npy")) return parse_npy(read_text(text, what), what);
-  if (text.ends_with(".json")) {
-    const nlohmann::json json = nlohmann::json::parse(read_text(text, what), nullptr, false);
-    ensure(!json.is_discarded(), Fault::input, "{}: '{}' is not valid JSON", what, text);
-    std::vector<double> numbers;
-    flatten(json.is_object() && json.contains("state") ? json.at("state") : json, numbers, what);
-    return numbers;
-  }
+  if (text.ends_with(".json")) return parse_json(read_text(text, what), what);
   return parse_text(fs::is_regular_file(text) ? read_text(text, what) : text, what);
 }
 
@@ -117,52 +129,39 @@ void write_actions(const std::string& path, const Actions& actions,
   if (path.ends_with(".npy")) return write_file(path, npy(actions));
   ensure(path.ends_with(".json"), Fault::usage, "--out {}: expected a name ending in .json or .npy",
          path);
-  nlohmann::json json{{"names", names}, {"actions", nlohmann::json::array()}};
-  for (int64_t r = 0; r < actions.horizon; ++r)
-    json["actions"].push_back(std::vector<double>(actions.values.begin() + r * actions.dim,
-                                                  actions.values.begin() + (r + 1) * actions.dim));
-  write_file(path, json.dump(1) + "\n");
+  write_file(path, nlohmann::json{{"names", names}, {"actions", rows_of(actions)}}.dump(1) + "\n");
 }
 
 std::string plot_svg(const Actions& a, const std::vector<std::string>& names) {
   constexpr int kWidth = 300, kHeight = 110, kColumns = 3, kLeft = 50, kTop = 24;
-  const int64_t rows = (a.dim + kColumns - 1) / kColumns;
+  constexpr int kInnerWidth = kWidth - kLeft - 10, kInnerHeight = kHeight - kTop - 20;
+  const int count = static_cast<int>(names.size());
   std::string svg = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" "
       "font-family=\"sans-serif\" font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" "
       "fill=\"white\"/>\n",
-      kColumns * kWidth + 10, rows * kHeight + 10);
-  for (int64_t d = 0; d < a.dim; ++d) {
-    const auto value = [&](int64_t r) { return a.values[static_cast<size_t>(r * a.dim + d)]; };
-    double low = value(0), high = value(0);
-    for (int64_t r = 0; r < a.horizon; ++r) {
-      low = std::min(low, value(r));
-      high = std::max(high, value(r));
-    }
+      kColumns * kWidth + 10, (count + kColumns - 1) / kColumns * kHeight + 10);
+  for (int d = 0; d < count; ++d) {
+    const std::vector<double> values = column_of(a, static_cast<size_t>(d));
+    const auto [low, high] = std::ranges::minmax(values);
     const double span = high > low ? high - low : 1.0;
-    const int64_t x0 = d % kColumns * kWidth + kLeft, y0 = d / kColumns * kHeight + kTop;
-    const int64_t w = kWidth - kLeft - 10, h = kHeight - kTop - 20;
-    svg += fmt::format("<text x=\"{}\" y=\"{}\" font-weight=\"bold\">{}</text>\n", x0, y0 - 6,
-                       names[static_cast<size_t>(d)]);
     svg += fmt::format(
-        "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"none\" "
-        "stroke=\"#ccc\"/>\n",
-        x0, y0, w, h);
-    svg += fmt::format(
-        "<text x=\"{0}\" y=\"{1}\" text-anchor=\"end\">{2:.3g}</text>\n"
-        "<text x=\"{0}\" y=\"{3}\" text-anchor=\"end\">{4:.3g}</text>\n",
-        x0 - 4, y0 + 10, high, y0 + h, low);
-    svg += fmt::format("<text x=\"{}\" y=\"{}\" fill=\"#666\">0 … {} steps</text>\n", x0,
-                       y0 + h + 14, a.horizon - 1);
-    svg += "<polyline fill=\"none\" stroke=\"#1565c0\" stroke-width=\"1.5\" points=\"";
-    for (int64_t r = 0; r < a.horizon; ++r) {
-      const double steps = static_cast<double>(std::max<int64_t>(a.horizon - 1, 1));
-      const double x = static_cast<double>(x0) + static_cast<double>(w * r) / steps;
-      const double y = static_cast<double>(y0 + h) -
-                       static_cast<double>(h) * (0.05 + 0.9 * (value(r) - low) / span);
-      svg += fmt::format("{:.1f},{:.1f} ", x, y);
-    }
-    svg += "\"/>\n";
+        "<g transform=\"translate({x},{y})\">\n"
+        "<text y=\"-6\" font-weight=\"bold\">{name}</text>\n"
+        "<rect width=\"{width}\" height=\"{height}\" fill=\"none\" stroke=\"#ccc\"/>\n"
+        "<text x=\"-4\" y=\"10\" text-anchor=\"end\">{high:.3g}</text>\n"
+        "<text x=\"-4\" y=\"{height}\" text-anchor=\"end\">{low:.3g}</text>\n"
+        "<text y=\"{below}\" fill=\"#666\">0 … {last} steps</text>\n"
+        "<polyline fill=\"none\" stroke=\"#1565c0\" stroke-width=\"1.5\" points=\"",
+        fmt::arg("x", d % kColumns * kWidth + kLeft), fmt::arg("y", d / kColumns * kHeight + kTop),
+        fmt::arg("name", names[static_cast<size_t>(d)]), fmt::arg("width", kInnerWidth),
+        fmt::arg("height", kInnerHeight), fmt::arg("high", high), fmt::arg("low", low),
+        fmt::arg("below", kInnerHeight + 14), fmt::arg("last", a.horizon - 1));
+    const double steps = static_cast<double>(std::max<int64_t>(a.horizon - 1, 1));
+    for (size_t r = 0; r < values.size(); ++r)
+      svg += fmt::format("{:.1f},{:.1f} ", kInnerWidth * static_cast<double>(r) / steps,
+                         kInnerHeight * (0.95 - 0.9 * (values[r] - low) / span));
+    svg += "\"/>\n</g>\n";
   }
   return svg + "</svg>\n";
 }

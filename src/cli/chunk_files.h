@@ -12,6 +12,13 @@ namespace tendon::cli {
 // (little-endian f4 or f8, C order) or a text file. `what` names them in errors.
 std::vector<double> read_numbers(const std::string& text_or_file, const std::string& what);
 
+// A file of at most 16 MB; `what` is the option that names it.
+std::string read_text(const std::string& path, const std::string& what);
+
+// One list per row of the chunk, and the values of one action over the rows.
+std::vector<std::vector<double>> rows_of(const Actions& actions);
+std::vector<double> column_of(const Actions& actions, size_t column);
+
 // By ending: .json (an object with "actions" as rows) or .npy (float64, C order). Written to a
 // temporary name first.
 void write_actions(const std::string& path, const Actions& actions,

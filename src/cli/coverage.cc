@@ -1,15 +1,13 @@
 // tendon coverage: which ops ran where, by class of op and by module of the policy.
-#include <fmt/format.h>
+#include "validate/coverage.h"
 
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <sstream>
+#include <fmt/format.h>
 
 #include "cli/chunk_files.h"
 #include "cli/observation.h"
+#include "cli/report.h"
 #include "cli/verbs.h"
 #include "tensor/check.h"
-#include "validate/coverage.h"
 
 namespace tendon::cli {
 namespace {
@@ -23,7 +21,7 @@ struct CoverageOptions {
   bool json = false;
 };
 
-nlohmann::json to_json(const AuditSum& s, const AuditSum& total) {
+Json to_json(const AuditSum& s, const AuditSum& total) {
   const int64_t flops = s.device_flops + s.host_flops, all = total.device_flops + total.host_flops;
   return {{"calls", s.calls()},
           {"device", s.device_calls},
@@ -39,47 +37,15 @@ nlohmann::json to_json(const AuditSum& s, const AuditSum& total) {
           {"bytes_down", s.bytes_down}};
 }
 
-void print_row(std::string_view name, const AuditSum& s, const AuditSum& total) {
-  const double all = static_cast<double>(total.device_flops + total.host_flops);
-  const double flops = static_cast<double>(s.device_flops + s.host_flops);
-  fmt::print("{:12} {:>7} {:>7} {:>6} {:>9.1f}% {:>8.2f}% {:>10.2f} {:>4} {:>5}\n", name, s.calls(),
-             s.device_calls, s.host_calls, 100 * s.device_share(),
-             all > 0 ? 100 * flops / all : 0.0, static_cast<double>(s.bytes) / 1e6, s.ups, s.downs);
-}
-
-void print_head(std::string_view first) {
-  fmt::print("{:12} {:>7} {:>7} {:>6} {:>10} {:>9} {:>10} {:>4} {:>5}\n", first, "calls", "device",
-             "host", "on device", "of FLOPs", "MB", "up", "down");
-}
-
-void print_text(const Engine& engine, const Audit& audit) {
+Json to_json(const CoverageOptions& o, const Engine& engine, const Audit& audit, const Actions& a) {
   const AuditSum total = audit.total();
-  fmt::print("backend {} ({})\n\n", engine.backend(), engine.method());
-  print_head("op class");
-  for (int i = 0; i < kOpClassCount; ++i)
-    print_row(name(static_cast<OpClass>(i)), audit.of(static_cast<OpClass>(i)), total);
-  print_row("all", total, total);
-  fmt::print("\n");
-  print_head("module");
-  for (int i = 0; i < kModuleCount; ++i)
-    print_row(name(static_cast<Module>(i)), audit.of(static_cast<Module>(i)), total);
-  fmt::print(
-      "\nFLOPs on the device {:.3f}% · uploads {} ({:.1f} kB) · downloads {} ({:.1f} kB) · "
-      "between denoising steps {}\n",
-      100 * total.device_flops_share(), total.ups, static_cast<double>(total.bytes_up) / 1e3,
-      total.downs, static_cast<double>(total.bytes_down) / 1e3, audit.transfers_between_steps());
-}
-
-void print_json(const CoverageOptions& o, const Engine& engine, const Audit& audit,
-                const Actions& a) {
-  const AuditSum total = audit.total();
-  nlohmann::json json{{"model", o.model},
-                      {"backend", engine.backend()},
-                      {"method", engine.method()},
-                      {"total", to_json(total, total)},
-                      {"transfers_between_steps", audit.transfers_between_steps()},
-                      {"flops_skipped", a.work.skipped_flops},
-                      {"version", version()}};
+  Json json{{"model", o.model},
+            {"backend", engine.backend()},
+            {"method", engine.method()},
+            {"total", to_json(total, total)},
+            {"transfers_between_steps", audit.transfers_between_steps()},
+            {"flops_skipped", a.work.skipped_flops},
+            {"version", version()}};
   for (int i = 0; i < kOpClassCount; ++i) {
     const auto c = static_cast<OpClass>(i);
     json["by_class"][std::string(name(c))] = to_json(audit.of(c), total);
@@ -102,7 +68,22 @@ void print_json(const CoverageOptions& o, const Engine& engine, const Audit& aud
                              {"downloads", e.downs},
                              {"bytes_up", e.call.bytes_up},
                              {"bytes_down", e.call.bytes_down}});
-  fmt::print("{}\n", json.dump());
+  return json;
+}
+
+std::string coverage_text(const Json& json) {
+  const std::string columns =
+      " {} | calls {calls:d} | device {device:d} | host {host:d} | on device {device_share:.1%} | "
+      "of FLOPs {flops_share:.2%} | MB {bytes:.2M} | up {uploads:d} | down {downloads:d}";
+  Json classes = json.at("by_class");
+  classes["all"] = json.at("total");
+  return lines("backend {backend} ({method})\n", json) + table("op class" + columns, classes) +
+         "\n" + table("module" + columns, json.at("by_module")) +
+         lines(
+             "\nFLOPs on the device {total/flops_on_device_share:.3%} · uploads {total/uploads} "
+             "({total/bytes_up:.1k} kB) · downloads {total/downloads} ({total/bytes_down:.1k} "
+             "kB) · between denoising steps {transfers_between_steps}",
+             json);
 }
 
 void coverage(CoverageOptions o) {
@@ -112,22 +93,15 @@ void coverage(CoverageOptions o) {
   ensure(o.warm_up >= 0, Fault::usage, "--warm-up {}: at least 0", o.warm_up);
   Actions last;
   const Audit audit = audit_call(OpenedEngine::of(engine), observation, o.infer, o.warm_up, &last);
-  if (o.json) {
-    print_json(o, engine, audit, last);
-  } else {
-    print_text(engine, audit);
-  }
+  const Json json = to_json(o, engine, audit, last);
+  print_report(o.json, json, coverage_text(json));
   const std::string found = expectation(audit);
   if (!o.write.empty())
     write_file(o.write, fmt::format("# module, call, place, times: tendon coverage {} --backend {}"
                                     "\n{}",
                                     o.model, engine.backend(), found));
   if (o.expect.empty()) return;
-  std::ifstream file(o.expect);
-  ensure(file.good(), Fault::input, "cannot read {}", o.expect);
-  std::ostringstream expected;
-  expected << file.rdbuf();
-  const std::string changed = difference(expected.str(), found);
+  const std::string changed = difference(read_text(o.expect, "--expect"), found);
   ensure(changed.empty(), Fault::verdict,
          "what ran is not what {} expects (- expected, + found; --write-expectation FILE renews "
          "it):\n{}",

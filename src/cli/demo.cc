@@ -5,11 +5,10 @@
 
 #include <chrono>
 #include <cmath>
-#include <map>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "cli/chunk_files.h"
+#include "cli/report.h"
 #include "cli/verbs.h"
 #include "demo/film.h"
 #include "demo/sketch.h"
@@ -81,120 +80,84 @@ std::vector<Trial> wanted(const DemoOptions& o) {
   if (o.prompt.empty()) return all;
   const Task task = parse_task(o.prompt);
   for (Trial& t : all) {
+    t.task = task;
     t.verb = task.verb;
     t.pairs = held_out(task.target) ? Pairs::held_out : Pairs::seen;
   }
   return all;
 }
 
-Episode begin(const Trial& trial, const DemoOptions& o) {
-  if (o.prompt.empty()) return trial.episode();
-  Random random(trial.seed);
-  return new_episode(random, parse_task(o.prompt));
-}
-
-// Ten steps a second, as on the table.
-LoopOptions shown_live(LoopOptions loop, TerminalView& view, const std::string& prompt,
-                       const std::string& status) {
-  auto next = std::make_shared<std::chrono::steady_clock::time_point>();
-  loop.watch = [&view, prompt, status, next](const Record& record) {
-    view.show(record, prompt, status);
+// Draws the episode on the terminal, ten steps a second, as on the table.
+std::function<void(const Record&)> live_view(bool colours, const std::string& prompt,
+                                             const std::string& status) {
+  const auto view = std::make_shared<TerminalView>(stderr, colours);
+  const auto next = std::make_shared<std::chrono::steady_clock::time_point>();
+  return [view, prompt, status, next](const Record& record) {
+    view->show(record, prompt, status);
     const auto now = std::chrono::steady_clock::now();
     *next = std::max(*next + std::chrono::milliseconds(100), now);
     std::this_thread::sleep_until(*next);
   };
-  return loop;
 }
 
 std::vector<Judged> judge(const DemoOptions& o, const demo::Policy& policy, bool live) {
   std::vector<Judged> all;
   int successes = 0;
   for (const Trial& trial : wanted(o)) {
-    const Episode episode = begin(trial, o);
+    const Episode episode = trial.episode();
     LoopOptions loop = o.loop;
     if (o.wrong_prompt) loop.prompt = other_task(episode).prompt();
     const std::string prompt = loop.prompt.empty() ? episode.task.prompt() : loop.prompt;
-    Judged judged{.trial = trial, .prompt = prompt};
-    if (live) {
-      TerminalView view(stderr, o.no_colour.empty());
-      const std::string status = fmt::format("solved {} of {}", successes, all.size());
-      judged.record =
-          run_episode(episode, policy, shown_live(loop, view, prompt, status), trial.seed);
-    } else {
-      judged.record = run_episode(episode, policy, loop, trial.seed);
-    }
-    const Record& r = judged.record;
+    const std::string status = fmt::format("solved {} of {}", successes, all.size());
+    if (live) loop.watch = live_view(o.no_colour.empty(), prompt, status);
+    const Record r = run_episode(episode, policy, loop, trial.seed);
+    loop.watch = nullptr;  // the view ends: what follows is written below it
     successes += r.solved;
     if (!o.quiet && !o.json)
       fmt::print(stderr, "{:6}  {}  {} {:.1f} s, {} chunks\n", trial.seed, prompt,
                  r.solved ? "solved in" : "NOT solved within", r.steps() * kStep, r.chunks);
-    all.push_back(std::move(judged));
+    all.push_back({trial, r, prompt});
   }
   return all;
 }
 
-struct Row {
+// Of the episodes of a kind, or of all.
+Json score_json(const std::vector<Judged>& all, const std::string& kind = "") {
   Rate rate;
   double seconds = 0, jump = 0;  // until solved, over the solved ones; largest
-};
-
-std::map<std::string, Row> by_kind(const std::vector<Judged>& all) {
-  std::map<std::string, Row> rows;
   for (const Judged& j : all) {
-    Row& row = rows[kind_of(j.trial)];
-    ++row.rate.episodes;
-    row.rate.successes += j.record.solved;
-    if (j.record.solved) row.seconds += j.record.steps() * kStep;
-    row.jump += j.record.largest_jump;
-  }
-  return rows;
-}
-
-void print_table(const std::vector<Judged>& all) {
-  fmt::print("{:20} {:>9}  {:>8}  {:>16}  {:>7}  {:>9}\n", "task", "solved", "rate",
-             "95 % interval", "time", "max step");
-  for (const auto& [kind, row] : by_kind(all)) {
-    const Rate& r = row.rate;
-    fmt::print("{:20} {:>4}/{:<4}  {:6.1f} %  {:6.1f} to {:5.1f} %  {:5.1f} s  {:7.3f}\n", kind,
-               r.successes, r.episodes, 100 * r.rate(), 100 * r.low(), 100 * r.high(),
-               r.successes ? row.seconds / r.successes : 0, row.jump / r.episodes);
-  }
-}
-
-Rate total(const std::vector<Judged>& all) {
-  Rate rate;
-  for (const Judged& j : all) {
+    if (!kind.empty() && kind_of(j.trial) != kind) continue;
     ++rate.episodes;
     rate.successes += j.record.solved;
+    if (j.record.solved) seconds += j.record.steps() * kStep;
+    jump += j.record.largest_jump;
   }
-  return rate;
+  return {{"episodes", rate.episodes},
+          {"solved", rate.successes},
+          {"success_rate", rate.rate()},
+          {"interval", {rate.low(), rate.high()}},
+          {"mean_seconds", seconds / std::max(1, rate.successes)},
+          {"mean_max_step", jump / rate.episodes}};
 }
 
-void print_json(const DemoOptions& o, const std::string& policy, const std::vector<Judged>& all) {
-  const Rate rate = total(all);
-  nlohmann::json json{{"policy", policy},
-                      {"episodes", rate.episodes},
-                      {"success_rate", rate.rate()},
-                      {"interval", {rate.low(), rate.high()}},
-                      {"latency_ms", o.latency_ms},
-                      {"real_time_chunking", o.loop.guided},
-                      {"tasks", nlohmann::json::object()},
-                      {"rows", nlohmann::json::array()}};
-  for (const auto& [kind, row] : by_kind(all))
-    json["tasks"][kind] = {{"episodes", row.rate.episodes},
-                           {"success_rate", row.rate.rate()},
-                           {"interval", {row.rate.low(), row.rate.high()}},
-                           {"mean_max_step", row.jump / row.rate.episodes}};
-  for (const Judged& j : all)
+Json to_json(const DemoOptions& o, const std::string& policy, const std::vector<Judged>& all) {
+  Json json = score_json(all);
+  json["policy"] = policy;
+  json["latency_ms"] = o.latency_ms;
+  json["real_time_chunking"] = o.loop.guided;
+  for (const Judged& j : all) {
+    const std::string kind = kind_of(j.trial);
+    if (Json& score = json["tasks"][kind]; score.is_null()) score = score_json(all, kind);
     json["rows"].push_back({{"seed", j.trial.seed},
-                            {"task", kind_of(j.trial)},
+                            {"task", kind},
                             {"goal", j.record.episode.task.prompt()},
                             {"prompt", j.prompt},
                             {"solved", j.record.solved},
                             {"steps", j.record.steps()},
                             {"chunks", j.record.chunks},
                             {"max_step", j.record.largest_jump}});
-  fmt::print("{}\n", json.dump());
+  }
+  return json;
 }
 
 void run(DemoOptions o) {
@@ -210,38 +173,37 @@ void run(DemoOptions o) {
   const Named named = o.url.empty() ? local(o) : remote(o);
   if (!o.json) fmt::print(stderr, "{}\n", named.name);
   const std::vector<Judged> all = judge(o, named.policy, live);
-  if (!all.empty()) {
-    const Judged& last = all.back();
-    if (!o.gif.empty()) write_file(o.gif, film_gif(last.record, last.prompt));
-    if (!o.svg.empty()) write_file(o.svg, sketch_svg(last.record, last.prompt));
-  }
-  if (o.json)
-    print_json(o, named.name, all);
-  else
-    print_table(all);
-  const double rate = total(all).rate();
+  const Judged& last = all.back();
+  if (!o.gif.empty()) write_file(o.gif, film_gif(last.record, last.prompt));
+  if (!o.svg.empty()) write_file(o.svg, sketch_svg(last.record, last.prompt));
+  const Json json = to_json(o, named.name, all);
+  print_report(
+      o.json, json,
+      table("task {} | solved {solved} of {episodes:d} | rate {success_rate:.1%} | 95 % interval "
+            "{interval/0:.1%} to {interval/1:.1%} | time {mean_seconds:.1f} s | max step "
+            "{mean_max_step:.3f}",
+            json.at("tasks")));
+  const double rate = json.at("success_rate");
   ensure(!o.at_least || rate >= *o.at_least, Fault::verdict,
          "solved {:.1f} % of {} episodes, --at-least {:.1f} %", 100 * rate, all.size(),
          100 * o.at_least.value_or(0));
 }
 
 void add_experiments(CLI::App& verb, DemoOptions& o) {
-  verb.add_option("--latency", o.latency_ms,
-                  "simulated milliseconds from an observation to its actions, rounded up to steps "
-                  "of 100")
-      ->group("Experiments");
-  verb.add_flag("--rtc", o.loop.guided,
-                "real-time chunking: guide each chunk by what is left of the one before")
-      ->group("Experiments");
-  verb.add_option("--rtc-rows", o.loop.guided_rows,
-                  "rows that are guided beyond those that the latency takes; default 1")
-      ->group("Experiments");
-  verb.add_option("--rows", o.loop.rows, "actions of a chunk that are executed; default 5")
-      ->group("Experiments");
-  verb.add_flag("--wrong-prompt", o.wrong_prompt, "name another object than the one that counts")
-      ->group("Experiments");
-  verb.add_flag("--blank-images", o.loop.blank_images, "black pictures")->group("Experiments");
-  verb.add_flag("--zero-state", o.loop.zero_state, "state 0, 0, 0")->group("Experiments");
+  for (CLI::Option* option :
+       {verb.add_option("--latency", o.latency_ms,
+                        "simulated milliseconds from an observation to its actions, rounded up to "
+                        "steps of 100"),
+        verb.add_flag("--rtc", o.loop.guided,
+                      "real-time chunking: guide each chunk by what is left of the one before"),
+        verb.add_option("--rtc-rows", o.loop.guided_rows,
+                        "rows that are guided beyond those that the latency takes; default 1"),
+        verb.add_option("--rows", o.loop.rows, "actions of a chunk that are executed; default 5"),
+        verb.add_flag("--wrong-prompt", o.wrong_prompt,
+                      "name another object than the one that counts"),
+        verb.add_flag("--blank-images", o.loop.blank_images, "black pictures"),
+        verb.add_flag("--zero-state", o.loop.zero_state, "state 0, 0, 0")})
+    option->group("Experiments");
 }
 
 }  // namespace

@@ -1,38 +1,36 @@
 // tendon doctor: what this machine can run, and how to get what is missing.
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
+#include "cli/report.h"
 #include "cli/verbs.h"
 #include "tendon/machine.h"
 
 namespace tendon::cli {
 namespace {
 
-void print_text(const Machine& m) {
-  fmt::print("tendon {}\n\n", version());
-  for (const MachineFact& f : m.facts) {
-    fmt::print("{} {:37} {}\n", f.there ? "+" : "-", f.what, f.found);
-    if (!f.get.empty()) fmt::print("  {:37} {}\n", "", f.get);
-  }
-  int64_t skipped = 0;
-  fmt::print("\ntests that can run here\n");
-  for (const MachineFact& t : m.tests) {
-    fmt::print("{} {:37} {}\n", t.there ? "+" : "-", t.what, t.found);
-    skipped += !t.there;
-  }
-  fmt::print("\n{} of {} kinds of tests can run, {} would be skipped\n",
-             std::ssize(m.tests) - skipped, m.tests.size(), skipped);
-}
-
-void print_json(const Machine& m) {
-  nlohmann::json json{{"version", version()}};
+Json to_json(const Machine& m) {
+  Json json{{"version", version()}};
   for (const MachineFact& f : m.facts)
     json["machine"].push_back(
         {{"what", f.what}, {"there", f.there}, {"found", f.found}, {"get", f.get}});
   for (const MachineFact& t : m.tests)
     json["tests"].push_back({{"name", t.what}, {"runs", t.there}, {"why", t.found}});
-  fmt::print("{}\n", json.dump());
+  return json;
+}
+
+std::string doctor_text(const Json& json) {
+  Json missing = Json::array();
+  for (const Json& fact : json.at("machine"))
+    if (fact.at("get") != "") missing.push_back(fact);
+  const Json& tests = json.at("tests");
+  int64_t skipped = 0;
+  for (const Json& test : tests) skipped += !test.at("runs");
+  return lines("tendon {version}\n", json) +
+         table("{there:+|-} | {what} | {found}", json.at("machine")) +
+         "\nhow to get what is missing\n" + table("{what} | {get}", missing) +
+         "\ntests that can run here\n" + table("{runs:+|-} | {name} | {why}", tests) +
+         fmt::format("\n{} of {} kinds of tests can run, {} would be skipped\n",
+                     std::ssize(tests) - skipped, tests.size(), skipped);
 }
 
 }  // namespace
@@ -47,12 +45,8 @@ void add_doctor(CLI::App& app) {
                    "folder made by scripts/ttnn-sim; default build/ttnn-sim");
   verb->add_flag("--json", *json, "one JSON object on standard output");
   verb->callback([o, json] {
-    const Machine machine = examine_machine(*o);
-    if (*json) {
-      print_json(machine);
-    } else {
-      print_text(machine);
-    }
+    const Json found = to_json(examine_machine(*o));
+    print_report(*json, found, doctor_text(found));
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "cli/report.h"
 #include "cli/verbs.h"
 
 namespace tendon::cli {
@@ -14,34 +15,28 @@ struct InspectOptions {
   bool json = false;
 };
 
-std::string short_text(const nlohmann::json& value) {
-  if (value.is_string()) return value.get<std::string>();
-  const std::string text = value.dump();
-  return text.size() <= 100 ? text : text.substr(0, 97) + "...";
-}
-
 // Objects become indented blocks; arrays of objects become one line each.
-void print(const nlohmann::json& json, int indent) {
+void print(const Json& json, int indent) {
   for (const auto& [key, value] : json.items()) {
     if (value.is_object()) {
       fmt::print("{:{}}{}\n", "", indent, key);
       print(value, indent + 2);
     } else if (value.is_array() && !value.empty() && value.front().is_object()) {
       fmt::print("{:{}}{}\n", "", indent, key);
-      for (const nlohmann::json& item : value) {
+      for (const Json& item : value) {
         std::string line;
-        for (const auto& [k, v] : item.items()) line += fmt::format("{} {}  ", k, short_text(v));
+        for (const auto& [k, v] : item.items()) line += fmt::format("{} {}  ", k, shown(v));
         fmt::print("{:{}}{}\n", "", indent + 2, line);
       }
     } else {
-      fmt::print("{:{}}{:24} {}\n", "", indent, key, short_text(value));
+      fmt::print("{:{}}{:24} {}\n", "", indent, key, shown(value));
     }
   }
 }
 
 // One line per place where the two differ; returns how many.
-int print_differences(const nlohmann::json& a, const nlohmann::json& b) {
-  const nlohmann::json flat_a = a.flatten(), flat_b = b.flatten();
+int print_differences(const Json& a, const Json& b) {
+  const Json flat_a = a.flatten(), flat_b = b.flatten();
   int differences = 0;
   const auto show = [&](const std::string& key, const std::string& x, const std::string& y) {
     if (x == y) return;
@@ -49,16 +44,16 @@ int print_differences(const nlohmann::json& a, const nlohmann::json& b) {
     ++differences;
   };
   for (const auto& [key, value] : flat_a.items())
-    show(key, short_text(value), flat_b.contains(key) ? short_text(flat_b.at(key)) : "(absent)");
+    show(key, shown(value), flat_b.contains(key) ? shown(flat_b.at(key)) : "(absent)");
   for (const auto& [key, value] : flat_b.items())
-    if (!flat_a.contains(key)) show(key, "(absent)", short_text(value));
+    if (!flat_a.contains(key)) show(key, "(absent)", shown(value));
   return differences;
 }
 
 void inspect(const InspectOptions& o) {
-  const nlohmann::json model = nlohmann::json::parse(describe(o.model, o.open));
+  const Json model = Json::parse(describe(o.model, o.open));
   if (!o.diff.empty()) {
-    const int n = print_differences(model, nlohmann::json::parse(describe(o.diff, o.open)));
+    const int n = print_differences(model, Json::parse(describe(o.diff, o.open)));
     fmt::print("{} differences\n", n);
   } else if (o.json) {
     fmt::print("{}\n", model.dump());

@@ -2,19 +2,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 
+#include "cli/report.h"
 #include "cli/verbs.h"
 #include "client/websocket_client.h"
 #include "client/wire_fields.h"
 #include "serve/recording.h"
 #include "serve/request_handler.h"
 #include "tensor/check.h"
-#include "tensor/percentile.h"
 
 namespace tendon::cli {
 namespace {
@@ -31,21 +29,23 @@ struct Result {
   int64_t compared = 0, other_errors = 0, equal = 0;
   std::vector<double> delta_max;  // per action dimension
   std::vector<double> recorded_ms, replayed_ms;
-  std::vector<std::string> names;
 };
 
-// Answers one recorded request again: in this process, or by a server.
-using AnswerAgain = std::function<Answer(const Record& request)>;
+// What answers recorded requests again: a model in this process, or a server.
+struct Answering {
+  std::function<Answer(const Record& request)> ask;
+  std::string fingerprint;                // "" of a server
+  std::vector<std::string> action_names;  // none of a server
+};
 
-AnswerAgain in_process(const ReplayOptions& g, Metrics& metrics, Result& result,
-                       std::string& fingerprint) {
+Answering in_process(const ReplayOptions& g) {
   ServedPolicy policy = open_served(g.model, g.open);
-  fingerprint = policy.card.fingerprint;
-  result.names = policy.card.action_names;
-  const auto answerer = std::make_shared<RequestHandler>(std::move(policy), g.answers, metrics,
+  Answering again{.fingerprint = policy.card.fingerprint, .action_names = policy.card.action_names};
+  const auto metrics = std::make_shared<Metrics>();
+  const auto answerer = std::make_shared<RequestHandler>(std::move(policy), g.answers, *metrics,
                                                          [](const std::string&) {});
   const auto sessions = std::make_shared<std::map<uint64_t, std::shared_ptr<Session>>>();
-  return [answerer, sessions](const Record& request) {
+  again.ask = [metrics, answerer, sessions](const Record& request) {
     std::shared_ptr<Session>& session = (*sessions)[request.connection];
     if (!session) {
       session = std::make_shared<Session>();
@@ -53,6 +53,7 @@ AnswerAgain in_process(const ReplayOptions& g, Metrics& metrics, Result& result,
     }
     return answerer->answer({session, request.message, Clock::now(), request.seed});
   };
+  return again;
 }
 
 // The request with the seed that it was answered with, where it fits into a short map without one.
@@ -69,9 +70,9 @@ Bytes with_seed(const Record& request) {
   return message;
 }
 
-AnswerAgain at_server(const ReplayOptions& g) {
+Answering at_server(const ReplayOptions& g) {
   const auto clients = std::make_shared<std::map<uint64_t, WebSocketClient>>();
-  return [clients, url = g.url](const Record& request) {
+  const auto ask = [clients, url = g.url](const Record& request) {
     auto found = clients->find(request.connection);
     if (found == clients->end()) {
       found = clients->emplace(request.connection, WebSocketClient(url, {.timeout_s = 600})).first;
@@ -82,6 +83,7 @@ AnswerAgain at_server(const ReplayOptions& g) {
     return Answer{.message = std::string(reply.bytes.begin(), reply.bytes.end()),
                   .text = reply.text};
   };
+  return {.ask = ask};
 }
 
 // RoboArena's replies do not tell.
@@ -112,10 +114,9 @@ void compare(const Record& recorded, const Answer& again, double took_ms, Result
   result.replayed_ms.push_back(infer_ms(now).value_or(took_ms));
 }
 
-void replay_file(const std::filesystem::path& path, const AnswerAgain& answer_again,
-                 const std::string& fingerprint, Result& result) {
+void replay_file(const std::filesystem::path& path, const Answering& answering, Result& result) {
   RecordingReader reader(path);
-  if (!fingerprint.empty() && reader.model_hash() != fingerprint)
+  if (!answering.fingerprint.empty() && reader.model_hash() != answering.fingerprint)
     fmt::print(stderr, "note: {} was recorded with another model, backend or precision\n",
                path.filename().string());
   std::map<uint64_t, Record> asked;  // by connection
@@ -127,7 +128,7 @@ void replay_file(const std::filesystem::path& path, const AnswerAgain& answer_ag
     const auto request = asked.find(record->connection);
     if (request == asked.end()) continue;
     const Clock::time_point begin = Clock::now();
-    const Answer again = answer_again(request->second);
+    const Answer again = answering.ask(request->second);
     compare(*record, again, ms_between(begin, Clock::now()), result);
     asked.erase(request);
   }
@@ -135,34 +136,29 @@ void replay_file(const std::filesystem::path& path, const AnswerAgain& answer_ag
     fmt::print(stderr, "warning: {}: {}\n", path.filename().string(), reader.warning());
 }
 
-std::array<double, 3> p50_p90_p99(std::vector<double> ms) {
-  std::ranges::sort(ms);
-  const auto at = [&](double part) {
-    return ms.empty() ? 0.0 : percentile(std::span<const double>(ms), part);
-  };
-  return {at(0.5), at(0.9), at(0.99)};
+Json to_json(const Result& r) {
+  return {{"requests", r.compared},
+          {"equal", r.equal},
+          {"other_errors", r.other_errors},
+          {"delta_max", r.delta_max},
+          {"recorded_infer_ms", p50_p90_p99(r.recorded_ms)},
+          {"replayed_infer_ms", p50_p90_p99(r.replayed_ms)}};
 }
 
-void print(const Result& r, bool as_json) {
-  const auto before = p50_p90_p99(r.recorded_ms), now = p50_p90_p99(r.replayed_ms);
-  if (as_json) {
-    fmt::print("{}\n", nlohmann::json{{"requests", r.compared},
-                                      {"equal", r.equal},
-                                      {"other_errors", r.other_errors},
-                                      {"delta_max", r.delta_max},
-                                      {"recorded_infer_ms", before},
-                                      {"replayed_infer_ms", now}}
-                           .dump());
-    return;
-  }
-  fmt::print("{:16}  {:>12}\n", "action", "max |delta|");
-  for (size_t d = 0; d < r.delta_max.size(); ++d)
-    fmt::print("{:16}  {:12.3g}\n", d < r.names.size() ? r.names[d] : fmt::format("{}", d),
-               r.delta_max[d]);
-  fmt::print("{} requests, {} chunks equal in every bit, {} where only one side is an error\n",
-             r.compared, r.equal, r.other_errors);
-  fmt::print("infer_ms p50/p90/p99: recorded {:.1f}/{:.1f}/{:.1f}, replayed {:.1f}/{:.1f}/{:.1f}\n",
-             before[0], before[1], before[2], now[0], now[1], now[2]);
+std::string replay_text(const Json& json, const std::vector<std::string>& names) {
+  const Json& deltas = json.at("delta_max");
+  Json actions = Json::array();
+  for (size_t d = 0; d < deltas.size(); ++d)
+    actions.push_back(
+        {{"action", d < names.size() ? names[d] : fmt::format("{}", d)}, {"delta", deltas[d]}});
+  return table("action {action} | max |delta| {delta:.3g}", actions) +
+         lines(
+             "{requests} requests, {equal} chunks equal in every bit, {other_errors} where only "
+             "one side is an error\n"
+             "infer_ms p50/p90/p99: recorded {recorded_infer_ms/0:.1f}/{recorded_infer_ms/1:.1f}/"
+             "{recorded_infer_ms/2:.1f}, replayed {replayed_infer_ms/0:.1f}/"
+             "{replayed_infer_ms/1:.1f}/{replayed_infer_ms/2:.1f}",
+             json);
 }
 
 void run(ReplayOptions g) {
@@ -172,14 +168,11 @@ void run(ReplayOptions g) {
   const std::vector<std::filesystem::path> files = recordings_in(g.folder);
   ensure(!files.empty(), Fault::input, "{} holds no recording of `tendon serve --record`",
          g.folder);
-  Metrics metrics;
   Result result;
-  std::string fingerprint;
-  const AnswerAgain answer_again =
-      g.url.empty() ? in_process(g, metrics, result, fingerprint) : at_server(g);
-  for (const std::filesystem::path& file : files)
-    replay_file(file, answer_again, fingerprint, result);
-  print(result, g.json);
+  const Answering answering = g.url.empty() ? in_process(g) : at_server(g);
+  for (const std::filesystem::path& file : files) replay_file(file, answering, result);
+  const Json json = to_json(result);
+  print_report(g.json, json, replay_text(json, answering.action_names));
   const double worst = result.delta_max.empty() ? 0 : *std::ranges::max_element(result.delta_max);
   ensure(g.tolerance < 0 || (worst <= g.tolerance && result.other_errors == 0), Fault::verdict,
          "max |delta| {:.3g} is beyond --tolerance {}, or errors differ", worst, g.tolerance);

@@ -2,10 +2,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "cli/chunk_files.h"
 #include "cli/observation.h"
+#include "cli/report.h"
 #include "cli/verbs.h"
 #include "tensor/check.h"
 
@@ -21,63 +21,32 @@ struct RunOptions {
   bool json = false;
 };
 
-std::string sparkline(const Actions& a, int64_t d) {
+// A value as one of eight bars between the lowest and the highest.
+std::string bars(const std::vector<double>& values) {
   static constexpr const char* kBars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-  const auto value = [&](int64_t r) { return a.values[static_cast<size_t>(r * a.dim + d)]; };
-  double low = value(0), high = value(0);
-  for (int64_t r = 0; r < a.horizon; ++r) {
-    low = std::min(low, value(r));
-    high = std::max(high, value(r));
-  }
+  const auto [low, high] = std::ranges::minmax(values);
   std::string line;
-  for (int64_t r = 0; r < a.horizon; ++r) {
-    const double part = high > low ? (value(r) - low) / (high - low) : 0.5;
+  for (const double value : values) {
+    const double part = high > low ? (value - low) / (high - low) : 0.5;
     line += kBars[static_cast<size_t>(std::clamp(part * 8.0, 0.0, 7.0))];
   }
   return line;
 }
 
-void print_table(const Actions& a, const std::vector<std::string>& names) {
-  size_t width = 6;
-  for (const std::string& n : names) width = std::max(width, n.size());
-  fmt::print("{:{}}  {:>10}  {:>10}  {:>10}  {:>10}  over {} steps\n", "action", width, "first",
-             "min", "max", "last", a.horizon);
-  for (int64_t d = 0; d < a.dim; ++d) {
-    double low = a.values[static_cast<size_t>(d)], high = low, last = low;
-    for (int64_t r = 0; r < a.horizon; ++r) {
-      last = a.values[static_cast<size_t>(r * a.dim + d)];
-      low = std::min(low, last);
-      high = std::max(high, last);
-    }
-    fmt::print("{:{}}  {:10.5f}  {:10.5f}  {:10.5f}  {:10.5f}  {}\n", names[static_cast<size_t>(d)],
-               width, a.values[static_cast<size_t>(d)], low, high, last, sparkline(a, d));
-  }
-}
-
-nlohmann::json times_json(const StageTimes& t) {
-  return {{"preprocess", t.preprocess_ms},   {"vision", t.vision_ms},
-          {"prefill", t.prefill_ms},         {"denoise", t.denoise_ms},
-          {"postprocess", t.postprocess_ms}, {"total", t.total_ms}};
-}
-
-void print_json(const RunOptions& o, const Engine& engine, const Actions& a) {
-  nlohmann::json json{
-      {"model", o.model},
-      {"backend", engine.backend()},
-      {"method", engine.method()},
-      {"names", engine.action_names()},
-      {"horizon", a.horizon},
-      {"load_ms", engine.load_ms()},
-      {"stage_ms", times_json(a.times)},
-      {"prefix_tokens", a.work.prefix_tokens},
-      {"flops_done", a.work.vision_flops + a.work.prefill_flops + a.work.denoise_flops},
-      {"flops_skipped", a.work.skipped_flops},
-      {"warnings", a.warnings},
-      {"notes", engine.notes()},
-      {"actions", nlohmann::json::array()}};
-  for (int64_t r = 0; r < a.horizon; ++r)
-    json["actions"].push_back(
-        std::vector<double>(a.values.begin() + r * a.dim, a.values.begin() + (r + 1) * a.dim));
+Json to_json(const RunOptions& o, const Engine& engine, const Actions& a) {
+  Json json{{"model", o.model},
+            {"backend", engine.backend()},
+            {"method", engine.method()},
+            {"names", engine.action_names()},
+            {"horizon", a.horizon},
+            {"load_ms", engine.load_ms()},
+            {"prefix_tokens", a.work.prefix_tokens},
+            {"flops_done", a.work.vision_flops + a.work.prefill_flops + a.work.denoise_flops},
+            {"flops_skipped", a.work.skipped_flops},
+            {"warnings", a.warnings},
+            {"notes", engine.notes()},
+            {"actions", rows_of(a)}};
+  for (const Stage& s : kStages) json["stage_ms"][s.name] = a.times.*s.ms;
   int64_t native = 0, fallback = 0;
   for (const OpUse& use : engine.op_use()) {
     json["ops"][use.op] = {{"native", use.native_calls},
@@ -89,23 +58,31 @@ void print_json(const RunOptions& o, const Engine& engine, const Actions& a) {
   }
   json["native"] = native;
   json["fallback"] = fallback;
-  fmt::print("{}\n", json.dump());
+  return json;
 }
 
-void print_text(const Engine& engine, const Actions& a) {
-  print_table(a, engine.action_names());
-  const StageTimes& t = a.times;
-  fmt::print(stderr,
-             "preprocess {:.1f} ms · vision {:.1f} ms · prefill {:.1f} ms · denoise {:.1f} ms · "
-             "postprocess {:.1f} ms · total {:.1f} ms\n",
-             t.preprocess_ms, t.vision_ms, t.prefill_ms, t.denoise_ms, t.postprocess_ms,
-             t.total_ms);
-  int64_t native = 0, fallback = 0;
-  for (const OpUse& use : engine.op_use()) {
-    native += use.native_calls;
-    fallback += use.fallback_calls;
+void print_text(const Json& json, const Actions& a) {
+  Json joints;
+  for (size_t d = 0; d < json.at("names").size(); ++d) {
+    const std::vector<double> values = column_of(a, d);
+    const auto [low, high] = std::ranges::minmax(values);
+    joints.push_back({{"action", json.at("names").at(d)},
+                      {"first", values.front()},
+                      {"min", low},
+                      {"max", high},
+                      {"last", values.back()},
+                      {"bars", bars(values)}});
   }
-  fmt::print(stderr, "backend {}: native {} · fallback {}\n", engine.backend(), native, fallback);
+  fmt::print("{}", table(fmt::format("action {{action}} | first {{first:.5f}} | min {{min:.5f}} | "
+                                     "max {{max:.5f}} | last {{last:.5f}} | over {} steps {{bars}}",
+                                     a.horizon),
+                         joints));
+  fmt::print(stderr, "{}",
+             lines("preprocess {stage_ms/preprocess:.1f} ms · vision {stage_ms/vision:.1f} ms · "
+                   "prefill {stage_ms/prefill:.1f} ms · denoise {stage_ms/denoise:.1f} ms · "
+                   "postprocess {stage_ms/postprocess:.1f} ms · total {stage_ms/total:.1f} ms\n"
+                   "backend {backend}: native {native} · fallback {fallback}",
+                   json));
 }
 
 void run(RunOptions o) {
@@ -123,10 +100,11 @@ void run(RunOptions o) {
   for (const std::string& warning : actions.warnings) fmt::print(stderr, "warning: {}\n", warning);
   if (!o.out.empty()) write_actions(o.out, actions, engine.action_names());
   if (!o.plot.empty()) write_file(o.plot, plot_svg(actions, engine.action_names()));
+  const Json json = to_json(o, engine, actions);
   if (o.json) {
-    print_json(o, engine, actions);
+    fmt::print("{}\n", json.dump());
   } else {
-    print_text(engine, actions);
+    print_text(json, actions);
   }
 }
 
