@@ -45,7 +45,7 @@ struct Options {
       const bool bfp8 = precision == "bfp8";
       return make_ttnn_backend(ttnn_sim.empty() ? tt::open_fake_device({.threads = threads})
                                                 : tt::open_worker(tt::simulator_options(ttnn_sim)),
-                               {.precision = bfp8 ? TtPrecision::bfp8 : TtPrecision::bf16});
+                               bfp8 ? TtPrecision::bfp8 : TtPrecision::bf16);
     }
 #ifdef TENDON_CUBLASLT
     if (backend == "cuda")

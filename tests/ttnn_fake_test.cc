@@ -42,9 +42,8 @@ TEST(Tiles, give_back_what_fits_their_format) {
   Values whole(size_of(dims)), half = noise(dims, 1);
   std::iota(whole.begin(), whole.end(), 0.0f);
   for (float& v : half) v = from_bf16(to_bf16(v));
-  const Spec ids{dims, Format::u32, Layout::row_major}, wide{dims, Format::f32};
+  const Spec ids{dims, Format::u32, Layout::row_major};
   EXPECT_EQ(unpack(ids, pack(ids, whole)), whole);
-  EXPECT_EQ(unpack(wide, pack(wide, whole)), whole);
   for (const Layout layout : {Layout::tile, Layout::row_major}) {
     const Spec spec{dims, Format::bf16, layout};
     EXPECT_EQ(std::ssize(pack(spec, half)), byte_size(spec));
@@ -93,9 +92,9 @@ TEST(Tiles, packed_row_by_row_or_on_threads_are_the_same_bytes) {
 
 TEST(Fake, reshapes_slices_and_pads_in_the_order_of_logical_values) {
   Board board;
-  const Values v = noise({1, 1, 6, 40}, 5);
-  const Spec wide{{1, 1, 6, 40}, Format::f32};
-  const TensorId x = board.put(wide, v);
+  Values v(6 * 40);
+  std::iota(v.begin(), v.end(), 0.0f);
+  const TensorId x = board.put({{1, 1, 6, 40}}, v);
   EXPECT_EQ(board.get(board.run({.call = Call::reshape, .inputs = {x}, .dims = {1, 2, 8, 15}})), v);
   const Output part =
       board.run({.call = Call::slice, .inputs = {x}, .begin = {0, 0, 1, 3}, .dims = {1, 1, 3, 5}});
@@ -154,11 +153,9 @@ TEST(Fake, turns_every_head_by_its_rows_angle) {
 TEST(Fake, rounds_a_scalar_to_the_format_it_meets) {
   Board board;
   const Dims one{1, 1, 1, 1};
-  Request times{.call = Call::multiply_scalar, .scalar = -0.1f, .format = Format::f32};
+  Request times{.call = Call::multiply_scalar, .scalar = -0.1f};
   times.inputs = {board.put(one, 1)};
   EXPECT_EQ(board.get(board.run(times))[0], -0.10009765625f);
-  times.inputs = {board.put({one, Format::f32}, {1})};
-  EXPECT_EQ(board.get(board.run(times))[0], -0.1f);
 }
 
 TEST(Fake, writes_bfp8_with_ties_away_from_zero) {
@@ -174,9 +171,10 @@ TEST(Fake, writes_bfp8_with_ties_away_from_zero) {
 TEST(Fake, first_rounds_each_value_of_an_f32_accumulator_to_seven_bits) {
   Board board;
   // 2.49 / 64 becomes 2.5 / 64 on its own, and then 3 / 64 under the exponent of 1.
-  Request cast{.call = Call::typecast, .format = Format::bfp8};
-  cast.inputs = {board.put({{1, 1, 1, 2}, Format::f32}, {1, 2.49f / 64})};
-  EXPECT_EQ(board.get(board.run(cast)), (Values{1, 3.0f / 64}));
+  Request product{.call = Call::linear, .format = Format::bfp8};
+  product.inputs = {board.put({{1, 1, 1, 2}}, {1, 1}),
+                    board.put({{1, 1, 2, 2}}, {1, 2.484375f / 64, 0, 0.005859375f / 64}), 0};
+  EXPECT_EQ(board.get(board.run(product)), (Values{1, 3.0f / 64}));
 }
 
 TEST(Fake, attends_in_groups_and_in_batches) {
@@ -214,7 +212,7 @@ TEST(Fake, gives_the_same_bits_on_every_number_of_threads) {
     const Output a = board.run({.call = Call::attention,
                                 .inputs = {heads[0].id, heads[1].id, heads[2].id, 0},
                                 .scalar = 0.125f});
-    return board.get(board.run({.call = Call::gelu_tanh, .inputs = {a.id}}));
+    return board.get(board.run({.call = Call::add, .inputs = {a.id, a.id}}));
   };
   const Values one = play(1);
   for (const int threads : {2, 3, 7}) EXPECT_EQ(play(threads), one) << threads;
@@ -238,7 +236,7 @@ TEST(FakeMemory, is_counted_and_comes_back) {
   Board board;
   const TensorId x = board.put({1, 1, 64, 64}, 1);
   EXPECT_EQ(board.use().dram, 8192);
-  const Output y = board.run({.call = Call::silu, .inputs = {x}, .memory = Memory::l1});
+  const Output y = board.run({.call = Call::typecast, .inputs = {x}, .memory = Memory::l1});
   EXPECT_EQ(board.use().l1, 72 * 2048);
   board.api().release(x);
   board.api().release(y.id);
@@ -274,7 +272,7 @@ TEST(FakeMemory, refuses_what_does_not_fit_and_says_how_much_is_there) {
 // The library: "bank size is 1393312 B" on cores of 1,499,136.
 TEST(FakeMemory, of_l1_is_what_every_core_has_above_the_firmware) {
   Board board({.grid_x = 2, .grid_y = 2, .l1_bytes = 1'499'136 - 1'393'312 + 3 * 2048});
-  Request move{.call = Call::to_memory, .memory = Memory::l1};
+  Request move{.call = Call::typecast, .memory = Memory::l1};
   move.inputs = {board.put({1, 1, 32, 13 * 32}, 1)};  // 13 tiles on 4 cores: 4 on the first
   EXPECT_TRUE(contains(board.refusal(move, Status::out_of_memory), "0 of 24576 are in use"));
   move.inputs = {board.put({1, 1, 32, 12 * 32}, 1)};
@@ -288,7 +286,7 @@ TEST(FakeTrace, replays_into_the_same_tensors) {
   const TensorId x = board.put({1, 1, 32, 32}, 2);
   TtApi& api = board.api();
   ASSERT_EQ(api.begin_trace(), Status::ok);
-  const Output y = board.run({.call = Call::add_scalar, .inputs = {x}, .scalar = 1});
+  const Output y = board.run({.call = Call::multiply_scalar, .inputs = {x}, .scalar = 1.5f});
   const Output z = board.run({.call = Call::multiply, .inputs = {y.id, y.id}});
   api.release(y.id);
   const TensorId trace = api.end_trace().outputs.at(0).id;
@@ -307,7 +305,7 @@ TEST(FakeTrace, keeps_what_it_reads_and_writes_until_it_is_released) {
   TtApi& api = board.api();
   const TensorId x = board.put({1, 1, 32, 32}, 2);
   ASSERT_EQ(api.begin_trace(), Status::ok);
-  const Output y = board.run({.call = Call::silu, .inputs = {x}});
+  const Output y = board.run({.call = Call::typecast, .inputs = {x}});
   const TensorId trace = api.end_trace().outputs.at(0).id;
   api.release(x);
   api.release(y.id);
@@ -345,21 +343,20 @@ TEST(FakeFailure, of_the_device_is_final) {
   for (const Status status : {Status::device_lost, Status::deadline}) {
     Board board({.fail_at = 2, .fail_status = status});
     const TensorId x = board.put({1, 1, 32, 32}, 2);
-    const Request request{.call = Call::silu, .inputs = {x}};
+    const Request request{.call = Call::typecast, .inputs = {x}};
     const Output y = board.run(request);
     EXPECT_TRUE(contains(board.refusal(request, status), std::string(name(status))));
     Values to(1024);
     EXPECT_EQ(board.api().run(request).status, Status::device_lost);
     EXPECT_EQ(board.api().download(y.id, to), Status::device_lost);
     EXPECT_EQ(board.api().upload(y.spec, pack(y.spec, to)).status, Status::device_lost);
-    EXPECT_EQ(board.api().sync(), Status::device_lost);
     EXPECT_EQ(board.api().begin_trace(), Status::device_lost);
   }
 }
 
 TEST(FakeFailure, of_one_call_leaves_the_others_alone) {
   Board board({.fail_at = 1, .fail_status = Status::out_of_memory});
-  const Request request{.call = Call::silu, .inputs = {board.put({1, 1, 32, 32}, 0)}};
+  const Request request{.call = Call::typecast, .inputs = {board.put({1, 1, 32, 32}, 0)}};
   board.refusal(request, Status::out_of_memory);
   EXPECT_EQ(board.get(board.run(request)), Values(1024));
 }

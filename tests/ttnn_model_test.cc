@@ -69,10 +69,10 @@ TEST(TtnnAudit, a_host_module_without_a_fallback_is_refused) {
   EXPECT_EQ(refused([&] { open_engine(small(false), options); }).fault(), Fault::usage);
 }
 
-// A policy on the fake device with other options.
-struct Network {
-  Network(const std::string& model, const TtnnOptions& options)
-      : kernels(make_ttnn_backend(tt::open_fake_device(), options)),
+// A policy on a device without fast dispatch, which replays nothing.
+struct PlainNetwork {
+  explicit PlainNetwork(const std::string& model)
+      : kernels(make_ttnn_backend(tt::open_fake_device({.fast_dispatch = false}))),
         opened(open_model(model, resolved({.backend = "ttnn", .precision = "bf16"}))),
         policy(ops, {opened.config, load_weights(ops, *opened.weights, opened.config)},
                opened.surroundings) {}
@@ -83,27 +83,19 @@ struct Network {
   Policy policy;
 };
 
-std::vector<float> actions_with(const TtnnOptions& options, uint64_t seed) {
-  Network network(small(false), options);
-  return network.policy.infer(picture_and_prompt("fold the towel"), {.seed = seed}).normalized;
-}
-
-TEST(TtnnMasks, are_passed_to_attention_and_a_mask_that_hides_nothing_is_noticed) {
-  const auto plain = open_engine(small(false), {.backend = "reference", .precision = "bf16"});
-  const std::vector<float> expected =
-      plain->policy->infer(picture_and_prompt("fold the towel"), {.seed = 1}).normalized;
-  const Bounds bounds = Bounds::of_noise(.045, .2);
-  EXPECT_EQ(beyond(bounds, compare(actions_with({}, 1), expected)), "");
-  EXPECT_NE(beyond(bounds, compare(actions_with({.hidden = 0.f}, 1), expected)), "");
-}
-
-TEST(TtnnNoise, is_drawn_anew_for_every_seed) {
-  EXPECT_EQ(actions_with({}, 3), actions_with({}, 3));
-  EXPECT_NE(actions_with({}, 3), actions_with({}, 4));
-}
-
-TEST(TtnnOptions_, the_librarys_own_blocks_and_no_l1_give_the_same_bytes_on_the_fake_device) {
-  EXPECT_EQ(actions_with({}, 1), actions_with({.own_blocks = false, .norms_in_l1 = false}, 1));
+TEST(TtnnPolicy, follows_the_reference_from_any_noise) {
+  const auto tested = open_engine(small(false), fake());
+  const auto reference = open_engine(small(false), {.backend = "reference", .precision = "bf16"});
+  std::vector<float> last;
+  for (const uint64_t seed : {3U, 4U}) {
+    const auto actions = [&](const OpenedEngine& engine) {
+      return engine.policy->infer(picture_and_prompt("fold the towel"), {.seed = seed}).normalized;
+    };
+    const std::vector<float> got = actions(*tested);
+    EXPECT_EQ(beyond(Bounds::of_noise(.045, .2), compare(got, actions(*reference))), "");
+    EXPECT_NE(got, last);
+    last = got;
+  }
 }
 
 TEST(TtnnTraces, are_recorded_at_the_second_run_and_replayed_without_calling_the_body) {
@@ -138,7 +130,7 @@ TEST(TtnnTraces, an_upload_during_capture_is_refused) {
 TEST(TtnnTraces, give_the_bytes_of_plain_calls_whatever_changes_between_them) {
   for (const bool pi05 : {false, true}) {
     const auto traced = open_engine(small(pi05), fake());
-    Network plain(small(pi05), {.traces = false});
+    PlainNetwork plain(small(pi05));
     const auto same = [&](const std::string& prompt, const InferOptions& options) {
       const Observation o = picture_and_prompt(prompt);
       EXPECT_EQ(traced->policy->infer(o, options).normalized,
@@ -193,7 +185,7 @@ class Blank final : public WeightSource {
 void run_shapes(PolicyType type, const tt::FakeOptions& device, TtPrecision precision) {
   auto api = tt::open_fake_device(device);
   const tt::TtApi& fake_device = *api;
-  const auto kernels = make_ttnn_backend(std::move(api), {.precision = precision});
+  const auto kernels = make_ttnn_backend(std::move(api), precision);
   Ops ops(*kernels);
   const Config c = full_size(type);
   Blank blank;

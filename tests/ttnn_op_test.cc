@@ -5,10 +5,6 @@
 // between the calls of the device.
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <numbers>
-
-#include "backends/ttnn/device.h"
 #include "backends/ttnn/ttnn.h"
 #include "op_oracle.h"
 #include "op_table.h"
@@ -67,47 +63,6 @@ TEST(TtnnOpTable, q_and_k_turn_with_the_position_of_their_row) {
   // Row 3 at first position 37 is row 0 at first position 40.
   const std::vector<float> later = ops.download(ops.qkv(x, w, heads, 40).q);
   for (size_t c = 0; c < 32; ++c) EXPECT_EQ(late[3 * 32 + c], later[c]);
-}
-
-// The device's own sinusoids: times [rows, 1] times 2 pi / period_i [1, half] in f32, sine beside
-// cosine. The policy takes the host's table; this is the same for times that only a device knows.
-std::vector<float> embed_times_on(tt::Device& device, const std::vector<float>& times,
-                                  const std::vector<float>& factors) {
-  using tt::Call;
-  const int64_t rows = std::ssize(times), half = std::ssize(factors);
-  const auto format = tt::Format::f32;
-  std::vector<float> spread;
-  for (const float t : times) spread.insert(spread.end(), static_cast<size_t>(half), t);
-  const tt::Held t = device.upload({.dims = {1, 1, rows, half}, .format = format}, spread);
-  const tt::Held f = device.upload({.dims = {1, 1, 1, half}, .format = format}, factors);
-  const tt::Held angle = device.run({.call = Call::multiply, .format = format}, {t, f});
-  const tt::Held sine = device.run({.call = Call::sin}, {angle});
-  const tt::Held cosine = device.run({.call = Call::cos}, {angle});
-  return device.download(device.run({.call = Call::concat, .axis = 3}, {sine, cosine}));
-}
-
-TEST(TtnnTimeEmbedding, of_the_device_is_the_hosts_for_one_time_and_for_many) {
-  for (const auto& [low, high] : {std::pair{4e-3, 4.0}, {1e-2, 10.0}}) {
-    constexpr int64_t kHalf = 32;
-    std::vector<float> factors;
-    for (int64_t i = 0; i < kHalf; ++i)
-      factors.push_back(
-          static_cast<float>(2 * std::numbers::pi /
-                             (low * std::pow(high / low, static_cast<double>(i) / (kHalf - 1)))));
-    for (const std::vector<float>& times :
-         {std::vector<float>{0.3f}, std::vector<float>{1.f, 0.9f, 0.5f, 0.1f, 0.f}}) {
-      tt::Device device(tt::open_fake_device());
-      const std::vector<float> got = embed_times_on(device, times, factors);
-      std::vector<float> expected;
-      for (const float t : times)
-        for (const bool cosine : {false, true})
-          for (const float f : factors)
-            expected.push_back(static_cast<float>(cosine ? std::cos(double{t} * double{f})
-                                                         : std::sin(double{t} * double{f})));
-      // f32 angles up to 1571 radians: 2^-24 of that in the result.
-      EXPECT_LE(compare(got, expected).max_error, 2e-4);
-    }
-  }
 }
 
 }  // namespace

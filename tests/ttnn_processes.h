@@ -116,7 +116,6 @@ inline std::string lose(
   troubling.join();
   EXPECT_TRUE(all_end(family, 0.5));
   EXPECT_EQ(board.api().run(request).status, Status::device_lost);
-  EXPECT_EQ(board.api().sync(), Status::device_lost);
   EXPECT_EQ(board.api().last_error(), error) << "the first error is the one to read";
   return error;
 }

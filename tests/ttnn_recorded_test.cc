@@ -224,16 +224,6 @@ Case attention_case(const std::string& name, double scale, bool masked) {
       [=](const Formula& in) { return attention(in, scale, masked); }};
 }
 
-template <class F>
-Case unary_case(const std::string& name, Call call, F f) {
-  return {name, [=](const Stage& s) { return s.run({.call = call, .inputs = {s.put("x")}}); },
-          [=](const Formula& in) {
-            Exact x = in.of("x");
-            for (double& value : x) value = f(value);
-            return x;
-          }};
-}
-
 // A call of the named inputs whose result is exact.
 Case moved_case(const std::string& name, Request request, std::vector<std::string> inputs = {"x"},
                 Layout layout = Layout::tile) {
@@ -287,28 +277,11 @@ std::vector<Case> norm_cases() {
        [=](const Formula& in) {
          return by_column(normalized(in, false), in.of("w"), Exact{0}, scaled);
        }},
-      {"ada_rms_norm",
-       [](const Stage& s) {
-         const auto n =
-             s.run({.call = Call::rms_norm, .inputs = {s.put("x"), 0}, .scalar = 1e-6f})[0];
-         const auto scale =
-             s.run({.call = Call::add_scalar, .inputs = {s.put("s")}, .scalar = 1})[0];
-         const auto product = s.run({.call = Call::multiply, .inputs = {n.id, scale.id}})[0];
-         return s.run({.call = Call::add, .inputs = {product.id, s.put("t")}});
-       },
-       [=](const Formula& in) {
-         return by_column(normalized(in, false), in.of("s"), in.of("t"),
-                          [](double x, double s, double t) { return x * (1 + s) + t; });
-       }},
   };
 }
 
 std::vector<Case> value_cases() {
   return {
-      unary_case("unary_silu", Call::silu, silu),
-      unary_case("unary_sin", Call::sin, [](double x) { return std::sin(x); }),
-      unary_case("unary_cos", Call::cos, [](double x) { return std::cos(x); }),
-      unary_case("gelu_tanh", Call::gelu_tanh, gelu),
       {"euler_step",
        [](const Stage& s) {
          const auto step =
@@ -349,21 +322,12 @@ std::vector<Case> moved_cases() {
       moved_case("create_qkv_heads_mqa",
                  {.call = Call::create_qkv_heads, .heads = 8, .kv_heads = 1}),
       moved_case("embedding", {.call = Call::embedding}, {"ids", "table"}, Layout::row_major),
-      moved_case("embedding_row_major", {.call = Call::embedding, .layout = Layout::row_major},
-                 {"ids", "table"}, Layout::row_major),
       moved_case("pad_rows", {.call = Call::pad, .dims = {1, 1, 64, 64}}),
       moved_case("slice_rows_aligned",
                  {.call = Call::slice, .begin = {0, 0, 32, 0}, .dims = {1, 1, 64, 64}}),
       moved_case("slice_rows_ragged",
                  {.call = Call::slice, .begin = {0, 0, 1, 0}, .dims = {1, 1, 51, 64}}),
       moved_case("typecast_bfp8", {.call = Call::typecast, .format = Format::bfp8}),
-      {"tilize_untilize",
-       [](const Stage& s) {
-         const TensorId x = s.put("x", Format::bf16, Layout::row_major);
-         const auto tiled = s.run({.call = Call::to_layout, .inputs = {x}})[0];
-         return s.run({.call = Call::to_layout, .inputs = {tiled.id}, .layout = Layout::row_major});
-       },
-       nullptr},
   };
 }
 

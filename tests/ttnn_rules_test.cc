@@ -9,7 +9,7 @@
 namespace tendon::tt {
 namespace {
 
-constexpr Format kF32 = Format::f32, kBfp8 = Format::bfp8, kU32 = Format::u32;
+constexpr Format kBfp8 = Format::bfp8, kU32 = Format::u32;
 constexpr Layout kRows = Layout::row_major;
 
 struct Refusal {
@@ -41,8 +41,8 @@ Refusal refusal(const std::string& name, const Request& request, const std::vect
 std::vector<Refusal> movement_refusals() {
   const Dims d{1, 1, 64, 64};
   return {
-      {"an_unknown_input", [](Board&) { return Request{.call = Call::silu, .inputs = {77}}; },
-       "[silu] input 0 is id 77, expected a tensor that was not released"},
+      {"an_unknown_input", [](Board&) { return Request{.call = Call::typecast, .inputs = {77}}; },
+       "[typecast] input 0 is id 77, expected a tensor that was not released"},
       {"a_released_input",
        [=](Board& board) {
          const TensorId x = zeros(board, d);
@@ -52,8 +52,8 @@ std::vector<Refusal> movement_refusals() {
        "[add] input 1 is id 1, expected a tensor that was not released"},
       {"no_input_at_all", [](Board&) { return Request{.call = Call::concat}; },
        "[concat] got no inputs, expected at least 1"},
-      {"a_missing_input", [](Board&) { return Request{.call = Call::silu, .inputs = {0}}; },
-       "[silu] got no x (input 0 is 0), expected a tensor"},
+      {"a_missing_input", [](Board&) { return Request{.call = Call::typecast, .inputs = {0}}; },
+       "[typecast] got no x (input 0 is 0), expected a tensor"},
       refusal("a_reshape_of_other_size", {.call = Call::reshape, .dims = {1, 1, 64, 65}}, {{d}},
               "expected as many values as [1, 1, 64, 65]"),
       refusal("a_slice_beyond_its_end",
@@ -68,29 +68,26 @@ std::vector<Refusal> movement_refusals() {
       refusal("joining_of_unlike_formats", {.call = Call::concat, .axis = 2}, {{d}, {d, kBfp8}},
               "input 1 is [1, 1, 64, 64] bfp8"),
       refusal("joining_along_axis_4", {.call = Call::concat, .axis = 4}, {{d}, {d}}, "got axis 4"),
-      refusal("integers_in_tiles", {.call = Call::to_layout}, {{d, kU32, kRows}},
-              "expected row_major for u32"),
       refusal("a_typecast_to_integers", {.call = Call::typecast, .format = kU32}, {{d}},
               "got output format u32"),
       refusal("a_typecast_of_rows_to_bfp8", {.call = Call::typecast, .format = kBfp8},
               {{d, Format::bf16, kRows}}, "bfp8 has no other"),
-      refusal("too_many_inputs", {.call = Call::silu}, {{d}, {d}},
-              "[silu] got 2 inputs, expected 1 to 1"),
+      refusal("too_many_inputs", {.call = Call::typecast}, {{d}, {d}},
+              "[typecast] got 2 inputs, expected 1 to 1"),
   };
 }
 
 std::vector<Refusal> value_refusals() {
   const Dims d{1, 1, 64, 64};
-  const Spec x{d}, rows{d, Format::bf16, kRows}, f32{d, kF32};
+  const Spec x{d}, rows{d, Format::bf16, kRows};
   const Spec ids{{1, 1, 1, 8}, kU32, kRows}, table{{1, 1, 5, 64}, Format::bf16, kRows};
   return {
-      refusal("arithmetic_on_rows", {.call = Call::silu}, {rows},
+      refusal("arithmetic_on_rows", {.call = Call::multiply_scalar}, {rows},
               "x is [1, 1, 64, 64] bf16 row_major dram, expected tile layout"),
       refusal("an_add_that_repeats_x", {.call = Call::add}, {{{1, 1, 1, 64}}, x},
               "expected axis 2 of x [1, 1, 1, 64] bf16 tile dram or 1"),
       refusal("an_add_of_50_rows_to_64", {.call = Call::add}, {x, {{1, 1, 50, 64}}},
               "expected axis 2 of x"),
-      refusal("a_sine_of_bfp8", {.call = Call::sin}, {{d, kBfp8}}, "expected bf16 or f32"),
       refusal("a_norm_of_bfp8", {.call = Call::rms_norm, .scalar = 1e-6f},
               {{d, kBfp8}, {{1, 1, 1, 64}}}, "x is [1, 1, 64, 64] bfp8 tile dram, expected bf16"),
       refusal("a_norm_with_a_scale_of_other_width", {.call = Call::rms_norm, .scalar = 1e-6f},
@@ -102,7 +99,7 @@ std::vector<Refusal> value_refusals() {
               "expected u32"),
       refusal("a_table_in_tiles", {.call = Call::embedding}, {ids, {{1, 1, 5, 64}}},
               "table is [1, 1, 5, 64] bf16 tile dram, expected row_major"),
-      refusal("a_table_of_f32", {.call = Call::embedding}, {ids, {{1, 1, 5, 64}, kF32, kRows}},
+      refusal("a_table_of_integers", {.call = Call::embedding}, {ids, {{1, 1, 5, 64}, kU32, kRows}},
               "expected bf16"),
       {"an_id_beyond_the_table",
        [=](Board& board) {
@@ -114,7 +111,7 @@ std::vector<Refusal> value_refusals() {
       refusal("a_rotation_of_96_columns", {.call = Call::rotary},
               {{{1, 2, 32, 96}}, {{1, 1, 32, 96}}, {{1, 1, 32, 96}}},
               "got a head of 96 columns, expected 32 or a multiple of 64"),
-      refusal("a_rotation_by_f32", {.call = Call::rotary}, {x, f32, x}, "cos is"),
+      refusal("a_rotation_by_bfp8", {.call = Call::rotary}, {x, {d, kBfp8}, x}, "cos is"),
       refusal("a_rotation_of_two_batches", {.call = Call::rotary}, {{{2, 1, 64, 64}}, x, x},
               "expected [1, 1, 64, 64]"),
   };
@@ -126,7 +123,6 @@ std::vector<Refusal> attention_refusals() {
   return {
       refusal("heads_of_72_columns", a, {{{1, 4, 32, 72}}, kv, kv, mask},
               "got a head of 72 columns, expected a multiple of 32"),
-      refusal("q_of_f32", a, {{q.dims, kF32}, kv, kv, mask}, "expected bf16 or bfp8"),
       refusal("heads_that_do_not_divide", a, {{{1, 3, 32, 64}}, kv, kv, mask},
               "got 3 heads of q and 2 of k"),
       refusal("v_of_other_rows", a, {q, kv, {{1, 2, 64, 64}}, mask},
@@ -177,7 +173,6 @@ std::vector<Refusal> linear_refusals() {
       refusal("a_weight_of_other_rows", planned(), {x, {{1, 1, 224, 256}}, row},
               "x is [1, 1, 256, 256] bf16 tile dram and w is [1, 1, 224, 256] bf16 tile dram, "
               "expected w [1, 1, 256, n]"),
-      refusal("a_weight_of_f32", planned(), {x, {w.dims, kF32}, row}, "expected bf16 or bfp8"),
       refusal("a_bias_of_other_width", planned(), {x, w, {{1, 1, 1, 255}}},
               "bias is [1, 1, 1, 255] bf16 tile dram, expected [1, 1, 1, 256]"),
       with("a_plan_for_more_cores", "planned for a grid of 13x4, but the device's grid is 8x9",
@@ -257,10 +252,8 @@ std::vector<Refusal> measured_refusals() {
       measured_linear("bf16_sums", 1'973'600, {.compute = half}),
       measured_linear("bfp8_sums", 1'835'360, {.format = kBfp8, .compute = half}),
       measured_linear("bfp8_from_f32_sums", 2'425'184, {.format = kBfp8}),
-      measured_linear("f32", 2'268'512, {.format = kF32}),
       measured_linear("a_bfp8_weight", 2'194'784, {}, bf16, kBfp8),
       measured_linear("bfp8_by_bf16", 2'056'544, {.format = kBfp8}, kBfp8),
-      measured_linear("f32_by_bf16", 3'054'944, {.format = kF32}, kF32),
       measured_linear("an_uncut_k", 1'776'992, {}, bf16, bf16, 512),
       measured_linear("an_uncut_k_with_bias", 1'801'568, {}, bf16, bf16, 512, true),
       measured_attention(2'700'640, 512, 512, 256, false, false),
@@ -340,7 +333,7 @@ TEST(Accepted, are_fewer_blocks_while_tensors_lie_in_l1) {
   });
   run_planned(board, large, {{1, 1, 256, 256}});
   // 600 KB of every core are taken.
-  const Output taken = board.run({.call = Call::to_memory,
+  const Output taken = board.run({.call = Call::typecast,
                                   .inputs = {zeros(board, {1, 1, 4096, 5400}, Format::bf16, kRows)},
                                   .memory = Memory::l1});
   Request r = large;
@@ -372,8 +365,6 @@ TEST(Accepted, are_ragged_pieces_of_bfp8_but_they_come_out_as_bf16) {
   EXPECT_EQ(joined({ragged, whole}, 2), Format::bf16);
   EXPECT_EQ(joined({ragged, ragged}, 3), kBfp8);
   EXPECT_EQ(joined({ragged, ragged}, 1), kBfp8);
-  const Output rows = board.run({.call = Call::to_layout, .inputs = {whole}, .layout = kRows});
-  EXPECT_EQ(to_string(rows.spec), "[1, 1, 64, 64] bf16 row_major dram");
 }
 
 TEST(Accepted, is_a_rotation_of_ragged_rows_that_fills_the_last_tile) {

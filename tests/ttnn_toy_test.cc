@@ -87,7 +87,7 @@ std::vector<Stage> run(Kernels& kernels, PolicyType type) {
 void expect_stages(std::unique_ptr<tt::TtApi> device, PolicyType type, TtPrecision precision) {
   const auto reference = make_reference_backend();
   const std::vector<Stage> expected = run(*reference, type);
-  const auto kernels = make_ttnn_backend(std::move(device), {.precision = precision});
+  const auto kernels = make_ttnn_backend(std::move(device), precision);
   const std::vector<Stage> got = run(*kernels, type);
   ASSERT_EQ(got.size(), expected.size());
   const Bounds bounds =  // PCC 0.995, 0.98

@@ -89,9 +89,8 @@ std::unique_ptr<Kernels> open_backend(const OpenOptions& o) {
   if (o.backend == "reference") return make_reference_backend({.threads = o.threads});
   if (o.backend == "cuda") return open_cuda(o);
   if (o.backend == "ttnn")
-    return make_ttnn_backend(
-        open_device(o),
-        {.precision = o.precision == "bfp8" ? TtPrecision::bfp8 : TtPrecision::bf16});
+    return make_ttnn_backend(open_device(o),
+                             o.precision == "bfp8" ? TtPrecision::bfp8 : TtPrecision::bf16);
   return make_cpu_backend(
       {.threads = o.threads, .precision = precision_named(o.precision), .isa = o.isa});
 }

@@ -3,6 +3,11 @@
 #include <cmath>
 
 namespace tendon::tt {
+namespace {
+
+constexpr float kHidden = -1e9f;  // what a mask adds to the score of a key that is not seen
+
+}  // namespace
 
 // Half-split rotary embedding, θ = 10000, in double; both halves of a head hold the same values.
 void Constants::grow_rotary(RotaryTable& table, const HeadColumns& columns, int64_t positions) {
@@ -46,7 +51,7 @@ void Constants::grow_mask_tiles(int64_t rows, int64_t columns) {
   std::vector<float> partly(static_cast<size_t>(rows * width));
   for (size_t i = 0; i < partly.size(); ++i) {
     const int64_t column = static_cast<int64_t>(i) % width;
-    if (column % kTile >= column / kTile) partly[i] = hidden_;
+    if (column % kTile >= column / kTile) partly[i] = kHidden;
   }
   partly_ = device_.upload({.dims = {1, 1, rows, width}}, partly);
 }
@@ -91,7 +96,7 @@ Held Constants::see(const std::vector<int32_t>& visible, int64_t segments, int64
   return mask({visible, segments, real_rows, rows, {pieces.begin(), pieces.end()}}, [&] {
     return device_.upload(
         {.dims = {1, 1, rows, padded_keys}},
-        additive(sees_first(visible, real_rows, keys, segments), pieces, rows, hidden_));
+        additive(sees_first(visible, real_rows, keys, segments), pieces, rows, kHidden));
   });
 }
 

@@ -14,8 +14,7 @@ namespace tendon::tt {
 
 class Constants {
  public:
-  Constants(Device& device, Reshaper& reshaper, float hidden)
-      : device_(device), reshaper_(reshaper), hidden_(hidden) {}
+  Constants(Device& device, Reshaper& reshaper) : device_(device), reshaper_(reshaper) {}
 
   // Cosines and sines [1, 1, rows, padded width] of positions first, first + 1, ...
   struct Rotary {
@@ -71,7 +70,6 @@ class Constants {
 
   Device& device_;
   Reshaper& reshaper_;
-  float hidden_;
   std::map<int64_t, RotaryTable> tables_;  // by head width
   Recent<std::array<int64_t, 3>, Rotary> rotaries_;
   Recent<Seen, Held> masks_;

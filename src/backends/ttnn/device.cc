@@ -20,16 +20,11 @@ OpClass class_of(Call call) {
     case Call::attention: return OpClass::attention;
     case Call::layer_norm:
     case Call::rms_norm: return OpClass::norm;
-    case Call::silu:
-    case Call::gelu_tanh:
-    case Call::sin:
-    case Call::cos: return OpClass::activation;
     case Call::embedding: return OpClass::embedding;
     case Call::concat: return OpClass::concat;
     case Call::rotary:
     case Call::add:
     case Call::multiply:
-    case Call::add_scalar:
     case Call::multiply_scalar: return OpClass::elementwise;
     default: return OpClass::utilities;
   }
@@ -169,7 +164,6 @@ std::vector<Spec> expected_outputs(const Request& r, std::span<const Spec> in) {
       for (size_t i = 1; i < in.size(); ++i)
         y.dims[static_cast<size_t>(r.axis)] += in[i].dims[static_cast<size_t>(r.axis)];
       break;
-    case Call::to_layout: y.layout = r.layout; break;
     case Call::linear:
       y.dims[3] = in[1].dims[3];
       y.format = r.format;

@@ -77,7 +77,7 @@ bool from_f32_accumulator(const Step& step) {
     case Call::rms_norm:
     case Call::attention:
     case Call::rotary: return step.request.compute.f32_accumulate;
-    default: return step.inputs[0].spec.format == Format::f32;
+    default: return false;
   }
 }
 
@@ -88,13 +88,9 @@ class FakeDevice final : public TtApi {
     const int64_t cores = options.grid_x * options.grid_y;
     dram_.bytes_max = options.dram_bytes;
     l1_.bytes_max = cores * std::max<int64_t>(0, options.l1_bytes - kL1Base);
-    caps_ = {.provider = "fake",
-             .arch = "wormhole_b0",
-             .library = "none",
-             .grid_x = options.grid_x,
+    caps_ = {.grid_x = options.grid_x,
              .grid_y = options.grid_y,
              .l1_bytes = options.l1_bytes,
-             .dram_bytes = options.dram_bytes,
              .fast_dispatch = options.fast_dispatch,
              .simulated = true,
              .shapes_only = !options.compute,
@@ -106,9 +102,6 @@ class FakeDevice final : public TtApi {
   Status download(TensorId x, std::span<float> to) override;
   void release(TensorId x) override;
   Reply run(const Request& request) override;
-  Status sync() override {
-    return attempt([] {});
-  }
   Status begin_trace() override;
   Reply end_trace() override;
   Status replay_trace(TensorId trace) override;
@@ -340,7 +333,7 @@ std::unique_ptr<TtApi> open_fake_device(const FakeOptions& options) {
 
 FakeUse fake_use(const TtApi& device) {
   const auto* fake = dynamic_cast<const FakeDevice*>(&device);
-  ensure(fake != nullptr, Fault::internal, "{} is not the fake device", device.caps().provider);
+  ensure(fake != nullptr, Fault::internal, "this is not the fake device");
   return fake->use();
 }
 

@@ -169,27 +169,11 @@ std::vector<float> binary(Call call, std::span<const Operand> inputs, int thread
   return z;
 }
 
-float unary(Call call, float x, float scalar) {
-  switch (call) {
-    case Call::add_scalar: return x + scalar;
-    case Call::multiply_scalar: return x * scalar;
-    case Call::silu: return activate(Activation::silu, x);
-    case Call::gelu_tanh: return activate(Activation::gelu_tanh, x);
-    case Call::sin: return std::sin(x);
-    case Call::cos: return std::cos(x);
-    default: return x;  // the calls that only copy: reshape, to_layout, typecast, to_memory
-  }
-}
-
-std::vector<float> each_value(const Request& request, const Operand& x, int threads) {
-  // The library sends a scalar in the format of the tiles it meets: -0.1 becomes -0.10009766.
-  const bool wide = x.spec.format == Format::f32 || x.spec.format == Format::u32;
-  const float scalar = wide ? request.scalar : from_bf16(to_bf16(request.scalar));
-  std::vector<float> y(x.values.size());
-  for_each(std::ssize(y), 1, threads, [&](int64_t i) {
-    const auto at = static_cast<size_t>(i);
-    y[at] = unary(request.call, x.values[at], scalar);
-  });
+// The library sends a scalar in the format of the tiles it meets: -0.1 becomes -0.10009766.
+std::vector<float> multiply_scalar(const Request& request, const Operand& x) {
+  const float scalar = from_bf16(to_bf16(request.scalar));
+  std::vector<float> y(x.values.begin(), x.values.end());
+  for (float& value : y) value *= scalar;
   return y;
 }
 
@@ -253,7 +237,8 @@ std::vector<float> compute_one(const Request& request, std::span<const Operand> 
     case Call::embedding: return embedding(inputs);
     case Call::add:
     case Call::multiply: return binary(request.call, inputs, threads);
-    default: return each_value(request, x, threads);
+    case Call::multiply_scalar: return multiply_scalar(request, x);
+    default: return {x.values.begin(), x.values.end()};  // reshape, typecast
   }
 }
 

@@ -69,14 +69,13 @@ struct Inspection {
   }
   // The same for calls with a choice of format.
   Spec chosen(const Spec& x, const Dims& dims) const {
-    expect(request.format != Format::u32, "got output format u32, expected bf16, bfp8 or f32");
+    expect(request.format != Format::u32, "got output format u32, expected bf16 or bfp8");
     return {dims, request.format, x.layout, request.memory};
   }
 };
 
-constexpr std::initializer_list<Format> kReal = {Format::bf16, Format::bfp8, Format::f32};
-constexpr std::initializer_list<Format> kExact = {Format::bf16, Format::f32};
-constexpr std::initializer_list<Format> kHalf = {Format::bf16, Format::bfp8};
+constexpr std::initializer_list<Format> kReal = {Format::bf16, Format::bfp8};
+constexpr std::initializer_list<Format> kExact = {Format::bf16};
 
 // ---- Calls that move values ----
 
@@ -136,22 +135,10 @@ Spec concat(const Inspection& in) {
   return through_rows(in.like(x, dims), whole);
 }
 
-Spec to_layout(const Inspection& in) {
-  Spec y = in.at(0, "x");
-  y.layout = in.request.layout;
-  y.memory = in.request.memory;
-  return through_rows(y, y.layout == Layout::tile);
-}
-
 Spec typecast(const Inspection& in) {
   const Spec& x = in.at(0, "x");
   in.format_among(x, "x", kReal);
   return in.chosen(x, x.dims);
-}
-
-Spec to_memory(const Inspection& in) {
-  const Spec& x = in.at(0, "x");
-  return in.like(x, x.dims);
 }
 
 // ---- linear ----
@@ -162,12 +149,11 @@ int64_t linear_l1(const Inspection& in, const Spec& x, const Spec& w) {
   const Blocks& b = in.request.blocks;
   const Compute& c = in.request.compute;
   const Format y = in.request.format;
-  const Format sums = c.f32_accumulate ? Format::f32 : c.l1_accumulate ? Format::bf16 : y;
   const int64_t operands =
       b.core_m * b.k_block * tile_bytes(x.format) + b.k_block * b.core_n * tile_bytes(w.format);
   return (b.k_block < tiles(x.dims[3]) ? 2 : 1) * operands +
          (in.has(2) ? b.core_n * tile_bytes(in.inputs[2]->format) : 0) +
-         b.core_m * b.core_n * (tile_bytes(y) + (sums == y ? 0 : tile_bytes(sums)));
+         b.core_m * b.core_n * (tile_bytes(y) + (c.f32_accumulate ? kF32TileBytes : 0));
 }
 
 void check_blocks(const Inspection& in, const Spec& x, const Spec& w) {
@@ -203,7 +189,7 @@ void check_blocks(const Inspection& in, const Spec& x, const Spec& w) {
 
 Spec linear(const Inspection& in) {
   in.input_count(3, 3);
-  const Spec &x = in.tiled(0, "x", kReal), &w = in.tiled(1, "w", kHalf);
+  const Spec &x = in.tiled(0, "x", kReal), &w = in.tiled(1, "w", kReal);
   in.expect(w.dims[0] == 1 && w.dims[1] == 1 && w.dims[2] == x.dims[3],
             "x is {} and w is {}, expected w [1, 1, {}, n]", to_string(x), to_string(w), x.dims[3]);
   if (in.has(2)) in.dims(in.tiled(2, "bias", kReal), "bias", {1, 1, 1, w.dims[3]});
@@ -235,7 +221,7 @@ int64_t attention_l1(const Inspection& in, const Spec& query) {
   const int64_t each = tile_bytes(query.format), half = tile_bytes(Format::bf16);
   const int64_t tasks = batches * heads * pieces(m, in.request.chunks.q);
   const int64_t operands = (tasks > in.grid.x * in.grid.y ? 2 : 1) * q * d + 4 * k * d;
-  const int64_t scores = q * k * (tile_bytes(wide ? Format::f32 : Format::bf16));
+  const int64_t scores = q * k * (wide ? kF32TileBytes : half);
   const int64_t masks = in.has(3) ? 2 * q * k * half : 0;
   const int64_t statistics = wide ? 7 * q + 2 : 5 * q + 3;
   return (operands + (wide ? q * d : 4 * d)) * each + scores + masks +
@@ -244,8 +230,8 @@ int64_t attention_l1(const Inspection& in, const Spec& query) {
 
 Spec attention(const Inspection& in) {
   in.input_count(4, 4);
-  const Spec &q = in.tiled(0, "q", kHalf), &k = in.tiled(1, "k", kHalf);
-  const Spec& v = in.tiled(2, "v", kHalf);
+  const Spec &q = in.tiled(0, "q", kReal), &k = in.tiled(1, "k", kReal);
+  const Spec& v = in.tiled(2, "v", kReal);
   const auto [batches, heads, m, d] = q.dims;
   in.head_size(d, kTile);
   in.dims(k, "k", {batches, k.dims[1], k.dims[2], d});
@@ -268,7 +254,7 @@ Spec attention(const Inspection& in) {
 
 Spec rotary(const Inspection& in) {
   in.input_count(3, 3);
-  const Spec& x = in.tiled(0, "x", kHalf);
+  const Spec& x = in.tiled(0, "x", kReal);
   in.expect(x.dims[3] == kTile || x.dims[3] % (2 * kTile) == 0,
             "got a head of {} columns, expected 32 or a multiple of 64", x.dims[3]);
   in.dims(x, "x", {1, x.dims[1], x.dims[2], x.dims[3]});
@@ -309,7 +295,7 @@ Spec embedding(const Inspection& in) {
   in.format_among(table, "table", {Format::bf16});
   in.dims(ids, "ids", {1, 1, 1, ids.dims[3]});
   in.dims(table, "table", {1, 1, table.dims[2], table.dims[3]});
-  return {{1, 1, ids.dims[3], table.dims[3]}, table.format, in.request.layout, in.request.memory};
+  return {{1, 1, ids.dims[3], table.dims[3]}, table.format, Layout::tile, in.request.memory};
 }
 
 // ---- Value by value ----
@@ -323,12 +309,9 @@ Spec binary(const Inspection& in) {
   return in.chosen(x, x.dims);
 }
 
-Spec unary(const Inspection& in) {
-  const Call call = in.request.call;
-  const bool wave = call == Call::sin || call == Call::cos;
-  const Spec& x = in.tiled(0, "x", wave ? kExact : kReal);
-  const bool choice = call == Call::add_scalar || call == Call::multiply_scalar;
-  return choice ? in.chosen(x, x.dims) : in.like(x, x.dims);
+Spec multiply_scalar(const Inspection& in) {
+  const Spec& x = in.tiled(0, "x", kReal);
+  return in.chosen(x, x.dims);
 }
 
 Spec output_spec(const Inspection& in) {
@@ -349,11 +332,9 @@ Spec output_spec(const Inspection& in) {
     case Call::reshape: return reshape(in);
     case Call::slice: return slice(in);
     case Call::pad: return pad(in);
-    case Call::to_layout: return to_layout(in);
     case Call::typecast: return typecast(in);
-    case Call::to_memory: return to_memory(in);
     case Call::concat_heads: return concat_heads(in);
-    default: return unary(in);
+    default: return multiply_scalar(in);
   }
 }
 

@@ -21,19 +21,6 @@ Sight sees_first(std::span<const int32_t> visible, int64_t rows, int64_t keys, i
   });
 }
 
-Sight causal(int64_t rows, int64_t keys) {
-  return sight(rows, keys, [&](int64_t r, int64_t k) { return k <= r + keys - rows; });
-}
-
-Sight padding(std::span<const uint8_t> valid, int64_t rows) {
-  return sight(rows, static_cast<int64_t>(valid.size()),
-               [&](int64_t, int64_t k) { return valid[static_cast<size_t>(k)] != 0; });
-}
-
-Sight both(const Sight& a, const Sight& b) {
-  return sight(a.rows, a.keys, [&](int64_t r, int64_t k) { return a.at(r, k) && b.at(r, k); });
-}
-
 std::vector<float> additive(const Sight& sight, std::span<const KeyPiece> pieces,
                             int64_t padded_rows, float hidden) {
   std::vector<float> mask;

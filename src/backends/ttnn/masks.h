@@ -14,7 +14,7 @@ struct KeyPiece {
   bool operator==(const KeyPiece&) const = default;
 };
 
-// Which keys a row sees; [rows, keys], true: seen. Combined with `both`.
+// Which keys a row sees; [rows, keys], true: seen.
 struct Sight {
   int64_t rows = 0, keys = 0;
   std::vector<uint8_t> seen;
@@ -24,9 +24,6 @@ struct Sight {
 // the first visible[r] keys of its group. One entry alone holds for every row.
 Sight sees_first(std::span<const int32_t> visible, int64_t rows, int64_t keys,
                  int64_t segments = 1);
-Sight causal(int64_t rows, int64_t keys);                     // the last row sees every key
-Sight padding(std::span<const uint8_t> valid, int64_t rows);  // valid[key]: a real token
-Sight both(const Sight& a, const Sight& b);
 
 // [queries padded, sum of padded]: the mask of `sight` over keys that lie in `pieces`. Padding rows
 // see what row 0 sees, so that their softmax stays finite.

@@ -39,7 +39,7 @@ bool fits(Blocks& b, const Product& p, int64_t l1_bytes) {
 }  // namespace
 
 int64_t l1_bytes_of(const Blocks& b, const Product& p) {
-  const int64_t sums = p.f32_accumulate ? tile_bytes(Format::f32) : 0;
+  const int64_t sums = p.f32_accumulate ? kF32TileBytes : 0;
   return 2 * b.core_m * b.k_block * tile_bytes(p.x) + 2 * b.k_block * b.core_n * tile_bytes(p.w) +
          b.core_m * b.core_n * (tile_bytes(p.y) + sums);
 }

@@ -60,8 +60,6 @@ void pack_values(Format format, const float* from, int64_t count, std::byte* to)
     if (format == Format::bf16) {
       const uint16_t half = to_bf16(from[i]);
       std::memcpy(to + 2 * i, &half, sizeof(half));
-    } else if (format == Format::f32) {
-      std::memcpy(to + 4 * i, from + i, sizeof(float));
     } else {
       const auto integer = static_cast<uint32_t>(from[i]);
       std::memcpy(to + 4 * i, &integer, sizeof(integer));
@@ -75,8 +73,6 @@ void unpack_values(Format format, const std::byte* from, int64_t count, float* t
       uint16_t half = 0;
       std::memcpy(&half, from + 2 * i, sizeof(half));
       to[i] = from_bf16(half);
-    } else if (format == Format::f32) {
-      std::memcpy(to + i, from + 4 * i, sizeof(float));
     } else {
       uint32_t integer = 0;
       std::memcpy(&integer, from + 4 * i, sizeof(integer));

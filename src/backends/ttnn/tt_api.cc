@@ -19,7 +19,6 @@ int64_t byte_size(const Spec& spec) {
   switch (spec.format) {
     case Format::bf16: return 2 * values;
     case Format::bfp8: return values / (kTile * kTile) * kBfp8TileBytes;
-    case Format::f32:
     case Format::u32: return 4 * values;
   }
   return 0;
@@ -36,16 +35,16 @@ std::string to_string(const Spec& spec) {
 }
 
 std::string_view name(Format format) {
-  constexpr std::array<std::string_view, 4> kNames = {"bf16", "bfp8", "f32", "u32"};
+  constexpr std::array<std::string_view, 3> kNames = {"bf16", "bfp8", "u32"};
   return kNames[static_cast<size_t>(format)];
 }
 
 std::string_view name(Call call) {
   constexpr std::array<std::string_view, kCallCount> kNames = {
-      "reshape",          "slice",        "pad",        "concat",   "to_layout", "typecast",
-      "to_memory",        "linear",       "layer_norm", "rms_norm", "attention", "rotary",
-      "create_qkv_heads", "concat_heads", "embedding",  "add",      "multiply",  "add_scalar",
-      "multiply_scalar",  "silu",         "gelu_tanh",  "sin",      "cos",       "copy"};
+      "reshape",          "slice",        "pad",       "concat",    "typecast",
+      "linear",           "layer_norm",   "rms_norm",  "attention", "rotary",
+      "create_qkv_heads", "concat_heads", "embedding", "add",       "multiply",
+      "multiply_scalar",  "copy"};
   return kNames[static_cast<size_t>(call)];
 }
 

@@ -1,4 +1,4 @@
-// What the mapping layer asks of a TTNN device, as plain data: about 30 calls over opaque ids.
+// What the mapping layer asks of a TTNN device, as plain data: 18 calls over opaque ids.
 // Providers stay dumb: all knowledge of padding, layouts, masks and blocks is in the mapping layer.
 // Names and meaning are those of the ttnn library; a native C++ provider fits without a change.
 #pragma once
@@ -11,12 +11,13 @@
 #include <string_view>
 #include <vector>
 
+#include "ops/kernels.h"
+
 namespace tendon::tt {
 
-constexpr int kApiVersion = 1;
 constexpr int64_t kTile = 32;  // tiles are 32 x 32, stored as four 16 x 16 faces
 
-enum class Format : uint8_t { bf16, bfp8, f32, u32 };  // ttnn: bfloat16, bfloat8_b, float32, uint32
+enum class Format : uint8_t { bf16, bfp8, u32 };  // ttnn: bfloat16, bfloat8_b, uint32
 enum class Layout : uint8_t { tile, row_major };
 enum class Memory : uint8_t { dram, l1 };  // both interleaved
 using Dims = std::array<int64_t, 4>;       // logical shape, outermost first
@@ -36,7 +37,8 @@ inline int64_t count(const Dims& d) { return d[0] * d[1] * d[2] * d[3]; }
 Dims padded(const Spec& spec);        // tile layout: the last two axes rounded up to whole tiles
 int64_t byte_size(const Spec& spec);  // on the device, padding included
 int64_t tile_bytes(Format format);
-std::string to_string(const Spec& spec);  // "[1, 1, 64, 96] bf16 tile dram"
+constexpr int64_t kF32TileBytes = 4 * kTile * kTile;  // of partial sums
+std::string to_string(const Spec& spec);              // "[1, 1, 64, 96] bf16 tile dram"
 std::string_view name(Format format);
 
 // The calls. x, y, w, ...: Request::inputs in this order. Everything runs on tile layout unless it
@@ -47,9 +49,7 @@ enum class Call : uint8_t {
   slice,       // x from `begin` to `dims` (exclusive); any row or column
   pad,         // x to `dims` with `scalar`, at the end of each axis
   concat,      // inputs along `axis`; ragged pieces allowed
-  to_layout,   // x to `layout`
   typecast,    // x to `format`
-  to_memory,   // x to `memory`
   linear,      // x [b, 1, m, k], w [1, 1, k, n], bias [1, 1, 1, n] or 0: activation(x w + bias)
   layer_norm,  // x, scale [1, 1, 1, n], shift: over the logical columns, epsilon `scalar`
   rms_norm,    // x, scale
@@ -62,26 +62,18 @@ enum class Call : uint8_t {
                      // [1, 1, n, k]
   add,               // x + y; an axis of y that is 1 is repeated
   multiply,          // x y, likewise
-  add_scalar,        // x + scalar
   multiply_scalar,   // x scalar
-  silu,
-  gelu_tanh,
-  sin,  // f32 or bf16, any argument
-  cos,
-  copy,  // the values of x into the tensor y, of the same spec; no output
+  copy,              // the values of x into the tensor y, of the same spec; no output
 };
 constexpr int kCallCount = static_cast<int>(Call::copy) + 1;
 std::string_view name(Call call);
 
-enum class Activation : uint8_t { none, gelu_tanh, silu };
-enum class Fidelity : uint8_t { lofi, hifi2, hifi3, hifi4 };
+enum class Fidelity : uint8_t { hifi2, hifi4 };
 
 // ttnn's compute kernel configuration.
 struct Compute {
   Fidelity fidelity = Fidelity::hifi4;
   bool f32_accumulate = true;  // fp32_dest_acc_en
-  bool l1_accumulate = false;  // packer_l1_acc
-  bool approximate = false;    // math_approx_mode
 };
 
 // How a product is cut into blocks: MatmulMultiCoreReuseMultiCastProgramConfig, its 1D form for few
@@ -109,7 +101,6 @@ struct Request {
   int64_t heads = 0, kv_heads = 0;
   float scalar = 0;
   Format format = Format::bf16;
-  Layout layout = Layout::tile;
   Memory memory = Memory::dram;
   Activation activation = Activation::none;
   Compute compute;
@@ -138,13 +129,9 @@ struct Reply {
 };
 
 struct Caps {
-  std::string provider;            // "fake", "worker"
-  std::string arch;                // "wormhole_b0"
-  std::string library;             // "ttnn 0.81.1", "none"
   int64_t grid_x = 0, grid_y = 0;  // compute cores
   int64_t l1_bytes = 0;            // per core
-  int64_t dram_bytes = 0;
-  bool fast_dispatch = false;  // traces can be captured
+  bool fast_dispatch = false;      // traces can be captured
   bool simulated = false;
   bool shapes_only = false;  // values are neither kept nor computed; upload takes no bytes
   // "fake device", "TTNN library on a simulated Wormhole", "Tenstorrent hardware"
@@ -162,7 +149,6 @@ class TtApi {
   virtual Status download(TensorId x, std::span<float> to) = 0;
   virtual void release(TensorId x) = 0;
   virtual Reply run(const Request& request) = 0;
-  virtual Status sync() = 0;
   // Everything between begin and end is recorded (and run by end); replay runs it again on the same
   // addresses. No upload or download may lie between.
   virtual Status begin_trace() = 0;
@@ -189,7 +175,6 @@ std::unique_ptr<TtApi> open_fake_device(const FakeOptions& options = {});
 
 struct WorkerOptions {
   std::string python;            // interpreter of an environment that has ttnn
-  int device = 0;                // ttnn device id
   double open_deadline_s = 120;  // starting the library and the device
   double call_deadline_s = 120;  // one call; a simulator compiles kernels during the first
   int64_t trace_region_bytes = 0;

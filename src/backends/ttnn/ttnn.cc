@@ -15,22 +15,13 @@ namespace {
 
 constexpr float kNormEps = 1e-6f;
 
-Activation activation_of(tendon::Activation a) {
-  switch (a) {
-    case tendon::Activation::gelu_tanh: return Activation::gelu_tanh;
-    case tendon::Activation::silu: return Activation::silu;
-    case tendon::Activation::none: return Activation::none;
-  }
-  fail(Fault::internal, "unknown activation {}", static_cast<int>(a));
-}
-
 class TtnnKernels final : public Kernels {
  public:
-  TtnnKernels(std::unique_ptr<TtApi> api, const TtnnOptions& options)
-      : options_(options),
+  TtnnKernels(std::unique_ptr<TtApi> api, TtPrecision precision)
+      : precision_(precision),
         device_(std::move(api)),
         reshaper_(device_),
-        constants_(device_, reshaper_, options.hidden) {}
+        constants_(device_, reshaper_) {}
 
   std::string_view name() const override { return "ttnn"; }
   std::string_view precision() const override { return bfp8() ? "bfp8" : "bf16"; }
@@ -47,7 +38,7 @@ class TtnnKernels final : public Kernels {
   // where recorded intermediates used to lie: it forgets what was recorded before. Calls of another
   // kind may also have driven out masks that a capture would then have to upload, which it must
   // not: their keys begin anew.
-  bool records() const override { return options_.traces && device_.caps().fast_dispatch; }
+  bool records() const override { return device_.caps().fast_dispatch; }
   Replayed graph(const GraphKey& key, std::span<const Tensor> inputs, const Body& body) override {
     if (!recordings_.empty() && key.sizes != recordings_.begin()->first.sizes) {
       forget_traces();
@@ -99,7 +90,7 @@ class TtnnKernels final : public Kernels {
     const Held in =
         native.inputs.width ? reshaper_.as_spread(x, native.inputs) : reshaper_.as_rows(x);
     const Held bias = e.bias ? reshaper_.operand_row(e.bias) : native.bias;
-    Held y = product(in, native.matrices[0], bias, activation_of(e.activation), Format::bf16);
+    Held y = product(in, native.matrices[0], bias, e.activation, Format::bf16);
     if (e.gate) y = device_.run({.call = Call::multiply}, {y, reshaper_.operand_row(e.gate)});
     if (e.residual) y = add_residual(y, e.residual, x.rows());
     return make_tensor({x.rows(), w.outputs}, y);
@@ -244,26 +235,23 @@ class TtnnKernels final : public Kernels {
     return all;
   }
 
-  bool bfp8() const { return options_.precision == TtPrecision::bfp8; }
+  bool bfp8() const { return precision_ == TtPrecision::bfp8; }
   Fidelity fidelity() const { return bfp8() ? Fidelity::hifi2 : Fidelity::hifi4; }
-  Compute compute() const {
-    return {.fidelity = fidelity(), .f32_accumulate = options_.f32_accumulate};
-  }
+  Compute compute() const { return {.fidelity = fidelity()}; }
 
   Held product(const Held& x, const Held& w, const Held& bias, Activation activation,
                Format format) {
     const Dims& d = x->dims();
     Request r{
         .call = Call::linear, .format = format, .activation = activation, .compute = compute()};
-    if (options_.own_blocks)
-      r.blocks = plan_product({.m = d[0] * d[1] * round_up(d[2]),
-                               .k = d[3],
-                               .n = w->dims()[3],
-                               .x = x->spec().format,
-                               .w = w->spec().format,
-                               .y = format,
-                               .f32_accumulate = options_.f32_accumulate},
-                              device_.caps());
+    r.blocks = plan_product({.m = d[0] * d[1] * round_up(d[2]),
+                             .k = d[3],
+                             .n = w->dims()[3],
+                             .x = x->spec().format,
+                             .w = w->spec().format,
+                             .y = format,
+                             .f32_accumulate = r.compute.f32_accumulate},
+                            device_.caps());
     return device_.run(r, {x, w, bias});
   }
 
@@ -303,7 +291,7 @@ class TtnnKernels final : public Kernels {
     const Held weight = cut(reshaper_.operand_row(scale));
     const Held bias = shift ? cut(reshaper_.operand_row(shift)) : nullptr;
     Request r{.call = call, .scalar = kNormEps, .compute = compute()};
-    if (options_.norms_in_l1 && !ragged && fits_l1(in->spec())) r.memory = Memory::l1;
+    if (!ragged && fits_l1(in->spec())) r.memory = Memory::l1;
     in = cut(in);
     const Held y = shift ? device_.run(r, {in, weight, bias}) : device_.run(r, {in, weight});
     return reshaper_.pad(y, whole);
@@ -399,7 +387,7 @@ class TtnnKernels final : public Kernels {
                           pieces, rows);
   }
 
-  TtnnOptions options_;
+  TtPrecision precision_;
   Device device_;
   std::map<GraphKey, Recording> recordings_;  // of one kind of call
   Reshaper reshaper_;
@@ -410,8 +398,8 @@ class TtnnKernels final : public Kernels {
 }  // namespace tt
 
 std::unique_ptr<Kernels> make_ttnn_backend(std::unique_ptr<tt::TtApi> device,
-                                           const TtnnOptions& options) {
-  return std::make_unique<tt::TtnnKernels>(std::move(device), options);
+                                           TtPrecision precision) {
+  return std::make_unique<tt::TtnnKernels>(std::move(device), precision);
 }
 
 }  // namespace tendon

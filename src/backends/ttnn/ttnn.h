@@ -14,16 +14,7 @@ enum class TtPrecision : uint8_t {
   bfp8,  // weights, q, k, v and the cache in bfp8_b; everything else bf16
 };
 
-struct TtnnOptions {
-  TtPrecision precision = TtPrecision::bf16;
-  float hidden = -1e9f;        // what masks add to the score of a key that is not seen
-  bool f32_accumulate = true;  // of products and norms
-  bool own_blocks = true;      // plan_product's instead of the library's choice
-  bool norms_in_l1 = true;     // where they fit
-  bool traces = true;          // record and replay, on devices with fast dispatch
-};
-
 std::unique_ptr<Kernels> make_ttnn_backend(std::unique_ptr<tt::TtApi> device,
-                                           const TtnnOptions& options = {});
+                                           TtPrecision precision = TtPrecision::bf16);
 
 }  // namespace tendon

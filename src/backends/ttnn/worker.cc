@@ -19,6 +19,7 @@ namespace {
 
 constexpr size_t kUnusedMax = 4096;            // ids that wait for the next message
 constexpr size_t kSharedBytesKept = 64 << 20;  // after a transfer; a larger file is emptied
+constexpr int kDevice = 0;                     // the library's number of the chip
 constexpr double kCloseDeadlineS = 20;         // a chip is closed properly if that works at all
 
 using Words = std::map<std::string, std::string>;  // what the worker says of itself
@@ -74,8 +75,8 @@ int64_t number(const Words& words, const std::string& name) {
          "[ttnn] ttnn {} of {} is not a version that tendon knows ({}) and lacks {}; install a "
          "known one",
          said.at("library"), options.python, said.at("known"), text);
-  fail(Fault::backend, "[ttnn] ttnn {} cannot open device {}: {}", said.at("library"),
-       options.device, text);
+  fail(Fault::backend, "[ttnn] ttnn {} cannot open device {}: {}", said.at("library"), kDevice,
+       text);
 }
 
 // What the library will find in its environment.
@@ -89,7 +90,7 @@ struct Surroundings {
 };
 
 std::vector<std::string> arguments(const WorkerOptions& options, const Surroundings& s) {
-  return {fmt::to_string(options.device), fmt::to_string(options.trace_region_bytes),
+  return {fmt::to_string(kDevice), fmt::to_string(options.trace_region_bytes),
           s.fast_dispatch ? "1" : "0", s.simulated ? "simulated" : "chip"};
 }
 
@@ -117,7 +118,6 @@ class Worker final : public TtApi {
   Status download(TensorId x, std::span<float> to) override;
   void release(TensorId x) override;
   Reply run(const Request& request) override;
-  Status sync() override { return call({.verb = Verb::sync}, {}).status; }
   Status begin_trace() override { return call({.verb = Verb::begin_trace}, {}).status; }
   Reply end_trace() override;
   Status replay_trace(TensorId trace) override {
@@ -160,13 +160,9 @@ Worker::Worker(const WorkerOptions& options)
          "[ttnn] the worker speaks protocol {}", number(first, "protocol"));
   const Words hello = hear(deadline);
   if (hello.contains("fault")) refuse(options, first.at("python"), hello);
-  caps_.provider = "worker";
-  caps_.arch = hello.at("arch");
-  caps_.library = "ttnn " + hello.at("library");
   caps_.grid_x = number(hello, "grid_x");
   caps_.grid_y = number(hello, "grid_y");
   caps_.l1_bytes = number(hello, "l1_bytes");
-  caps_.dram_bytes = number(hello, "dram_bytes");
   caps_.fast_dispatch = surroundings_.fast_dispatch;
   caps_.simulated = surroundings_.simulated || surroundings_.mock;
   caps_.description = description(hello, surroundings_);
@@ -182,12 +178,12 @@ Words Worker::hear(Clock::time_point deadline) {
   ensure(received != WorkerProcess::Received::late, Fault::backend,
          "[ttnn] device {} was not open after {} s; give it more time or look at what was printed "
          "last: {}",
-         options_.device, options_.open_deadline_s, lines);
+         kDevice, options_.open_deadline_s, lines);
   ensure(greeted, Fault::backend,
          "[ttnn] '{}' is not a Python interpreter (3.9 or newer): {}; it printed: {}",
          options_.python, python_.ending(), lines);
   fail(Fault::backend, "[ttnn] the worker ended while it opened device {} ({}); last lines: {}",
-       options_.device, python_.ending(), lines);
+       kDevice, python_.ending(), lines);
 }
 
 Worker::~Worker() {
@@ -276,30 +272,27 @@ Reply Worker::read_reply(const WireRequest& wire) {
 Reply Worker::run(const Request& r) {
   const Clock::time_point start = Clock::now();
   const Compute& c = r.compute;
-  WireRequest wire{
-      .verb = Verb::run,
-      .call = static_cast<uint8_t>(r.call),
-      .format = static_cast<uint8_t>(r.format),
-      .layout = static_cast<uint8_t>(r.layout),
-      .memory = static_cast<uint8_t>(r.memory),
-      .activation = static_cast<uint8_t>(r.activation),
-      .fidelity = static_cast<uint8_t>(c.fidelity),
-      .flags = static_cast<uint8_t>((c.f32_accumulate ? 1 : 0) | (c.l1_accumulate ? 2 : 0) |
-                                    (c.approximate ? 4 : 0)),
-      .blocks = static_cast<uint8_t>(r.blocks.kind),
-      .axis = r.axis,
-      .scalar = r.scalar,
-      .heads = r.heads,
-      .kv_heads = r.kv_heads,
-      .grid_x = r.blocks.grid_x,
-      .grid_y = r.blocks.grid_y,
-      .k_block = r.blocks.k_block,
-      .subblock_m = r.blocks.subblock_m,
-      .subblock_n = r.blocks.subblock_n,
-      .core_m = r.blocks.core_m,
-      .core_n = r.blocks.core_n,
-      .q_chunk = r.chunks.q,
-      .k_chunk = r.chunks.k};
+  WireRequest wire{.verb = Verb::run,
+                   .call = static_cast<uint8_t>(r.call),
+                   .format = static_cast<uint8_t>(r.format),
+                   .memory = static_cast<uint8_t>(r.memory),
+                   .activation = static_cast<uint8_t>(r.activation),
+                   .fidelity = static_cast<uint8_t>(c.fidelity),
+                   .f32_accumulate = c.f32_accumulate,
+                   .blocks = static_cast<uint8_t>(r.blocks.kind),
+                   .axis = r.axis,
+                   .scalar = r.scalar,
+                   .heads = r.heads,
+                   .kv_heads = r.kv_heads,
+                   .grid_x = r.blocks.grid_x,
+                   .grid_y = r.blocks.grid_y,
+                   .k_block = r.blocks.k_block,
+                   .subblock_m = r.blocks.subblock_m,
+                   .subblock_n = r.blocks.subblock_n,
+                   .core_m = r.blocks.core_m,
+                   .core_n = r.blocks.core_n,
+                   .q_chunk = r.chunks.q,
+                   .k_chunk = r.chunks.k};
   std::copy(r.begin.begin(), r.begin.end(), wire.begin);
   std::copy(r.dims.begin(), r.dims.end(), wire.dims);
   Reply reply = call(wire, r.inputs);

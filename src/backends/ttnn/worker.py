@@ -4,7 +4,6 @@ Started by worker_keeper.py. Messages are fixed little-endian structs (worker_pr
 packet; tensors travel through a shared memory file that tendon sizes. Nothing here knows about
 padding, masks or blocks: that is the mapping layer's.
 """
-import array
 import collections
 import importlib
 import importlib.metadata
@@ -26,7 +25,7 @@ TEXT_BYTES_MAX = 4000
 L1_BYTES = {"wormhole_b0": 1499136, "blackhole": 1572864}
 
 Wire = collections.namedtuple("Wire", """
-    verb call format layout memory activation fidelity flags blocks axis scalar
+    verb call format layout memory activation fidelity f32_accumulate blocks axis scalar
     first inputs released b0 b1 b2 b3 d0 d1 d2 d3 heads kv_heads
     grid_x grid_y k_block subblock_m subblock_n core_m core_n q_chunk k_chunk""")
 REQUEST = struct.Struct("<8BB3xifIII4q4q2q7q2q")
@@ -34,18 +33,18 @@ REPLY = struct.Struct("<BBHIq")
 OUTPUT = struct.Struct("<IBBBx4q")
 OK, ILLEGAL, OUT_OF_MEMORY, UNSUPPORTED = range(4)
 
-VERBS = ("run", "upload", "download", "sync", "begin_trace", "end_trace", "replay_trace",
+VERBS = ("run", "upload", "download", "begin_trace", "end_trace", "replay_trace",
          "release_trace", "release", "close")
 CLOSE = VERBS.index("close")
 
 # What every session needs of the library, and what each call needs, in the order of tt_api.h.
-NEEDED = ("open_device close_device synchronize_device dump_tensor load_tensor zeros Tensor reshape"
-          " to_dtype to_memory_config get_memory_view BufferType bfloat16 bfloat8_b float32 uint32"
+NEEDED = ("open_device close_device dump_tensor load_tensor zeros Tensor reshape to_dtype"
+          " to_memory_config get_memory_view BufferType bfloat16 bfloat8_b float32 uint32"
           " TILE_LAYOUT ROW_MAJOR_LAYOUT DRAM_MEMORY_CONFIG L1_MEMORY_CONFIG MathFidelity"
           " init_device_compute_kernel_config").split()
 CALLS = {
     "reshape": "reshape", "slice": "slice", "pad": "pad", "concat": "concat",
-    "to_layout": "to_layout", "typecast": "typecast", "to_memory": "to_memory_config",
+    "typecast": "typecast",
     "linear": "linear UnaryWithParam UnaryOpType.GELU_TANH UnaryOpType.SILU"
               " MatmulMultiCoreReuseMultiCastProgramConfig"
               " MatmulMultiCoreReuseMultiCast1DProgramConfig",
@@ -54,9 +53,8 @@ CALLS = {
     "rotary": "experimental.rotary_embedding",
     "create_qkv_heads": "experimental.nlp_create_qkv_heads",
     "concat_heads": "experimental.nlp_concat_heads",
-    "embedding": "embedding", "add": "add", "multiply": "multiply", "add_scalar": "add",
-    "multiply_scalar": "multiply", "silu": "silu", "gelu_tanh": "gelu GeluVariant.Tanh",
-    "sin": "sin", "cos": "cos", "copy": "copy",
+    "embedding": "embedding", "add": "add", "multiply": "multiply",
+    "multiply_scalar": "multiply", "copy": "copy",
 }
 TRACES = "begin_trace_capture end_trace_capture execute_trace release_trace".split()
 
@@ -101,11 +99,10 @@ class Library:
         self.basics_missing = [name for name in NEEDED if attribute(ttnn, name) is None]
         if self.basics_missing:
             return
-        self.formats = (ttnn.bfloat16, ttnn.bfloat8_b, ttnn.float32, ttnn.uint32)
+        self.formats = (ttnn.bfloat16, ttnn.bfloat8_b, ttnn.uint32)
         self.layouts = (ttnn.TILE_LAYOUT, ttnn.ROW_MAJOR_LAYOUT)
         self.memories = (ttnn.DRAM_MEMORY_CONFIG, ttnn.L1_MEMORY_CONFIG)
-        self.fidelities = [getattr(ttnn.MathFidelity, name)
-                           for name in ("LoFi", "HiFi2", "HiFi3", "HiFi4")]
+        self.fidelities = (ttnn.MathFidelity.HiFi2, ttnn.MathFidelity.HiFi4)
         buffers = (ttnn.BufferType.DRAM, ttnn.BufferType.L1)
         self.format_of, self.layout_of, self.buffer_of = (
             {name: i for i, name in enumerate(names)}
@@ -128,12 +125,12 @@ class Calls:
         self.kept = {}  # configurations made before, by their numbers
 
     def compute(self, w):
-        key = (w.fidelity, w.flags)
+        key = (w.fidelity, w.f32_accumulate)
         if key not in self.kept:
             self.kept[key] = self.ttnn.init_device_compute_kernel_config(
                 self.device.arch(), math_fidelity=self.library.fidelities[w.fidelity],
-                fp32_dest_acc_en=bool(w.flags & 1), packer_l1_acc=bool(w.flags & 2),
-                math_approx_mode=bool(w.flags & 4))
+                fp32_dest_acc_en=bool(w.f32_accumulate), packer_l1_acc=False,
+                math_approx_mode=False)
         return self.kept[key]
 
     def memory(self, w):
@@ -156,14 +153,8 @@ class Calls:
     def concat(self, w, x):
         return self.ttnn.concat, (x,), {"dim": w.axis, **self.memory(w)}
 
-    def to_layout(self, w, x):
-        return self.ttnn.to_layout, (x[0], self.library.layouts[w.layout]), self.memory(w)
-
     def typecast(self, w, x):
         return self.ttnn.typecast, (x[0], self.library.formats[w.format]), self.memory(w)
-
-    def to_memory(self, w, x):
-        return self.ttnn.to_memory_config, (x[0], self.library.memories[w.memory]), {}
 
     def linear(self, w, x):
         options = {"bias": x[2], "compute_kernel_config": self.compute(w),
@@ -201,11 +192,11 @@ class Calls:
             **self.memory(w)}
 
     def attention(self, w, x):
-        key = ("attention", w.q_chunk, w.k_chunk, w.flags & 4)
+        key = ("attention", w.q_chunk, w.k_chunk)
         if key not in self.kept:
             self.kept[key] = self.ttnn.SDPAProgramConfig(
                 compute_with_storage_grid_size=self.grid, q_chunk_size=w.q_chunk,
-                k_chunk_size=w.k_chunk, exp_approx_mode=bool(w.flags & 4))
+                k_chunk_size=w.k_chunk, exp_approx_mode=False)
         # The library's default is causal.
         return self.ttnn.transformer.scaled_dot_product_attention, (x[0], x[1], x[2]), {
             "is_causal": False, "attn_mask": x[3], "scale": w.scalar,
@@ -229,25 +220,12 @@ class Calls:
             "layout": self.ttnn.TILE_LAYOUT, **self.format_and_memory(w)}
 
     def add(self, w, x):
-        return self.ttnn.add, (x[0], (*x[1:], w.scalar)[0]), self.format_and_memory(w)
+        return self.ttnn.add, (x[0], x[1]), self.format_and_memory(w)
 
     def multiply(self, w, x):
         return self.ttnn.multiply, (x[0], (*x[1:], w.scalar)[0]), self.format_and_memory(w)
 
-    add_scalar, multiply_scalar = add, multiply
-
-    def silu(self, w, x):
-        return self.ttnn.silu, (x[0],), self.memory(w)
-
-    def gelu_tanh(self, w, x):
-        return self.ttnn.gelu, (x[0],), {
-            "variant": self.ttnn.GeluVariant.Tanh, **self.memory(w)}
-
-    def sin(self, w, x):
-        return self.ttnn.sin, (x[0],), self.memory(w)
-
-    def cos(self, w, x):
-        return self.ttnn.cos, (x[0],), self.memory(w)
+    multiply_scalar = multiply
 
     def copy(self, w, x):
         return self.ttnn.copy, (x[0], x[1]), {}
@@ -268,11 +246,9 @@ class Worker:
 
     def capabilities(self):
         grid, arch = self.calls.grid, str(self.device.arch()).rpartition(".")[2].lower()
-        views = [self.ttnn.get_memory_view(self.device, kind)
-                 for kind in (self.ttnn.BufferType.DRAM, self.ttnn.BufferType.L1)]
-        return {"arch": arch, "grid_x": grid.x, "grid_y": grid.y,
-                "dram_bytes": views[0].num_banks * views[0].total_bytes_per_bank,
-                "l1_bytes": L1_BYTES.get(arch, views[1].total_bytes_per_bank),
+        l1 = self.ttnn.get_memory_view(self.device, self.ttnn.BufferType.L1)
+        return {"grid_x": grid.x, "grid_y": grid.y,
+                "l1_bytes": L1_BYTES.get(arch, l1.total_bytes_per_bank),
                 "packed_upload": int(self.packed_upload)}
 
     def timed(self, function, *args, **options):
@@ -285,12 +261,9 @@ class Worker:
     def values(self, x):
         """Logical values as f32."""
         host = x.cpu()
-        if host.dtype not in (self.ttnn.float32, self.ttnn.uint32):
-            host = self.ttnn.to_dtype(host, self.ttnn.float32)
-        found = memoryview(host.to(self.ttnn.ROW_MAJOR_LAYOUT).to_numpy())
-        if found.format == "f":
-            return found if found.c_contiguous else found.tobytes()
-        return array.array("f", memoryview(found.tobytes()).cast("I"))
+        host = self.ttnn.to_dtype(host, self.ttnn.float32).to(self.ttnn.ROW_MAJOR_LAYOUT)
+        found = memoryview(host.to_numpy())
+        return found if found.c_contiguous else found.tobytes()
 
     def run(self, w, inputs):
         call, prepare = self.prepare[w.call]
@@ -310,10 +283,6 @@ class Worker:
 
     def download(self, _, inputs):
         os.pwrite(SHARED, self.timed(self.values, inputs[0]), 0)
-        return ()
-
-    def sync(self, *_):
-        self.timed(self.ttnn.synchronize_device, self.device)
         return ()
 
     def begin_trace(self, *_):

@@ -10,8 +10,8 @@ import struct
 SHARED = 5  # its descriptor, see worker_process.cc
 HEADER_BYTES = 4096  # the library's header is stretched to this; the payload follows
 SAMPLE, OTHER = (1, 3, 64, 96), (1, 2, 33, 40)  # dims; their order is found nowhere else
-BFP8, U32 = 1, 3  # formats, as in tt_api.h
-TILE_BYTES = (2048, 1088, 4096, 4096)
+BFP8, U32 = 1, 2  # formats, as in tt_api.h
+TILE_BYTES = (2048, 1088, 4096)
 
 
 def payload_bytes(format, layout, dims):
@@ -91,7 +91,7 @@ class TensorFiles:
         elif TILE_BYTES[format] == 2048:
             values = (data.view(numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
         else:
-            values = data.view(numpy.uint32 if format == U32 else numpy.float32)
+            values = data.view(numpy.uint32)
         if not layout:
             rows, columns = -(-dims[2] // 32), -(-dims[3] // 32)
             values = values.reshape(-1, rows, columns, 2, 2, 16, 16).transpose(0, 1, 3, 5, 2, 4, 6)

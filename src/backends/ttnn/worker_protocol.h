@@ -18,7 +18,6 @@ enum class Verb : uint8_t {  // VERBS in worker.py
   run,
   upload,
   download,
-  sync,
   begin_trace,
   end_trace,
   replay_trace,
@@ -30,7 +29,7 @@ enum class Verb : uint8_t {  // VERBS in worker.py
 struct WireRequest {  // REQUEST in worker.py
   Verb verb = Verb::run;
   uint8_t call = 0, format = 0, layout = 0, memory = 0, activation = 0, fidelity = 0;
-  uint8_t flags = 0;  // 1: f32 accumulation, 2: l1 accumulation, 4: approximate
+  uint8_t f32_accumulate = 0;
   uint8_t blocks = 0;
   uint8_t unused[3] = {};
   int32_t axis = 0;
