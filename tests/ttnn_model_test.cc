@@ -3,7 +3,6 @@
 // legality of the full-size models on every grid.
 #include <fmt/format.h>
 
-#include "backends/ttnn/fake_device.h"
 #include "backends/ttnn/ttnn.h"
 #include "model/parameters.h"
 #include "model/pi0.h"
@@ -183,9 +182,7 @@ class Blank final : public WeightSource {
 
 // Every call of a full-size policy, shapes, legality and memory only: no number is computed.
 void run_shapes(PolicyType type, const tt::FakeOptions& device, TtPrecision precision) {
-  auto api = tt::open_fake_device(device);
-  const tt::TtApi& fake_device = *api;
-  const auto kernels = make_ttnn_backend(std::move(api), precision);
+  const auto kernels = make_ttnn_backend(tt::open_fake_device(device), precision);
   Ops ops(*kernels);
   const Config c = full_size(type);
   Blank blank;
@@ -204,11 +201,11 @@ void run_shapes(PolicyType type, const tt::FakeOptions& device, TtPrecision prec
   const Tensor x = zeros({c.horizon, c.action_dim});
   EXPECT_EQ(ops.download(denoise(ops, model, cache, schedule, x)).size(),
             static_cast<size_t>(c.horizon * c.action_dim));
-  const tt::FakeUse use = tt::fake_use(fake_device);
-  EXPECT_LE(use.dram_peak, device.dram_bytes);
-  EXPECT_LE(use.l1_peak, device.grid_x * device.grid_y * device.l1_bytes);
-  const double weights = precision == TtPrecision::bf16 ? 6.5e9 : 3.9e9;
-  EXPECT_NEAR(static_cast<double>(use.dram_peak), weights, 0.15 * weights);
+}
+
+// What the weights take, and a seventh more for everything else.
+int64_t dram_bytes(TtPrecision precision) {
+  return precision == TtPrecision::bf16 ? 7'500'000'000 : 4'500'000'000;
 }
 
 TEST(TtnnFullSize, every_call_is_legal_and_memory_holds_on_every_grid) {
@@ -216,7 +213,9 @@ TEST(TtnnFullSize, every_call_is_legal_and_memory_holds_on_every_grid) {
     for (const PolicyType type : {PolicyType::pi0, PolicyType::pi05})
       for (const TtPrecision precision : {TtPrecision::bf16, TtPrecision::bfp8}) {
         SCOPED_TRACE(fmt::format("{}x{} {} {}", x, y, name(type), static_cast<int>(precision)));
-        ASSERT_NO_THROW(run_shapes(type, {.grid_x = x, .grid_y = y, .compute = false}, precision));
+        const tt::FakeOptions device{
+            .grid_x = x, .grid_y = y, .dram_bytes = dram_bytes(precision), .compute = false};
+        ASSERT_NO_THROW(run_shapes(type, device, precision));
       }
 }
 
@@ -253,29 +252,6 @@ TEST(TtnnFullSize, slow_blocks_are_within_their_gates) {
         EXPECT_EQ(c.failed, "") << c.module;
       }
     }
-}
-
-// ---- Faults of the device become errors of the call ----
-
-TEST(TtnnFaults, each_has_its_exit_code_and_says_which_call_failed) {
-  const auto failing = [](tt::Status status) {
-    return refused([&] {
-      const auto kernels =
-          make_ttnn_backend(tt::open_fake_device({.fail_at = 2, .fail_status = status}));
-      Ops ops(*kernels);
-      const Tensor x = ops.upload(std::vector<float>(64), {2, 32});
-      for (int i = 0; i < 3; ++i) ops.add_scaled(x, x, 0.5f);
-    });
-  };
-  const std::pair<tt::Status, Fault> expected[] = {{tt::Status::device_lost, Fault::backend},
-                                                   {tt::Status::deadline, Fault::backend},
-                                                   {tt::Status::unsupported, Fault::backend},
-                                                   {tt::Status::out_of_memory, Fault::memory}};
-  for (const auto& [status, fault] : expected) {
-    const Error e = failing(status);
-    EXPECT_EQ(e.fault(), fault) << e.what();
-    EXPECT_NE(std::string(e.what()).find("[add]"), std::string::npos) << e.what();
-  }
 }
 
 }  // namespace

@@ -19,6 +19,12 @@ std::vector<Caps> grids() {
   return all;
 }
 
+struct Product {
+  int64_t m, k, n;
+  Format w;
+  bool f32_accumulate;
+};
+
 std::vector<Product> products() {
   std::vector<Product> all;
   for (const int64_t m : {1, 32, 64, 256, 768, 832, 992})
@@ -39,41 +45,32 @@ std::vector<Product> products() {
                                {1024, 32},
                                {32, 32}})
       for (const Format w : {Format::bf16, Format::bfp8})
-        for (const bool f32 : {true, false}) all.push_back({m, k, n, Format::bf16, w, w, f32});
+        for (const bool f32 : {true, false}) all.push_back({m, k, n, w, f32});
   return all;
 }
 
-int64_t blocks_of(int64_t n, int64_t per_core) { return (n + per_core - 1) / per_core; }
-
-TEST(Plan, blocks_divide_the_product_cover_it_and_fit_the_cores) {
+// The rules of ttnn_rules_test hold for every plan: the device is asked for specs alone.
+TEST(Plan, of_every_product_is_legal_on_every_grid) {
   int64_t planned = 0, all = 0;
-  for (const Caps& caps : grids())
+  for (const Caps& caps : grids()) {
+    const auto device = open_fake_device(
+        {.grid_x = caps.grid_x, .grid_y = caps.grid_y, .dram_bytes = 1LL << 40, .compute = false});
     for (const Product& p : products()) {
-      const Blocks b = plan_product(p, caps);
-      const std::string what =
-          fmt::format("{} x {} x {} on {}x{}", p.m, p.k, p.n, caps.grid_x, caps.grid_y);
+      SCOPED_TRACE(fmt::format("{} x {} x {} on {}x{}", p.m, p.k, p.n, caps.grid_x, caps.grid_y));
+      const std::optional<Spec> in[] = {Spec{{1, 1, p.m, p.k}}, Spec{{1, 1, p.k, p.n}, p.w},
+                                        std::nullopt};
+      Request r{.call = Call::linear, .format = p.w};
+      r.compute.f32_accumulate = p.f32_accumulate;
+      r.blocks = plan_blocks(r, in, caps);
       ++all;
-      if (b.kind == Blocks::Kind::library) continue;
-      ++planned;
-      EXPECT_EQ(tiles(p.k) % b.k_block, 0) << what;
-      EXPECT_EQ(b.core_m % b.subblock_m, 0) << what;
-      EXPECT_EQ(b.core_n % b.subblock_n, 0) << what;
-      EXPECT_LE(b.subblock_m * b.subblock_n, p.f32_accumulate ? 4 : 8) << what;
-      EXPECT_TRUE(b.subblock_n == b.core_n || b.subblock_m == 1) << what;
-      EXPECT_LE(l1_bytes_of(b, p), caps.l1_bytes) << what;
-      const int64_t rows = blocks_of(tiles(p.m), b.core_m),
-                    columns = blocks_of(tiles(p.n), b.core_n);
-      EXPECT_GE(rows * columns, 1) << what;
-      if (b.kind == Blocks::Kind::multicast_1d) {
-        EXPECT_EQ(rows, 1) << what;
-        EXPECT_LE(columns, caps.grid_x * caps.grid_y) << what;
-      } else {
-        EXPECT_LE(rows, caps.grid_y) << what;
-        EXPECT_LE(columns, caps.grid_x) << what;
-      }
-      EXPECT_EQ(b.grid_x, caps.grid_x) << what;
-      EXPECT_EQ(b, plan_product(p, caps)) << what;
+      planned += r.blocks.kind != Blocks::Kind::library;
+      EXPECT_TRUE(r.blocks.subblock_n == r.blocks.core_n || r.blocks.subblock_m == 1);
+      EXPECT_LE(l1_bytes(r, in, caps.grid_x * caps.grid_y) + (64 << 10), caps.l1_bytes);
+      r.inputs = {device->upload(*in[0], {}).id, device->upload(*in[1], {}).id, 0};
+      EXPECT_NO_THROW(device->release(device->run(r)[0].id));
+      for (const TensorId x : {r.inputs[0], r.inputs[1]}) device->release(x);
     }
+  }
   EXPECT_GT(planned, all / 2);  // a planner that always leaves it to the library plans nothing
 }
 
@@ -82,7 +79,9 @@ TEST(Plan, attention_chunks_are_whole_tiles_that_divide_the_lengths) {
     for (const int64_t q : {32, 64, 256, 832})
       for (const int64_t k : {32, 96, 256, 832, 896})
         for (const int64_t d : {32, 96, 256}) {
-          const Chunks c = plan_attention(q, k, d, caps);
+          const Spec keys{{1, 1, k, d}};
+          const std::optional<Spec> in[] = {Spec{{1, 8, q, d}}, keys, keys, Spec{{1, 1, q, k}}};
+          const Chunks c = plan_chunks({.call = Call::attention}, in, caps);
           EXPECT_EQ(c.q % kTile, 0);
           EXPECT_EQ(c.k % kTile, 0);
           EXPECT_EQ(q % c.q, 0);

@@ -103,24 +103,21 @@ inline void expect_all_end_with_tendon(const WorkerOptions& options, const std::
   EXPECT_TRUE(all_end(family));
 }
 
-// Runs a call that must end with `status` because of `trouble` 0.3 s later. Nothing of `family` may
-// be left then, and the device stays lost. The error.
+// Runs a call that must fail because of `trouble` 0.3 s later. Nothing of `family` may be left
+// then, and the device stays lost. The error.
 inline std::string lose(
-    Board& board, const Request& request, Status status, const std::vector<Running>& family,
+    Board& board, const Request& request, const std::vector<Running>& family,
     const std::function<void()>& trouble = [] {}) {
   std::thread troubling([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
     trouble();
   });
-  std::string error = board.refusal(request, status);
+  std::string error = board.refusal(request, Fault::backend);
   troubling.join();
   EXPECT_TRUE(all_end(family, 0.5));
-  EXPECT_EQ(board.api().run(request).status, Status::device_lost);
-  EXPECT_EQ(board.api().last_error(), error) << "the first error is the one to read";
+  EXPECT_EQ(board.refusal(request, Fault::backend), error) << "the first error is the one to read";
   return error;
 }
-
-#define EXPECT_SAYS(text, piece) EXPECT_NE(std::string(text).find(piece), std::string::npos) << text
 
 // Median of what `calls` times `request` took outside the library: socket, coding, waking up.
 inline double overhead_us(Board& board, const Request& request, int calls) {

@@ -6,14 +6,6 @@
 namespace tendon::tt {
 namespace {
 
-Fault fault_of(Status status) {
-  switch (status) {
-    case Status::out_of_memory: return Fault::memory;
-    case Status::illegal: return Fault::internal;
-    default: return Fault::backend;
-  }
-}
-
 OpClass class_of(Call call) {
   switch (call) {
     case Call::linear: return OpClass::linear;
@@ -42,17 +34,6 @@ int64_t flops_of(const Request& r, std::span<const Held> inputs) {
 
 DeviceTensor::~DeviceTensor() { device_.api_->release(output_.id); }
 
-void Device::check(Status status, std::string_view call) {
-  ensure(status == Status::ok, fault_of(status), "[{}] {}: {}", call, name(status),
-         api_->last_error());
-}
-
-void Device::check(const Reply& reply, size_t outputs, std::string_view call) {
-  check(reply.status, call);
-  ensure(reply.outputs.size() == outputs, Fault::internal,
-         "[{}] the device gave {} tensors, expected {}", call, reply.outputs.size(), outputs);
-}
-
 Held Device::hold(const Output& output, const Spec& expected, std::string_view call) {
   auto held = std::make_shared<const DeviceTensor>(*this, output);
   const Spec& got = held->spec();
@@ -74,9 +55,7 @@ Held Device::upload_rows(const Spec& spec,
                          const std::function<void(int64_t row, std::span<float> to)>& rows) {
   std::vector<std::byte> bytes;
   if (!caps().shapes_only) bytes = pack_rows(spec, rows);
-  const Reply reply = api_->upload(spec, bytes);
-  check(reply, 1, "upload");
-  Held held = hold(reply.outputs[0], spec, "upload");
+  Held held = hold(api_->upload(spec, bytes), spec, "upload");
   if (calls_)
     calls_->push_back({.name = "upload",
                        .dtype = name(spec.format),
@@ -87,7 +66,7 @@ Held Device::upload_rows(const Spec& spec,
 
 std::vector<float> Device::download(const Held& x) {
   std::vector<float> values(static_cast<size_t>(count(x->dims())));
-  check(api_->download(x->id(), values), "download");
+  api_->download(x->id(), values);
   if (calls_)
     calls_->push_back({.name = "download",
                        .dtype = name(x->spec().format),
@@ -111,23 +90,21 @@ void Device::report(const Request& request, std::span<const Held> inputs,
 }
 
 std::vector<Held> Device::run_all(Request request, std::span<const Held> inputs) {
-  std::vector<Spec> specs;
-  for (const Held& x : inputs) {
-    request.inputs.push_back(x ? x->id() : 0);
-    specs.push_back(x ? x->spec() : Spec{});
-  }
-  const std::vector<Spec> expected = expected_outputs(request, specs);
-  const Reply reply = api_->run(request);
-  check(reply, expected.size(), name(request.call));
+  for (const Held& x : inputs) request.inputs.push_back(x ? x->id() : 0);
+  const std::vector<Spec> expected = output_specs(request, specs_of(inputs));
+  const std::vector<Output> made = api_->run(request);
+  ensure(made.size() == expected.size(), Fault::internal,
+         "[{}] the device gave {} tensors, expected {}", name(request.call), made.size(),
+         expected.size());
   std::vector<Held> outputs;
-  for (size_t i = 0; i < expected.size(); ++i)
-    outputs.push_back(hold(reply.outputs[i], expected[i], name(request.call)));
+  for (size_t i = 0; i < made.size(); ++i)
+    outputs.push_back(hold(made[i], expected[i], name(request.call)));
   report(request, inputs, expected);
   return outputs;
 }
 
 void Device::copy(const Held& x, const Held& into) {
-  check(api_->run({.call = Call::copy, .inputs = {x->id(), into->id()}}).status, "copy");
+  api_->run({.call = Call::copy, .inputs = {x->id(), into->id()}});
   if (calls_)
     calls_->push_back({.name = "copy",
                        .dtype = name(x->spec().format),
@@ -137,53 +114,19 @@ void Device::copy(const Held& x, const Held& into) {
 }
 
 TensorId Device::capture(const std::function<void()>& body) {
-  check(api_->begin_trace(), "begin_trace");
+  api_->begin_trace();
   body();
-  const Reply reply = api_->end_trace();
-  check(reply, 1, "end_trace");
-  return reply.outputs[0].id;
+  return api_->end_trace();
 }
-
-void Device::replay(TensorId trace) { check(api_->replay_trace(trace), "replay_trace"); }
 
 Held Device::run(Request request, std::initializer_list<Held> inputs) {
   return run_all(std::move(request), std::span(inputs.begin(), inputs.size()))[0];
 }
 
-std::vector<Spec> expected_outputs(const Request& r, std::span<const Spec> in) {
-  Spec y = in[0];
-  y.memory = r.memory;
-  switch (r.call) {
-    case Call::typecast: y.format = r.format; break;
-    case Call::reshape:
-    case Call::pad: y.dims = r.dims; break;
-    case Call::slice:
-      for (size_t i = 0; i < 4; ++i) y.dims[i] = r.dims[i] - r.begin[i];
-      break;
-    case Call::concat:
-      for (size_t i = 1; i < in.size(); ++i)
-        y.dims[static_cast<size_t>(r.axis)] += in[i].dims[static_cast<size_t>(r.axis)];
-      break;
-    case Call::linear:
-      y.dims[3] = in[1].dims[3];
-      y.format = r.format;
-      break;
-    case Call::create_qkv_heads: {
-      y.dims = {in[0].dims[0], r.heads, in[0].dims[2], in[0].dims[3] / (r.heads + 2 * r.kv_heads)};
-      Spec kv = y;
-      kv.dims[1] = r.kv_heads;
-      return {y, kv, kv};
-    }
-    case Call::concat_heads:
-      y.dims = {in[0].dims[0], 1, in[0].dims[2], in[0].dims[1] * in[0].dims[3]};
-      break;
-    case Call::embedding:
-      y = {
-          .dims = {1, 1, in[0].dims[3], in[1].dims[3]}, .format = in[1].format, .memory = r.memory};
-      break;
-    default: break;
-  }
-  return {y};
+std::vector<std::optional<Spec>> specs_of(std::span<const Held> tensors) {
+  std::vector<std::optional<Spec>> specs;
+  for (const Held& x : tensors) specs.push_back(x ? std::optional(x->spec()) : std::nullopt);
+  return specs;
 }
 
 }  // namespace tendon::tt

@@ -38,10 +38,8 @@ class Device {
   explicit Device(std::unique_ptr<TtApi> api) : api_(std::move(api)) {}
 
   const Caps& caps() const { return api_->caps(); }
-  TtApi& api() { return *api_; }
 
-  // Every method throws Error: Fault::memory when the device is full, Fault::backend when it is
-  // lost, too slow or lacks the call, Fault::internal when it refuses the arguments or answers with
+  // Every method throws what TtApi throws, and Error(Fault::internal) when the device answers with
   // another shape, format or memory than expected.
   Held upload(const Spec& spec, std::span<const float> values);  // logical values
   Held upload_rows(const Spec& spec,
@@ -54,7 +52,8 @@ class Device {
 
   // What `body` asks of the device is recorded, run and can be run again; it may not upload.
   TensorId capture(const std::function<void()>& body);
-  void replay(TensorId trace);
+  void replay(TensorId trace) { api_->replay_trace(trace); }
+  void forget(TensorId trace) { api_->release(trace); }
 
   void report_calls(std::vector<DeviceCall>* to) { calls_ = to; }
   // Calls made during the life of this object are on behalf of `module`, not of the op's own.
@@ -71,8 +70,6 @@ class Device {
 
  private:
   friend class DeviceTensor;
-  void check(Status status, std::string_view call);
-  void check(const Reply& reply, size_t outputs, std::string_view call);
   Held hold(const Output& output, const Spec& expected, std::string_view call);
   void report(const Request& request, std::span<const Held> inputs, std::span<const Spec> outputs);
 
@@ -81,7 +78,6 @@ class Device {
   std::optional<Module> serving_;
 };
 
-// What a call gives, by the rules of the library; for checking answers.
-std::vector<Spec> expected_outputs(const Request& request, std::span<const Spec> inputs);
+std::vector<std::optional<Spec>> specs_of(std::span<const Held> tensors);
 
 }  // namespace tendon::tt

@@ -1,10 +1,6 @@
-#include "backends/ttnn/fake_device.h"
-
+// A model of a TTNN device in this process: the library's rules, formats, memory and traces.
 #include <algorithm>
 #include <map>
-#include <new>
-#include <optional>
-#include <system_error>
 #include <unordered_map>
 
 #include "backends/ttnn/fake_ops.h"
@@ -19,14 +15,13 @@ namespace {
 // Bytes in use of one kind of memory.
 struct Ledger {
   std::string_view name;
-  int64_t bytes_max = 0, used = 0, peak = 0;
+  int64_t bytes_max = 0, used = 0;
 
   void charge(int64_t bytes) {
     ensure(used + bytes <= bytes_max, Fault::memory,
-           "{} asked for {} bytes, but {} of {} are in use and {} available", name, bytes, used,
-           bytes_max, bytes_max - used);
+           "[ttnn] out of memory: {} asked for {} bytes, but {} of {} are in use and {} available",
+           name, bytes, used, bytes_max, bytes_max - used);
     used += bytes;
-    peak = std::max(peak, used);
   }
 };
 
@@ -70,96 +65,61 @@ struct Step {
 };
 using Trace = std::vector<Step>;
 
-bool from_f32_accumulator(const Step& step) {
-  switch (step.request.call) {
-    case Call::linear:
-    case Call::layer_norm:
-    case Call::rms_norm:
-    case Call::attention:
-    case Call::rotary: return step.request.compute.f32_accumulate;
-    default: return false;
-  }
+// A reshape that only renames: the output is the input's storage.
+bool is_view(const Request& request, const Spec& x, const Spec& y) {
+  if (request.call != Call::reshape || x.memory != y.memory || x.dims[3] != y.dims[3]) return false;
+  return x.dims[2] == y.dims[2] || (x.dims[2] % kTile == 0 && y.dims[2] % kTile == 0);
 }
 
 class FakeDevice final : public TtApi {
  public:
   explicit FakeDevice(const FakeOptions& options)
-      : options_(options), threads_(options.threads > 0 ? options.threads : hardware_threads()) {
-    const int64_t cores = options.grid_x * options.grid_y;
-    dram_.bytes_max = options.dram_bytes;
-    l1_.bytes_max = cores * std::max<int64_t>(0, options.l1_bytes - kL1Base);
-    caps_ = {.grid_x = options.grid_x,
-             .grid_y = options.grid_y,
-             .l1_bytes = options.l1_bytes,
-             .fast_dispatch = options.fast_dispatch,
-             .simulated = true,
-             .shapes_only = !options.compute,
-             .description = "fake device"};
-  }
+      : compute_(options.compute),
+        threads_(options.threads > 0 ? options.threads : hardware_threads()),
+        caps_{.grid_x = options.grid_x,
+              .grid_y = options.grid_y,
+              .l1_bytes = options.l1_bytes,
+              .fast_dispatch = options.fast_dispatch,
+              .simulated = true,
+              .shapes_only = !options.compute,
+              .description = "fake device"},
+        dram_{"DRAM", options.dram_bytes},
+        l1_{"L1", cores() * std::max<int64_t>(0, options.l1_bytes - kL1Base)} {}
 
   const Caps& caps() const override { return caps_; }
-  Reply upload(const Spec& spec, std::span<const std::byte> bytes) override;
-  Status download(TensorId x, std::span<float> to) override;
-  void release(TensorId x) override;
-  Reply run(const Request& request) override;
-  Status begin_trace() override;
-  Reply end_trace() override;
-  Status replay_trace(TensorId trace) override;
-  void release_trace(TensorId trace) override { traces_.erase(trace); }
-  const std::string& last_error() const override { return error_; }
-
-  FakeUse use() const { return {dram_.used, dram_.peak, l1_.used, l1_.peak, std::ssize(tensors_)}; }
+  Output upload(const Spec& spec, std::span<const std::byte> bytes) override;
+  void download(TensorId x, std::span<float> to) override;
+  std::vector<Output> run(const Request& request) override;
+  void begin_trace() override;
+  TensorId end_trace() override;
+  void replay_trace(TensorId trace) override;
+  void release(TensorId x) noexcept override;
 
  private:
-  // Runs `call`, whose refusals are exceptions, and turns those into a status.
-  template <class Body>
-  Status attempt(const Body& call);
-  void copy(const Request& request);
-  Status refuse(Status status, std::string error);
-  FakeTensor find(const Request& request, size_t input) const;
+  int64_t cores() const { return caps_.grid_x * caps_.grid_y; }
+  void expect_no_capture(std::string_view call) const {
+    ensure(!recording_, Fault::internal, "[{}] got a call while a trace is captured", call);
+  }
+  const FakeTensor& find(std::string_view call, TensorId x) const;
   FakeTensor create(const Spec& spec);
   Output name_tensor(const FakeTensor& tensor);
   Step prepare(const Request& request);
   void execute(Step& step);
+  void copy(const Step& step) const;
 
-  FakeOptions options_;
+  bool compute_;
   int threads_;
   Caps caps_;
-  Ledger dram_{"DRAM"}, l1_{"L1"};  // outlive every Storage below
+  Ledger dram_, l1_;  // outlive every Storage below
   std::unordered_map<TensorId, FakeTensor> tensors_;
   std::map<TensorId, Trace> traces_;
   std::optional<Trace> recording_;
   TensorId next_ = 1;  // never used again, so that a stale id is noticed
-  int64_t runs_ = 0;
-  bool lost_ = false;
-  std::string error_;
 };
-
-Status FakeDevice::refuse(Status status, std::string error) {
-  error_ = std::move(error);
-  lost_ |= status == Status::device_lost || status == Status::deadline;
-  return status;
-}
-
-template <class Body>
-Status FakeDevice::attempt(const Body& call) {
-  if (lost_) return Status::device_lost;
-  try {
-    call();
-    return Status::ok;
-  } catch (const Error& e) {
-    return refuse(e.fault() == Fault::memory ? Status::out_of_memory : Status::illegal, e.what());
-  } catch (const std::bad_alloc&) {
-    return refuse(Status::out_of_memory, "the fake device's host has no memory left");
-  } catch (const std::exception& e) {  // no thread could be started
-    return refuse(Status::device_lost, e.what());
-  }
-}
 
 FakeTensor FakeDevice::create(const Spec& spec) {
   if (spec.memory == Memory::dram) return {spec, std::make_shared<Storage>(dram_, byte_size(spec))};
-  const int64_t cores = options_.grid_x * options_.grid_y;
-  return {spec, std::make_shared<Storage>(l1_, cores * bytes_per_core(spec, cores))};
+  return {spec, std::make_shared<Storage>(l1_, cores() * bytes_per_core(spec, cores()))};
 }
 
 Output FakeDevice::name_tensor(const FakeTensor& tensor) {
@@ -168,41 +128,35 @@ Output FakeDevice::name_tensor(const FakeTensor& tensor) {
   return {next_++, tensor.spec};
 }
 
-Reply FakeDevice::upload(const Spec& spec, std::span<const std::byte> bytes) {
-  Reply reply;
-  reply.status = attempt([&] {
-    ensure(!recording_, Fault::backend, "[upload] got {} while a trace is captured, expected none",
-           to_string(spec));
-    check_spec(spec);
-    ensure(!options_.compute || std::ssize(bytes) == byte_size(spec), Fault::backend,
-           "[upload] got {} bytes for {}, expected {}", bytes.size(), to_string(spec),
-           byte_size(spec));
-    const FakeTensor tensor = create(spec);
-    if (options_.compute) tensor.storage->values = unpack(spec, bytes);
-    reply.outputs.push_back(name_tensor(tensor));
-  });
-  return reply;
+const FakeTensor& FakeDevice::find(std::string_view call, TensorId x) const {
+  const auto at = tensors_.find(x);
+  ensure(at != tensors_.end(), Fault::internal,
+         "[{}] got id {}, expected a tensor that was not released", call, x);
+  return at->second;
 }
 
-Status FakeDevice::download(TensorId x, std::span<float> to) {
-  return attempt([&] {
-    ensure(!recording_, Fault::backend, "[download] got a call while a trace is captured");
-    const auto at = tensors_.find(x);
-    ensure(at != tensors_.end(), Fault::backend,
-           "[download] got id {}, expected a tensor that was not released", x);
-    ensure(std::ssize(to) == count(at->second.spec.dims), Fault::backend,
-           "[download] got room for {} values, expected those of {}", to.size(),
-           to_string(at->second.spec));
-    if (options_.compute)
-      std::ranges::copy(at->second.storage->values, to.begin());
-    else
-      std::ranges::fill(to, 0.0f);
-  });
+Output FakeDevice::upload(const Spec& spec, std::span<const std::byte> bytes) {
+  expect_no_capture("upload");
+  check_spec(spec);
+  const FakeTensor tensor = create(spec);
+  if (compute_) tensor.storage->values = unpack(spec, bytes);
+  return name_tensor(tensor);
+}
+
+void FakeDevice::download(TensorId x, std::span<float> to) {
+  expect_no_capture("download");
+  const FakeTensor& tensor = find("download", x);
+  ensure(std::ssize(to) == count(tensor.spec.dims), Fault::internal,
+         "[download] got room for {} values, expected those of {}", to.size(),
+         to_string(tensor.spec));
+  std::ranges::fill(to, 0.0f);
+  std::ranges::copy(tensor.storage->values, to.begin());
 }
 
 // A storage that only a trace still knows stays, except one that was also made during the capture:
 // the library hands its memory to the next tensor, and a replay makes it again.
-void FakeDevice::release(TensorId x) {
+void FakeDevice::release(TensorId x) noexcept {
+  traces_.erase(x);
   const auto at = tensors_.find(x);
   if (at == tensors_.end()) return;
   const std::shared_ptr<Storage> storage = at->second.storage;
@@ -217,27 +171,17 @@ void FakeDevice::release(TensorId x) {
   recording_->back().dropped.push_back(storage);
 }
 
-FakeTensor FakeDevice::find(const Request& request, size_t input) const {
-  const TensorId wanted = request.inputs[input];
-  if (wanted == 0) return {};
-  const auto at = tensors_.find(wanted);
-  ensure(at != tensors_.end(), Fault::backend,
-         "[{}] input {} is id {}, expected a tensor that was not released", name(request.call),
-         input, wanted);
-  return at->second;
-}
-
 Step FakeDevice::prepare(const Request& request) {
-  Step step{.request = request};
+  Step step{.request = request, .inputs = {}, .outputs = {}, .dropped = {}};
   std::vector<std::optional<Spec>> specs;
-  for (size_t i = 0; i < request.inputs.size(); ++i) {
-    const FakeTensor& x = step.inputs.emplace_back(find(request, i));
-    specs.push_back(x.storage ? std::optional(x.spec) : std::nullopt);
+  for (const TensorId x : request.inputs) {
+    step.inputs.push_back(x == 0 ? FakeTensor{} : find(name(request.call), x));
+    specs.push_back(x == 0 ? std::nullopt : std::optional(step.inputs.back().spec));
   }
   // Tensors in L1 lie on all cores alike and leave less for the buffers of a kernel.
-  const int64_t cores = options_.grid_x * options_.grid_y;
-  const CoreGrid grid{options_.grid_x, options_.grid_y, options_.l1_bytes - l1_.used / cores};
-  for (const Spec& y : output_specs(request, specs, grid)) {
+  check_legal(request, specs, {caps_.grid_x, caps_.grid_y, caps_.l1_bytes - l1_.used / cores()});
+  for (const Spec& y : output_specs(request, specs)) {
+    check_spec(y);
     const FakeTensor& x = step.inputs[0];
     step.outputs.push_back(is_view(request, x.spec, y) ? FakeTensor{y, x.storage} : create(y));
   }
@@ -246,95 +190,63 @@ Step FakeDevice::prepare(const Request& request) {
 
 void FakeDevice::execute(Step& step) {
   for (const FakeTensor& y : step.outputs) y.storage->fill();
-  if (!options_.compute || step.outputs[0].storage == step.inputs[0].storage) return;
+  if (!compute_ || step.outputs[0].storage == step.inputs[0].storage) return;
   std::vector<Operand> operands;
-  for (const FakeTensor& x : step.inputs) {
-    operands.push_back({.spec = x.spec, .values = {}});
-    if (x.storage) operands.back().values = x.storage->values;
-  }
+  for (const FakeTensor& x : step.inputs)
+    operands.push_back({x.spec, x.storage ? x.storage->values : std::span<const float>{}});
   std::vector<Spec> specs;
   for (const FakeTensor& y : step.outputs) specs.push_back(y.spec);
   std::vector<std::vector<float>> results = compute(step.request, operands, specs, threads_);
-  const bool from_f32 = from_f32_accumulator(step);
-  for (size_t i = 0; i < results.size(); ++i) {
-    round_to_format(specs[i], from_f32, results[i], threads_);
+  for (size_t i = 0; i < results.size(); ++i)
     step.outputs[i].storage->values = std::move(results[i]);
-  }
 }
 
 // Into memory that is there already: between replays, never while a trace is captured.
-void FakeDevice::copy(const Request& request) {
-  ensure(!recording_, Fault::backend, "[copy] got a call while a trace is captured");
-  ensure(request.inputs.size() == 2, Fault::backend, "[copy] got {} inputs, expected 2",
-         request.inputs.size());
-  const FakeTensor x = find(request, 0), y = find(request, 1);
-  ensure(x.spec == y.spec, Fault::backend, "[copy] got {} into {}, expected the same",
+void FakeDevice::copy(const Step& step) const {
+  expect_no_capture("copy");
+  const FakeTensor &x = step.inputs[0], &y = step.inputs[1];
+  ensure(x.spec == y.spec, Fault::internal, "[copy] got {} into {}, expected the same",
          to_string(x.spec), to_string(y.spec));
   y.storage->values = x.storage->values;
 }
 
-Reply FakeDevice::run(const Request& request) {
-  Reply reply;
-  if (!lost_ && ++runs_ == options_.fail_at) {
-    reply.status = refuse(options_.fail_status,
-                          fmt::format("[{}] run {} was told to fail with {}", name(request.call),
-                                      runs_, name(options_.fail_status)));
-    return reply;
-  }
-  reply.status = attempt([&] {
-    if (request.call == Call::copy) return copy(request);
-    Step step = prepare(request);
+std::vector<Output> FakeDevice::run(const Request& request) {
+  Step step = prepare(request);
+  if (request.call == Call::copy) return copy(step), std::vector<Output>{};
+  execute(step);
+  std::vector<Output> outputs;
+  for (const FakeTensor& y : step.outputs) outputs.push_back(name_tensor(y));
+  if (recording_) recording_->push_back(std::move(step));
+  return outputs;
+}
+
+void FakeDevice::begin_trace() {
+  ensure(caps_.fast_dispatch, Fault::backend, "[begin_trace] traces need fast dispatch");
+  expect_no_capture("begin_trace");
+  recording_.emplace();
+}
+
+TensorId FakeDevice::end_trace() {
+  ensure(recording_.has_value(), Fault::internal, "[end_trace] no trace is being captured");
+  traces_[next_] = *std::exchange(recording_, std::nullopt);
+  return next_++;
+}
+
+void FakeDevice::replay_trace(TensorId trace) {
+  expect_no_capture("replay_trace");
+  const auto at = traces_.find(trace);
+  ensure(at != traces_.end(), Fault::internal,
+         "[replay_trace] got id {}, expected a trace that was not released", trace);
+  for (Step& step : at->second) {
     execute(step);
-    for (const FakeTensor& y : step.outputs) reply.outputs.push_back(name_tensor(y));
-    if (recording_) recording_->push_back(std::move(step));
-  });
-  return reply;
-}
-
-Status FakeDevice::begin_trace() {
-  if (lost_) return Status::device_lost;
-  if (!options_.fast_dispatch)
-    return refuse(Status::unsupported, "[begin_trace] traces need fast dispatch");
-  return attempt([&] {
-    ensure(!recording_, Fault::backend, "[begin_trace] a trace is already being captured");
-    recording_.emplace();
-  });
-}
-
-Reply FakeDevice::end_trace() {
-  Reply reply;
-  reply.status = attempt([&] {
-    ensure(recording_.has_value(), Fault::backend, "[end_trace] no trace is being captured");
-    traces_[next_] = std::move(*recording_);
-    recording_.reset();
-    reply.outputs.push_back({.id = next_++, .spec = {}});
-  });
-  return reply;
-}
-
-Status FakeDevice::replay_trace(TensorId trace) {
-  return attempt([&] {
-    ensure(!recording_, Fault::backend, "[replay_trace] a trace is being captured");
-    const auto at = traces_.find(trace);
-    ensure(at != traces_.end(), Fault::backend,
-           "[replay_trace] got id {}, expected a trace that was not released", trace);
-    for (Step& step : at->second) {
-      execute(step);
-      for (const std::shared_ptr<Storage>& storage : step.dropped) storage->drop();
-    }
-  });
+    for (const std::shared_ptr<Storage>& storage : step.dropped) storage->drop();
+  }
 }
 
 }  // namespace
 
 std::unique_ptr<TtApi> open_fake_device(const FakeOptions& options) {
   return std::make_unique<FakeDevice>(options);
-}
-
-FakeUse fake_use(const TtApi& device) {
-  const auto* fake = dynamic_cast<const FakeDevice*>(&device);
-  ensure(fake != nullptr, Fault::internal, "this is not the fake device");
-  return fake->use();
 }
 
 }  // namespace tendon::tt

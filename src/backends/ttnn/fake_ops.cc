@@ -54,8 +54,8 @@ std::vector<float> concat(const Request& request, std::span<const Operand> input
   return y;
 }
 
-std::vector<float> pad(const Request& request, const Operand& x, const Spec& out) {
-  std::vector<float> y(static_cast<size_t>(count(out.dims)), request.scalar);
+std::vector<float> pad(const Operand& x, const Spec& out) {
+  std::vector<float> y = empty_values(out);
   copy_box(x.spec.dims, x.values.data(), {x.spec.dims}, y.data(), {out.dims});
   return y;
 }
@@ -85,7 +85,7 @@ std::vector<float> norm(const Request& request, std::span<const Operand> inputs,
     const auto inverse = static_cast<float>(1 / std::sqrt(variance + request.scalar));
     for (int64_t c = 0; c < n; ++c) {
       to[c] = (from[c] - static_cast<float>(mean)) * inverse;
-      if (!scale.values.empty()) to[c] *= scale.values[static_cast<size_t>(c)];
+      to[c] *= scale.values[static_cast<size_t>(c)];
       if (!shift.empty()) to[c] += shift[static_cast<size_t>(c)];
     }
   });
@@ -142,7 +142,7 @@ std::vector<float> embedding(std::span<const Operand> inputs) {
   std::vector<float> y;
   for (const float id : ids.values) {
     const auto row = static_cast<int64_t>(id);
-    ensure(row < rows, Fault::backend, "[embedding] got id {}, expected less than the table's {}",
+    ensure(row < rows, Fault::internal, "[embedding] got id {}, expected less than the table's {}",
            row, rows);
     const auto from = table.values.subspan(static_cast<size_t>(row * k), static_cast<size_t>(k));
     y.insert(y.end(), from.begin(), from.end());
@@ -199,34 +199,41 @@ void round_block(std::span<float> block, bool from_f32) {
   }
 }
 
-}  // namespace
-
+// To what the device's packer stores. bf16: nearest even. bfp8: blocks of 16 along the row, ties
+// away from zero; out of a 32-bit accumulator each value is first rounded to 7 significant bits on
+// its own, then again to the block's exponent.
 void round_to_format(const Spec& spec, bool from_f32, std::span<float> values, int threads) {
   constexpr int64_t kBlock = 16;
   const int64_t n = spec.dims[3];
-  if (spec.format == Format::bf16) {
-    for_each(std::ssize(values) / n, n, threads, [&](int64_t r) {
-      for (float& value : values.subspan(static_cast<size_t>(r * n), static_cast<size_t>(n)))
-        value = from_bf16(to_bf16(value));
-    });
-  } else if (spec.format == Format::bfp8) {
-    for_each(std::ssize(values) / n, n, threads, [&](int64_t r) {
+  for_each(std::ssize(values) / n, n, threads, [&](int64_t r) {
+    const std::span row = values.subspan(static_cast<size_t>(r * n), static_cast<size_t>(n));
+    if (spec.format == Format::bf16)
+      for (float& value : row) value = from_bf16(to_bf16(value));
+    else
       for (int64_t c = 0; c < n; c += kBlock)
-        round_block(values.subspan(static_cast<size_t>(r * n + c),
-                                   static_cast<size_t>(std::min(kBlock, n - c))),
-                    from_f32);
-    });
-  }
+        round_block(
+            row.subspan(static_cast<size_t>(c), static_cast<size_t>(std::min(kBlock, n - c))),
+            from_f32);
+  });
 }
 
-namespace {
+bool from_f32_accumulator(const Request& request) {
+  switch (request.call) {
+    case Call::linear:
+    case Call::layer_norm:
+    case Call::rms_norm:
+    case Call::attention:
+    case Call::rotary: return request.compute.f32_accumulate;
+    default: return false;
+  }
+}
 
 std::vector<float> compute_one(const Request& request, std::span<const Operand> inputs,
                                const Spec& out, int threads) {
   const Operand& x = inputs[0];
   switch (request.call) {
     case Call::slice: return slice(request, x, out);
-    case Call::pad: return pad(request, x, out);
+    case Call::pad: return pad(x, out);
     case Call::concat: return concat(request, inputs, out);
     case Call::linear: return linear(request, inputs, threads);
     case Call::layer_norm:
@@ -246,9 +253,13 @@ std::vector<float> compute_one(const Request& request, std::span<const Operand> 
 
 std::vector<std::vector<float>> compute(const Request& request, std::span<const Operand> inputs,
                                         std::span<const Spec> outputs, int threads) {
-  if (request.call == Call::create_qkv_heads) return create_heads(inputs[0], outputs);
   std::vector<std::vector<float>> all;
-  all.push_back(compute_one(request, inputs, outputs[0], threads));
+  if (request.call == Call::create_qkv_heads)
+    all = create_heads(inputs[0], outputs);
+  else
+    all.push_back(compute_one(request, inputs, outputs[0], threads));
+  for (size_t i = 0; i < all.size(); ++i)
+    round_to_format(outputs[i], from_f32_accumulator(request), all[i], threads);
   return all;
 }
 

@@ -14,8 +14,7 @@ namespace {
 using Lanes = float __attribute__((vector_size(16)));
 constexpr int64_t kLanes = 4;
 constexpr int64_t kPanel = 2 * kLanes;  // columns that one kernel call makes
-constexpr int64_t kPanels = 8;          // packed at a time: 128 KB, which stay in the L2 cache
-constexpr int64_t kDepth = 512;         // of k packed at a time; 4 rows of a stay in the L1 cache
+constexpr int64_t kRows = 4;            // and rows
 constexpr int64_t kSmall = 1 << 19;     // products with fewer multiplications stay on one thread
 constexpr int64_t kQueries = 64;        // rows of q whose scores are held at once
 
@@ -25,16 +24,19 @@ Lanes load(const float* from) {
   return v;
 }
 
-// to[Rows, 8] += a[Rows, depth] panel[depth, 8]: 64 FLOPs for 32 bytes of panel with four rows,
+// A matrix in memory: element (r, c) is at[r * row_stride + c * column_stride].
+struct MatrixView {
+  const float* at = nullptr;
+  int64_t rows = 0, columns = 0;
+  int64_t row_stride = 0, column_stride = 1;
+};
+
+// to[Rows, 8] = a[Rows, depth] panel[depth, 8]: 64 FLOPs for 32 bytes of panel with four rows,
 // bound by the arithmetic.
 template <int Rows>
-void multiply_panel(const float* a, int64_t a_stride, const float* panel, int64_t depth, float* to,
-                    int64_t to_stride) {
-  Lanes low[Rows], high[Rows];
-  for (int r = 0; r < Rows; ++r) {
-    low[r] = load(to + r * to_stride);
-    high[r] = load(to + r * to_stride + kLanes);
-  }
+void multiply_panel(const float* a, int64_t a_stride, const float* panel, int64_t depth,
+                    float* to) {
+  Lanes low[Rows] = {}, high[Rows] = {};
   for (int64_t k = 0; k < depth; ++k) {
     const Lanes b_low = load(panel + k * kPanel), b_high = load(panel + k * kPanel + kLanes);
     for (int r = 0; r < Rows; ++r) {
@@ -44,53 +46,33 @@ void multiply_panel(const float* a, int64_t a_stride, const float* panel, int64_
     }
   }
   for (int r = 0; r < Rows; ++r) {
-    std::memcpy(to + r * to_stride, &low[r], sizeof(Lanes));
-    std::memcpy(to + r * to_stride + kLanes, &high[r], sizeof(Lanes));
+    std::memcpy(to + r * kPanel, &low[r], sizeof(Lanes));
+    std::memcpy(to + r * kPanel + kLanes, &high[r], sizeof(Lanes));
   }
 }
 
-// Rows [k, k + depth) of columns [column, column + count) of b, panel by panel; columns beyond
-// become zero.
-void pack_panels(const MatrixView& b, int64_t k, int64_t depth, int64_t column, int64_t count,
-                 float* to) {
-  for (int64_t first = 0; first < count; first += kPanel, to += depth * kPanel) {
-    const int64_t width = std::min(kPanel, count - first);
-    for (int64_t i = 0; i < depth; ++i) {
-      const float* from = b.at + (k + i) * b.row_stride + (column + first) * b.column_stride;
-      for (int64_t c = 0; c < kPanel; ++c)
-        to[i * kPanel + c] = c < width ? from[c * b.column_stride] : 0.0f;
-    }
-  }
-}
-
-}  // namespace
-
+// Columns [first, last) of a b, each element summed in order of k, to `to` with rows of
+// b.columns values. a's column stride is 1.
 void multiply_columns(const MatrixView& a, const MatrixView& b, int64_t first, int64_t last,
-                      float* to, int64_t to_stride) {
-  constexpr int64_t kWidth = kPanels * kPanel;
-  std::vector<float> panels(static_cast<size_t>(kDepth * kWidth));
-  std::vector<float> sums(static_cast<size_t>(a.rows * kWidth));  // [a.rows, 64]
-  for (int64_t column = first; column < last; column += kWidth) {
-    const int64_t width = std::min(kWidth, last - column);
-    std::ranges::fill(sums, 0.0f);
-    for (int64_t k = 0; k < b.rows; k += kDepth) {
-      const int64_t depth = std::min(kDepth, b.rows - k);
-      pack_panels(b, k, depth, column, width, panels.data());
-      for (int64_t r = 0; r < a.rows; r += 4)
-        for (int64_t c = 0; c < width; c += kPanel) {
-          const float* rows = a.at + r * a.row_stride + k;
-          const float* panel = panels.data() + c * depth;
-          float* sum = sums.data() + r * kWidth + c;
-          switch (a.rows - r) {
-            case 1: multiply_panel<1>(rows, a.row_stride, panel, depth, sum, kWidth); break;
-            case 2: multiply_panel<2>(rows, a.row_stride, panel, depth, sum, kWidth); break;
-            case 3: multiply_panel<3>(rows, a.row_stride, panel, depth, sum, kWidth); break;
-            default: multiply_panel<4>(rows, a.row_stride, panel, depth, sum, kWidth);
-          }
-        }
+                      float* to) {
+  std::vector<float> panel(static_cast<size_t>(b.rows * kPanel));  // [b.rows, 8]
+  float sums[kRows * kPanel];
+  for (int64_t column = first; column < last; column += kPanel) {
+    const int64_t width = std::min(kPanel, last - column);
+    for (int64_t k = 0; k < b.rows; ++k)
+      for (int64_t c = 0; c < width; ++c)
+        panel[static_cast<size_t>(k * kPanel + c)] =
+            b.at[k * b.row_stride + (column + c) * b.column_stride];
+    for (int64_t r = 0; r < a.rows;) {
+      const float* rows = a.at + r * a.row_stride;
+      const int64_t made = a.rows - r < kRows ? 1 : kRows;
+      if (made == 1)
+        multiply_panel<1>(rows, a.row_stride, panel.data(), b.rows, sums);
+      else
+        multiply_panel<kRows>(rows, a.row_stride, panel.data(), b.rows, sums);
+      for (int64_t i = 0; i < made; ++i, ++r)
+        std::copy_n(sums + i * kPanel, width, to + r * b.columns + column);
     }
-    for (int64_t r = 0; r < a.rows; ++r)
-      std::copy_n(sums.data() + r * kWidth, width, to + r * to_stride + column);
   }
 }
 
@@ -103,29 +85,6 @@ float activate(Activation activation, float x) {
   }
   return x;
 }
-
-std::vector<float> linear(const Request& request, std::span<const Operand> inputs, int threads) {
-  const Operand &x = inputs[0], &w = inputs[1], &bias = inputs[2];
-  const Dims& d = x.spec.dims;
-  const int64_t rows = d[0] * d[1] * d[2], k = d[3], n = w.spec.dims[3];
-  const MatrixView a{x.values.data(), rows, k, k}, b{w.values.data(), k, n, n};
-  std::vector<float> y(static_cast<size_t>(rows * n));  // [rows, n]
-  const int64_t panels = (n + kPanel - 1) / kPanel;
-  parallel_for(panels, rows * k * n < kSmall ? 1 : threads, [&](int64_t first, int64_t last) {
-    first *= kPanel;
-    last = std::min(last * kPanel, n);
-    multiply_columns(a, b, first, last, y.data(), n);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = first; c < last; ++c) {
-        float& value = y[static_cast<size_t>(r * n + c)];
-        if (!bias.values.empty()) value += bias.values[static_cast<size_t>(c)];
-        value = activate(request.activation, value);
-      }
-  });
-  return y;
-}
-
-namespace {
 
 // In place: softmax(scores * scale + mask), row by row. `mask` may be null.
 void softmax_rows(float* scores, int64_t rows, int64_t n, float scale, const float* mask) {
@@ -143,30 +102,49 @@ void softmax_rows(float* scores, int64_t rows, int64_t n, float scale, const flo
 
 }  // namespace
 
+std::vector<float> linear(const Request& request, std::span<const Operand> inputs, int threads) {
+  const Operand &x = inputs[0], &w = inputs[1], &bias = inputs[2];
+  const Dims& d = x.spec.dims;
+  const int64_t rows = d[0] * d[1] * d[2], k = d[3], n = w.spec.dims[3];
+  const MatrixView a{x.values.data(), rows, k, k}, b{w.values.data(), k, n, n};
+  std::vector<float> y(static_cast<size_t>(rows * n));  // [rows, n]
+  const int64_t panels = divide_up(n, kPanel);
+  parallel_for(panels, rows * k * n < kSmall ? 1 : threads, [&](int64_t first, int64_t last) {
+    first *= kPanel;
+    last = std::min(last * kPanel, n);
+    multiply_columns(a, b, first, last, y.data());
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = first; c < last; ++c) {
+        float& value = y[static_cast<size_t>(r * n + c)];
+        if (!bias.values.empty()) value += bias.values[static_cast<size_t>(c)];
+        value = activate(request.activation, value);
+      }
+  });
+  return y;
+}
+
 std::vector<float> attention(const Request& request, std::span<const Operand> inputs, int threads) {
   const Operand &q = inputs[0], &k = inputs[1], &v = inputs[2], &mask = inputs[3];
   const int64_t batches = q.spec.dims[0], heads = q.spec.dims[1], m = q.spec.dims[2],
                 d = q.spec.dims[3];
   const int64_t groups = k.spec.dims[1], n = k.spec.dims[2];
-  const int64_t blocks = (m + kQueries - 1) / kQueries;  // of queries, per head
-  std::vector<float> y(q.values.size());                 // [batches, heads, m, d]
+  const int64_t blocks = divide_up(m, kQueries);  // of queries, per head
+  std::vector<float> y(q.values.size());          // [batches, heads, m, d]
   const int64_t tasks = batches * heads * blocks;
   const bool small = batches * heads * m * n * d < kSmall;
   parallel_for(tasks, small ? 1 : threads, [&](int64_t first, int64_t last) {
     std::vector<float> scores(static_cast<size_t>(kQueries * n));
     for (int64_t task = first; task < last; ++task) {
       const int64_t head = task / blocks, row = task % blocks * kQueries;  // of all batches
-      const int64_t rows = std::min(kQueries, m - row), batch = head / heads;
-      const int64_t group = batch * groups + head % heads / (heads / groups);
-      const int64_t mask_batch = mask.spec.dims[0] == 1 ? 0 : batch;
-      const float* visible =
-          mask.values.empty() ? nullptr : mask.values.data() + (mask_batch * m + row) * n;
+      const int64_t rows = std::min(kQueries, m - row);
+      const int64_t group = head / (heads / groups);  // likewise
+      const float* hidden = mask.values.empty() ? nullptr : mask.values.data() + row * n;
       const int64_t at = (head * m + row) * d;
       multiply_columns({q.values.data() + at, rows, d, d},
-                       {k.values.data() + group * n * d, d, n, 1, d}, 0, n, scores.data(), n);
-      softmax_rows(scores.data(), rows, n, request.scalar, visible);
+                       {k.values.data() + group * n * d, d, n, 1, d}, 0, n, scores.data());
+      softmax_rows(scores.data(), rows, n, request.scalar, hidden);
       multiply_columns({scores.data(), rows, n, n}, {v.values.data() + group * n * d, n, d, d}, 0,
-                       d, y.data() + at, d);
+                       d, y.data() + at);
     }
   });
   return y;

@@ -1,11 +1,6 @@
-// What the library refuses, and what it makes of what it accepts. Read off ttnn 0.81.1 on a mock
-// Wormhole, L1 to the byte; some rules here are narrower than the library's.
+// What the library refuses. Read off ttnn 0.81.1 on a mock Wormhole, L1 to the byte; some rules
+// here are narrower than the library's.
 #pragma once
-
-#include <cstdint>
-#include <optional>
-#include <span>
-#include <vector>
 
 #include "backends/ttnn/tt_api.h"
 
@@ -20,19 +15,14 @@ struct CoreGrid {
   int64_t l1_bytes = 0;  // of a core, less what L1 tensors take
 };
 
-// The specs of the outputs. `inputs` are as in the request, empty where it says 0. Throws
-// Error(Fault::backend) saying op, got and expected.
-std::vector<Spec> output_specs(const Request& request, std::span<const std::optional<Spec>> inputs,
-                               const CoreGrid& grid);
+// Throws Error(Fault::internal) saying op, got and expected unless the library takes the call.
+void check_legal(const Request& request, InputSpecs inputs, const CoreGrid& grid);
 
-// A reshape that only renames: the output is the input's storage.
-bool is_view(const Request& request, const Spec& x, const Spec& y);
+// Throws unless a tensor can have this spec at all.
+void check_spec(const Spec& spec);
 
 // Bytes that an interleaved tensor takes of every core: its tiles or rows are dealt out in turn,
 // and all cores set aside as much as the first one.
 int64_t bytes_per_core(const Spec& spec, int64_t cores);
-
-// Throws unless a tensor can have this spec at all.
-void check_spec(const Spec& spec);
 
 }  // namespace tendon::tt

@@ -5,21 +5,16 @@
 
 namespace tendon::tt {
 
-struct Product {
-  int64_t m = 1, k = 1, n = 1;  // m: rows of all batches
-  Format x = Format::bf16, w = Format::bf16, y = Format::bf16;
-  bool f32_accumulate = true;
-};
+// Bytes of L1 that the buffers of a linear (by its blocks) or of attention (by its chunks) take of
+// a core, on a device with so many. Read off ttnn 0.81.1, to the byte.
+int64_t l1_bytes(const Request& request, InputSpecs inputs, int64_t cores);
 
-// Blocks that cover the product with at most grid_x * grid_y cores and fit their L1: few rows are
+// Blocks that cover the linear with at most grid_x * grid_y cores and fit their L1: few rows are
 // multicast to columns of cores (1D), more are cut both ways (2D). The library's own choice where
-// neither fits. L1 of a core: two buffers of each operand's block, the output and, with f32
-// accumulation, its partial sums.
-Blocks plan_product(const Product& product, const Caps& caps);
-
-int64_t l1_bytes_of(const Blocks& blocks, const Product& product);
+// neither fits.
+Blocks plan_blocks(Request linear, InputSpecs inputs, const Caps& caps);
 
 // The largest chunks of 32 to 128 rows that divide the padded lengths and fit a core's L1.
-Chunks plan_attention(int64_t queries, int64_t keys, int64_t head_width, const Caps& caps);
+Chunks plan_chunks(Request attention, InputSpecs inputs, const Caps& caps);
 
 }  // namespace tendon::tt

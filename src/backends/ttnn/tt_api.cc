@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "backends/ttnn/tiles.h"
-#include "tensor/tensor.h"
 
 namespace tendon::tt {
+
 Dims padded(const Spec& spec) {
   Dims dims = spec.dims;
   if (spec.layout == Layout::row_major) return dims;
@@ -14,18 +16,13 @@ Dims padded(const Spec& spec) {
   return dims;
 }
 
-int64_t byte_size(const Spec& spec) {
-  const int64_t values = count(padded(spec));
-  switch (spec.format) {
-    case Format::bf16: return 2 * values;
-    case Format::bfp8: return values / (kTile * kTile) * kBfp8TileBytes;
-    case Format::u32: return 4 * values;
-  }
-  return 0;
+int64_t tile_bytes(Format format) {
+  if (format == Format::bfp8) return kBfp8TileBytes;
+  return kTile * kTile * (format == Format::bf16 ? 2 : 4);
 }
 
-int64_t tile_bytes(Format format) {
-  return byte_size({.dims = {1, 1, kTile, kTile}, .format = format});
+int64_t byte_size(const Spec& spec) {
+  return count(padded(spec)) * tile_bytes(spec.format) / (kTile * kTile);
 }
 
 std::string to_string(const Spec& spec) {
@@ -40,7 +37,7 @@ std::string_view name(Format format) {
 }
 
 std::string_view name(Call call) {
-  constexpr std::array<std::string_view, kCallCount> kNames = {
+  constexpr std::array<std::string_view, 17> kNames = {
       "reshape",          "slice",        "pad",       "concat",    "typecast",
       "linear",           "layer_norm",   "rms_norm",  "attention", "rotary",
       "create_qkv_heads", "concat_heads", "embedding", "add",       "multiply",
@@ -48,10 +45,50 @@ std::string_view name(Call call) {
   return kNames[static_cast<size_t>(call)];
 }
 
-std::string_view name(Status status) {
-  constexpr std::array<std::string_view, 6> kNames = {"ok",          "illegal",  "out of memory",
-                                                      "unsupported", "deadline", "device lost"};
-  return kNames[static_cast<size_t>(status)];
+namespace {
+
+// Along the last two axes only whole tiles can be copied; the rest goes through rows.
+bool moves_whole_tiles(const Request& r, InputSpecs in) {
+  if (r.call == Call::slice) return r.begin[2] % kTile == 0 && r.begin[3] % kTile == 0;
+  if (r.call != Call::concat || r.axis < 2) return true;
+  return std::ranges::all_of(in, [&](const std::optional<Spec>& x) {
+    return x->dims[static_cast<size_t>(r.axis)] % kTile == 0;
+  });
+}
+
+Dims output_dims(const Request& r, InputSpecs in) {
+  Dims d = in[0]->dims;
+  const auto axis = static_cast<size_t>(r.axis);
+  switch (r.call) {
+    case Call::reshape:
+    case Call::pad: return r.dims;
+    case Call::slice:
+      for (size_t i = 0; i < d.size(); ++i) d[i] = r.dims[i] - r.begin[i];
+      return d;
+    case Call::concat:
+      for (const std::optional<Spec>& x : in.subspan(1)) d[axis] += x->dims[axis];
+      return d;
+    case Call::linear: return {d[0], d[1], d[2], in[1]->dims[3]};
+    case Call::rotary: return {d[0], d[1], round_up(d[2]), d[3]};
+    case Call::create_qkv_heads: return {d[0], r.heads, d[2], d[3] / (r.heads + 2 * r.kv_heads)};
+    case Call::concat_heads: return {d[0], 1, d[2], d[1] * d[3]};
+    case Call::embedding: return {1, 1, d[3], in[1]->dims[3]};
+    default: return d;
+  }
+}
+
+}  // namespace
+
+std::vector<Spec> output_specs(const Request& r, InputSpecs in) {
+  if (r.call == Call::copy) return {};
+  Spec y{output_dims(r, in), in[0]->format, in[0]->layout, r.memory};
+  if (r.call == Call::linear || r.call == Call::typecast) y.format = r.format;
+  if (r.call == Call::embedding) y.format = in[1]->format, y.layout = Layout::tile;
+  if (y.format == Format::bfp8 && !moves_whole_tiles(r, in)) y.format = Format::bf16;
+  if (r.call != Call::create_qkv_heads) return {y};
+  Spec kv = y;
+  kv.dims[1] = r.kv_heads;
+  return {y, kv, kv};
 }
 
 }  // namespace tendon::tt

@@ -1,4 +1,4 @@
-// What the mapping layer asks of a TTNN device, as plain data: 18 calls over opaque ids.
+// What the mapping layer asks of a TTNN device, as plain data: 17 calls over opaque ids.
 // Providers stay dumb: all knowledge of padding, layouts, masks and blocks is in the mapping layer.
 // Names and meaning are those of the ttnn library; a native C++ provider fits without a change.
 #pragma once
@@ -16,6 +16,7 @@
 namespace tendon::tt {
 
 constexpr int64_t kTile = 32;  // tiles are 32 x 32, stored as four 16 x 16 faces
+constexpr int64_t kF32TileBytes = 4 * kTile * kTile;  // of partial sums
 
 enum class Format : uint8_t { bf16, bfp8, u32 };  // ttnn: bfloat16, bfloat8_b, uint32
 enum class Layout : uint8_t { tile, row_major };
@@ -31,14 +32,14 @@ struct Spec {
   bool operator==(const Spec&) const = default;
 };
 
-inline int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
+inline int64_t divide_up(int64_t n, int64_t each) { return (n + each - 1) / each; }
+inline int64_t tiles(int64_t n) { return divide_up(n, kTile); }
 inline int64_t round_up(int64_t n) { return tiles(n) * kTile; }  // to whole tiles
 inline int64_t count(const Dims& d) { return d[0] * d[1] * d[2] * d[3]; }
 Dims padded(const Spec& spec);        // tile layout: the last two axes rounded up to whole tiles
 int64_t byte_size(const Spec& spec);  // on the device, padding included
 int64_t tile_bytes(Format format);
-constexpr int64_t kF32TileBytes = 4 * kTile * kTile;  // of partial sums
-std::string to_string(const Spec& spec);              // "[1, 1, 64, 96] bf16 tile dram"
+std::string to_string(const Spec& spec);  // "[1, 1, 64, 96] bf16 tile dram"
 std::string_view name(Format format);
 
 // The calls. x, y, w, ...: Request::inputs in this order. Everything runs on tile layout unless it
@@ -47,7 +48,7 @@ std::string_view name(Format format);
 enum class Call : uint8_t {
   reshape,     // x to Request::dims; moves no data when the last two axes stay whole tiles
   slice,       // x from `begin` to `dims` (exclusive); any row or column
-  pad,         // x to `dims` with `scalar`, at the end of each axis
+  pad,         // x to `dims` with zeros, at the end of each axis
   concat,      // inputs along `axis`; ragged pieces allowed
   typecast,    // x to `format`
   linear,      // x [b, 1, m, k], w [1, 1, k, n], bias [1, 1, 1, n] or 0: activation(x w + bias)
@@ -65,7 +66,6 @@ enum class Call : uint8_t {
   multiply_scalar,   // x scalar
   copy,              // the values of x into the tensor y, of the same spec; no output
 };
-constexpr int kCallCount = static_cast<int>(Call::copy) + 1;
 std::string_view name(Call call);
 
 enum class Fidelity : uint8_t { hifi2, hifi4 };
@@ -108,24 +108,14 @@ struct Request {
   Chunks chunks;  // attention
 };
 
-enum class Status : uint8_t {
-  ok,
-  illegal,        // the library refuses these arguments
-  out_of_memory,  // device DRAM or L1
-  unsupported,    // this provider or library version has no such call
-  deadline,       // the call took too long; the device is gone
-  device_lost,    // the provider died or the device stopped answering
-};
-std::string_view name(Status status);
+// What the library makes of a legal call, one spec per output; an empty input is 0 in the request.
+// A tensor in bfp8 that is not moved in whole tiles becomes bf16, and rotary fills the last tile.
+using InputSpecs = std::span<const std::optional<Spec>>;
+std::vector<Spec> output_specs(const Request& request, InputSpecs inputs);
 
 struct Output {
   TensorId id = 0;
   Spec spec;  // what the library says it made
-};
-
-struct Reply {
-  Status status = Status::ok;
-  std::vector<Output> outputs;
 };
 
 struct Caps {
@@ -138,24 +128,24 @@ struct Caps {
   std::string description;
 };
 
-// One device, used from one thread. No call throws; after device_lost or deadline every later call
-// answers device_lost. Results of download are f32, the logical shape without padding.
+// One device, used from one thread. Calls throw Error: Fault::internal when the library refuses the
+// arguments, Fault::memory when DRAM or L1 are full, Fault::backend when the provider lacks the
+// call, a deadline passed or the device is lost. After the last two every later call throws the
+// same. Results of download are f32, the logical shape without padding.
 class TtApi {
  public:
   virtual ~TtApi() = default;
   virtual const Caps& caps() const = 0;
   // `bytes`: the tensor as the device stores it, packed by tiles.h; byte_size(spec) of them.
-  virtual Reply upload(const Spec& spec, std::span<const std::byte> bytes) = 0;
-  virtual Status download(TensorId x, std::span<float> to) = 0;
-  virtual void release(TensorId x) = 0;
-  virtual Reply run(const Request& request) = 0;
+  virtual Output upload(const Spec& spec, std::span<const std::byte> bytes) = 0;
+  virtual void download(TensorId x, std::span<float> to) = 0;
+  virtual std::vector<Output> run(const Request& request) = 0;
   // Everything between begin and end is recorded (and run by end); replay runs it again on the same
   // addresses. No upload or download may lie between.
-  virtual Status begin_trace() = 0;
-  virtual Reply end_trace() = 0;  // one output: the trace's id
-  virtual Status replay_trace(TensorId trace) = 0;
-  virtual void release_trace(TensorId trace) = 0;
-  virtual const std::string& last_error() const = 0;  // of the last call that was not ok
+  virtual void begin_trace() = 0;
+  virtual TensorId end_trace() = 0;
+  virtual void replay_trace(TensorId trace) = 0;
+  virtual void release(TensorId x) noexcept = 0;  // a tensor or a trace
 };
 
 // ---- Providers ----
@@ -167,9 +157,6 @@ struct FakeOptions {
   bool fast_dispatch = true;
   bool compute = true;  // false: shapes, legality and memory only; downloads give zeros
   int threads = 0;      // 0: one per core; never changes a result
-  // Injected failures: the n-th run() (counted from 1) fails with `fail_status`. 0: none.
-  int64_t fail_at = 0;
-  Status fail_status = Status::device_lost;
 };
 std::unique_ptr<TtApi> open_fake_device(const FakeOptions& options = {});
 

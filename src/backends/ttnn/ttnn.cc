@@ -145,12 +145,12 @@ class TtnnKernels final : public Kernels {
     const Held keys = reshaper_.as_heads(k, heads.kv, columns);
     const Held values = reshaper_.as_heads(v, heads.kv, columns);
     const Held mask = mask_of(q, k, query, keys, visible, segments);
-    const Held y = device_.run({.call = Call::attention,
-                                .scalar = 1.f / std::sqrt(static_cast<float>(heads.width)),
-                                .compute = {.fidelity = fidelity(), .f32_accumulate = false},
-                                .chunks = plan_attention(query->dims()[2], keys->dims()[2],
-                                                         columns.padded(), device_.caps())},
-                               {query, keys, values, mask});
+    const std::array operands{query, keys, values, mask};
+    Request r{.call = Call::attention,
+              .scalar = 1.f / std::sqrt(static_cast<float>(heads.width)),
+              .compute = {.fidelity = fidelity(), .f32_accumulate = false}};
+    r.chunks = plan_chunks(r, specs_of(operands), device_.caps());
+    const Held y = device_.run_all(r, operands)[0];
     const Held beside = device_.run({.call = Call::concat_heads}, {y});
     return make_tensor(q.shape(), beside, Form::spread, columns);
   }
@@ -219,7 +219,7 @@ class TtnnKernels final : public Kernels {
   };
   void forget_traces() {
     for (auto& [key, r] : recordings_) {
-      if (r.trace != 0) device_.api().release_trace(r.trace);
+      if (r.trace != 0) device_.forget(r.trace);
       r = {.compiled = r.compiled};
     }
   }
@@ -241,18 +241,11 @@ class TtnnKernels final : public Kernels {
 
   Held product(const Held& x, const Held& w, const Held& bias, Activation activation,
                Format format) {
-    const Dims& d = x->dims();
+    const std::array operands{x, w, bias};
     Request r{
         .call = Call::linear, .format = format, .activation = activation, .compute = compute()};
-    r.blocks = plan_product({.m = d[0] * d[1] * round_up(d[2]),
-                             .k = d[3],
-                             .n = w->dims()[3],
-                             .x = x->spec().format,
-                             .w = w->spec().format,
-                             .y = format,
-                             .f32_accumulate = r.compute.f32_accumulate},
-                            device_.caps());
-    return device_.run(r, {x, w, bias});
+    r.blocks = plan_blocks(r, specs_of(operands), device_.caps());
+    return device_.run_all(r, operands)[0];
   }
 
   Held scaled(const Held& x, float scale) {

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -11,31 +12,132 @@
 #include <map>
 
 #include "backends/ttnn/worker_process.h"
-#include "backends/ttnn/worker_protocol.h"
 #include "tensor/check.h"
 
 namespace tendon::tt {
 namespace {
 
-constexpr size_t kUnusedMax = 4096;            // ids that wait for the next message
-constexpr size_t kSharedBytesKept = 64 << 20;  // after a transfer; a larger file is emptied
 constexpr int kDevice = 0;                     // the library's number of the chip
+constexpr size_t kReleasedMax = 2048;          // ids that one message takes along
+constexpr size_t kSharedBytesKept = 64 << 20;  // after a transfer; a larger file is emptied
 constexpr double kCloseDeadlineS = 20;         // a chip is closed properly if that works at all
+// The shared memory file is a tensor file of the library: its header, written by the worker, then
+// the bytes as the device stores them. Downloads lie at its beginning.
+constexpr size_t kFileHeaderBytes = 4096;
 
-using Words = std::map<std::string, std::string>;  // what the worker says of itself
+// ---- Messages ----
 
-// The library and its MPI leave files in /dev/shm when they are killed. A caller's own setting
-// wins.
-const std::vector<std::string>& quiet_environment() {
-  static const std::vector<std::string> names{"OMPI_MCA_btl=self",
-                                              "TT_METAL_SHM_TRACKING_DISABLED=1"};
-  return names;
+// A message's fixed part is one 64-bit word per field, a float64 where the code is 'd'. This list
+// is the only description: the worker hears names and codes when it starts (argument()). Then
+// follow `begin` and `dims` of the request, the ids of its inputs, and ids that are free again.
+struct Field {
+  std::string_view name;
+  int64_t word = 0;
+  char code = 'q';  // of Python's struct
+};
+
+// What a worker does besides the calls of tt_api.h; numbered after them.
+constexpr std::array<std::string_view, 6> kVerbs = {"upload",    "download",     "begin_trace",
+                                                    "end_trace", "replay_trace", "close"};
+constexpr int64_t kCalls = static_cast<int64_t>(Call::copy) + 1;
+
+struct Message {
+  int64_t verb = 0;
+  Layout layout = Layout::tile;  // upload
+  TensorId first_output = 0;     // outputs are numbered from here
+  Request request;
+};
+
+std::string_view name_of(int64_t verb) {
+  return verb < kCalls ? name(static_cast<Call>(verb)) : kVerbs[static_cast<size_t>(verb - kCalls)];
 }
 
-Clock::time_point in(double seconds) {
-  return Clock::now() +
-         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+std::vector<Field> fields_of(const Message& m) {
+  const Request& r = m.request;
+  const Blocks& b = r.blocks;
+  const auto number = [](auto value) { return static_cast<int64_t>(value); };
+  return {{"verb", m.verb},
+          {"first", m.first_output},
+          {"inputs", std::ssize(r.inputs)},
+          {"axis", r.axis},
+          {"scalar", std::bit_cast<int64_t>(static_cast<double>(r.scalar)), 'd'},
+          {"heads", r.heads},
+          {"kv_heads", r.kv_heads},
+          {"format", number(r.format)},
+          {"layout", number(m.layout)},
+          {"memory", number(r.memory)},
+          {"activation", number(r.activation)},
+          {"fidelity", number(r.compute.fidelity)},
+          {"f32_accumulate", number(r.compute.f32_accumulate)},
+          {"blocks", number(b.kind)},
+          {"grid_x", b.grid_x},
+          {"grid_y", b.grid_y},
+          {"k_block", b.k_block},
+          {"subblock_m", b.subblock_m},
+          {"subblock_n", b.subblock_n},
+          {"core_m", b.core_m},
+          {"core_n", b.core_n},
+          {"q_chunk", r.chunks.q},
+          {"k_chunk", r.chunks.k}};
 }
+
+std::vector<int64_t> words_of(const Message& message, std::span<const TensorId> released) {
+  std::vector<int64_t> words;
+  for (const Field& f : fields_of(message)) words.push_back(f.word);
+  const Request& r = message.request;
+  words.insert(words.end(), r.begin.begin(), r.begin.end());
+  words.insert(words.end(), r.dims.begin(), r.dims.end());
+  words.insert(words.end(), r.inputs.begin(), r.inputs.end());
+  words.insert(words.end(), released.begin(), released.end());
+  return words;
+}
+
+// "verb:q first:q ..." and "reshape slice ... upload ...".
+std::array<std::string, 2> vocabulary() {
+  std::array<std::string, 2> texts;
+  for (const Field& f : fields_of({})) texts[0] += fmt::format("{}:{} ", f.name, f.code);
+  for (int64_t i = 0; i < kCalls + std::ssize(kVerbs); ++i)
+    texts[1] += fmt::format("{} ", name_of(i));
+  return texts;
+}
+
+// A reply: exit code of the fault (0: none), nanoseconds inside the library and outputs as words,
+// seven more for each output, then the text of an error.
+struct Answer {
+  int64_t fault = 0, library_ns = 0;
+  std::vector<Spec> outputs;
+  std::string text;
+};
+
+// Nothing where the packet is no reply.
+std::optional<Answer> answer_of(std::span<const std::byte> packet) {
+  constexpr size_t kHead = 3, kEach = 7;
+  std::vector<int64_t> words(packet.size() / sizeof(int64_t));
+  if (words.size() < kHead) return {};
+  std::memcpy(words.data(), packet.data(), words.size() * sizeof(int64_t));
+  const auto outputs = static_cast<uint64_t>(words[2]);
+  const auto is = [&](Fault f) { return words[0] == static_cast<int64_t>(f); };
+  if (words[0] != 0 && !is(Fault::backend) && !is(Fault::memory) && !is(Fault::internal)) return {};
+  if (outputs > (words.size() - kHead) / kEach) return {};
+  Answer answer{words[0], words[1], {}, {}};
+  for (size_t i = 0; i < outputs; ++i) {
+    const int64_t* w = words.data() + kHead + i * kEach;
+    const bool known =
+        w[0] >= 0 && w[0] <= static_cast<int64_t>(Format::u32) && w[1] >> 1 == 0 && w[2] >> 1 == 0;
+    if (!known) return {};
+    answer.outputs.push_back({{w[3], w[4], w[5], w[6]},
+                              static_cast<Format>(w[0]),
+                              static_cast<Layout>(w[1]),
+                              static_cast<Memory>(w[2])});
+  }
+  const auto text = packet.subspan((kHead + outputs * kEach) * sizeof(int64_t));
+  answer.text.assign(reinterpret_cast<const char*>(text.data()), text.size());
+  return answer;
+}
+
+// ---- What the worker says of itself when it starts ----
+
+using Words = std::map<std::string, std::string>;
 
 Words parse(std::span<const std::byte> packet) {
   Words words;
@@ -71,17 +173,23 @@ int64_t number(const Words& words, const std::string& name) {
     fail(Fault::backend, "[ttnn] the interpreter {} (Python {}) cannot import ttnn: {}",
          options.python, version, text);
   if (fault == "version")
-    fail(Fault::backend,
-         "[ttnn] ttnn {} of {} is not a version that tendon knows ({}) and lacks {}; install a "
-         "known one",
-         said.at("library"), options.python, said.at("known"), text);
+    fail(Fault::backend, "[ttnn] ttnn {} of {} lacks {}; install a version that tendon knows ({})",
+         said.at("library"), options.python, text, said.at("known"));
   fail(Fault::backend, "[ttnn] ttnn {} cannot open device {}: {}", said.at("library"), kDevice,
        text);
 }
 
+// The library and its MPI leave files in /dev/shm when they are killed. A caller's own setting
+// wins.
+const std::vector<std::string>& quiet_environment() {
+  static const std::vector<std::string> names{"OMPI_MCA_btl=self",
+                                              "TT_METAL_SHM_TRACKING_DISABLED=1"};
+  return names;
+}
+
 // What the library will find in its environment.
-struct Surroundings {
-  explicit Surroundings(const std::vector<std::string>& environment)
+struct LibraryMode {
+  explicit LibraryMode(const std::vector<std::string>& environment)
       : simulated(!value_of(environment, "TT_METAL_SIMULATOR").empty()),
         mock(!simulated && !value_of(environment, "TT_METAL_MOCK_CLUSTER_DESC_PATH").empty()),
         fast_dispatch(!mock && value_of(environment, "TT_METAL_SLOW_DISPATCH_MODE").empty()) {}
@@ -89,23 +197,29 @@ struct Surroundings {
   bool fast_dispatch;  // a mock device has no command queues
 };
 
-std::vector<std::string> arguments(const WorkerOptions& options, const Surroundings& s) {
-  return {fmt::to_string(kDevice), fmt::to_string(options.trace_region_bytes),
-          s.fast_dispatch ? "1" : "0", s.simulated ? "simulated" : "chip"};
+std::vector<std::string> arguments(const WorkerOptions& options, const LibraryMode& mode) {
+  const auto [fields, verbs] = vocabulary();
+  return {mode.simulated ? "simulated" : "chip",
+          fmt::to_string(kDevice),
+          fmt::to_string(options.trace_region_bytes),
+          mode.fast_dispatch ? "1" : "0",
+          fields,
+          verbs};
 }
 
-std::string description(const Words& hello, const Surroundings& s) {
-  std::string text = s.simulated ? "TTNN library on a simulated Wormhole"
-                     : s.mock    ? "TTNN library on a mock device, which computes nothing"
-                                 : "Tenstorrent hardware";
+std::string description(const Words& hello, const LibraryMode& mode) {
+  std::string text = mode.simulated ? "TTNN library on a simulated Wormhole"
+                     : mode.mock    ? "TTNN library on a mock device, which computes nothing"
+                                    : "Tenstorrent hardware";
   if (number(hello, "known") == 0)
     text +=
         fmt::format("; ttnn {} is not a version that tendon was tried with", hello.at("library"));
-  if (!hello.at("missing").empty()) text += "; the library lacks " + hello.at("missing");
   if (number(hello, "packed_upload") == 0)
     text += "; its tensor file is another one, so it packs uploads itself";
   return text;
 }
+
+// ---- The device ----
 
 class Worker final : public TtApi {
  public:
@@ -114,58 +228,55 @@ class Worker final : public TtApi {
   ~Worker() override;
 
   const Caps& caps() const override { return caps_; }
-  Reply upload(const Spec& spec, std::span<const std::byte> bytes) override;
-  Status download(TensorId x, std::span<float> to) override;
-  void release(TensorId x) override;
-  Reply run(const Request& request) override;
-  Status begin_trace() override { return call({.verb = Verb::begin_trace}, {}).status; }
-  Reply end_trace() override;
-  Status replay_trace(TensorId trace) override {
-    return call({.verb = Verb::replay_trace}, {{trace}}).status;
-  }
-  void release_trace(TensorId trace) override;
-  const std::string& last_error() const override { return error_; }
+  Output upload(const Spec& spec, std::span<const std::byte> bytes) override;
+  void download(TensorId x, std::span<float> to) override;
+  std::vector<Output> run(const Request& request) override;
+  void begin_trace() override { ask("begin_trace"); }
+  TensorId end_trace() override;
+  void replay_trace(TensorId trace) override { ask("replay_trace", {.inputs = {trace}}); }
+  void release(TensorId x) noexcept override { released_.push_back(x); }  // with the next call
   const WorkerTimes& times() const { return times_; }
 
  private:
   Words hear(Clock::time_point deadline);
-  Reply call(WireRequest wire, std::span<const TensorId> inputs);
-  Reply read_reply(const WireRequest& wire);
-  Status lose(Status status, std::string text);
-  Status refuse_call(Status status, std::string text);
-  bool resize_shared(size_t bytes);
+  std::vector<Output> ask(std::string_view verb, Request request = {},
+                          Layout layout = Layout::tile);
+  std::vector<Output> call(Message message);
+  [[noreturn]] void lose(std::string text);
+  void write_shared(std::span<const std::byte> bytes) const;
 
   WorkerOptions options_;
   std::vector<std::string> environment_;
-  Surroundings surroundings_;
+  LibraryMode mode_;
   WorkerProcess python_;
   Caps caps_;
   WorkerTimes times_;
-  double library_s_ = 0;  // of the last call
-  bool lost_ = false;
+  std::string lost_;  // why, once the device is lost
   TensorId next_ = 1;
-  std::vector<TensorId> unused_;
+  std::vector<TensorId> released_;
   std::vector<std::byte> packet_;
-  std::string error_;
 };
+
+Clock::time_point in(double seconds) {
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
 
 Worker::Worker(const WorkerOptions& options)
     : options_(options),
       environment_(environment_with(quiet_environment(), options.environment)),
-      surroundings_(environment_),
-      python_(options, environment_, arguments(options, surroundings_)) {
+      mode_(environment_),
+      python_(options, environment_, arguments(options, mode_)) {
   const Clock::time_point deadline = in(options.open_deadline_s);
   const Words first = hear(deadline);
-  ensure(number(first, "protocol") == kWorkerProtocol, Fault::internal,
-         "[ttnn] the worker speaks protocol {}", number(first, "protocol"));
   const Words hello = hear(deadline);
   if (hello.contains("fault")) refuse(options, first.at("python"), hello);
-  caps_.grid_x = number(hello, "grid_x");
-  caps_.grid_y = number(hello, "grid_y");
-  caps_.l1_bytes = number(hello, "l1_bytes");
-  caps_.fast_dispatch = surroundings_.fast_dispatch;
-  caps_.simulated = surroundings_.simulated || surroundings_.mock;
-  caps_.description = description(hello, surroundings_);
+  caps_ = {.grid_x = number(hello, "grid_x"),
+           .grid_y = number(hello, "grid_y"),
+           .l1_bytes = number(hello, "l1_bytes"),
+           .fast_dispatch = mode_.fast_dispatch,
+           .simulated = mode_.simulated || mode_.mock,
+           .description = description(hello, mode_)};
 }
 
 // What the worker says while it opens the device. The first message comes before the library.
@@ -188,188 +299,107 @@ Words Worker::hear(Clock::time_point deadline) {
 
 Worker::~Worker() {
   // A simulated device has nothing to close, and the library takes 5 s for it.
-  if (!lost_ && !surroundings_.simulated) {
-    options_.call_deadline_s = std::min(options_.call_deadline_s, kCloseDeadlineS);
-    call({.verb = Verb::close}, {});
-    python_.receive(packet_, in(kCloseDeadlineS));  // until its end
+  const bool closes = lost_.empty() && !mode_.simulated;
+  options_.call_deadline_s = std::min(options_.call_deadline_s, kCloseDeadlineS);
+  try {
+    if (closes) ask("close");
+    if (closes) python_.receive(packet_, in(kCloseDeadlineS));  // until its end
+  } catch (const Error&) {  // then it is ended like a simulator
   }
   python_.end();
 }
 
-Status Worker::lose(Status status, std::string text) {
+void Worker::lose(std::string text) {
   python_.end();
-  lost_ = true;
-  error_ = std::move(text);
-  return status;
+  lost_ = std::move(text);
+  fail(Fault::backend, "{}", lost_);
 }
 
-Status Worker::refuse_call(Status status, std::string text) {
-  error_ = std::move(text);
-  return status;
+std::vector<Output> Worker::ask(std::string_view verb, Request request, Layout layout) {
+  const auto at = std::ranges::find(kVerbs, verb) - kVerbs.begin();
+  return call({.verb = kCalls + at, .layout = layout, .request = std::move(request)});
 }
 
-bool Worker::resize_shared(size_t bytes) {
-  return ftruncate(python_.shared_memory(), static_cast<off_t>(bytes)) == 0;
-}
-
-Reply Worker::call(WireRequest wire, std::span<const TensorId> inputs) {
-  if (lost_) return {Status::device_lost, {}};
-  wire.first_output = next_;
-  wire.inputs = static_cast<uint32_t>(inputs.size());
-  wire.released = static_cast<uint32_t>(unused_.size());
-  const std::array parts{std::as_bytes(std::span(&wire, 1)), std::as_bytes(inputs),
-                         std::as_bytes(std::span(unused_))};
-  const Clock::time_point deadline = in(options_.call_deadline_s);
-  auto received = python_.send(parts, deadline);
-  unused_.clear();
-  if (received == WorkerProcess::Received::message) received = python_.receive(packet_, deadline);
-  if (received == WorkerProcess::Received::message) return read_reply(wire);
-  const std::string what = wire.verb == Verb::run ? std::string(name(static_cast<Call>(wire.call)))
-                                                  : "a transfer or trace";
-  python_.end();
-  const std::string lines = python_.last_lines();
-  if (received == WorkerProcess::Received::late)
-    return {lose(Status::deadline,
-                 fmt::format("[ttnn] {} took longer than {} s; the worker was ended; last lines: "
-                             "{}",
-                             what, options_.call_deadline_s, lines)),
-            {}};
-  return {lose(Status::device_lost,
-               fmt::format("[ttnn] the worker ended during {} ({}); last lines: {}", what,
-                           python_.ending(), lines)),
-          {}};
-}
-
-Reply Worker::read_reply(const WireRequest& wire) {
-  python_.forget_old_lines();
-  WireReply head;
-  if (packet_.size() >= sizeof(head)) std::memcpy(&head, packet_.data(), sizeof(head));
-  const size_t text_at = sizeof(head) + head.outputs * sizeof(WireOutput);
-  if (packet_.size() < sizeof(head) || packet_.size() != text_at + head.text_bytes)
-    return {lose(Status::device_lost, "[ttnn] the worker's answer has the wrong size"), {}};
-  library_s_ = static_cast<double>(head.library_ns) * 1e-9;
-  Reply reply{static_cast<Status>(head.status), {}};
-  for (size_t i = 0; i < head.outputs; ++i) {
-    WireOutput o;
-    std::memcpy(&o, packet_.data() + sizeof(head) + i * sizeof(o), sizeof(o));
-    reply.outputs.push_back({o.id,
-                             {{o.dims[0], o.dims[1], o.dims[2], o.dims[3]},
-                              static_cast<Format>(o.format),
-                              static_cast<Layout>(o.layout),
-                              static_cast<Memory>(o.memory)}});
-  }
-  next_ += head.outputs;
-  if (reply.status != Status::ok) {
-    const std::string text(reinterpret_cast<const char*>(packet_.data() + text_at),
-                           head.text_bytes);
-    error_ = wire.verb == Verb::run
-                 ? fmt::format("[ttnn] {}: {}", name(static_cast<Call>(wire.call)), text)
-                 : fmt::format("[ttnn] {}", text);
-  }
-  return reply;
-}
-
-Reply Worker::run(const Request& r) {
+std::vector<Output> Worker::call(Message message) {
+  ensure(lost_.empty(), Fault::backend, "{}", lost_);
   const Clock::time_point start = Clock::now();
-  const Compute& c = r.compute;
-  WireRequest wire{.verb = Verb::run,
-                   .call = static_cast<uint8_t>(r.call),
-                   .format = static_cast<uint8_t>(r.format),
-                   .memory = static_cast<uint8_t>(r.memory),
-                   .activation = static_cast<uint8_t>(r.activation),
-                   .fidelity = static_cast<uint8_t>(c.fidelity),
-                   .f32_accumulate = c.f32_accumulate,
-                   .blocks = static_cast<uint8_t>(r.blocks.kind),
-                   .axis = r.axis,
-                   .scalar = r.scalar,
-                   .heads = r.heads,
-                   .kv_heads = r.kv_heads,
-                   .grid_x = r.blocks.grid_x,
-                   .grid_y = r.blocks.grid_y,
-                   .k_block = r.blocks.k_block,
-                   .subblock_m = r.blocks.subblock_m,
-                   .subblock_n = r.blocks.subblock_n,
-                   .core_m = r.blocks.core_m,
-                   .core_n = r.blocks.core_n,
-                   .q_chunk = r.chunks.q,
-                   .k_chunk = r.chunks.k};
-  std::copy(r.begin.begin(), r.begin.end(), wire.begin);
-  std::copy(r.dims.begin(), r.dims.end(), wire.dims);
-  Reply reply = call(wire, r.inputs);
-  if (!lost_) {
-    times_.calls += 1;
-    times_.total_s += std::chrono::duration<double>(Clock::now() - start).count();
-    times_.library_s += library_s_;
+  message.first_output = next_;
+  const size_t gone = std::min(released_.size(), kReleasedMax);
+  const std::vector<int64_t> words = words_of(message, std::span(released_).first(gone));
+  released_.erase(released_.begin(), released_.begin() + static_cast<ptrdiff_t>(gone));
+  const Clock::time_point deadline = in(options_.call_deadline_s);
+  auto received = python_.send(std::as_bytes(std::span(words)), deadline);
+  if (received == WorkerProcess::Received::message) received = python_.receive(packet_, deadline);
+  const std::string_view what = name_of(message.verb);
+  if (received != WorkerProcess::Received::message) {
+    python_.end();
+    const std::string how =
+        received == WorkerProcess::Received::late
+            ? fmt::format("{} took longer than {} s; the worker was ended", what,
+                          options_.call_deadline_s)
+            : fmt::format("the worker ended during {} ({})", what, python_.ending());
+    lose(fmt::format("[ttnn] {}; last lines: {}", how, python_.last_lines()));
   }
-  return reply;
+  python_.forget_old_lines();
+  const std::optional<Answer> answer = answer_of(packet_);
+  if (!answer) lose(fmt::format("[ttnn] the worker's answer to {} is no answer", what));
+  times_.total_s += std::chrono::duration<double>(Clock::now() - start).count();
+  times_.library_s += static_cast<double>(answer->library_ns) * 1e-9;
+  ensure(answer->fault == 0, static_cast<Fault>(answer->fault), "[ttnn] {}: {}", what,
+         answer->text);
+  std::vector<Output> outputs;
+  for (const Spec& spec : answer->outputs) outputs.push_back({next_++, spec});
+  return outputs;
 }
 
-Reply Worker::upload(const Spec& spec, std::span<const std::byte> bytes) {
-  if (lost_) return {Status::device_lost, {}};
+std::vector<Output> Worker::run(const Request& request) {
+  return call({.verb = static_cast<int64_t>(request.call), .request = request});
+}
+
+// Behind the header that the worker will write.
+void Worker::write_shared(std::span<const std::byte> bytes) const {
   const int file = python_.shared_memory();
-  if (!resize_shared(kFileHeaderBytes + bytes.size()))
-    return {
-        refuse_call(Status::out_of_memory, fmt::format("[ttnn] no shared memory for {} bytes: {}",
-                                                       bytes.size(), strerror(errno))),
-        {}};
-  for (size_t done = 0; done < bytes.size();) {
+  bool fits = ftruncate(file, static_cast<off_t>(kFileHeaderBytes + bytes.size())) == 0;
+  for (size_t done = 0; fits && done < bytes.size();) {
     const ssize_t n = pwrite(file, bytes.data() + done, bytes.size() - done,
                              static_cast<off_t>(kFileHeaderBytes + done));
-    if (n <= 0)
-      return {
-          refuse_call(Status::out_of_memory, fmt::format("[ttnn] no shared memory for {} bytes: {}",
-                                                         bytes.size(), strerror(errno))),
-          {}};
-    done += static_cast<size_t>(n);
+    fits = n > 0;
+    if (fits) done += static_cast<size_t>(n);
   }
-  WireRequest wire{.verb = Verb::upload,
-                   .format = static_cast<uint8_t>(spec.format),
-                   .layout = static_cast<uint8_t>(spec.layout),
-                   .memory = static_cast<uint8_t>(spec.memory)};
-  std::copy(spec.dims.begin(), spec.dims.end(), wire.dims);
-  Reply reply = call(wire, {});
-  if (bytes.size() > kSharedBytesKept) resize_shared(0);
-  return reply;
+  ensure(fits, Fault::memory, "[ttnn] no shared memory for {} bytes: {}", bytes.size(),
+         strerror(errno));
 }
 
-Status Worker::download(TensorId x, std::span<float> to) {
-  if (lost_) return Status::device_lost;
-  resize_shared(0);
-  const Status status = call({.verb = Verb::download}, {{x}}).status;
-  if (status != Status::ok) return status;
+Output Worker::upload(const Spec& spec, std::span<const std::byte> bytes) {
+  ensure(lost_.empty(), Fault::backend, "{}", lost_);
+  write_shared(bytes);
+  const std::vector<Output> made =
+      ask("upload", {.dims = spec.dims, .format = spec.format, .memory = spec.memory}, spec.layout);
+  if (bytes.size() > kSharedBytesKept) (void)!ftruncate(python_.shared_memory(), 0);
+  if (made.size() != 1) lose("[ttnn] the worker's answer to upload is no answer");
+  return made[0];
+}
+
+void Worker::download(TensorId x, std::span<float> to) {
+  ensure(lost_.empty(), Fault::backend, "{}", lost_);
+  (void)!ftruncate(python_.shared_memory(), 0);
+  ask("download", {.inputs = {x}});
   const off_t bytes = lseek(python_.shared_memory(), 0, SEEK_END);
-  if (bytes != static_cast<off_t>(to.size_bytes()))
-    return refuse_call(Status::illegal,
-                       fmt::format("[ttnn] tensor {} has {} values, not {}", x,
-                                   bytes / static_cast<off_t>(sizeof(float)), to.size()));
-  auto* const target = reinterpret_cast<std::byte*>(to.data());
-  for (size_t done = 0; done < to.size_bytes();) {
-    const ssize_t n = pread(python_.shared_memory(), target + done, to.size_bytes() - done,
+  ensure(bytes == static_cast<off_t>(to.size_bytes()), Fault::internal,
+         "[ttnn] tensor {} has {} values, not {}", x, bytes / static_cast<off_t>(sizeof(float)),
+         to.size());
+  const std::span<std::byte> target = std::as_writable_bytes(to);
+  for (size_t done = 0; done < target.size();) {
+    const ssize_t n = pread(python_.shared_memory(), target.data() + done, target.size() - done,
                             static_cast<off_t>(done));
-    if (n <= 0) return lose(Status::device_lost, "[ttnn] the shared memory cannot be read");
+    if (n <= 0) lose("[ttnn] the shared memory cannot be read");
     done += static_cast<size_t>(n);
   }
-  return Status::ok;
 }
 
-void Worker::release(TensorId x) {
-  if (x == 0 || lost_) return;
-  unused_.push_back(x);  // travels with the next call
-  if (unused_.size() >= kUnusedMax) call({.verb = Verb::release}, {});
-}
-
-Reply Worker::end_trace() {
-  const TensorId trace = next_;
-  Reply reply = call({.verb = Verb::end_trace}, {});
-  if (reply.status != Status::ok) return reply;
-  ++next_;
-  reply.outputs.push_back({trace, {}});
-  return reply;
-}
-
-void Worker::release_trace(TensorId trace) {
-  call({.verb = Verb::release_trace}, {{trace}});
-  release(trace);
+TensorId Worker::end_trace() {
+  ask("end_trace");
+  return next_++;
 }
 
 }  // namespace

@@ -12,13 +12,12 @@ namespace tendon::tt {
 // Error(Fault::backend) when the folder does not hold both.
 WorkerOptions simulator_options(const std::string& folder);
 
-// Where the time of run() went. total_s - library_s is the worker's own: socket, coding, waking up.
+// Where the time of calls went. total_s - library_s is the worker's own: socket, coding, waking up.
 struct WorkerTimes {
-  int64_t calls = 0;
   double total_s = 0;    // as the caller saw it
   double library_s = 0;  // inside the library
 };
-// Of all run() calls of this device so far; zeros if `api` is not a worker.
+// Of all calls of this device so far; zeros if `api` is not a worker.
 WorkerTimes worker_times(const TtApi& api);
 
 }  // namespace tendon::tt

@@ -1,10 +1,11 @@
 """Holds the ttnn library and one device, and answers the calls of tt_api.h over a socket.
 
-Started by worker_keeper.py. Messages are fixed little-endian structs (worker_protocol.h), one per
-packet; tensors travel through a shared memory file that tendon sizes. Nothing here knows about
-padding, masks or blocks: that is the mapping layer's.
+Started by worker_keeper.py. A message is a row of 64-bit words, whose names tendon gives as an
+argument (worker.cc); tensors travel through a shared memory file that tendon sizes. Nothing here
+knows about padding, masks or blocks: that is the mapping layer's.
 """
 import collections
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -16,51 +17,31 @@ import time
 
 from worker_files import SHARED, TensorFiles
 
-PROTOCOL = 1
 KNOWN_VERSIONS = ("0.81.1",)
-SOCKET = 4  # its descriptor, see worker_process.cc
+SOCKET = 3  # its descriptor, see worker_process.cc
 MESSAGE_BYTES_MAX = 1 << 16
 TEXT_BYTES_MAX = 4000
 # Per core. The library tells only what its allocator may use of it.
 L1_BYTES = {"wormhole_b0": 1499136, "blackhole": 1572864}
+REPLY = struct.Struct("<3q")  # exit code of the fault, nanoseconds in the library, outputs
+OUTPUT = struct.Struct("<7q")  # format, layout, memory, dims
+OK, BACKEND, MEMORY, INTERNAL = 0, 5, 6, 70  # see include/tendon/error.h
 
-Wire = collections.namedtuple("Wire", """
-    verb call format layout memory activation fidelity f32_accumulate blocks axis scalar
-    first inputs released b0 b1 b2 b3 d0 d1 d2 d3 heads kv_heads
-    grid_x grid_y k_block subblock_m subblock_n core_m core_n q_chunk k_chunk""")
-REQUEST = struct.Struct("<8BB3xifIII4q4q2q7q2q")
-REPLY = struct.Struct("<BBHIq")
-OUTPUT = struct.Struct("<IBBBx4q")
-OK, ILLEGAL, OUT_OF_MEMORY, UNSUPPORTED = range(4)
-
-VERBS = ("run", "upload", "download", "begin_trace", "end_trace", "replay_trace",
-         "release_trace", "release", "close")
-CLOSE = VERBS.index("close")
-
-# What every session needs of the library, and what each call needs, in the order of tt_api.h.
-NEEDED = ("open_device close_device dump_tensor load_tensor zeros Tensor reshape to_dtype"
-          " to_memory_config get_memory_view BufferType bfloat16 bfloat8_b float32 uint32"
-          " TILE_LAYOUT ROW_MAJOR_LAYOUT DRAM_MEMORY_CONFIG L1_MEMORY_CONFIG MathFidelity"
-          " init_device_compute_kernel_config").split()
-CALLS = {
-    "reshape": "reshape", "slice": "slice", "pad": "pad", "concat": "concat",
-    "typecast": "typecast",
-    "linear": "linear UnaryWithParam UnaryOpType.GELU_TANH UnaryOpType.SILU"
-              " MatmulMultiCoreReuseMultiCastProgramConfig"
-              " MatmulMultiCoreReuseMultiCast1DProgramConfig",
-    "layer_norm": "layer_norm", "rms_norm": "rms_norm",
-    "attention": "transformer.scaled_dot_product_attention SDPAProgramConfig",
-    "rotary": "experimental.rotary_embedding",
-    "create_qkv_heads": "experimental.nlp_create_qkv_heads",
-    "concat_heads": "experimental.nlp_concat_heads",
-    "embedding": "embedding", "add": "add", "multiply": "multiply",
-    "multiply_scalar": "multiply", "copy": "copy",
-}
-TRACES = "begin_trace_capture end_trace_capture execute_trace release_trace".split()
+# What is needed of the library.
+NEEDED = """
+    open_device close_device dump_tensor load_tensor zeros Tensor to_dtype to_memory_config
+    get_memory_view BufferType bfloat16 bfloat8_b float32 uint32 TILE_LAYOUT ROW_MAJOR_LAYOUT
+    DRAM_MEMORY_CONFIG L1_MEMORY_CONFIG MathFidelity init_device_compute_kernel_config
+    reshape slice pad concat typecast linear UnaryWithParam UnaryOpType.GELU_TANH UnaryOpType.SILU
+    MatmulMultiCoreReuseMultiCastProgramConfig MatmulMultiCoreReuseMultiCast1DProgramConfig
+    layer_norm rms_norm transformer.scaled_dot_product_attention SDPAProgramConfig
+    experimental.rotary_embedding experimental.nlp_create_qkv_heads experimental.nlp_concat_heads
+    embedding add multiply copy begin_trace_capture end_trace_capture execute_trace release_trace
+    """.split()
 
 
 class Unsupported(Exception):
-    """This version of the library, or this device, has no such call."""
+    """This device has no such call."""
 
 
 def attribute(root, path):
@@ -93,11 +74,8 @@ class Library:
             self.version = importlib.metadata.version("ttnn")
         except importlib.metadata.PackageNotFoundError:
             self.version = getattr(ttnn, "__version__", "unknown")
-        self.missing = {call: [name for name in needs.split() if attribute(ttnn, name) is None]
-                        for call, needs in CALLS.items()}
-        self.missing["trace"] = [name for name in TRACES if attribute(ttnn, name) is None]
-        self.basics_missing = [name for name in NEEDED if attribute(ttnn, name) is None]
-        if self.basics_missing:
+        self.missing = [name for name in NEEDED if attribute(ttnn, name) is None]
+        if self.missing:
             return
         self.formats = (ttnn.bfloat16, ttnn.bfloat8_b, ttnn.uint32)
         self.layouts = (ttnn.TILE_LAYOUT, ttnn.ROW_MAJOR_LAYOUT)
@@ -107,13 +85,8 @@ class Library:
         self.format_of, self.layout_of, self.buffer_of = (
             {name: i for i, name in enumerate(names)}
             for names in (self.formats, self.layouts, buffers))
-        self.activations = [None]
-        if not self.missing["linear"]:
-            self.activations += [ttnn.UnaryWithParam(ttnn.UnaryOpType.GELU_TANH),
-                                 ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)]
-
-    def all_missing(self):
-        return sorted(set(self.basics_missing).union(*self.missing.values()))
+        self.activations = [None, ttnn.UnaryWithParam(ttnn.UnaryOpType.GELU_TANH),
+                            ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)]
 
 
 class Calls:
@@ -136,19 +109,15 @@ class Calls:
     def memory(self, w):
         return {"memory_config": self.library.memories[w.memory]}
 
-    def format_and_memory(self, w):
-        return {"dtype": self.library.formats[w.format], **self.memory(w)}
-
     def reshape(self, w, x):
-        return self.ttnn.reshape, (x[0], [w.d0, w.d1, w.d2, w.d3]), {}
+        return self.ttnn.reshape, (x[0], w.dims), {}
 
     def slice(self, w, x):
-        begin, end = [w.b0, w.b1, w.b2, w.b3], [w.d0, w.d1, w.d2, w.d3]
-        return self.ttnn.slice, (x[0], begin, end), self.memory(w)
+        return self.ttnn.slice, (x[0], w.begin, w.dims), self.memory(w)
 
     def pad(self, w, x):
-        ends = [(0, to - n) for to, n in zip((w.d0, w.d1, w.d2, w.d3), x[0].shape)]
-        return self.ttnn.pad, (x[0], ends, w.scalar), self.memory(w)
+        ends = [(0, to - n) for to, n in zip(w.dims, x[0].shape)]
+        return self.ttnn.pad, (x[0], ends, 0.0), self.memory(w)
 
     def concat(self, w, x):
         return self.ttnn.concat, (x,), {"dim": w.axis, **self.memory(w)}
@@ -158,7 +127,7 @@ class Calls:
 
     def linear(self, w, x):
         options = {"bias": x[2], "compute_kernel_config": self.compute(w),
-                   **self.format_and_memory(w)}
+                   "dtype": self.library.formats[w.format], **self.memory(w)}
         if w.blocks:
             options["program_config"] = self.blocks(w)
         else:
@@ -166,7 +135,8 @@ class Calls:
         return self.ttnn.linear, (x[0], x[1]), options
 
     def blocks(self, w):
-        key = w[24:31] + (w.blocks, w.activation)
+        key = (w.blocks, w.grid_x, w.grid_y, w.k_block, w.subblock_m, w.subblock_n, w.core_m,
+               w.core_n, w.activation)
         if key not in self.kept:
             options = {
                 "compute_with_storage_grid_size": (w.grid_x, w.grid_y), "in0_block_w": w.k_block,
@@ -217,13 +187,13 @@ class Calls:
 
     def embedding(self, w, x):
         return self.ttnn.embedding, (x[0], x[1]), {
-            "layout": self.ttnn.TILE_LAYOUT, **self.format_and_memory(w)}
+            "layout": self.ttnn.TILE_LAYOUT, **self.memory(w)}
 
     def add(self, w, x):
-        return self.ttnn.add, (x[0], x[1]), self.format_and_memory(w)
+        return self.ttnn.add, (x[0], x[1]), self.memory(w)
 
     def multiply(self, w, x):
-        return self.ttnn.multiply, (x[0], (*x[1:], w.scalar)[0]), self.format_and_memory(w)
+        return self.ttnn.multiply, (x[0], (*x[1:], w.scalar)[0]), self.memory(w)
 
     multiply_scalar = multiply
 
@@ -232,15 +202,19 @@ class Calls:
 
 
 class Worker:
-    def __init__(self, library, device_id, trace_region_bytes, fast_dispatch):
+    def __init__(self, library, device_id, trace_region_bytes, fast_dispatch, fields, verbs):
         self.ttnn, self.library = library.ttnn, library
         options = {"trace_region_size": trace_region_bytes} if trace_region_bytes else {}
         self.device = self.ttnn.open_device(device_id=device_id, **options)
         self.fast_dispatch = fast_dispatch
-        self.tensors, self.trace, self.library_ns = {}, None, 0
+        self.tensors, self.traces, self.trace, self.library_ns = {}, set(), None, 0
+        self.closed = False
         self.calls = Calls(library, self.device)
-        self.prepare = [(call, getattr(self.calls, call)) for call in CALLS]
-        self.verbs = [getattr(self, verb) for verb in VERBS]
+        names, codes = zip(*(field.split(":") for field in fields.split()))
+        self.message = collections.namedtuple("Message", (*names, "begin", "dims"))
+        self.words = struct.Struct("<" + "".join(codes))
+        self.verbs = [getattr(self, verb, None) or functools.partial(self.run, verb)
+                      for verb in verbs.split()]
         self.files = TensorFiles(self.ttnn, library.formats, library.layouts)
         self.packed_upload = self.files.verify(self.values)
 
@@ -265,20 +239,15 @@ class Worker:
         found = memoryview(host.to_numpy())
         return found if found.c_contiguous else found.tobytes()
 
-    def run(self, w, inputs):
-        call, prepare = self.prepare[w.call]
-        if self.library.missing[call]:
-            raise Unsupported(f"ttnn {self.library.version} has no "
-                              f"{', '.join(self.library.missing[call])}, which {call} needs")
-        function, args, options = prepare(w, inputs)
+    def run(self, call, w, inputs):
+        function, args, options = getattr(self.calls, call)(w, inputs)
         made = self.timed(function, *args, **options)
         if call == "copy":  # gives its target back, which has an id already
             return ()
         return made if isinstance(made, (tuple, list)) else (made,)
 
     def upload(self, w, _):
-        dims = (w.d0, w.d1, w.d2, w.d3)
-        made = self.timed(self.files.load, w.format, w.layout, dims, self.device)
+        made = self.timed(self.files.load, w.format, w.layout, tuple(w.dims), self.device)
         return (self.ttnn.to_memory_config(made, self.library.memories[1]) if w.memory else made,)
 
     def download(self, _, inputs):
@@ -286,9 +255,6 @@ class Worker:
         return ()
 
     def begin_trace(self, *_):
-        if self.library.missing["trace"]:
-            raise Unsupported(f"ttnn {self.library.version} has no "
-                              f"{', '.join(self.library.missing['trace'])}")
         if not self.fast_dispatch:
             raise Unsupported("traces need fast dispatch, which this device does not run in")
         self.trace = self.timed(self.ttnn.begin_trace_capture, self.device, cq_id=0)
@@ -300,22 +266,23 @@ class Worker:
         trace, self.trace = self.trace, None
         self.timed(self.ttnn.end_trace_capture, self.device, trace, cq_id=0)
         self.tensors[w.first] = trace
+        self.traces.add(w.first)
         return self.replay_trace(w, (trace,))  # capturing records and does not run
 
     def replay_trace(self, _, inputs):
         self.timed(self.ttnn.execute_trace, self.device, inputs[0], cq_id=0, blocking=False)
         return ()
 
-    def release_trace(self, w, inputs):
-        self.timed(self.ttnn.release_trace, self.device, inputs[0])
-        return ()
-
-    def release(self, *_):
-        return ()  # answer() has done it
+    def release(self, number):
+        x = self.tensors.pop(number, None)
+        if number in self.traces:
+            self.traces.remove(number)
+            self.timed(self.ttnn.release_trace, self.device, x)
 
     def close(self, *_):
         self.tensors.clear()
         self.timed(self.ttnn.close_device, self.device)
+        self.closed = True
         return ()
 
     def describe(self, number, x):
@@ -324,7 +291,7 @@ class Worker:
             x = self.ttnn.reshape(x, [1] * (4 - len(x.shape)) + list(x.shape))
         self.tensors[number] = x
         library = self.library
-        return OUTPUT.pack(number, library.format_of[x.dtype], library.layout_of[x.layout],
+        return OUTPUT.pack(library.format_of[x.dtype], library.layout_of[x.layout],
                            library.buffer_of[x.memory_config().buffer_type], *x.shape)
 
     def tensor(self, number):
@@ -333,29 +300,25 @@ class Worker:
         return self.tensors[number] if number else None
 
     def answer(self, message):
-        w = Wire._make(REQUEST.unpack_from(message))
-        numbers = memoryview(message)[REQUEST.size:].cast("I").tolist()
-        for number in numbers[w.inputs:]:
-            self.tensors.pop(number, None)
-        outputs, status, text, self.library_ns = [], OK, b"", 0
+        lists = memoryview(message)[self.words.size:].cast("q").tolist()
+        w = self.message(*self.words.unpack_from(message), lists[:4], lists[4:8])
+        outputs, fault, text, self.library_ns = [], OK, b"", 0
         try:
-            inputs = [self.tensor(number) for number in numbers[:w.inputs]]
+            for number in lists[8 + w.inputs:]:
+                self.release(number)
+            inputs = [self.tensor(number) for number in lists[8:8 + w.inputs]]
             made = self.verbs[w.verb](w, inputs)
             outputs = [self.describe(w.first + i, x) for i, x in enumerate(made)]
         except Unsupported as error:
-            status, text = UNSUPPORTED, str(error)
+            fault, text = BACKEND, str(error).encode()
         except Exception as error:
-            status = OUT_OF_MEMORY if is_out_of_memory(error) else ILLEGAL
-            text = reason(error)
-        text = text.encode()[:TEXT_BYTES_MAX] if text else b""
-        head = REPLY.pack(status, len(outputs), 0, len(text), self.library_ns)
-        return b"".join((head, *outputs, text))
+            fault = MEMORY if is_out_of_memory(error) else INTERNAL
+            text = reason(error).encode()[:TEXT_BYTES_MAX]
+        return b"".join((REPLY.pack(fault, self.library_ns, len(outputs)), *outputs, text))
 
     def serve(self, channel):
-        while message := channel.recv(MESSAGE_BYTES_MAX):
+        while not self.closed and (message := channel.recv(MESSAGE_BYTES_MAX)):
             channel.send(self.answer(message))
-            if message[0] == CLOSE:
-                return
 
 
 def say(channel, **words):
@@ -364,9 +327,9 @@ def say(channel, **words):
 
 
 def main():
-    device_id, trace_region_bytes, fast_dispatch = map(int, sys.argv[1:4])
+    device_id, trace_region_bytes, fast_dispatch = map(int, sys.argv[2:5])
     channel = socket.socket(fileno=SOCKET)
-    say(channel, protocol=PROTOCOL, python=platform.python_version())
+    say(channel, python=platform.python_version())
     try:
         library = Library()
     except ModuleNotFoundError as error:
@@ -374,19 +337,14 @@ def main():
                    text=str(error))
     except Exception as error:
         return say(channel, fault="library", text=reason(error))
-    missing = library.all_missing()
-    known = library.version in KNOWN_VERSIONS
-    if library.basics_missing or (missing and not known):
-        return say(channel, fault="version", library=library.version, text=", ".join(missing),
-                   known=", ".join(KNOWN_VERSIONS))
+    if library.missing:
+        return say(channel, fault="version", library=library.version,
+                   text=", ".join(library.missing), known=", ".join(KNOWN_VERSIONS))
     try:
-        worker = Worker(library, device_id, trace_region_bytes, bool(fast_dispatch))
+        worker = Worker(library, device_id, trace_region_bytes, fast_dispatch, *sys.argv[5:7])
         capabilities = worker.capabilities()
     except Exception as error:
         return say(channel, fault="device", library=library.version, text=reason(error))
-    say(channel, library=library.version, known=int(known), missing=", ".join(missing),
+    say(channel, library=library.version, known=int(library.version in KNOWN_VERSIONS),
         **capabilities)
     worker.serve(channel)
-
-
-main()

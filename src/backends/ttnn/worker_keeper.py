@@ -2,7 +2,7 @@
 
 It must be a process of its own: a simulator makes itself a session, so that no process group
 reaches it, and outlives the worker that started it. Started by worker_process.cc with the
-descriptors below; it needs no library.
+descriptors below, from a folder that goes when it ends; it needs no library.
 """
 import ctypes
 import os
@@ -10,10 +10,8 @@ import select
 import shutil
 import signal
 import sys
-import types
 
-WORKER, SOCKET, SHARED, LIFE, FILES = 3, 4, 5, 6, 8  # LIFE: a pipe that tendon holds open
-SIMULATED, FOLDER = 4, 5  # arguments; worker.py reads those before
+SOCKET, SHARED, LIFE = 3, 4, 5  # LIFE: a pipe that tendon holds open
 SEARCH_MS = 100
 
 
@@ -56,11 +54,9 @@ def run_worker(keeper, folder):
         os.set_inheritable(descriptor, False)
     os.chdir(folder)  # the library writes its logs below the current folder, its compilers there
     os.putenv("TMPDIR", folder)
-    sys.path.pop(0)  # the folder of this file, which is /proc/self/fd
-    for name, descriptor in (("worker_files", FILES), ("worker", WORKER)):
-        module = sys.modules[name] = types.ModuleType(name)
-        with open(descriptor, encoding="utf-8") as source:
-            exec(compile(source.read(), name + ".py", "exec"), vars(module))
+    import worker
+    sys.path.pop(0)  # this folder: what the library leaves here is no module
+    worker.main()
 
 
 def wait_for_an_end(worker, simulated):
@@ -83,13 +79,13 @@ def wait_for_an_end(worker, simulated):
 
 def main():
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what is orphaned below comes to this process
-    keeper, folder = os.getpid(), sys.argv[FOLDER]
+    keeper, folder = os.getpid(), os.path.dirname(os.path.abspath(__file__))
     worker = os.fork()
     if worker == 0:
         return run_worker(keeper, folder)
     os.close(SOCKET)
     os.close(SHARED)
-    wait_for_an_end(worker, sys.argv[SIMULATED] == "simulated")
+    wait_for_an_end(worker, sys.argv[1] == "simulated")
     code = end_everything(worker)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(code if code >= 0 else 128 - code)

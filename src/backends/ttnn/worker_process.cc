@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,19 +16,32 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <utility>
 
-#include "backends/ttnn/worker_protocol.h"
-#include "backends/ttnn/worker_script.h"
 #include "tensor/check.h"
+#include "tensor/embed.h"
+
+TENDON_EMBED(char, tendon_ttnn_worker,
+             TENDON_TTNN_SCRIPTS
+             "/"
+             "worker.py");
+TENDON_EMBED(char, tendon_ttnn_files,
+             TENDON_TTNN_SCRIPTS
+             "/"
+             "worker_files.py");
+TENDON_EMBED(char, tendon_ttnn_keeper,
+             TENDON_TTNN_SCRIPTS
+             "/"
+             "worker_keeper.py");
 
 namespace tendon::tt {
 namespace {
 
 // Descriptors of the child, see worker_keeper.py.
-constexpr int kWorkerScript = 3, kSocket = 4, kShared = 5, kLife = 6, kKeeperScript = 7,
-              kFilesScript = 8;
+constexpr int kSocket = 3, kShared = 4, kLife = 5;
 constexpr int kFirstOfOurs = 16;  // above all of the child's, so that no copy overwrites another
+constexpr size_t kPacketBytesMax = 1 << 16;
 constexpr off_t kLogBytesMax = 1 << 20;
 constexpr off_t kTailBytes = 16 << 10;
 constexpr size_t kTailLines = 6;
@@ -43,12 +55,21 @@ Descriptor checked(int number, const char* what) {
   return Descriptor(high);
 }
 
-Descriptor memory_file(const char* name, std::string_view text = {}) {
-  Descriptor file = checked(memfd_create(name, MFD_CLOEXEC), "shared memory");
-  const ssize_t written = pwrite(file.get(), text.data(), text.size(), 0);
-  ensure(written == static_cast<ssize_t>(text.size()), Fault::backend,
-         "[ttnn] the worker's script does not fit into memory: {}", strerror(errno));
-  return file;
+Descriptor memory_file(const char* name) {
+  return checked(memfd_create(name, MFD_CLOEXEC), "shared memory");
+}
+
+void write_scripts(const std::string& folder) {
+  const auto write = [&](const char* name, const char* begin, const char* end) {
+    std::ofstream file(folder + "/" + name, std::ios::binary);
+    file.write(begin, end - begin);
+    file.close();
+    ensure(file.good(), Fault::backend, "[ttnn] {}/{} cannot be written: {}", folder, name,
+           strerror(errno));
+  };
+  write("worker.py", tendon_ttnn_worker, tendon_ttnn_worker_end);
+  write("worker_files.py", tendon_ttnn_files, tendon_ttnn_files_end);
+  write("worker_keeper.py", tendon_ttnn_keeper, tendon_ttnn_keeper_end);
 }
 
 std::vector<char*> pointers(const std::vector<std::string>& words) {
@@ -116,10 +137,8 @@ WorkerProcess::WorkerProcess(const WorkerOptions& options,
   life_ = checked(pipe_ends[1], "pipe");
   shared_ = memory_file("tendon-ttnn-tensors");
   log_ = memory_file("tendon-ttnn-log");
+  write_scripts(folder_.path());
   const Descriptor socket = checked(pair[1], "socket"), life = checked(pipe_ends[0], "pipe"),
-                   script = memory_file("worker.py", worker_script()),
-                   files_script = memory_file("worker_files.py", worker_files_script()),
-                   keeper = memory_file("worker_keeper.py", worker_keeper_script()),
                    null = checked(open("/dev/null", O_RDONLY | O_CLOEXEC), "/dev/null"),
                    // Opened again to append: several processes write to it.
       log = checked(open(fmt::format("/proc/self/fd/{}", log_.get()).c_str(),
@@ -130,23 +149,19 @@ WorkerProcess::WorkerProcess(const WorkerOptions& options,
   for (const auto& [from, to] : {std::pair{null.get(), 0},
                                  {log.get(), 1},
                                  {log.get(), 2},
-                                 {script.get(), kWorkerScript},
                                  {socket.get(), kSocket},
                                  {shared_.get(), kShared},
-                                 {life.get(), kLife},
-                                 {keeper.get(), kKeeperScript},
-                                 {files_script.get(), kFilesScript}})
+                                 {life.get(), kLife}})
     posix_spawn_file_actions_adddup2(&files, from, to);
-  posix_spawn_file_actions_addclosefrom_np(&files, kFilesScript + 1);
+  posix_spawn_file_actions_addclosefrom_np(&files, kLife + 1);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   sigset_t none;  // a caller's blocked signals are not the worker's
   sigemptyset(&none);
   posix_spawnattr_setsigmask(&attributes, &none);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
-  std::vector<std::string> command{options.python, fmt::format("/proc/self/fd/{}", kKeeperScript)};
+  std::vector<std::string> command{options.python, "-B", folder_.path() + "/worker_keeper.py"};
   command.insert(command.end(), arguments.begin(), arguments.end());
-  command.push_back(folder_.path());
   const int error = posix_spawnp(&keeper_, options.python.c_str(), &files, &attributes,
                                  pointers(command).data(), pointers(environment).data());
   posix_spawnattr_destroy(&attributes);
@@ -159,16 +174,10 @@ WorkerProcess::WorkerProcess(const WorkerOptions& options,
   exit_ = Descriptor(static_cast<int>(syscall(SYS_pidfd_open, keeper_, 0)));
 }
 
-WorkerProcess::Received WorkerProcess::send(std::span<const std::span<const std::byte>> parts,
+WorkerProcess::Received WorkerProcess::send(std::span<const std::byte> packet,
                                             Clock::time_point deadline) {
-  std::vector<iovec> pieces;
-  for (const auto& part : parts)
-    pieces.push_back({const_cast<std::byte*>(part.data()), part.size()});
-  msghdr message{};
-  message.msg_iov = pieces.data();
-  message.msg_iovlen = pieces.size();
   for (;;) {
-    if (sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
+    if (::send(socket_.get(), packet.data(), packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
       return Received::message;
     if (errno != EAGAIN && errno != EINTR) return Received::ended;
     if (const Received r = wait(socket_.get(), POLLOUT, deadline); r != Received::message) return r;
@@ -177,7 +186,7 @@ WorkerProcess::Received WorkerProcess::send(std::span<const std::span<const std:
 
 WorkerProcess::Received WorkerProcess::receive(std::vector<std::byte>& packet,
                                                Clock::time_point deadline) {
-  packet.resize(kMessageBytesMax);
+  packet.resize(kPacketBytesMax);
   for (;;) {
     if (const Received r = wait(socket_.get(), POLLIN, deadline); r != Received::message) return r;
     const ssize_t size = recv(socket_.get(), packet.data(), packet.size(), MSG_DONTWAIT);

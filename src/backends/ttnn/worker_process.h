@@ -49,8 +49,8 @@ class WorkerProcess {
   WorkerProcess(const WorkerProcess&) = delete;
   ~WorkerProcess() { end(); }
 
-  // Sends the parts as one packet. Not `message`: nobody reads them any more.
-  Received send(std::span<const std::span<const std::byte>> parts, Clock::time_point deadline);
+  // Not `message`: nobody reads packets any more.
+  Received send(std::span<const std::byte> packet, Clock::time_point deadline);
   Received receive(std::vector<std::byte>& packet, Clock::time_point deadline);
 
   // Kills whatever runs below, the simulator too, and waits until it is gone.

@@ -158,12 +158,12 @@ def copy(x, y):
     return y
 
 
-def add(x, y, dtype, memory_config):
+def add(x, y, memory_config):
     other = y.values if isinstance(y, Tensor) else [y] * len(x.values)
     return x.like([a + b for a, b in zip(x.values, other)], memory_config=memory_config)
 
 
-def multiply(x, y, dtype, memory_config):
+def multiply(x, y, memory_config):
     raise RuntimeError("TT_FATAL @ /alloc.cpp:514: false\ninfo:\nOut of Memory: Not enough space to"
                        " allocate 2097152 B L1 buffer across 4 banks\nbacktrace:\n --- x")
 
