@@ -1,5 +1,4 @@
-// The JSON header of a safetensors file as plain data. A reader of its own, because duplicate keys,
-// sizes and nesting of a hostile header must be refused before anything is built from them.
+// The JSON header of a safetensors file as plain data.
 #pragma once
 
 #include <array>
@@ -25,7 +24,7 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-// Throws Error(Fault::checkpoint) with the byte position. `file` is for messages.
+// Throws Error(Fault::checkpoint) naming the tensor or the byte. `file` is for messages.
 SafetensorsHeader parse_safetensors_header(std::string_view json, const std::string& file);
 
 }  // namespace tendon
