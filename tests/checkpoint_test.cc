@@ -9,6 +9,7 @@
 #include "checkpoint/content_hash.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/synthetic.h"
+#include "checkpoint/values.h"
 #include "checkpoint/weights.h"
 #include "model/config_file.h"
 #include "model/parameters.h"
@@ -235,6 +236,20 @@ TEST(Parameters, tell_an_unused_tensor_and_a_missing_one) {
   EXPECT_NE(std::string(e.what()).find("action_out_proj.bias; nearest: action_in_proj.bias"),
             std::string::npos)
       << e.what();
+}
+
+TEST(F16, is_the_float_that_its_bits_stand_for) {
+  for (uint32_t bits = 0; bits < 0x7C00; ++bits) {
+    const uint32_t exponent = bits >> 10, mantissa = bits & 0x3FF;
+    const float expected = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
+                                         : std::ldexp(static_cast<float>(1024 + mantissa),
+                                                      static_cast<int>(exponent) - 25);
+    ASSERT_EQ(from_f16(static_cast<uint16_t>(bits)), expected) << bits;
+    ASSERT_EQ(from_f16(static_cast<uint16_t>(bits | 0x8000)), -expected) << bits;
+  }
+  EXPECT_EQ(from_f16(0x7C00), INFINITY);
+  EXPECT_EQ(from_f16(0xFC00), -INFINITY);
+  EXPECT_TRUE(std::isnan(from_f16(0x7C01)) && std::isnan(from_f16(0xFE00)));
 }
 
 struct CheckValue {

@@ -1,15 +1,10 @@
 #include "checkpoint/weights.h"
 
-#include <algorithm>
-#include <bit>
-#include <cstring>
-#include <limits>
 #include <map>
 
-#include "tensor/bf16.h"
+#include "checkpoint/values.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
-#include "tensor/parallel.h"
 
 namespace tendon {
 namespace {
@@ -24,48 +19,6 @@ bool replace_prefix(std::string& name, const std::string& from, const std::strin
   if (!name.starts_with(from)) return false;
   name = to + name.substr(from.size());
   return true;
-}
-
-// The first value whose magnitude exceeds `limit`, or -1. Without its sign bit a floating point
-// number is ordered as an integer, which the compiler compares by vectors.
-template <class Bits>
-int64_t first_beyond(std::span<const std::byte> bytes, Bits limit) {
-  const auto magnitude = [&](int64_t i) {
-    Bits bits = 0;
-    std::memcpy(&bits, bytes.data() + static_cast<size_t>(i) * sizeof(Bits), sizeof(Bits));
-    return static_cast<Bits>(bits & std::numeric_limits<Bits>::max());
-  };
-  constexpr int64_t kBlock = 1 << 20;
-  const int64_t count = std::ssize(bytes) / static_cast<int64_t>(sizeof(Bits));
-  std::vector<Bits> largest(static_cast<size_t>((count + kBlock - 1) / kBlock));
-  parallel_for(std::ssize(largest), hardware_threads(), [&](int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; ++block) {
-      Bits most = 0;
-      for (int64_t i = block * kBlock; i < std::min(count, (block + 1) * kBlock); ++i)
-        most = std::max(most, magnitude(i));
-      largest[static_cast<size_t>(block)] = most;
-    }
-  });
-  const auto bad = std::ranges::find_if(largest, [&](Bits most) { return most > limit; });
-  if (bad == largest.end()) return -1;
-  int64_t at = (bad - largest.begin()) * kBlock;
-  while (magnitude(at) <= limit) ++at;
-  return at;
-}
-
-void check_values(const HostTensor& t, const std::string& file) {
-  constexpr int16_t kHalf = 0x70E2;  // kWeightMagnitudeMax in F16
-  const int64_t at =
-      t.dtype == DType::f32
-          ? first_beyond(t.bytes, std::bit_cast<int32_t>(kWeightMagnitudeMax))
-          : first_beyond(t.bytes, t.dtype == DType::f16
-                                      ? kHalf
-                                      : static_cast<int16_t>(to_bf16(kWeightMagnitudeMax)));
-  if (at < 0) return;
-  fail(Fault::checkpoint,
-       "{}: value {} of {} is {}; weights are finite and at most {}: the file is damaged or "
-       "training diverged, `tendon validate` says more",
-       file, at, t.name, element(t, at), kWeightMagnitudeMax);
 }
 
 class FileWeights final : public WeightSource {

@@ -14,9 +14,6 @@
 
 namespace tendon {
 
-// No weight of a trained network is as large; a flipped bit of an exponent makes more.
-constexpr float kWeightMagnitudeMax = 1e4f;
-
 // What to do about an adapter, whether its tensors lie among the weights or in a file beside them.
 inline constexpr std::string_view kMergeFirst =
     "belongs to a LoRA or another adapter of PEFT, without which the base model would run in place "

@@ -17,15 +17,13 @@ inline float from_bf16(uint16_t bits) {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }
 
-// IEEE binary16, subnormals included.
+// IEEE binary16, subnormals included. The exponent's bias is 15, that of a float 127.
 inline float from_f16(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const uint32_t exponent = (bits >> 10) & 0x1Fu, mantissa = bits & 0x3FFu;
-  if (exponent == 0x1F) return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << 13));
-  if (exponent != 0)
-    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-  return sign ? -magnitude : magnitude;
+  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7FFFu) << 13;
+  const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
+  const bool special = magnitude >= 0x1Fu << 23;  // infinite or NaN
+  return std::bit_cast<float>(sign | (special ? magnitude | 0x7F800000u : finite));
 }
 
 }  // namespace tendon

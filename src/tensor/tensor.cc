@@ -102,19 +102,23 @@ float element(const HostTensor& tensor, int64_t i) {
 
 namespace {
 
-// `count` elements from element `first` on.
+// As many elements as `to` has, from element `first` on.
 void convert_range(const HostTensor& tensor, int64_t first, std::span<float> to) {
   const std::byte* from = tensor.bytes.data() + first * byte_size(tensor.dtype);
-  if (tensor.dtype == DType::f32) {
-    if (!to.empty()) std::memcpy(to.data(), from, to.size_bytes());
-  } else if (tensor.dtype == DType::bf16) {
+  const auto widen = [&](float (*convert)(uint16_t)) {
     for (size_t i = 0; i < to.size(); ++i) {
       uint16_t bits = 0;
       std::memcpy(&bits, from + 2 * i, 2);
-      to[i] = from_bf16(bits);
+      to[i] = convert(bits);
     }
-  } else {
-    for (size_t i = 0; i < to.size(); ++i) to[i] = element(tensor, first + static_cast<int64_t>(i));
+  };
+  switch (tensor.dtype) {
+    case DType::f32:
+      if (!to.empty()) std::memcpy(to.data(), from, to.size_bytes());
+      return;
+    case DType::bf16: return widen([](uint16_t bits) { return from_bf16(bits); });
+    case DType::f16: return widen([](uint16_t bits) { return from_f16(bits); });
+    default: element(tensor, 0);  // throws
   }
 }
 
