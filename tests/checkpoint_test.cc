@@ -11,7 +11,6 @@
 #include "checkpoint/synthetic.h"
 #include "checkpoint/values.h"
 #include "checkpoint/weights.h"
-#include "model/config_file.h"
 #include "model/parameters.h"
 #include "tensor/bf16.h"
 #include "test_files.h"
@@ -236,6 +235,56 @@ TEST(Parameters, tell_an_unused_tensor_and_a_missing_one) {
   EXPECT_NE(std::string(e.what()).find("action_out_proj.bias; nearest: action_in_proj.bias"),
             std::string::npos)
       << e.what();
+}
+
+namespace {
+
+using Tensors = std::vector<HostTensor>;
+
+std::unique_ptr<WeightSource> source_of(const Tensors& tensors, const Scratch& scratch) {
+  write_safetensors(scratch.path() / "t.safetensors", tensors);
+  return open_weights({SafetensorsFile::open(scratch.path() / "t.safetensors")});
+}
+
+Tensors tensors_of(const std::string& kind) {
+  const auto path = "tiny-checkpoint-openpi-" + kind + "/checkpoint/model.safetensors";
+  return SafetensorsFile::open(golden(path))->tensors();
+}
+
+}  // namespace
+
+TEST(Parameters, of_a_layer_that_lost_most_of_them_are_not_taken_for_a_shorter_model) {
+  const Scratch scratch("layer");
+  for (const std::string layer : {"vision_model.encoder.layers.2.", "language_model.layers.2."}) {
+    Tensors tensors = tensors_of("pi0");
+    int64_t kept = 0;
+    std::erase_if(tensors, [&](const HostTensor& t) {
+      return t.name.find(layer) != std::string::npos && ++kept > 2;
+    });
+    ASSERT_GT(kept, 4) << layer;
+    const auto source = source_of(tensors, scratch);
+    std::vector<std::string> told;
+    config_from_weights(*source, true, [&](const Problem& p) { told.push_back(p.check); });
+    const size_t beyond =
+        layer.starts_with("vision") ? 2 : 0;  // the expert tells the other's depth
+    EXPECT_EQ(told, std::vector<std::string>(beyond, "tensor.layer"));
+    const Error e = refused([&] { check_parameters(*source, config_from_weights(*source, true)); });
+    EXPECT_EQ(e.fault(), Fault::checkpoint) << e.what();
+  }
+}
+
+TEST(Parameters, of_both_kinds_of_model_are_refused_and_those_of_neither) {
+  const Scratch scratch("kinds");
+  Tensors both = tensors_of("pi0");
+  for (const HostTensor& t : tensors_of("pi05"))
+    if (std::ranges::find(both, t.name, &HostTensor::name) == both.end()) both.push_back(t);
+  const auto text = [&](const Tensors& tensors) {
+    const auto source = source_of(tensors, scratch);
+    return std::string(refused([&] { policy_from_weights(*source); }).what());
+  };
+  EXPECT_NE(text(both).find("neither pi0 nor pi0.5 alone"), std::string::npos) << text(both);
+  const Tensors none = {host_tensor("x", {1}, {1.f})};
+  EXPECT_NE(text(none).find("is neither pi0 (state_proj"), std::string::npos) << text(none);
 }
 
 TEST(F16, is_the_float_that_its_bits_stand_for) {

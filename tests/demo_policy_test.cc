@@ -126,7 +126,7 @@ TEST(DemoPolicy, is_described_with_every_statistic_and_the_bytes_of_every_tensor
   EXPECT_EQ(about.at("memory_bytes").at("kv_cache"),
             2 * c.vlm.depth * rows * c.vlm.kv_heads * c.vlm.head_dim * 4);
   std::map<std::string, int64_t> stored;
-  for (const HostTensor& t : m.weights->tensors()) stored[t.name] = std::ssize(t.bytes);
+  for (const auto& [name, t] : m.weights->tensors()) stored[name] = std::ssize(t.bytes);
   int64_t bytes = 0;  // of what the model reads: the file holds a head of words too
   for (const Parameter& p : parameters(c)) bytes += stored.at(p.name);
   EXPECT_EQ(about.at("tensors").back().at("bytes"), bytes);

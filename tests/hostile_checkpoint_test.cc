@@ -219,18 +219,11 @@ class Unchecked final : public WeightSource {
       tensors_.push_back(t);
     }
   }
-  bool has(std::string_view name) const override { return find(name) != nullptr; }
-  std::optional<Shape> shape_of(std::string_view name) const override {
-    const HostTensor* t = find(name);
-    return t ? std::optional(t->shape) : std::nullopt;
-  }
-  void check(const std::string&, const Shape&) const override {}
   HostTensor get(const std::string& name, const Shape&) override {
     const HostTensor* t = find(name);
     // As in files of lerobot, the token table may be stored as the head alone.
     return t ? *t : *find("paligemma_with_expert.paligemma.lm_head.weight");
   }
-  std::vector<HostTensor> tensors() const override { return tensors_; }
   std::string description() const override { return "unchecked"; }
 
  private:

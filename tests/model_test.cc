@@ -3,8 +3,8 @@
 #include "backends/reference/reference.h"
 #include "checkpoint/synthetic.h"
 #include "model/flow_matching.h"
-#include "model/parameters.h"
 #include "model/pi0.h"
+#include "model/weights.h"
 #include "tensor/random.h"
 #include "test_files.h"
 
@@ -75,18 +75,10 @@ struct Network : testing::Test {
 // All weights as they are, but action_out_proj zero: the velocity is 0 everywhere.
 class NoVelocity final : public WeightSource {
  public:
-  bool has(std::string_view name) const override { return inner_->has(name); }
-  std::optional<Shape> shape_of(std::string_view name) const override {
-    return inner_->shape_of(name);
-  }
-  void check(const std::string& name, const Shape& shape) const override {
-    inner_->check(name, shape);
-  }
   HostTensor get(const std::string& name, const Shape& shape) override {
     if (!name.starts_with("action_out_proj.")) return inner_->get(name, shape);
     return host_tensor(name, shape, std::vector<float>(static_cast<size_t>(shape.count())));
   }
-  std::vector<HostTensor> tensors() const override { return {}; }
   std::string description() const override { return "no velocity"; }
 
  private:

@@ -164,16 +164,12 @@ TEST(TtnnTraces, survive_more_prompts_than_masks_are_kept) {
 // Zeros in every shape; large matrices have no bytes at all: only for devices of shapes.
 class Blank final : public WeightSource {
  public:
-  bool has(std::string_view) const override { return true; }
-  std::optional<Shape> shape_of(std::string_view) const override { return {}; }
-  void check(const std::string&, const Shape&) const override {}
   HostTensor get(const std::string& name, const Shape& shape) override {
     if (shape.count() > std::ssize(zeros_)) return {name, DType::f32, shape, {}, nullptr};
     const auto bytes =
         std::as_bytes(std::span(zeros_)).first(static_cast<size_t>(4 * shape.count()));
     return {name, DType::f32, shape, bytes, nullptr};
   }
-  std::vector<HostTensor> tensors() const override { return {}; }
   std::string description() const override { return "blank"; }
 
  private:

@@ -94,21 +94,9 @@ class SyntheticWeights final : public WeightSource {
  public:
   SyntheticWeights(bool pi05, const SyntheticOptions& options) : pi05_(pi05), options_(options) {}
 
-  bool has(std::string_view name) const override {
-    const bool pi05_only = name.starts_with("time_mlp_") || name.find(".dense.") != name.npos;
-    const bool pi0_only = name.starts_with("state_proj.") || name.starts_with("action_time_mlp_");
-    return pi05_ ? !pi0_only : !pi05_only;
-  }
-  std::optional<Shape> shape_of(std::string_view) const override { return {}; }
-  void check(const std::string& name, const Shape&) const override {
-    ensure(has(name), Fault::internal, "synthetic:{} has no tensor {}", pi05_ ? "pi05" : "pi0",
-           name);
-  }
   HostTensor get(const std::string& name, const Shape& shape) override {
-    check(name, shape);
     return synthetic_tensor(name, shape, options_);
   }
-  std::vector<HostTensor> tensors() const override { return {}; }
   std::string description() const override {
     return fmt::format("synthetic:{} (seed {})", pi05_ ? "pi05" : "pi0", options_.seed);
   }

@@ -1,18 +1,11 @@
 #include "checkpoint/weights.h"
 
-#include <map>
-
 #include "checkpoint/values.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 
 namespace tendon {
 namespace {
-
-constexpr std::string_view kPaliGemma = "paligemma_with_expert.paligemma.";
-constexpr std::string_view kTable =
-    "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
-constexpr std::string_view kHead = "paligemma_with_expert.paligemma.lm_head.weight";
 
 // `from` at the beginning of `name` becomes `to`.
 bool replace_prefix(std::string& name, const std::string& from, const std::string& to) {
@@ -28,40 +21,18 @@ class FileWeights final : public WeightSource {
       for (const HostTensor& t : file->tensors()) add(t, file->name());
       description_ += (description_.empty() ? "" : ", ") + file->name();
     }
-    const auto head = tensors_.find(kHead);
-    if (!tensors_.contains(kTable) && head != tensors_.end()) {
-      HostTensor table = head->second;
-      table.name = kTable;
-      tensors_.emplace(kTable, std::move(table));
-    }
-  }
-
-  bool has(std::string_view name) const override { return tensors_.contains(name); }
-
-  std::optional<Shape> shape_of(std::string_view name) const override {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) return {};
-    return found->second.shape;
-  }
-
-  void check(const std::string& name, const Shape& shape) const override {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end())
-      fail(Fault::checkpoint, "{} has no tensor {}; nearest: {}", description_, name,
-           nearest(name, names()));
-    const HostTensor& t = found->second;
-    ensure(t.shape == shape, Fault::checkpoint, "{}: {} is {}, expected {}", description_, name,
-           to_string(t.shape), to_string(shape));
-    ensure(t.dtype == DType::f32 || t.dtype == DType::bf16 || t.dtype == DType::f16,
-           Fault::checkpoint, "{}: {} has type {}, expected F32, BF16 or F16", description_, name,
-           tendon::name(t.dtype));
+    const auto head = tensors_.find(kPaliGemma + "lm_head.weight");
+    if (head == tensors_.end() || tensors_.contains(kTokenTable)) return;
+    HostTensor table = head->second;
+    table.name = kTokenTable;
+    tensors_.emplace(kTokenTable, std::move(table));
   }
 
   HostTensor get(const std::string& name, const Shape& shape) override {
-    check(name, shape);
+    if (const auto problem = find_fault(*this, name, shape)) refuse(*problem);
     const HostTensor& t = tensors_.at(name);
     check_values(t, description_);
-    if (name == kTable) forget_pages(t);  // its rows are read when a prompt needs them
+    if (name == kTokenTable) forget_pages(t);  // its rows are read when a prompt needs them
     return t;
   }
 
@@ -76,12 +47,7 @@ class FileWeights final : public WeightSource {
     return pieces;
   }
 
-  std::vector<HostTensor> tensors() const override {
-    std::vector<HostTensor> all;
-    for (const auto& [name, tensor] : tensors_) all.push_back(tensor);
-    return all;
-  }
-
+  const NamedTensors& tensors() const override { return tensors_; }
   std::string description() const override { return description_; }
 
  private:
@@ -102,13 +68,7 @@ class FileWeights final : public WeightSource {
            "{}: {} is stored twice (as {})", file, name, t.name);
   }
 
-  std::vector<std::string> names() const {
-    std::vector<std::string> all;
-    for (const auto& [name, tensor] : tensors_) all.push_back(name);
-    return all;
-  }
-
-  std::map<std::string, HostTensor, std::less<>> tensors_;
+  NamedTensors tensors_;
   std::string description_;
 };
 
@@ -117,7 +77,7 @@ class FileWeights final : public WeightSource {
 std::string canonical_name(std::string_view key) {
   std::string name(key);
   replace_prefix(name, "model.", "");
-  const std::string base(kPaliGemma);
+  const std::string& base = kPaliGemma;
   if (!replace_prefix(name, base + "language_model.model.", base + "model.language_model."))
     replace_prefix(name, base + "language_model.lm_head.", base + "lm_head.");
   replace_prefix(name, base + "vision_tower.", base + "model.vision_tower.");
@@ -126,6 +86,29 @@ std::string canonical_name(std::string_view key) {
   if (!name.starts_with(tower + "vision_model."))
     replace_prefix(name, tower, tower + "vision_model.");
   return name;
+}
+
+std::optional<Problem> find_fault(const WeightSource& source, const std::string& name,
+                                  const Shape& shape) {
+  const NamedTensors& tensors = source.tensors();
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) {
+    std::vector<std::string> names;
+    for (const auto& [known, tensor] : tensors) names.push_back(known);
+    return Problem{"tensor.missing", name,
+                   fmt::format("{} has no tensor {}; nearest: {}", source.description(), name,
+                               nearest(name, names))};
+  }
+  const HostTensor& t = found->second;
+  if (t.shape != shape)
+    return Problem{"tensor.shape", name,
+                   fmt::format("{}: {} is {}, expected {}", source.description(), name,
+                               to_string(t.shape), to_string(shape))};
+  if (t.dtype != DType::f32 && t.dtype != DType::bf16 && t.dtype != DType::f16)
+    return Problem{"tensor.dtype", name,
+                   fmt::format("{}: {} has type {}, expected F32, BF16 or F16",
+                               source.description(), name, tendon::name(t.dtype))};
+  return {};
 }
 
 std::unique_ptr<WeightSource> open_weights(

@@ -3,16 +3,21 @@
 // leading "model.".
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/problem.h"
 #include "checkpoint/safetensors.h"
 #include "tensor/tensor.h"
 
 namespace tendon {
+
+inline const std::string kPaliGemma = "paligemma_with_expert.paligemma.";
+inline const std::string kTokenTable = kPaliGemma + "model.language_model.embed_tokens.weight";
 
 // What to do about an adapter, whether its tensors lie among the weights or in a file beside them.
 inline constexpr std::string_view kMergeFirst =
@@ -20,23 +25,28 @@ inline constexpr std::string_view kMergeFirst =
     "of the fine-tuned one; merge it into the weights first (PEFT's merge_and_unload(), then "
     "save_pretrained)";
 
+using NamedTensors = std::map<std::string, HostTensor, std::less<>>;
+
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  virtual bool has(std::string_view name) const = 0;
-  virtual std::optional<Shape> shape_of(std::string_view name) const = 0;
-  // Throws Error(Fault::checkpoint): a missing tensor names the nearest existing one, a wrong shape
-  // or a type other than F32, BF16 or F16 says what was found and expected.
-  virtual void check(const std::string& name, const Shape& shape) const = 0;
-  // The tensor, after the same checks. One of a file whose values are not finite or larger than
-  // kWeightMagnitudeMax is refused too.
+  // The tensor. One of a file is checked first, as by find_fault; values that are not finite or
+  // larger than kWeightMagnitudeMax are refused too. Throws Error(Fault::checkpoint).
   virtual HostTensor get(const std::string& name, const Shape& shape) = 0;
   // The pieces of a weight that a backend has packed, as stored by `tendon convert`; else empty.
   virtual std::vector<HostTensor> packed(const std::string&) const { return {}; }
-  // Every tensor under its canonical name; empty for generated sources.
-  virtual std::vector<HostTensor> tensors() const = 0;
+  // Every tensor of files by its canonical name; generated sources have none.
+  virtual const NamedTensors& tensors() const {
+    static const NamedTensors kNone;
+    return kNone;
+  }
   virtual std::string description() const = 0;
 };
+
+// What is wrong with the tensor `name` of `source`: it is missing (the nearest existing one is
+// named), it has another shape, or a type other than F32, BF16 or F16.
+std::optional<Problem> find_fault(const WeightSource& source, const std::string& name,
+                                  const Shape& shape);
 
 // The canonical name of a key of any known layout: leading "model." removed, names from before
 // transformers 4.52 and flattened vision towers mapped.

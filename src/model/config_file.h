@@ -1,11 +1,10 @@
-// Sizes from a JSON file (`--config FILE`, or tendon.json beside a checkpoint), and from tensors.
+// Sizes from a JSON file (`--config FILE`, or tendon.json beside a checkpoint).
 #pragma once
 
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
-#include "checkpoint/weights.h"
 #include "model/config.h"
 
 namespace tendon {
@@ -20,14 +19,5 @@ Config read_config(const nlohmann::json& json, const std::string& file,
 
 // All of it, in the same form.
 nlohmann::json config_json(const Config& config);
-
-// pi0 or pi0.5 by the tensors that only one of them has.
-PolicyType policy_from_weights(const WeightSource& source);
-
-// Every size that the tensors' shapes tell. What they cannot tell keeps a documented default:
-// vision heads of 72 columns (16 at full size), one key/value head, three cameras, horizon, step
-// count, token limit and periods of the full-size model. `heads_known`: the caller overrides heads
-// afterwards, so that a vision width without heads of 72 is no error.
-Config config_from_weights(const WeightSource& source, bool heads_known = false);
 
 }  // namespace tendon

@@ -1,4 +1,4 @@
-// The complete list of a model's tensors: names and shapes of openpi's PyTorch conversion.
+// What the tensors of a checkpoint tell about its model, and whether they are all there.
 #pragma once
 
 #include <string>
@@ -6,33 +6,26 @@
 
 #include "checkpoint/weights.h"
 #include "model/config.h"
-#include "tensor/tensor.h"
+#include "model/weights.h"
 
 namespace tendon {
 
-// Where the published checkpoints keep each network.
-inline const std::string kPaliGemma = "paligemma_with_expert.paligemma.";
-inline const std::string kVision = kPaliGemma + "model.vision_tower.vision_model.";
-inline const std::string kProjector = kPaliGemma + "model.multi_modal_projector.linear";
-inline const std::string kLanguage = kPaliGemma + "model.language_model.";
-inline const std::string kExpert = "paligemma_with_expert.gemma_expert.model.";
+// pi0 or pi0.5 by the tensors that only one of them has. Throws Error(Fault::checkpoint) where the
+// source has those of neither.
+PolicyType policy_from_weights(const WeightSource& source, const OnProblem& on_problem = refuse);
 
-enum class Part { vision, projector, embedding, vlm, expert, heads };
-std::string_view name(Part part);
-
-struct Parameter {
-  std::string name;
-  Shape shape;
-  Part part;
-};
-
-// In checkpoint order: vision, projector, embedding, VLM, expert, heads. 777 - 1 tensors for pi0 at
-// full size (without the expert's unused lm_head).
-std::vector<Parameter> parameters(const Config& config);
+// Every size that the tensors' shapes tell; where they contradict each other, what most of them
+// say. What they cannot tell keeps a documented default: vision heads of 72 columns (16 at full
+// size), one key/value head, three cameras, horizon, step count, token limit and periods of the
+// full-size model. `heads_known`: the caller overrides heads afterwards, so that a vision width
+// without heads of 72 is no error. Throws Error(Fault::checkpoint) where a whole tower is missing.
+Config config_from_weights(const WeightSource& source, bool heads_known = false,
+                           const OnProblem& on_problem = refuse);
 
 // Checks that every parameter is there in its shape, also those that inference never computes, and
-// returns the names of tensors that belong to no parameter. Throws Error(Fault::checkpoint).
-std::vector<std::string> check_parameters(WeightSource& source, const Config& config);
+// returns the names of tensors that belong to no parameter.
+std::vector<std::string> check_parameters(const WeightSource& source, const Config& config,
+                                          const OnProblem& on_problem = refuse);
 
 // Whether a tensor that is no parameter stands inside a module that has some ("q_proj.oft_r" beside
 // "q_proj.weight"): whatever it is, the module was trained to compute something else.

@@ -1,203 +1,258 @@
 #include "model/weights.h"
 
-#include "model/parameters.h"
+#include <array>
+#include <initializer_list>
+
 #include "tensor/check.h"
 
 namespace tendon {
 namespace {
 
-std::vector<float> values(const HostTensor& t) {
-  std::vector<float> v(static_cast<size_t>(t.shape.count()));
-  convert_to_f32(t, v);
-  return v;
-}
+using Use = Parameter::Use;
 
-// Reads tensors by name and shape and hands them to the backend.
-struct Loader {
-  Ops& ops;
-  WeightSource& source;
-  const LoadOptions& options;
+// Where the published checkpoints keep each network.
+const std::string kVision = kPaliGemma + "model.vision_tower.vision_model.";
+const std::string kProjector = kPaliGemma + "model.multi_modal_projector.";
+const std::string kLanguage = kPaliGemma + "model.language_model.";
+const std::string kExpert = "paligemma_with_expert.gemma_expert.model.";
 
-  std::vector<float> vector(const std::string& name, int64_t n) const {
-    return values(source.get(name, {n}));
-  }
-
-  Tensor row(const std::string& name, int64_t n, float plus = 0.f) const {
-    std::vector<float> v = vector(name, n);
-    for (float& x : v) x += plus;
-    return ops.upload(v, {1, n});
-  }
-
-  Weight linear(const std::string& name, int64_t outputs, int64_t inputs, bool bias,
-                WeightKind kind, int64_t input_head_width = 0) const {
-    WeightParts parts{.kind = kind, .input_head_width = input_head_width};
-    return stacked("", {{name, outputs}}, inputs, bias, std::move(parts));
-  }
-
-  // q, k and v, or some of them.
-  Weight heads(const std::string& base, const std::vector<std::pair<std::string, int64_t>>& names,
-               int64_t inputs, bool bias, int64_t head_width) const {
-    WeightParts parts{.kind = WeightKind::linear, .output_head_width = head_width};
-    return stacked(base, names, inputs, bias, std::move(parts));
-  }
-
-  Weight head(const std::string& name, int64_t outputs, int64_t inputs) const {
-    return linear(name, outputs, inputs, true, WeightKind::head);
-  }
-
-  LayerNorm layer_norm(const std::string& name, int64_t n) const {
-    return {row(name + ".weight", n), row(name + ".bias", n)};
-  }
-
-  // Several projections of the same input as one weight, stacked in the order of `names`.
-  Weight stacked(const std::string& base, const std::vector<std::pair<std::string, int64_t>>& names,
-                 int64_t inputs, bool bias, WeightParts parts) const {
-    parts.name = base + names.front().first;
-    if (parts.kind != WeightKind::head) parts.packed = source.packed(parts.name);
-    parts.inputs = inputs;
-    for (const auto& [name, outputs] : names) {
-      parts.outputs += outputs;
-      if (parts.packed.empty())
-        parts.matrices.push_back(source.get(base + name + ".weight", {outputs, inputs}));
-      if (!bias) continue;
-      const std::vector<float> b = vector(base + name + ".bias", outputs);
-      parts.bias.insert(parts.bias.end(), b.begin(), b.end());
-    }
-    Weight weight = ops.prepare(parts);
-    if (options.prepared && parts.kind != WeightKind::head) options.prepared(parts, weight);
-    return weight;
-  }
+// A matrix of a checkpoint without its place: "q_proj", [2048, 2048].
+struct Matrix {
+  std::string name;
+  Shape shape;
 };
 
-Vision load_vision(const Loader& load, const Config& config) {
-  const VisionConfig& c = config.vision;
-  const int64_t w = c.width;
-  const std::string embeddings = kVision + "embeddings.";
-  Vision vision;
-  const HostTensor patch =
-      load.source.get(embeddings + "patch_embedding.weight", {w, 3, c.patch, c.patch});
-  vision.patch = load.ops.prepare({"vision.patch",
-                                   WeightKind::head,
-                                   {patch},
-                                   load.vector(embeddings + "patch_embedding.bias", w)});
-  vision.position = load.ops.upload(
-      values(load.source.get(embeddings + "position_embedding.weight", {c.tokens(), w})),
-      {c.tokens(), w});
-  for (int64_t i = 0; i < c.depth; ++i) {
-    const std::string name = fmt::format("{}encoder.layers.{}.", kVision, i);
-    const std::string attention = name + "self_attn.";
-    vision.blocks.push_back({
-        .norm1 = load.layer_norm(name + "layer_norm1", w),
-        .norm2 = load.layer_norm(name + "layer_norm2", w),
-        .qkv = load.heads(attention, {{"q_proj", w}, {"k_proj", w}, {"v_proj", w}}, w, true,
-                          w / c.heads),
-        .output = load.linear(attention + "out_proj", w, w, true, WeightKind::linear, w / c.heads),
-        .up = load.linear(name + "mlp.fc1", c.mlp, w, true, WeightKind::linear),
-        .down = load.linear(name + "mlp.fc2", w, c.mlp, true, WeightKind::linear),
-    });
+constexpr bool kBias = true, kNoBias = false;
+
+// Goes through the tensors of a model. Each method names the tensors of one member of Weights, with
+// their shapes; where there is a source, it also makes the member of them.
+class Walk {
+ public:
+  Walk() = default;  // lists only
+  Walk(Ops& ops, WeightSource& source, const LoadOptions& options)
+      : ops_(&ops), source_(&source), options_(options) {}
+
+  Part part = Part::vision;
+  Use use = Use::inference;
+  std::vector<Parameter> listed;
+
+  // A vector becomes one row. `plus` is added to every value.
+  void tensor(Tensor& to, const std::string& name, const Shape& shape, float plus = 0.f) {
+    const Parameter p = list(name, shape);
+    if (!loads()) return;
+    std::vector<float> v = values(p);
+    for (float& x : v) x += plus;
+    to = ops_->upload(v, shape.rank() == 1 ? Shape{1, shape[0]} : shape);
   }
-  vision.norm = load.layer_norm(kVision + "post_layernorm", w);
-  vision.project = load.linear(kProjector, config.vlm.width, w, true, WeightKind::linear);
-  return vision;
-}
 
-// `ada`: the norm is conditioned on time; dense [3 * width, width] holds scale, shift, gate.
-GemmaNorm load_norm(const Loader& load, const std::string& name, int64_t width, bool ada) {
-  if (!ada) return {.scale = load.row(name + ".weight", width, 1.f)};
-  const HostTensor dense = load.source.get(name + ".dense.weight", {3 * width, width});
-  const std::vector<float> bias = load.vector(name + ".dense.bias", 3 * width);
-  const auto third = [&](const char* part, int64_t i, float plus) {
-    std::vector<float> b(bias.begin() + i * width, bias.begin() + (i + 1) * width);
-    for (float& x : b) x += plus;
-    return load.ops.prepare({name + "." + part,
-                             WeightKind::head,
-                             {dense.rows(i * width, (i + 1) * width)},
-                             std::move(b)});
-  };
-  return {{}, third("scale", 0, 1.f), third("shift", 1, 0.f), third("gate", 2, 0.f)};
-}
-
-GemmaBlock load_block(const Loader& load, const std::string& name, const GemmaConfig& c, bool ada) {
-  const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  return {
-      .norm1 = load_norm(load, name + "input_layernorm", c.width, ada),
-      .norm2 = load_norm(load, name + "post_attention_layernorm", c.width, ada),
-      .qkv = load.heads(name + "self_attn.", {{"q_proj", q}, {"k_proj", kv}, {"v_proj", kv}},
-                        c.width, false, c.head_dim),
-      .output =
-          load.linear(name + "self_attn.o_proj", c.width, q, false, WeightKind::linear, c.head_dim),
-      .gated = load.stacked(name + "mlp.", {{"gate_proj", c.mlp}, {"up_proj", c.mlp}}, c.width,
-                            false, {.kind = WeightKind::gated}),
-      .down = load.linear(name + "mlp.down_proj", c.width, c.mlp, false, WeightKind::linear),
-  };
-}
-
-Gemma load_prefix(const Loader& load, const GemmaConfig& c, bool whole) {
-  Gemma vlm;
-  for (int64_t i = 0; i < c.depth - (whole ? 0 : 1); ++i)
-    vlm.blocks.push_back(load_block(load, fmt::format("{}layers.{}.", kLanguage, i), c, false));
-  if (whole) {
-    vlm.norm = load_norm(load, kLanguage + "norm", c.width, false);
-    return vlm;
+  void layer_norm(LayerNorm& to, const std::string& name, int64_t width) {
+    tensor(to.scale, name + ".weight", {width});
+    tensor(to.shift, name + ".bias", {width});
   }
-  const std::string last = fmt::format("{}layers.{}.", kLanguage, c.depth - 1);
-  const int64_t kv = c.kv_heads * c.head_dim;
-  vlm.norm = load_norm(load, last + "input_layernorm", c.width, false);
-  vlm.last_kv =
-      load.heads(last + "self_attn.", {{"k_proj", kv}, {"v_proj", kv}}, c.width, false, c.head_dim);
-  return vlm;
-}
 
-// W [action; time] = W_action action + W_time time, so that the time half is computed once.
-void load_time_mix(const Loader& load, Weights& w, int64_t width) {
-  const std::string name = "action_time_mlp_in";
-  const std::vector<float> both = values(load.source.get(name + ".weight", {width, 2 * width}));
-  std::vector<float> halves[2];
-  for (size_t r = 0; r < static_cast<size_t>(width); ++r)
-    for (size_t h = 0; h < 2; ++h) {
-      const auto first = both.begin() + static_cast<int64_t>((2 * r + h)) * width;
-      halves[h].insert(halves[h].end(), first, first + width);
+  // Projections of the same input as one weight, stacked by rows. `parts`: kind, head widths.
+  void weight(Weight& to, const std::string& base, std::initializer_list<Matrix> projections,
+              bool bias, WeightParts parts = {}) {
+    std::vector<Parameter> matrices, biases;
+    for (const Matrix& m : projections) {
+      matrices.push_back(list(base + m.name + ".weight", m.shape));
+      if (bias) biases.push_back(list(base + m.name + ".bias", {m.shape[0]}));
     }
-  const auto half = [&](const char* part, size_t h, std::vector<float> bias) {
-    return load.ops.prepare({name + part,
-                             WeightKind::head,
-                             {host_tensor(name + part, {width, width}, std::move(halves[h]))},
-                             std::move(bias)});
+    if (!loads()) return;
+    const bool large = parts.kind == WeightKind::linear || parts.kind == WeightKind::gated;
+    parts.name = base + projections.begin()->name;
+    if (large) parts.packed = source_->packed(parts.name);
+    parts.inputs = matrices.front().shape.count() / matrices.front().shape[0];
+    for (const Parameter& m : matrices) {
+      parts.outputs += m.shape[0];
+      if (parts.packed.empty()) parts.matrices.push_back(source_->get(m.name, m.shape));
+    }
+    for (const Parameter& b : biases) {
+      const std::vector<float> more = values(b);
+      parts.bias.insert(parts.bias.end(), more.begin(), more.end());
+    }
+    to = ops_->prepare(parts);
+    if (options_.prepared && large) options_.prepared(parts, to);
+  }
+
+  // RMSNorm; `adaptive`: conditioned on time, dense [3 * width, width] is scale over shift over
+  // gate.
+  void rms_norm(GemmaNorm& to, const std::string& name, int64_t width, bool adaptive) {
+    if (!adaptive) return tensor(to.scale, name + ".weight", {width}, 1.f);
+    const Parameter dense = list(name + ".dense.weight", {3 * width, width});
+    const Parameter bias = list(name + ".dense.bias", {3 * width});
+    if (!loads()) return;
+    const HostTensor matrix = source_->get(dense.name, dense.shape);
+    std::vector<float> b = values(bias);
+    for (auto scale = b.begin(); scale < b.begin() + width; ++scale) *scale += 1.f;
+    const auto third = [&](const char* what, int64_t i) {
+      return ops_->prepare({name + "." + what,
+                            WeightKind::head,
+                            {matrix.rows(i * width, (i + 1) * width)},
+                            {b.begin() + i * width, b.begin() + (i + 1) * width}});
+    };
+    to = {{}, third("scale", 0), third("shift", 1), third("gate", 2)};
+  }
+
+  // W [action; time] = W_action action + W_time time, so that the time half is computed once.
+  void halves(Weight& action, Weight& time, const std::string& name, int64_t width) {
+    const Parameter both = list(name + ".weight", {width, 2 * width});
+    const Parameter bias = list(name + ".bias", {width});
+    if (!loads()) return;
+    const std::vector<float> v = values(both);
+    const auto half = [&](const char* what, int64_t h, std::vector<float> b) {
+      std::vector<float> columns;
+      for (int64_t r = 0; r < width; ++r)
+        columns.insert(columns.end(), v.begin() + (2 * r + h) * width,
+                       v.begin() + (2 * r + h + 1) * width);
+      return ops_->prepare({name + what,
+                            WeightKind::head,
+                            {host_tensor(name + what, {width, width}, std::move(columns))},
+                            std::move(b)});
+    };
+    action = half(".action", 0, {});
+    time = half(".time", 1, values(bias));
+  }
+
+ private:
+  bool loads() const { return source_ && use == Use::inference; }
+
+  Parameter list(const std::string& name, const Shape& shape) {
+    return listed.emplace_back(Parameter{name, shape, part, use});
+  }
+
+  std::vector<float> values(const Parameter& p) const {
+    std::vector<float> v(static_cast<size_t>(p.shape.count()));
+    convert_to_f32(source_->get(p.name, p.shape), v);
+    return v;
+  }
+
+  Ops* ops_ = nullptr;
+  WeightSource* source_ = nullptr;
+  LoadOptions options_;
+};
+
+void walk_vision(Walk& walk, Vision& vision, const VisionConfig& c) {
+  const int64_t w = c.width, head = w / c.heads;
+  const std::string embeddings = kVision + "embeddings.";
+  walk.weight(vision.patch, embeddings, {{"patch_embedding", {w, 3, c.patch, c.patch}}}, kBias,
+              {.kind = WeightKind::head});
+  walk.tensor(vision.position, embeddings + "position_embedding.weight", {c.tokens(), w});
+  vision.blocks.resize(static_cast<size_t>(c.depth));
+  for (size_t i = 0; i < vision.blocks.size(); ++i) {
+    VisionBlock& b = vision.blocks[i];
+    const std::string layer = fmt::format("{}encoder.layers.{}.", kVision, i);
+    const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
+    walk.layer_norm(b.norm1, layer + "layer_norm1", w);
+    walk.layer_norm(b.norm2, layer + "layer_norm2", w);
+    walk.weight(b.qkv, attention, {{"q_proj", {w, w}}, {"k_proj", {w, w}}, {"v_proj", {w, w}}},
+                kBias, {.output_head_width = head});
+    walk.weight(b.output, attention, {{"out_proj", {w, w}}}, kBias, {.input_head_width = head});
+    walk.weight(b.up, mlp, {{"fc1", {c.mlp, w}}}, kBias);
+    walk.weight(b.down, mlp, {{"fc2", {w, c.mlp}}}, kBias);
+  }
+  walk.layer_norm(vision.norm, kVision + "post_layernorm", w);
+}
+
+// `kv_only`: norm1, k and v are all that inference needs.
+void walk_block(Walk& walk, GemmaBlock& b, const std::string& layer, const GemmaConfig& c,
+                bool adaptive, bool kv_only) {
+  const int64_t w = c.width;
+  const Matrix query{"q_proj", {c.heads * c.head_dim, w}},
+      keys{"k_proj", {c.kv_heads * c.head_dim, w}}, values{"v_proj", keys.shape};
+  const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
+  const WeightParts heads{.output_head_width = c.head_dim};
+  walk.rms_norm(b.norm1, layer + "input_layernorm", w, adaptive);
+  if (kv_only) {
+    walk.weight(b.qkv, attention, {keys, values}, kNoBias, heads);
+    walk.use = Use::none;
+    walk.weight(b.qkv, attention, {query}, kNoBias);
+  } else {
+    walk.weight(b.qkv, attention, {query, keys, values}, kNoBias, heads);
+  }
+  walk.rms_norm(b.norm2, layer + "post_attention_layernorm", w, adaptive);
+  walk.weight(b.output, attention, {{"o_proj", {w, query.shape[0]}}}, kNoBias,
+              {.input_head_width = c.head_dim});
+  walk.weight(b.gated, mlp, {{"gate_proj", {c.mlp, w}}, {"up_proj", {c.mlp, w}}}, kNoBias,
+              {.kind = WeightKind::gated});
+  walk.weight(b.down, mlp, {{"down_proj", {w, c.mlp}}}, kNoBias);
+  walk.use = Use::inference;
+}
+
+void walk_prefix(Walk& walk, Gemma& vlm, const GemmaConfig& c, bool whole) {
+  vlm.blocks.resize(static_cast<size_t>(c.depth));
+  for (size_t i = 0; i < vlm.blocks.size(); ++i)
+    walk_block(walk, vlm.blocks[i], fmt::format("{}layers.{}.", kLanguage, i), c, false,
+               !whole && i + 1 == vlm.blocks.size());
+  if (!whole) walk.use = Use::optional;
+  walk.rms_norm(vlm.norm, kLanguage + "norm", c.width, false);
+  walk.use = Use::inference;
+  if (whole) return;
+  vlm.norm = vlm.blocks.back().norm1;
+  vlm.last_kv = vlm.blocks.back().qkv;
+  vlm.blocks.pop_back();
+}
+
+void walk_expert(Walk& walk, Gemma& expert, const GemmaConfig& c, bool adaptive) {
+  expert.blocks.resize(static_cast<size_t>(c.depth));
+  for (size_t i = 0; i < expert.blocks.size(); ++i)
+    walk_block(walk, expert.blocks[i], fmt::format("{}layers.{}.", kExpert, i), c, adaptive, false);
+  walk.rms_norm(expert.norm, kExpert + "norm", c.width, adaptive);
+}
+
+void walk_heads(Walk& walk, Weights& w, const Config& c) {
+  const int64_t width = c.expert.width;
+  const auto head = [&](Weight& to, const char* name, int64_t outputs, int64_t inputs) {
+    walk.weight(to, "", {{name, {outputs, inputs}}}, kBias, {.kind = WeightKind::head});
   };
-  w.mix_action = half(".action", 0, {});
-  w.mix_time = half(".time", 1, load.vector(name + ".bias", width));
-  w.mix_out = load.head("action_time_mlp_out", width, width);
+  head(w.action_in, "action_in_proj", width, c.action_dim);
+  head(w.action_out, "action_out_proj", c.action_dim, width);
+  if (c.pi05()) {
+    head(w.time_in, "time_mlp_in", width, width);
+    head(w.time_out, "time_mlp_out", width, width);
+  } else {
+    head(w.state, "state_proj", width, c.state_dim);
+    walk.halves(w.mix_action, w.mix_time, "action_time_mlp_in", width);
+    head(w.mix_out, "action_time_mlp_out", width, width);
+  }
+}
+
+Weights walk_all(Walk& walk, const Config& c, bool whole_prefix) {
+  Weights w;
+  walk_vision(walk, w.vision, c.vision);
+  walk.part = Part::projector;
+  walk.weight(w.vision.project, kProjector, {{"linear", {c.vlm.width, c.vision.width}}}, kBias);
+  walk.part = Part::embedding;
+  walk.weight(w.embedding, kLanguage, {{"embed_tokens", {c.vocab, c.vlm.width}}}, kNoBias,
+              {.kind = WeightKind::table});
+  walk.part = Part::vlm;
+  walk_prefix(walk, w.vlm, c.vlm, whole_prefix);
+  walk.part = Part::expert;
+  walk_expert(walk, w.expert, c.expert, c.pi05());
+  walk.part = Part::heads;
+  walk_heads(walk, w, c);
+  return w;
 }
 
 }  // namespace
 
+std::string_view name(Part part) {
+  constexpr std::array<std::string_view, 6> kNames = {"vision", "projector", "embedding",
+                                                      "vlm",    "expert",    "heads"};
+  return kNames[static_cast<size_t>(part)];
+}
+
+std::vector<Parameter> parameters(const Config& config) {
+  Walk walk;
+  walk_all(walk, config, false);
+  return std::move(walk.listed);
+}
+
 Weights load_weights(Ops& ops, WeightSource& source, const Config& config,
                      const LoadOptions& options) {
   check(config);
-  const Loader load{ops, source, options};
-  const int64_t width = config.expert.width;
-  Weights w;
-  w.vision = load_vision(load, config);
-  w.embedding = ops.prepare(
-      {"embed_tokens",
-       WeightKind::table,
-       {source.get(kLanguage + "embed_tokens.weight", {config.vocab, config.vlm.width})},
-       {}});
-  w.vlm = load_prefix(load, config.vlm, options.whole_prefix);
-  for (int64_t i = 0; i < config.expert.depth; ++i)
-    w.expert.blocks.push_back(
-        load_block(load, fmt::format("{}layers.{}.", kExpert, i), config.expert, config.pi05()));
-  w.expert.norm = load_norm(load, kExpert + "norm", width, config.pi05());
-  w.action_in = load.head("action_in_proj", width, config.action_dim);
-  w.action_out = load.head("action_out_proj", config.action_dim, width);
-  if (config.pi05()) {
-    w.time_in = load.head("time_mlp_in", width, width);
-    w.time_out = load.head("time_mlp_out", width, width);
-  } else {
-    w.state = load.head("state_proj", width, config.state_dim);
-    load_time_mix(load, w, width);
-  }
-  return w;
+  Walk walk(ops, source, options);
+  return walk_all(walk, config, options.whole_prefix);
 }
 
 }  // namespace tendon

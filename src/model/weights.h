@@ -1,8 +1,10 @@
-// The parameters of a pi0 or pi0.5 model in the form that the network uses them. Names and shapes
-// in a checkpoint: docs in weights.cc, beside each load.
+// The parameters of a pi0 or pi0.5 model: the list of tensors in a checkpoint, and the form in
+// which the network uses them. Every name and shape stands once, in weights.cc.
 #pragma once
 
 #include <functional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/weights.h"
@@ -10,6 +12,24 @@
 #include "ops/ops.h"
 
 namespace tendon {
+
+enum class Part { vision, projector, embedding, vlm, expert, heads };
+std::string_view name(Part part);
+
+// A tensor of a checkpoint, under the name of openpi's PyTorch conversion.
+struct Parameter {
+  // inference: read by every model. none: in every file, but of the last prefix layer nobody needs
+  // more than keys and values. optional: needed as little, and files without it exist.
+  enum class Use { inference, none, optional };
+  std::string name;
+  Shape shape;
+  Part part;
+  Use use;
+};
+
+// All of them: vision, projector, embedding, VLM, expert, heads. 777 - 1 tensors for pi0 at full
+// size (without the expert's unused lm_head).
+std::vector<Parameter> parameters(const Config& config);
 
 struct LayerNorm {
   Tensor scale, shift;  // [1, width]

@@ -1,6 +1,7 @@
 #include "policy/converted_file.h"
 
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "checkpoint/content_hash.h"
@@ -18,36 +19,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr int kFormat = 1;
-const std::string kTable =
-    "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
-
-// Remembers which tensors a model asked for.
-class Recorder final : public WeightSource {
- public:
-  explicit Recorder(WeightSource& inner) : inner_(inner) {}
-  bool has(std::string_view name) const override { return inner_.has(name); }
-  std::optional<Shape> shape_of(std::string_view name) const override {
-    return inner_.shape_of(name);
-  }
-  void check(const std::string& name, const Shape& shape) const override {
-    inner_.check(name, shape);
-  }
-  HostTensor get(const std::string& name, const Shape& shape) override {
-    HostTensor t = inner_.get(name, shape);
-    t.name = name;
-    asked_.emplace(name, shape);
-    return t;
-  }
-  std::vector<HostTensor> tensors() const override { return inner_.tensors(); }
-  std::string description() const override { return inner_.description(); }
-
-  void forget(const std::string& name) { asked_.erase(name); }
-  const std::map<std::string, Shape>& asked() const { return asked_; }
-
- private:
-  WeightSource& inner_;
-  std::map<std::string, Shape> asked_;
-};
 
 HostTensor file_content(const std::string& name, const std::string& path) {
   auto bytes = std::make_shared<const std::string>(read_file(path, kTokenizerBytesMax));
@@ -79,22 +50,21 @@ std::string required(const SafetensorsFile& file, const std::string& key) {
 
 Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
                         const Conversion& conversion) {
-  Recorder recorder(*model.weights);
   std::vector<HostTensor> tensors;
+  std::set<std::string> packed;
   const auto keep = [&](const WeightParts& parts, const Weight& weight) {
     for (HostTensor piece : weight.native->pieces()) {
       piece.name = "packed." + parts.name + "/" + piece.name;
       tensors.push_back(std::move(piece));
     }
-    for (const HostTensor& m : parts.matrices) recorder.forget(m.name);
+    for (const HostTensor& m : parts.matrices) packed.insert(m.name);
   };
-  Weights weights = load_weights(ops, recorder, model.config, {.prepared = keep});
+  Weights weights = load_weights(ops, *model.weights, model.config, {.prepared = keep});
   std::ranges::stable_sort(tensors, {},
                            [](const HostTensor& t) { return !t.name.ends_with("data"); });
-  for (const auto& [name, shape] : recorder.asked()) {
-    tensors.push_back(model.weights->get(name, shape));
-    tensors.back().name = name;
-  }
+  for (const Parameter& p : parameters(model.config))
+    if (p.use == Parameter::Use::inference && !packed.contains(p.name))
+      tensors.push_back(model.weights->get(p.name, p.shape));
   const bool bytewise = !is_file(model.tokenizer);
   ensure(!bytewise || model.layout == "synthetic", Fault::checkpoint,
          "the model has no tokenizer; give it with --tokenizer FILE");
@@ -132,7 +102,7 @@ OpenedModel open_converted(const fs::path& path, const OpenOptions& options) {
   const std::string expected = required(*file, "tendon.hash");
   std::map<std::string, std::string> covered = file->metadata();
   covered.erase("tendon.hash");
-  const std::string hash = content_hash(file->tensors(), covered, options.threads, kTable);
+  const std::string hash = content_hash(file->tensors(), covered, options.threads, kTokenTable);
   ensure(hash == expected, Fault::checkpoint,
          "{} was altered after it was written (content hash {}, expected {}); convert again",
          path.string(), hash, expected);

@@ -2,7 +2,7 @@
 #include <map>
 
 #include "model/config_file.h"
-#include "model/parameters.h"
+#include "model/weights.h"
 #include "policy/open_model.h"
 #include "tensor/check.h"
 
@@ -77,14 +77,13 @@ MemoryPlan plan_memory(const OpenedModel& m, const OpenOptions& o, bool table_on
 }
 
 json describe_model(const OpenedModel& m, const OpenOptions& options, bool table_on_device) {
-  std::map<std::string, DType> types;
-  for (const HostTensor& t : m.weights->tensors()) types[t.name] = t.dtype;
+  const NamedTensors& stored = m.weights->tensors();
   std::map<Part, Group> groups;
   Group all;
   for (const Parameter& p : parameters(m.config)) {
-    const auto stored = types.find(p.name);
-    const int64_t bytes = stored == types.end() ? weight_bytes(p.shape.count(), m.precision)
-                                                : p.shape.count() * byte_size(stored->second);
+    const auto file = stored.find(p.name);
+    const int64_t bytes = file == stored.end() ? weight_bytes(p.shape.count(), m.precision)
+                                               : p.shape.count() * byte_size(file->second.dtype);
     for (Group* g : {&groups[p.part], &all}) {
       ++g->tensors;
       g->parameters += p.shape.count();
