@@ -1,6 +1,6 @@
 #include "model/config.h"
 
-#include <tuple>
+#include <utility>
 
 #include "tensor/check.h"
 
@@ -12,19 +12,12 @@ constexpr int64_t kSizeMax = 1 << 20, kHeadsMax = 1 << 10, kHeadDimMax = 1 << 12
                   kDepthMax = 1 << 8, kImageMax = 1 << 13, kVisionTokensMax = 1 << 16,
                   kCamerasMax = 1 << 6, kStepsMax = 1 << 10;
 
-void check_size(std::string_view field, int64_t value, int64_t most = kSizeMax) {
+void check_size(std::string_view field, int64_t value, int64_t most) {
   ensure(value >= 1 && value <= most, Fault::checkpoint,
          "configuration: {} is {}, expected 1 to {}", field, value, most);
 }
 
 void check_gemma(std::string_view tower, const GemmaConfig& c) {
-  for (const auto& [field, value, most] : {std::tuple("width", c.width, kSizeMax),
-                                           {"mlp", c.mlp, kSizeMax},
-                                           {"heads", c.heads, kHeadsMax},
-                                           {"kv_heads", c.kv_heads, kHeadsMax},
-                                           {"head_dim", c.head_dim, kHeadDimMax},
-                                           {"depth", c.depth, kDepthMax}})
-    check_size(fmt::format("{}.{}", tower, field), value, most);
   ensure(c.heads % c.kv_heads == 0 && c.head_dim % 2 == 0, Fault::checkpoint,
          "configuration: {}.heads {} must be a multiple of kv_heads {}, head_dim {} must be even",
          tower, c.heads, c.kv_heads, c.head_dim);
@@ -40,21 +33,33 @@ Config full_size(PolicyType type) {
   return c;
 }
 
+std::vector<Size> sizes(Config& c) {
+  std::vector<Size> all = {{"vision", "image", &c.vision.image, kImageMax},
+                           {"vision", "patch", &c.vision.patch, kImageMax},
+                           {"vision", "width", &c.vision.width, kSizeMax},
+                           {"vision", "heads", &c.vision.heads, kHeadsMax},
+                           {"vision", "mlp", &c.vision.mlp, kSizeMax},
+                           {"vision", "depth", &c.vision.depth, kDepthMax},
+                           {"vlm", "vocab", &c.vocab, kSizeMax},
+                           {"", "action_dim", &c.action_dim, kSizeMax},
+                           {"", "state_dim", &c.state_dim, kSizeMax},
+                           {"", "horizon", &c.horizon, kSizeMax},
+                           {"", "max_token_len", &c.max_token_len, kSizeMax},
+                           {"", "num_steps", &c.num_steps, kStepsMax},
+                           {"", "cameras", &c.cameras, kCamerasMax}};
+  for (const auto& [tower, g] : {std::pair("vlm", &c.vlm), {"expert", &c.expert}})
+    all.insert(all.end(), {{tower, "width", &g->width, kSizeMax},
+                           {tower, "mlp", &g->mlp, kSizeMax},
+                           {tower, "heads", &g->heads, kHeadsMax},
+                           {tower, "kv_heads", &g->kv_heads, kHeadsMax},
+                           {tower, "head_dim", &g->head_dim, kHeadDimMax},
+                           {tower, "depth", &g->depth, kDepthMax}});
+  return all;
+}
+
 void check(const Config& c) {
-  for (const auto& [field, value, most] : {std::tuple("vision.image", c.vision.image, kImageMax),
-                                           {"vision.patch", c.vision.patch, kImageMax},
-                                           {"vision.width", c.vision.width, kSizeMax},
-                                           {"vision.heads", c.vision.heads, kHeadsMax},
-                                           {"vision.mlp", c.vision.mlp, kSizeMax},
-                                           {"vision.depth", c.vision.depth, kDepthMax},
-                                           {"vlm.vocab", c.vocab, kSizeMax},
-                                           {"action_dim", c.action_dim, kSizeMax},
-                                           {"state_dim", c.state_dim, kSizeMax},
-                                           {"horizon", c.horizon, kSizeMax},
-                                           {"max_token_len", c.max_token_len, kSizeMax},
-                                           {"num_steps", c.num_steps, kStepsMax},
-                                           {"cameras", c.cameras, kCamerasMax}})
-    check_size(field, value, most);
+  Config copy = c;
+  for (const Size& s : sizes(copy)) check_size(s.key(), *s.value, s.most);
   check_gemma("vlm", c.vlm);
   check_gemma("expert", c.expert);
   ensure(c.vision.image % c.vision.patch == 0, Fault::checkpoint,
@@ -75,33 +80,6 @@ void check(const Config& c) {
          c.expert.kv_heads, c.expert.head_dim);
   ensure(c.min_period > 0 && c.max_period >= c.min_period && c.max_period < 1e9, Fault::checkpoint,
          "configuration: periods {} to {} of the time embedding", c.min_period, c.max_period);
-}
-
-namespace {
-
-// One Gemma tower: `rows` new tokens that attend to `keys` in all.
-int64_t gemma_flops(const GemmaConfig& g, int64_t rows, int64_t keys) {
-  const int64_t q = g.heads * g.head_dim, kv = g.kv_heads * g.head_dim;
-  const int64_t weights = g.width * (q + 2 * kv) + q * g.width + 3 * g.width * g.mlp;
-  return g.depth * (2 * rows * weights + 4 * rows * keys * q);
-}
-
-}  // namespace
-
-int64_t dense_flops(const Config& c, int64_t steps) {
-  const VisionConfig& v = c.vision;
-  const int64_t n = v.tokens(), width = c.expert.width;
-  const int64_t block = 4 * v.width * v.width + 2 * v.width * v.mlp;
-  const int64_t image = 2 * n *
-                        (v.patch_values() * v.width + v.depth * block + v.width * c.vlm.width +
-                         2 * v.depth * n * v.width);
-  const int64_t prefix = c.cameras * n + c.max_token_len;
-  const int64_t suffix = c.horizon + (c.pi05() ? 0 : 1);
-  int64_t around = 2 * c.horizon * c.action_dim * width;  // actions in and out
-  around += c.pi05() ? 2 * width * width + (2 * c.expert.depth + 1) * 3 * width * width
-                     : c.state_dim * width + 3 * c.horizon * width * width;
-  return c.cameras * image + gemma_flops(c.vlm, prefix, prefix) +
-         steps * (2 * around + gemma_flops(c.expert, suffix, prefix + suffix));
 }
 
 }  // namespace tendon

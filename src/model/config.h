@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace tendon {
 
@@ -34,12 +36,20 @@ struct Config {
   bool pi05() const { return policy == PolicyType::pi05; }
 };
 
+// One size by its key: "vision" "width"; sizes of the whole model have no tower.
+struct Size {
+  std::string tower, name;
+  int64_t* value;
+  int64_t most;
+
+  std::string key() const { return tower.empty() ? name : tower + "." + name; }
+};
+
+// Every size of `config`.
+std::vector<Size> sizes(Config& config);
+
 // The published full-size model of either kind (max_token_len 48 or 200).
 Config full_size(PolicyType type);
-
-// FLOPs (2 per multiply-add) of one call that skips nothing: every camera, every token slot, the
-// whole last layer, the state token and everything that depends on time alone in each of `steps`.
-int64_t dense_flops(const Config& config, int64_t steps);
 
 // Throws Error(Fault::checkpoint) naming the field when sizes contradict each other or are out of
 // range (all sizes 1 to 2^20, heads divide widths, both towers share depth, heads and head_dim).
