@@ -8,17 +8,17 @@ namespace {
 
 constexpr int kDepthMax = 64;
 
-const nlohmann::json& member(const nlohmann::json& object, const std::string& key,
-                             const std::string& file) {
+// The member `key` of `object`, which `is` of the right type.
+template <class T>
+T member(const nlohmann::json& object, const std::string& key, const std::string& file,
+         bool (nlohmann::json::*is)() const noexcept, const char* expected) {
   ensure(object.is_object() && object.contains(key), Fault::checkpoint, "{}: '{}' is missing", file,
          key);
-  return object.at(key);
-}
-
-[[noreturn]] void wrong_type(const nlohmann::json& value, const std::string& key,
-                             const std::string& file, const char* expected) {
-  fail(Fault::checkpoint, "{}: '{}' is {}, expected {}", file, key, value.dump().substr(0, 60),
-       expected);
+  const nlohmann::json& value = object.at(key);
+  if (!(value.*is)())
+    fail(Fault::checkpoint, "{}: '{}' is {}, expected {}", file, key, value.dump().substr(0, 60),
+         expected);
+  return value.get<T>();
 }
 
 template <class Json>
@@ -50,28 +50,20 @@ nlohmann::ordered_json read_ordered_json(const std::filesystem::path& path) {
 }
 
 int64_t json_int(const nlohmann::json& object, const std::string& key, const std::string& file) {
-  const nlohmann::json& value = member(object, key, file);
-  if (!value.is_number_integer()) wrong_type(value, key, file, "an integer");
-  return value.get<int64_t>();
+  return member<int64_t>(object, key, file, &nlohmann::json::is_number_integer, "an integer");
 }
 
 double json_number(const nlohmann::json& object, const std::string& key, const std::string& file) {
-  const nlohmann::json& value = member(object, key, file);
-  if (!value.is_number()) wrong_type(value, key, file, "a number");
-  return value.get<double>();
+  return member<double>(object, key, file, &nlohmann::json::is_number, "a number");
 }
 
 bool json_bool(const nlohmann::json& object, const std::string& key, const std::string& file) {
-  const nlohmann::json& value = member(object, key, file);
-  if (!value.is_boolean()) wrong_type(value, key, file, "true or false");
-  return value.get<bool>();
+  return member<bool>(object, key, file, &nlohmann::json::is_boolean, "true or false");
 }
 
 std::string json_string(const nlohmann::json& object, const std::string& key,
                         const std::string& file) {
-  const nlohmann::json& value = member(object, key, file);
-  if (!value.is_string()) wrong_type(value, key, file, "a string");
-  return value.get<std::string>();
+  return member<std::string>(object, key, file, &nlohmann::json::is_string, "a string");
 }
 
 }  // namespace tendon
