@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <optional>
 #include <string_view>
 
@@ -106,6 +107,7 @@ std::string table(const std::string& row, const Json& records) {
 
 void print_report(bool as_json, const Json& json, const std::string& text) {
   fmt::print("{}", as_json ? json.dump() + "\n" : text);
+  std::fflush(stdout);  // whole, where standard error goes to the same place
 }
 
 std::array<double, 3> p50_p90_p99(std::vector<double> values) {

@@ -73,10 +73,11 @@ void print_text(const Json& json, const Actions& a) {
                       {"last", values.back()},
                       {"bars", bars(values)}});
   }
-  fmt::print("{}", table(fmt::format("action {{action}} | first {{first:.5f}} | min {{min:.5f}} | "
-                                     "max {{max:.5f}} | last {{last:.5f}} | over {} steps {{bars}}",
-                                     a.horizon),
-                         joints));
+  const std::string row = fmt::format(
+      "action {{action}} | first {{first:.5f}} | min {{min:.5f}} | "
+      "max {{max:.5f}} | last {{last:.5f}} | over {} steps {{bars}}",
+      a.horizon);
+  print_report(false, {}, table(row, joints));
   fmt::print(stderr, "{}",
              lines("preprocess {stage_ms/preprocess:.1f} ms · vision {stage_ms/vision:.1f} ms · "
                    "prefill {stage_ms/prefill:.1f} ms · denoise {stage_ms/denoise:.1f} ms · "

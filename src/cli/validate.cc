@@ -36,10 +36,10 @@ void print(const Health& health) {
 
 void print(const Validation& v) {
   fmt::print("{} on {} ({}) against the reference\n", v.model, v.backend, v.method);
-  fmt::print("{:24} {:>12} {:>12} {:>11} {:>9} {:>10}\n", "module", "PCC", "at least",
+  fmt::print("{:32} {:>12} {:>12} {:>11} {:>9} {:>10}\n", "module", "PCC", "at least",
              "relative L2", "at most", "max error");
   for (const ModuleCheck& c : v.checks)
-    fmt::print("{:24} {:12.10f} {:12.10f} {:11.2e} {:9.2g} {:10.2e} {}{}\n", c.module, c.apart.pcc,
+    fmt::print("{:32} {:12.10f} {:12.10f} {:11.2e} {:9.2g} {:10.2e} {}{}\n", c.module, c.apart.pcc,
                c.gate.pcc, c.apart.relative_l2, c.gate.relative_l2, c.apart.max_error,
                c.failed.empty() ? "ok" : "FAILED: ", c.failed);
 }
