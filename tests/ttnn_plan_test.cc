@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "backends/ttnn/masks.h"
+#include "backends/ttnn/constants.h"
 #include "backends/ttnn/plan.h"
 
 namespace tendon::tt {
@@ -91,27 +91,23 @@ TEST(Plan, attention_chunks_are_whole_tiles_that_divide_the_lengths) {
 
 TEST(Masks, agree_with_brute_force) {
   const std::vector<int32_t> visible = {1, 4, 4, 2};
-  for (const int64_t segments : {1, 2})
-    for (const int64_t keys : {4, 8}) {
-      const int64_t rows = 4 * segments;
-      if (keys / segments < 4) continue;
-      const Sight s = sees_first(visible, rows, keys, segments);
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t k = 0; k < keys; ++k) {
-          const int64_t per = keys / segments;
-          const bool expected = r / 4 == k / per && k % per < visible[static_cast<size_t>(r % 4)];
-          EXPECT_EQ(s.at(r, k), expected) << r << " " << k;
-        }
-    }
+  for (const int64_t segments : {1, 2}) {
+    const int64_t rows = 4 * segments, keys = 8, per = keys / segments;
+    const std::vector<float> mask = additive({visible, segments, rows, rows, {{keys, keys}}});
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t k = 0; k < keys; ++k) {
+        const bool seen = r / 4 == k / per && k % per < visible[static_cast<size_t>(r % 4)];
+        EXPECT_EQ(mask[static_cast<size_t>(r * keys + k)], seen ? 0 : -1e9f) << r << " " << k;
+      }
+  }
 }
 
 TEST(Masks, padding_between_the_pieces_of_a_cache_is_hidden) {
-  const std::vector<int32_t> all = {7};
-  const KeyPiece pieces[] = {{5, 8}, {2, 4}};  // keys 0..4, three of padding, 5 and 6, two more
-  const std::vector<float> mask = additive(sees_first(all, 2, 7), pieces, 3, -9.f);
-  const std::vector<float> row = {0, 0, 0, 0, 0, -9, -9, -9, 0, 0, -9, -9};
+  // Keys 0..4, three of padding, 5 and 6, two more; two rows and one of padding.
+  const std::vector<float> mask = additive({{7}, 1, 2, 3, {{5, 8}, {2, 4}}});
+  const std::vector<float> row = {0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1};
   ASSERT_EQ(mask.size(), 3 * row.size());
-  for (size_t i = 0; i < mask.size(); ++i) EXPECT_EQ(mask[i], row[i % row.size()]) << i;
+  for (size_t i = 0; i < mask.size(); ++i) EXPECT_EQ(mask[i], -1e9f * row[i % row.size()]) << i;
 }
 
 }  // namespace

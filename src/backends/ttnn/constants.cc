@@ -56,19 +56,38 @@ void Constants::grow_mask_tiles(int64_t rows, int64_t columns) {
   partly_ = device_.upload({.dims = {1, 1, rows, width}}, partly);
 }
 
-template <class Make>
-Held Constants::mask(const Seen& key, const Make& make) {
-  if (const Held* known = masks_.find(key)) return *known;
-  const Device::Serving serving(device_, Module::attention);
-  return masks_.put(key, make());
+std::vector<float> additive(const AttentionMask& m) {
+  int64_t keys = 0;
+  for (const KeyPiece& p : m.pieces) keys += p.rows;
+  const int64_t group_rows = m.real_rows / m.segments, group_keys = keys / m.segments;
+  std::vector<float> values;
+  for (int64_t r = 0; r < m.rows; ++r) {
+    const int64_t row = r < m.real_rows ? r : 0;
+    const int32_t visible =
+        m.visible[m.visible.size() == 1 ? 0 : static_cast<size_t>(row % group_rows)];
+    int64_t key = 0;
+    for (const KeyPiece& p : m.pieces)
+      for (int64_t k = 0; k < p.padded; ++k) {
+        const bool seen =
+            k < p.rows && row / group_rows == key / group_keys && key % group_keys < visible;
+        values.push_back(seen ? 0.f : kHidden);
+        key += k < p.rows;
+      }
+  }
+  return values;
 }
 
-Held Constants::see_all(std::span<const KeyPiece> pieces, int64_t rows) {
-  int64_t hidden_keys = 0, keys = 0;
-  for (const KeyPiece& p : pieces) hidden_keys += p.padded - p.rows, keys += p.padded;
-  if (hidden_keys == 0) return nullptr;
-  return mask({{}, 1, rows, rows, {pieces.begin(), pieces.end()}},
-              [&] { return put_together(pieces, rows, keys); });
+Held Constants::mask(AttentionMask m) {
+  int64_t keys = 0, padded_keys = 0;
+  for (const KeyPiece& p : m.pieces) keys += p.rows, padded_keys += p.padded;
+  const bool sees_all = m.segments == 1 && m.visible.size() == 1 && m.visible[0] == keys;
+  if (sees_all && keys == padded_keys) return nullptr;
+  if (sees_all) m = {.visible = {}, .real_rows = m.rows, .rows = m.rows, .pieces = m.pieces};
+  if (const Held* known = masks_.find(m)) return *known;
+  const Device::Serving serving(device_, Module::attention);
+  const Held made = sees_all ? put_together(m.pieces, m.rows, padded_keys)
+                             : device_.upload({.dims = {1, 1, m.rows, padded_keys}}, additive(m));
+  return masks_.put(std::move(m), made);
 }
 
 Held Constants::put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys) {
@@ -87,17 +106,6 @@ Held Constants::put_together(std::span<const KeyPiece> pieces, int64_t rows, int
   }
   if (whole > 0) part(seen_, 0, whole);
   return reshaper_.concat(parts, 3);
-}
-
-Held Constants::see(const std::vector<int32_t>& visible, int64_t segments, int64_t real_rows,
-                    std::span<const KeyPiece> pieces, int64_t rows) {
-  int64_t keys = 0, padded_keys = 0;
-  for (const KeyPiece& p : pieces) keys += p.rows, padded_keys += p.padded;
-  return mask({visible, segments, real_rows, rows, {pieces.begin(), pieces.end()}}, [&] {
-    return device_.upload(
-        {.dims = {1, 1, rows, padded_keys}},
-        additive(sees_first(visible, real_rows, keys, segments), pieces, rows, kHidden));
-  });
 }
 
 }  // namespace tendon::tt

@@ -8,9 +8,28 @@
 #include <vector>
 
 #include "backends/ttnn/forms.h"
-#include "backends/ttnn/masks.h"
 
 namespace tendon::tt {
+
+// Keys as they lie on the device: pieces of `rows` real rows in `padded` device rows each.
+struct KeyPiece {
+  int64_t rows = 0, padded = 0;
+  bool operator==(const KeyPiece&) const = default;
+};
+
+// Which keys a row sees. Rows and keys fall into `segments` equal groups that see only themselves;
+// row r of a group sees the first visible[r] keys of its group. One entry alone holds for every
+// row.
+struct AttentionMask {
+  std::vector<int32_t> visible;
+  int64_t segments = 1;
+  int64_t real_rows = 0, rows = 0;  // of the queries; rows: on the device
+  std::vector<KeyPiece> pieces;
+  bool operator==(const AttentionMask&) const = default;
+};
+// [rows, sum of padded]: 0 where a row sees a key, a large negative number elsewhere. Padding is
+// never seen; rows of padding see what row 0 sees, so that their softmax stays finite.
+std::vector<float> additive(const AttentionMask& mask);
 
 class Constants {
  public:
@@ -22,12 +41,9 @@ class Constants {
   };
   Rotary rotary(const HeadColumns& columns, int64_t first, int64_t rows);
 
-  // [1, 1, rows, keys on the device] for rows that see every real key of `pieces`; empty when there
-  // is no padding to hide.
-  Held see_all(std::span<const KeyPiece> pieces, int64_t rows);
-  // Any other sight; uploaded.
-  Held see(const std::vector<int32_t>& visible, int64_t segments, int64_t real_rows,
-           std::span<const KeyPiece> pieces, int64_t rows);
+  // [1, 1, rows, keys on the device], made once. Put together on the device where every real key is
+  // seen, empty where there is no padding to hide either; uploaded otherwise.
+  Held mask(AttentionMask m);
 
  private:
   struct RotaryTable {
@@ -55,15 +71,7 @@ class Constants {
     static constexpr size_t kEntriesMax = 8;
     std::list<std::pair<Key, Value>> entries_;
   };
-  struct Seen {
-    std::vector<int32_t> visible;
-    int64_t segments, real_rows, rows;
-    std::vector<KeyPiece> pieces;
-    bool operator==(const Seen&) const = default;
-  };
 
-  template <class Make>
-  Held mask(const Seen& key, const Make& make);  // made once, for Module::attention
   Held put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys);
   void grow_rotary(RotaryTable& table, const HeadColumns& columns, int64_t positions);
   void grow_mask_tiles(int64_t rows, int64_t columns);
@@ -72,7 +80,7 @@ class Constants {
   Reshaper& reshaper_;
   std::map<int64_t, RotaryTable> tables_;  // by head width
   Recent<std::array<int64_t, 3>, Rotary> rotaries_;
-  Recent<Seen, Held> masks_;
+  Recent<AttentionMask, Held> masks_;
   Held seen_,
       partly_;  // zeros; 32 columns of tiles of which the first 0, 1, .. 31 columns are seen
 };

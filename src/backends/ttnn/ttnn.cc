@@ -363,21 +363,17 @@ class TtnnKernels final : public Kernels {
     const int64_t rows = query->dims()[2];
     const int64_t groups = query->dims()[0];
     std::vector<KeyPiece> pieces;
-    int64_t real_keys = 0;
     if (buffer(k).form == Form::cache)
-      for (const CachePiece& p : buffer(k).pieces) {
-        pieces.push_back({p.rows, p.held->dims()[2]});
-        real_keys += p.rows;
-      }
+      for (const CachePiece& p : buffer(k).pieces) pieces.push_back({p.rows, p.held->dims()[2]});
     else
-      pieces.push_back({real_keys = k.rows() / groups, keys->dims()[2]});
+      pieces.push_back({k.rows() / groups, keys->dims()[2]});
     ensure(groups == 1 || groups == segments, Fault::internal,
            "[ttnn] {} groups of rows and {} segments", groups, segments);
-    const int64_t inner_segments = groups == 1 ? segments : 1;
-    const bool all = visible.size() == 1 && inner_segments == 1;
-    if (all && visible[0] == real_keys) return constants_.see_all(pieces, rows);
-    return constants_.see({visible.begin(), visible.end()}, inner_segments, q.rows() / groups,
-                          pieces, rows);
+    return constants_.mask({.visible = {visible.begin(), visible.end()},
+                            .segments = groups == 1 ? segments : 1,
+                            .real_rows = q.rows() / groups,
+                            .rows = rows,
+                            .pieces = pieces});
   }
 
   TtPrecision precision_;

@@ -2,8 +2,7 @@
 // zeros to whole tiles, the columns of attention heads moved to their places.
 #pragma once
 
-#include "backends/ttnn/device.h"
-#include "backends/ttnn/head_columns.h"
+#include "backends/ttnn/forms.h"
 #include "ops/kernels.h"
 
 namespace tendon::tt {

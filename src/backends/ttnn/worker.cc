@@ -254,7 +254,6 @@ class Worker final : public TtApi {
   std::string lost_;  // why, once the device is lost
   TensorId next_ = 1;
   std::vector<TensorId> released_;
-  std::vector<std::byte> packet_;
 };
 
 Clock::time_point in(double seconds) {
@@ -281,9 +280,9 @@ Worker::Worker(const WorkerOptions& options)
 
 // What the worker says while it opens the device. The first message comes before the library.
 Words Worker::hear(Clock::time_point deadline) {
-  const bool greeted = !packet_.empty();
-  const auto received = python_.receive(packet_, deadline);
-  if (received == WorkerProcess::Received::message) return parse(packet_);
+  const bool greeted = !python_.packet().empty();
+  const auto received = python_.receive(deadline);
+  if (received == WorkerProcess::Received::message) return parse(python_.packet());
   python_.end();
   const std::string lines = python_.last_lines();
   ensure(received != WorkerProcess::Received::late, Fault::backend,
@@ -303,8 +302,8 @@ Worker::~Worker() {
   options_.call_deadline_s = std::min(options_.call_deadline_s, kCloseDeadlineS);
   try {
     if (closes) ask("close");
-    if (closes) python_.receive(packet_, in(kCloseDeadlineS));  // until its end
-  } catch (const Error&) {  // then it is ended like a simulator
+    if (closes) python_.receive(in(kCloseDeadlineS));  // until its end
+  } catch (const Error&) {                             // then it is ended like a simulator
   }
   python_.end();
 }
@@ -329,7 +328,7 @@ std::vector<Output> Worker::call(Message message) {
   released_.erase(released_.begin(), released_.begin() + static_cast<ptrdiff_t>(gone));
   const Clock::time_point deadline = in(options_.call_deadline_s);
   auto received = python_.send(std::as_bytes(std::span(words)), deadline);
-  if (received == WorkerProcess::Received::message) received = python_.receive(packet_, deadline);
+  if (received == WorkerProcess::Received::message) received = python_.receive(deadline);
   const std::string_view what = name_of(message.verb);
   if (received != WorkerProcess::Received::message) {
     python_.end();
@@ -341,7 +340,7 @@ std::vector<Output> Worker::call(Message message) {
     lose(fmt::format("[ttnn] {}; last lines: {}", how, python_.last_lines()));
   }
   python_.forget_old_lines();
-  const std::optional<Answer> answer = answer_of(packet_);
+  const std::optional<Answer> answer = answer_of(python_.packet());
   if (!answer) lose(fmt::format("[ttnn] the worker's answer to {} is no answer", what));
   times_.total_s += std::chrono::duration<double>(Clock::now() - start).count();
   times_.library_s += static_cast<double>(answer->library_ns) * 1e-9;

@@ -184,14 +184,14 @@ WorkerProcess::Received WorkerProcess::send(std::span<const std::byte> packet,
   }
 }
 
-WorkerProcess::Received WorkerProcess::receive(std::vector<std::byte>& packet,
-                                               Clock::time_point deadline) {
-  packet.resize(kPacketBytesMax);
+WorkerProcess::Received WorkerProcess::receive(Clock::time_point deadline) {
+  buffer_.resize(kPacketBytesMax);
+  received_ = 0;
   for (;;) {
     if (const Received r = wait(socket_.get(), POLLIN, deadline); r != Received::message) return r;
-    const ssize_t size = recv(socket_.get(), packet.data(), packet.size(), MSG_DONTWAIT);
+    const ssize_t size = recv(socket_.get(), buffer_.data(), buffer_.size(), MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-    packet.resize(static_cast<size_t>(std::max<ssize_t>(size, 0)));
+    received_ = static_cast<size_t>(std::max<ssize_t>(size, 0));
     return size > 0 ? Received::message : Received::ended;
   }
 }

@@ -51,7 +51,8 @@ class WorkerProcess {
 
   // Not `message`: nobody reads packets any more.
   Received send(std::span<const std::byte> packet, Clock::time_point deadline);
-  Received receive(std::vector<std::byte>& packet, Clock::time_point deadline);
+  Received receive(Clock::time_point deadline);
+  std::span<const std::byte> packet() const { return {buffer_.data(), received_}; }  // the last one
 
   // Kills whatever runs below, the simulator too, and waits until it is gone.
   void end();
@@ -66,6 +67,8 @@ class WorkerProcess {
  private:
   TemporaryFolder folder_;  // the keeper removes it too, should this process be killed
   Descriptor socket_, shared_, life_, log_, exit_;
+  std::vector<std::byte> buffer_;
+  size_t received_ = 0;
   pid_t keeper_ = -1;
   std::string ending_;
 };
