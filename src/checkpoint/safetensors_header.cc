@@ -146,6 +146,23 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
   std::vector<uint64_t> numbers_;
 };
 
+// The parser holds a text several times before it tells of it: long names, and texts without an
+// end, are refused before.
+void check_texts(std::string_view json, const std::string& file) {
+  for (size_t begin = json.find('"'); begin != json.npos; begin = json.find('"', begin)) {
+    size_t end = begin + 1;
+    while (end < json.size() && json[end] != '"') end += json[end] == '\\' ? 2 : 1;
+    ensure(end < json.size(), Fault::checkpoint,
+           "{}: safetensors header: the text at byte {} has no end", file, begin);
+    const size_t next = json.find_first_not_of(" \t\r\n", end + 1);
+    const bool is_name = next != json.npos && json[next] == ':';
+    ensure(!is_name || end - begin <= 6 * kNameBytesMax + 1, Fault::checkpoint,
+           "{}: safetensors header: the name at byte {} has more than {} bytes", file, begin,
+           kNameBytesMax);
+    begin = end + 1;
+  }
+}
+
 }  // namespace
 
 SafetensorsHeader parse_safetensors_header(std::string_view json, const std::string& file) {
@@ -154,6 +171,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, const std::str
   // The parser would take a zero byte for the end.
   ensure(json.find('\0') == std::string_view::npos, Fault::checkpoint,
          "{}: safetensors header: byte {} is zero", file, json.find('\0'));
+  check_texts(json, file);
   HeaderReader reader(file);
   nlohmann::json::sax_parse(json, &reader);
   return std::move(reader.header);

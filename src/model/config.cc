@@ -82,4 +82,31 @@ void check(const Config& c) {
          "configuration: periods {} to {} of the time embedding", c.min_period, c.max_period);
 }
 
+namespace {
+
+// One Gemma tower: `rows` new tokens that attend to `keys` in all.
+int64_t gemma_flops(const GemmaConfig& g, int64_t rows, int64_t keys) {
+  const int64_t q = g.heads * g.head_dim, kv = g.kv_heads * g.head_dim;
+  const int64_t weights = g.width * (q + 2 * kv) + q * g.width + 3 * g.width * g.mlp;
+  return g.depth * (2 * rows * weights + 4 * rows * keys * q);
+}
+
+}  // namespace
+
+int64_t dense_flops(const Config& c, int64_t steps) {
+  const VisionConfig& v = c.vision;
+  const int64_t n = v.tokens(), width = c.expert.width;
+  const int64_t block = 4 * v.width * v.width + 2 * v.width * v.mlp;
+  const int64_t image = 2 * n *
+                        (v.patch_values() * v.width + v.depth * block + v.width * c.vlm.width +
+                         2 * v.depth * n * v.width);
+  const int64_t prefix = c.cameras * n + c.max_token_len;
+  const int64_t suffix = c.horizon + (c.pi05() ? 0 : 1);
+  int64_t around = 2 * c.horizon * c.action_dim * width;  // actions in and out
+  around += c.pi05() ? 2 * width * width + (2 * c.expert.depth + 1) * 3 * width * width
+                     : c.state_dim * width + 3 * c.horizon * width * width;
+  return c.cameras * image + gemma_flops(c.vlm, prefix, prefix) +
+         steps * (2 * around + gemma_flops(c.expert, suffix, prefix + suffix));
+}
+
 }  // namespace tendon

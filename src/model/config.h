@@ -51,6 +51,10 @@ std::vector<Size> sizes(Config& config);
 // The published full-size model of either kind (max_token_len 48 or 200).
 Config full_size(PolicyType type);
 
+// FLOPs (2 per multiply-add) of one call that skips nothing: every camera, every token slot, the
+// whole last layer, the state token and everything that depends on time alone in each of `steps`.
+int64_t dense_flops(const Config& config, int64_t steps);
+
 // Throws Error(Fault::checkpoint) naming the field when sizes contradict each other or are out of
 // range (all sizes 1 to 2^20, heads divide widths, both towers share depth, heads and head_dim).
 void check(const Config& config);

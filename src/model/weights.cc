@@ -248,26 +248,6 @@ std::vector<Parameter> parameters(const Config& config) {
   return std::move(walk.listed);
 }
 
-int64_t dense_flops(const Config& c, int64_t steps) {
-  const int64_t patches = c.cameras * c.vision.tokens();
-  const int64_t prefix = patches + c.max_token_len, suffix = c.horizon + (c.pi05() ? 0 : 1);
-  // Attention: scores, then values.
-  int64_t flops =
-      4 * c.vision.depth * patches * c.vision.tokens() * c.vision.width +
-      4 * c.vlm.depth * prefix * prefix * c.vlm.heads * c.vlm.head_dim +
-      4 * steps * c.expert.depth * suffix * (prefix + suffix) * c.expert.heads * c.expert.head_dim;
-  // Every matrix that is multiplied, with as many rows as meet it.
-  for (const Parameter& p : parameters(c)) {
-    const auto has = [&](std::string_view text) { return p.name.find(text) != p.name.npos; };
-    if (p.shape.rank() < 2 || p.part == Part::embedding || has("position_embedding")) continue;
-    int64_t rows = p.part == Part::vlm ? prefix : patches;
-    if (p.part == Part::expert) rows = steps * (has("norm") ? 1 : suffix);
-    if (p.part == Part::heads) rows = steps * (has("action_") ? c.horizon : 1);
-    flops += 2 * rows * p.shape.count();
-  }
-  return flops;
-}
-
 Weights load_weights(Ops& ops, WeightSource& source, const Config& config,
                      const LoadOptions& options) {
   check(config);

@@ -31,10 +31,6 @@ struct Parameter {
 // size (without the expert's unused lm_head).
 std::vector<Parameter> parameters(const Config& config);
 
-// FLOPs (2 per multiply-add) of one call that skips nothing: every camera, every token slot, the
-// whole last layer, the state token and everything that depends on time alone in each of `steps`.
-int64_t dense_flops(const Config& config, int64_t steps);
-
 struct LayerNorm {
   Tensor scale, shift;  // [1, width]
 };
