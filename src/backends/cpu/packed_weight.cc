@@ -67,11 +67,20 @@ Column to_words(Form form, std::span<const float> row, std::vector<uint32_t>& wo
   return column;
 }
 
-void pack_panel(const WeightParts& parts, PackedWeight& w, int64_t p, uint32_t* to) {
-  const int64_t half = kPanel / 2;
-  std::vector<float> row(static_cast<size_t>(w.inputs));
-  std::vector<uint32_t> words(static_cast<size_t>(half * w.words)),
-      one(static_cast<size_t>(w.words));
+// Room for one panel, one per thread: a body that runs on the pool may not run out of memory.
+struct PanelRoom {
+  explicit PanelRoom(const PackedWeight& w)
+      : row(static_cast<size_t>(w.inputs)),
+        words(static_cast<size_t>(kHalf * w.words)),
+        one(static_cast<size_t>(w.words)) {}
+  std::vector<float> row;
+  std::vector<uint32_t> words, one;
+};
+
+void pack_panel(const WeightParts& parts, PackedWeight& w, int64_t p, uint32_t* to,
+                PanelRoom& room) {
+  auto& [row, words, one] = room;
+  const int64_t half = kHalf;
   for (int64_t side = 0; side < 2; ++side) {
     std::ranges::fill(words, 0u);
     for (int64_t i = 0; i < half; ++i) {
@@ -96,7 +105,7 @@ void pack_panel(const WeightParts& parts, PackedWeight& w, int64_t p, uint32_t* 
 // The shape that everything else follows from.
 void lay_out(PackedWeight& w, const WeightParts& parts, Form form) {
   w.gated = parts.kind == WeightKind::gated;
-  w.form = parts.kind == WeightKind::head ? Form::f32 : form;
+  w.form = parts.kind == WeightKind::small ? Form::f32 : form;
   w.words = words_of(w.form, w.inputs);
   const int64_t per_panel = w.gated ? kPanel / 2 : kPanel;
   const int64_t columns = w.gated ? w.outputs / 2 : w.outputs;
@@ -170,8 +179,12 @@ std::shared_ptr<const PackedWeight> pack_weight(const WeightParts& parts, Form f
     w->column_sum.resize(static_cast<size_t>(w->panels * kPanel));
   }
   const std::shared_ptr<uint32_t> data = make_words(w->panels * kPanel * w->words);
+  std::vector<PanelRoom> rooms(static_cast<size_t>(pool.threads()), PanelRoom(*w));
   pool.run(w->panels, w->outputs * w->inputs / ThreadPool::kValuesPerNs,
-           [&](int64_t p, int) { pack_panel(parts, *w, p, data.get() + p * kPanel * w->words); });
+           [&](int64_t p, int thread) {
+             pack_panel(parts, *w, p, data.get() + p * kPanel * w->words,
+                        rooms[static_cast<size_t>(thread)]);
+           });
   // Packed once, never read again: a plain checkpoint shall not stay in memory beside its panels.
   for (const HostTensor& m : parts.matrices) forget_pages(m);
   w->data = data;
