@@ -81,7 +81,7 @@ TEST(Products, are_right_in_one_pass_and_in_several) {
         expected.push_back(std::inner_product(x.begin() + r * kInputs,
                                               x.begin() + (r + 1) * kInputs,
                                               matrix.begin() + o * kInputs, 0.F));
-    for (const IsaKernels* isa : available_isas())
+    for (const SimdKernels* isa : available_isas())
       for (const auto& [form, bound] :
            {std::pair{Form::f32, 1e-5}, {Form::bf16, 1e-2}, {Form::int8, 3e-2}}) {
         const auto weight = pack_weight(parts, form, pool);
@@ -92,14 +92,14 @@ TEST(Products, are_right_in_one_pass_and_in_several) {
   }
 }
 
-IsaKernels called(const char* name) {
-  IsaKernels kernels = *plain_kernels();
+SimdKernels called(const char* name) {
+  SimdKernels kernels = *plain_kernels();
   kernels.name = name;
   return kernels;
 }
 
 TEST(IsaChoice, takes_the_fastest_that_is_right_and_among_equals_goes_in_order) {
-  const IsaKernels avx2 = called("avx2"), avx512 = called("avx512"), bf16 = called("avx512bf16");
+  const SimdKernels avx2 = called("avx2"), avx512 = called("avx512"), bf16 = called("avx512bf16");
   const auto taken = [](std::vector<IsaSpeed> speeds) {
     return std::string_view(fastest(speeds).name);
   };
@@ -132,8 +132,8 @@ void twice_the_product(const uint32_t* tile, const uint32_t* panel, int64_t half
 
 TEST(IsaChoice, sees_a_wrong_product) {
   EXPECT_TRUE(agrees_with_plain(*plain_kernels(), Form::f32));
-  IsaKernels wrong = *plain_kernels();
-  const std::array<IsaKernels::Tile, 2> tiles{nullptr, &twice_the_product};
+  SimdKernels wrong = *plain_kernels();
+  const std::array<SimdKernels::Tile, 2> tiles{nullptr, &twice_the_product};
   wrong.tile_rows[0] = 1;
   wrong.tiles[0] = tiles.data();
   EXPECT_FALSE(agrees_with_plain(wrong, Form::f32));

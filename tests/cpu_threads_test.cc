@@ -159,7 +159,7 @@ TEST(CpuThreads, pay_in_products_of_full_size_and_cost_little_with_a_core_taken)
     int calls;
   };
   constexpr auto kForm = cpu::Form::bf16;
-  const cpu::IsaKernels& isa = cpu::isa_for("", kForm);
+  const cpu::SimdKernels& isa = cpu::isa_for("", kForm);
   const int64_t speed = cpu::macs_per_ns(isa, kForm);
   cpu::ThreadPool one(1), two(2);
   for (const Product& p :

@@ -67,9 +67,9 @@ TEST(DemoPolicy, opens_as_a_lerobot_checkpoint_from_the_library) {
     const OpenedModel m = open_model(model, {});
     EXPECT_EQ(m.layout, "demo");
     EXPECT_EQ(m.config.pi05(), model == "demo:pi05");
-    EXPECT_EQ(m.surroundings.cameras, (std::vector<std::string>{"top", "gripper"}));
-    EXPECT_EQ(m.surroundings.state_dim, 3);
-    EXPECT_EQ(m.surroundings.action_dim, 3);
+    EXPECT_EQ(m.spec.cameras, (std::vector<std::string>{"top", "gripper"}));
+    EXPECT_EQ(m.spec.state_dim, 3);
+    EXPECT_EQ(m.spec.action_dim, 3);
     EXPECT_EQ(m.config.horizon, 10);
     EXPECT_TRUE(m.unused.empty());
     EXPECT_EQ(m.tokenizer.substr(0, 9), "embedded:");
@@ -98,9 +98,9 @@ TEST(DemoPolicy, never_returns_an_action_that_is_not_finite) {
   Ops ops(*kernels);
   for (size_t d = 0; d < 3; ++d) {
     OpenedModel m = open_model("demo", {});
-    m.surroundings.action.centre[d] = 1e300;  // infinite as a float, in which lerobot computes
+    m.spec.action.centre[d] = 1e300;  // infinite as a float, in which lerobot computes
     const Model model{m.config, load_weights(ops, *m.weights, m.config)};
-    tendon::Policy policy(ops, model, std::move(m.surroundings));
+    tendon::Policy policy(ops, model, std::move(m.spec));
     const Error e = refused([&] { policy.infer(demo_observation(), {.steps = 1}); });
     EXPECT_EQ(e.fault(), Fault::internal);
     const std::string named = "action " + std::to_string(d) + " of row 0 is inf";
@@ -111,8 +111,7 @@ TEST(DemoPolicy, never_returns_an_action_that_is_not_finite) {
 TEST(DemoPolicy, is_described_with_every_statistic_and_the_bytes_of_every_tensor) {
   const nlohmann::json about = nlohmann::json::parse(describe("demo", {.precision = "f32"}));
   const OpenedModel m = open_model("demo", {});
-  for (const auto& [which, n] :
-       {std::pair("state", &m.surroundings.state), {"action", &m.surroundings.action}}) {
+  for (const auto& [which, n] : {std::pair("state", &m.spec.state), {"action", &m.spec.action}}) {
     const nlohmann::json& values = about.at("statistics").at(which).at("values");
     ASSERT_EQ(values.size(), 3u);
     for (size_t d = 0; d < 3; ++d) {
@@ -135,7 +134,7 @@ TEST(DemoPolicy, is_described_with_every_statistic_and_the_bytes_of_every_tensor
 TEST(DemoPolicy, words_and_numbers_of_its_prompts_are_one_token_each) {
   const OpenedModel m = open_model("demo:pi05", {});
   const auto tokens = [&](const std::string& text) {
-    return m.surroundings.tokenizer->encode(text).size();
+    return m.spec.tokenizer->encode(text).size();
   };
   EXPECT_EQ(tokens("reach the red disc\n"), 5u);
   EXPECT_EQ(tokens("push the magenta triangle to the bottom edge\n"), 9u);

@@ -87,7 +87,7 @@ struct Robotic {
                  R"("action_dim": 16, "state_dim": 16)");
     OpenedModel opened =
         open_model("synthetic:pi0", {.config = scratch.write("wide.json", wide).string()});
-    Surroundings& s = opened.surroundings;
+    PolicySpec& s = opened.spec;
     s.robot = m.robot;
     s.adapt_to_pi = m.adapt_to_pi;
     s.state_dim = std::max<int64_t>(facts(m.robot).state_dim, 8);
@@ -101,7 +101,7 @@ struct Robotic {
     for (const std::string& camera : s.cameras) observation.images[camera] = picture(3);
     Weights weights = load_weights(ops, *opened.weights, opened.config);
     policy = std::make_unique<Policy>(ops, Model{opened.config, std::move(weights)},
-                                      std::move(opened.surroundings));
+                                      std::move(opened.spec));
   }
 
   Actions infer(const std::optional<PreviousChunk>& previous = {}) {

@@ -407,10 +407,10 @@ int run_pipeline(const Options& options) {
   OpenedModel m =
       open_model((folder / "checkpoint").string(),
                  {.config = (folder / "config.json").string(), .tokenizer = options.tokenizer});
-  m.surroundings.folded_vocab = m.config.vocab;
+  m.spec.folded_vocab = m.config.vocab;
   const auto kernels = options.open();
   Ops ops(*kernels);
-  const Surroundings around = m.surroundings;
+  const PolicySpec around = m.spec;
   const auto expected = [&](const std::string& name) {
     ensure(stored->find(name), Fault::checkpoint, "{} has no {}", stored->name(), name);
     return floats(*stored->find(name));
@@ -433,8 +433,7 @@ int run_pipeline(const Options& options) {
   tokens.resize(expected("tokens.full_vocabulary").size());
   ok &= report("tokens.full_vocabulary", tokens, expected("tokens.full_vocabulary"), 0);
 
-  Policy policy(ops, {m.config, load_weights(ops, *m.weights, m.config)},
-                std::move(m.surroundings));
+  Policy policy(ops, {m.config, load_weights(ops, *m.weights, m.config)}, std::move(m.spec));
   const Actions got = policy.infer(observation, {.noise = expected("noise")});
   ok &= report("actions.normalized", got.normalized, expected("actions.normalized"),
                tolerance.actions);

@@ -240,7 +240,7 @@ std::vector<double> actions_unchecked(const fs::path& folder) {
   OpenedModel model = open_model(folder.string(), tiny_options());
   Unchecked weights(*SafetensorsFile::open(folder / "model.safetensors"));
   Policy policy(engine.ops, Model{model.config, load_weights(engine.ops, weights, model.config)},
-                std::move(model.surroundings));
+                std::move(model.spec));
   return policy.infer(scene()).values;
 }
 

@@ -6,7 +6,7 @@
 #include "model/config_file.h"
 #include "policy/open_model.h"
 #include "policy/policy.h"
-#include "policy/surroundings_json.h"
+#include "policy/policy_spec_json.h"
 #include "tendon/tendon.h"
 #include "test_files.h"
 
@@ -15,28 +15,28 @@ namespace {
 
 using nlohmann::json;
 
-// The refusal of demo's surroundings after `change`, read as from a converted file.
+// The refusal of demo's policy spec after `change`, read as from a converted file.
 std::string refusal(const std::function<void(json&)>& change) {
   const OpenedModel demo = open_model("demo", {});
-  json j = surroundings_json(demo.surroundings);
+  json j = policy_spec_json(demo.spec);
   change(j);
   const Error error =
-      refused([&] { check_surroundings(read_surroundings(j, "packed.safetensors"), demo.config); });
+      refused([&] { check_spec(read_policy_spec(j, "packed.safetensors"), demo.config); });
   EXPECT_EQ(error.fault(), Fault::checkpoint) << error.what();
   return error.what();
 }
 
-TEST(Surroundings, survive_being_written_and_read) {
+TEST(PolicySpec, survive_being_written_and_read) {
   for (const char* model : {"demo", "demo:pi05"}) {
     const OpenedModel opened = open_model(model, {});
-    const json written = surroundings_json(opened.surroundings);
-    const Surroundings read = read_surroundings(written, "again");
-    EXPECT_EQ(surroundings_json(read), written) << model;
-    check_surroundings(read, opened.config);
+    const json written = policy_spec_json(opened.spec);
+    const PolicySpec read = read_policy_spec(written, "again");
+    EXPECT_EQ(policy_spec_json(read), written) << model;
+    check_spec(read, opened.config);
   }
 }
 
-TEST(Surroundings, that_do_not_fit_together_are_refused) {
+TEST(PolicySpec, that_do_not_fit_together_are_refused) {
   const std::pair<const char*, std::function<void(json&)>> cases[] = {
       {"the state statistics have", [](json& j) { j["state"]["range"].clear(); }},
       {"the action statistics have", [](json& j) { j["action"]["range"].erase(0); }},
@@ -57,9 +57,9 @@ TEST(Surroundings, that_do_not_fit_together_are_refused) {
       {"padded to -1", [](json& j) { j["padded_state"] = -1; }},
       {"padded to 1048576", [](json& j) { j["padded_state"] = 1 << 20; }},
       {"folded into 3", [](json& j) { j["folded_vocab"] = 3; }},
-      {"packed.safetensors: surroundings: ", [](json& j) { j["robot"] = "alhoa"; }},
-      {"packed.safetensors: surroundings: ", [](json& j) { j["state"]["method"] = "MEAN"; }},
-      {"packed.safetensors: surroundings: ", [](json& j) { j["cameras"] = 3; }}};
+      {"packed.safetensors: policy spec: ", [](json& j) { j["robot"] = "alhoa"; }},
+      {"packed.safetensors: policy spec: ", [](json& j) { j["state"]["method"] = "MEAN"; }},
+      {"packed.safetensors: policy spec: ", [](json& j) { j["cameras"] = 3; }}};
   for (const auto& [expected, change] : cases) {
     const std::string got = refusal(change);
     EXPECT_NE(got.find(expected), std::string::npos) << expected << " not in: " << got;

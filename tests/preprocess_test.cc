@@ -10,10 +10,10 @@
 #include "policy/checkpoint_folder.h"
 #include "policy/image_file.h"
 #include "policy/images.h"
+#include "policy/policy_spec_json.h"
 #include "policy/processors.h"
 #include "policy/robots.h"
 #include "policy/statistics.h"
-#include "policy/surroundings_json.h"
 #include "policy/training_configs.h"
 #include "test_files.h"
 
@@ -184,23 +184,23 @@ TEST(Statistics, pi0_needs_no_quantiles_but_refuses_damaged_ones) {
 }
 
 TEST(Statistics, a_converted_file_keeps_quantiles_and_an_older_one_without_them_opens) {
-  Surroundings around;
+  PolicySpec around;
   const Statistics s = read_norm_stats(test_data("preprocess/norm_stats.json"), false);
   around.state = s.state;
   around.action = s.action;
-  nlohmann::json j = surroundings_json(around);
-  const Surroundings again = read_surroundings(j, "x");
+  nlohmann::json j = policy_spec_json(around);
+  const PolicySpec again = read_policy_spec(j, "x");
   EXPECT_EQ(again.action.q01, s.action.q01);
   EXPECT_EQ(again.state.q99, s.state.q99);
   for (const char* what : {"state", "action"}) {
     j[what].erase("q01");
     j[what].erase("q99");
   }
-  const Surroundings older = read_surroundings(j, "x");
+  const PolicySpec older = read_policy_spec(j, "x");
   EXPECT_TRUE(older.action.q01.empty());
   EXPECT_EQ(older.action.centre, s.action.centre);
   j["action"]["q01"] = {1, 2};
-  EXPECT_EQ(refused([&] { read_surroundings(j, "x"); }).fault(), Fault::checkpoint);
+  EXPECT_EQ(refused([&] { read_policy_spec(j, "x"); }).fault(), Fault::checkpoint);
 }
 
 TEST(Statistics, a_missing_or_infinite_statistic_is_refused_by_name) {
@@ -322,12 +322,12 @@ TEST(Robots, relative_actions_become_absolute_as_in_openpi_and_lerobot) {
 }
 
 TEST(Robots, bring_cameras_and_sizes_but_lerobots_keeps_those_of_the_checkpoint) {
-  Surroundings s{.required = {"top"}, .state_dim = 5, .action_dim = 6};
-  surround_with_robot(s, Robot::lerobot);
+  PolicySpec s{.required = {"top"}, .state_dim = 5, .action_dim = 6};
+  set_robot(s, Robot::lerobot);
   EXPECT_TRUE(s.rename.empty());
   EXPECT_EQ(s.required, std::vector<std::string>({"top"}));
   EXPECT_EQ(std::pair(s.state_dim, s.action_dim), std::pair(int64_t{5}, int64_t{6}));
-  surround_with_robot(s, Robot::libero);
+  set_robot(s, Robot::libero);
   EXPECT_EQ(s.rename.at("wrist_image"), "left_wrist_0_rgb");
   EXPECT_EQ(s.required, std::vector<std::string>({"base_0_rgb", "left_wrist_0_rgb"}));
   EXPECT_EQ(std::pair(s.state_dim, s.action_dim), std::pair(int64_t{8}, int64_t{7}));

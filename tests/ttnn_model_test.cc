@@ -74,7 +74,7 @@ struct PlainNetwork {
       : kernels(make_ttnn_backend(tt::open_fake_device({.fast_dispatch = false}))),
         opened(open_model(model, resolved({.backend = "ttnn", .precision = "bf16"}))),
         policy(ops, {opened.config, load_weights(ops, *opened.weights, opened.config)},
-               opened.surroundings) {}
+               opened.spec) {}
 
   std::unique_ptr<Kernels> kernels;
   Ops ops{*kernels};

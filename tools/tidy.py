@@ -50,6 +50,12 @@ BACKEND_NAMES = re.compile(r"(?i)cuda|ttnn|reference_backend|backends/")
 
 BANNED_WORDS = {"manager", "managers", "helper", "helpers", "util", "utils", "context", "impl"}
 BANNED_FIRST_WORDS = {"process", "handle"}  # process_frame(): say what is done, or with what
+# Names that one thing had before, and the glossary's name for it (docs/glossary.md).
+OLD_NAMES = {"Surroundings": "PolicySpec", "IsaKernels": "SimdKernels", "Held": "TensorRef",
+             "Answerer": "RequestHandler", "Waiting": "QueuedRequest",
+             "Leaving": "LingeringClose", "Bend": "TileActivation", "Finish": "TileEpilogue",
+             "gemma_2b": "vlm", "gemma_300m": "expert",
+             "mix_action": "action_time_mlp_in_actions", "mix_out": "action_time_mlp_out"}
 FOREIGN_NAMESPACES = {"std", "sentencepiece", "nlohmann", "testing", "CLI", "boost", "benchmark"}
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
 BANNED_CODE = {
@@ -182,6 +188,9 @@ def check_cpp(path, source):
             if banned_word(part):
                 yield Finding(path, line_of(code, m.start()), "banned_word",
                               f"'{banned_word(part)}' in '{part}': name the thing, not its role")
+            if part in OLD_NAMES:
+                yield Finding(path, line_of(code, m.start()), "old_name",
+                              f"'{part}' is called '{OLD_NAMES[part]}' now")
 
 
 def check_python(path, source):
@@ -393,6 +402,7 @@ FAULTS = [
       ("WeightManager", "image_helper", "StringUtils", "kContext", "PolicyImpl", "handle",
        "process_frame")],
     ("banned_word", "src/tensor/utils.h", "\n"),
+    ("old_name", "src/tensor/tensor.h", "struct Surroundings {};\n"),
     ("banned_word", "tools/a.py", "class FileManager:\n    pass\n"),
     ("environment", "src/tensor/tensor.h", 'auto x = std::getenv("X");\n'),
     ("environment", "tools/a.py", "import os\nx = os.environ\n"),

@@ -1,9 +1,9 @@
-// JSON that stands alone: sizes of a model, surroundings of a converted file, openpi's statistics.
+// JSON that stands alone: sizes of a model, policy spec of a converted file, openpi's statistics.
 #include "../target.h"
 #include "checkpoint/json.h"
 #include "model/config_file.h"
+#include "policy/policy_spec_json.h"
 #include "policy/statistics.h"
-#include "policy/surroundings_json.h"
 
 using namespace tendon;
 
@@ -17,9 +17,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     fuzz::require(config_json(read_config(config_json(config), "again")) == config_json(config));
   });
   fuzz::taken({Fault::checkpoint}, [&] {
-    const Surroundings around = read_surroundings(json, "fuzz.json");
-    const nlohmann::json written = surroundings_json(around);
-    fuzz::require(surroundings_json(read_surroundings(written, "again")) == written);
+    const PolicySpec around = read_policy_spec(json, "fuzz.json");
+    const nlohmann::json written = policy_spec_json(around);
+    fuzz::require(policy_spec_json(read_policy_spec(written, "again")) == written);
   });
   file.fill(text);
   for (const bool quantiles : {false, true})

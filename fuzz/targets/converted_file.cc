@@ -36,9 +36,9 @@ Precision precision_of(const OpenedModel& model) {
 
 Observation black_scene(const Policy& policy) {
   Observation scene;
-  scene.state.resize(static_cast<size_t>(policy.surroundings().state_dim), 0.5);
+  scene.state.resize(static_cast<size_t>(policy.spec().state_dim), 0.5);
   scene.prompt = "pick up the red block";
-  for (const std::string& camera : robot_cameras(policy.surroundings()))
+  for (const std::string& camera : robot_cameras(policy.spec()))
     scene.images[camera] = {4, 4, std::vector<uint8_t>(48)};
   return scene;
 }
@@ -54,7 +54,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto kernels = make_cpu_backend({.threads = 1, .precision = precision_of(model)});
     Ops ops(*kernels);
     Weights weights = load_weights(ops, *model.weights, model.config);
-    Policy policy(ops, {model.config, std::move(weights)}, std::move(model.surroundings));
+    Policy policy(ops, {model.config, std::move(weights)}, std::move(model.spec));
     policy.inputs(black_scene(policy));
   });
   return 0;

@@ -155,7 +155,8 @@ Tensor embed_suffix(Ops& ops, const Model& m, const StepTables& step, const Tens
   const Tensor tokens = ops.tap("actions", ops.linear(actions, m.weights.action_in));
   if (m.config.pi05()) return tokens;
   const Epilogue mixed{.activation = Activation::silu, .bias = step.mix};
-  return ops.linear(ops.linear(tokens, m.weights.mix_action, mixed), m.weights.mix_out);
+  return ops.linear(ops.linear(tokens, m.weights.action_time_mlp_in_actions, mixed),
+                    m.weights.action_time_mlp_out);
 }
 
 }  // namespace
@@ -256,7 +257,7 @@ Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence seq
     condition =
         ops.linear(ops.linear(embedding, m.weights.time_in, silu), m.weights.time_out, silu);
   } else {
-    mix = ops.linear(embedding, m.weights.mix_time);
+    mix = ops.linear(embedding, m.weights.action_time_mlp_in_time);
   }
 
   Schedule schedule{.dt = static_cast<float>(-1.0 / static_cast<double>(steps))};

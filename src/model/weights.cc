@@ -87,7 +87,7 @@ class Walk {
     for (auto scale = b.begin(); scale < b.begin() + width; ++scale) *scale += 1.f;
     const auto third = [&](const char* what, int64_t i) {
       return ops_->prepare({name + "." + what,
-                            WeightKind::head,
+                            WeightKind::small,
                             {matrix.rows(i * width, (i + 1) * width)},
                             {b.begin() + i * width, b.begin() + (i + 1) * width}});
     };
@@ -106,7 +106,7 @@ class Walk {
         columns.insert(columns.end(), v.begin() + (2 * r + h) * width,
                        v.begin() + (2 * r + h + 1) * width);
       return ops_->prepare({name + what,
-                            WeightKind::head,
+                            WeightKind::small,
                             {host_tensor(name + what, {width, width}, std::move(columns))},
                             std::move(b)});
     };
@@ -136,7 +136,7 @@ void walk_vision(Walk& walk, Vision& vision, const VisionConfig& c) {
   const int64_t w = c.width, head = w / c.heads;
   const std::string embeddings = kVision + "embeddings.";
   walk.weight(vision.patch, embeddings, {{"patch_embedding", {w, 3, c.patch, c.patch}}}, kBias,
-              {.kind = WeightKind::head});
+              {.kind = WeightKind::small});
   walk.tensor(vision.position, embeddings + "position_embedding.weight", {c.tokens(), w});
   vision.blocks.resize(static_cast<size_t>(c.depth));
   for (size_t i = 0; i < vision.blocks.size(); ++i) {
@@ -203,7 +203,7 @@ void walk_expert(Walk& walk, Gemma& expert, const GemmaConfig& c, bool adaptive)
 void walk_heads(Walk& walk, Weights& w, const Config& c) {
   const int64_t width = c.expert.width;
   const auto head = [&](Weight& to, const char* name, int64_t outputs, int64_t inputs) {
-    walk.weight(to, "", {{name, {outputs, inputs}}}, kBias, {.kind = WeightKind::head});
+    walk.weight(to, "", {{name, {outputs, inputs}}}, kBias, {.kind = WeightKind::small});
   };
   head(w.action_in, "action_in_proj", width, c.action_dim);
   head(w.action_out, "action_out_proj", c.action_dim, width);
@@ -212,8 +212,9 @@ void walk_heads(Walk& walk, Weights& w, const Config& c) {
     head(w.time_out, "time_mlp_out", width, width);
   } else {
     head(w.state, "state_proj", width, c.state_dim);
-    walk.halves(w.mix_action, w.mix_time, "action_time_mlp_in", width);
-    head(w.mix_out, "action_time_mlp_out", width, width);
+    walk.halves(w.action_time_mlp_in_actions, w.action_time_mlp_in_time, "action_time_mlp_in",
+                width);
+    head(w.action_time_mlp_out, "action_time_mlp_out", width, width);
   }
 }
 

@@ -73,10 +73,11 @@ struct Weights {
   Vision vision;
   Weight embedding;  // [vocab, vlm width]
   Gemma vlm, expert;
-  Weight action_in, action_out;          // [width, action_dim], [action_dim, width]
-  Weight state;                          // pi0: [width, state_dim]
-  Weight mix_action, mix_time, mix_out;  // pi0: action_time_mlp_in in halves, and _out
-  Weight time_in, time_out;              // pi0.5: [width, width]
+  Weight action_in, action_out;  // [width, action_dim], [action_dim, width]
+  Weight state;                  // pi0: [width, state_dim]
+  Weight action_time_mlp_in_actions, action_time_mlp_in_time,
+      action_time_mlp_out;   // pi0: action_time_mlp_in in halves, and _out
+  Weight time_in, time_out;  // pi0.5: [width, width]
 };
 
 struct LoadOptions {

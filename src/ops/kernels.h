@@ -42,7 +42,7 @@ std::string_view name(Op op);
 enum class WeightKind : uint8_t {
   linear,  // a large product: packed, narrowed or quantised as the precision policy says
   gated,   // gate rows above up rows, one product each: for gated_linear
-  head,    // small products around the transformer (actions, state, time): always f32
+  small,   // small products around the transformer (actions, state, time): always f32
   table,   // token embeddings: rows are looked up, never multiplied
 };
 

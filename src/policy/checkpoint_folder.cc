@@ -247,7 +247,7 @@ bool read_lerobot_sizes(const json& config, const std::string& file, Config& c) 
 }
 
 void prepare_prompt(const Processors& p, OpenedModel& m) {
-  PromptOptions& prompt = m.surroundings.prompt;
+  PromptOptions& prompt = m.spec.prompt;
   prompt = {.style = PromptStyle::lerobot, .tokens_max = m.config.max_token_len};
   if (m.config.pi05()) {
     ensure(p.writes_state, Fault::checkpoint,
@@ -264,7 +264,7 @@ void warn_of_lerobot_0_4(const json& config, const std::string& file, const Feat
   const std::string age = fmt::format(
       "{}: policy_preprocessor.json has no relative_actions_processor: {} of lerobot 0.4, which",
       file, config.contains("rtc_config") ? "it may be" : "without rtc_config here, it is");
-  const Surroundings& s = m.surroundings;
+  const PolicySpec& s = m.spec;
   if (o.state_in_prompt.value_or(s.prompt.state_in_prompt) && s.state_dim < m.config.state_dim &&
       !o.pad_state_in_prompt)
     m.warnings.push_back(age + " padded the state in the prompt; say --pad-state for such a model");
@@ -289,7 +289,7 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const Giv
   m.config = sizes(folder, *m.weights, given,
                    [&](Config& c) { return read_lerobot_sizes(config, file, c); });
   const Features features = read_features(read_ordered_json(folder / "config.json"), file);
-  Surroundings& s = m.surroundings;
+  PolicySpec& s = m.spec;
   s.robot = Robot::lerobot;
   s.cameras = features.cameras;
   s.resizer = Resizer::lerobot;
@@ -368,7 +368,7 @@ OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o, const Give
     return given.training || config.contains("action_horizon");
   });
   warn_of_unknown_keys(config, file, kOpenpiKeys, m);
-  Surroundings& s = m.surroundings;
+  PolicySpec& s = m.spec;
   s.cameras = kSlots;
   m.config.cameras = std::ssize(s.cameras);
   s.resizer = Resizer::openpi;
@@ -387,7 +387,7 @@ OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o, const Give
     s.state.family = s.action.family = NormFamily::openpi;
   }
   s.action_names = numbered_actions(s.action_dim);
-  if (!o.robot.empty()) surround_with_robot(s, robot_named(o.robot));
+  if (!o.robot.empty()) set_robot(s, robot_named(o.robot));
   if (given.training) {
     if (config.contains("action_horizon"))
       ensure(m.config.horizon == given.training->horizon, Fault::checkpoint,
@@ -410,7 +410,7 @@ std::vector<std::string> numbered_actions(int64_t dim) {
   return names;
 }
 
-void surround_with_robot(Surroundings& s, Robot robot) {
+void set_robot(PolicySpec& s, Robot robot) {
   const RobotFacts& f = facts(robot);
   s.robot = robot;
   if (f.cameras.empty()) return;
@@ -427,8 +427,8 @@ void apply_training_config(OpenedModel& m, const TrainingConfig& t) {
          t.name, name(t.policy), name(m.config.policy));
   ensure(t.action_dim == m.config.action_dim, Fault::checkpoint,
          "--config {} has {} action dims, the model {}", t.name, t.action_dim, m.config.action_dim);
-  Surroundings& s = m.surroundings;
-  surround_with_robot(s, t.robot);
+  PolicySpec& s = m.spec;
+  set_robot(s, t.robot);
   s.delta = t.relative;
   s.default_prompt = t.default_prompt;
   s.prompt.state_in_prompt = t.state_in_prompt;

@@ -17,7 +17,7 @@ struct GivenConfig {
   std::optional<TrainingConfig> training;
 };
 
-// Fills layout, config, weights, surroundings (but the tokenizer) and notes.
+// Fills layout, config, weights, policy spec (but the tokenizer) and notes.
 OpenedModel open_folder(const std::filesystem::path& folder, const OpenOptions& options,
                         const GivenConfig& given);
 
@@ -26,7 +26,7 @@ OpenedModel open_folder(const std::filesystem::path& folder, const OpenOptions& 
 std::vector<std::filesystem::path> weight_files(const std::filesystem::path& folder);
 
 // The robot's cameras, dimensions and transforms, as openpi's training config or --robot says.
-void surround_with_robot(Surroundings& around, Robot robot);
+void set_robot(PolicySpec& spec, Robot robot);
 void apply_training_config(OpenedModel& model, const TrainingConfig& training);
 
 // "action_0", ... where nobody has named them.

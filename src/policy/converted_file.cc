@@ -8,7 +8,7 @@
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "model/config_file.h"
-#include "policy/surroundings_json.h"
+#include "policy/policy_spec_json.h"
 #include "policy/vocabulary.h"
 #include "tensor/check.h"
 
@@ -78,7 +78,7 @@ Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
       {"tendon.source", conversion.source},
       {"tendon.source_layout", model.layout},
       {"tendon.config", config_json(model.config).dump()},
-      {"tendon.surroundings", surroundings_json(model.surroundings).dump()},
+      {"tendon.surroundings", policy_spec_json(model.spec).dump()},
       {"tendon.tokenizer", bytewise ? "bytes" : "file"}};
   if (!model.warnings.empty())
     metadata["tendon.warnings"] = fmt::format("{}", fmt::join(model.warnings, "\n"));
@@ -112,20 +112,20 @@ OpenedModel open_converted(const fs::path& path, const OpenOptions& options) {
 OpenedModel read_converted(const std::shared_ptr<const SafetensorsFile>& file) {
   const std::string& name = file->name();
   const json config = parse_json(required(*file, "tendon.config"), name);
-  OpenedModel m{.layout = "converted",
-                .config = read_config(config, name),
-                .weights = open_weights({file}),
-                .surroundings = read_surroundings(
-                    parse_json(required(*file, "tendon.surroundings"), name), name),
-                .precision = required(*file, "tendon.precision")};
+  OpenedModel m{
+      .layout = "converted",
+      .config = read_config(config, name),
+      .weights = open_weights({file}),
+      .spec = read_policy_spec(parse_json(required(*file, "tendon.surroundings"), name), name),
+      .precision = required(*file, "tendon.precision")};
   if (required(*file, "tendon.tokenizer") == "bytes") {
-    m.surroundings.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::of_bytes());
+    m.spec.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::of_bytes());
     m.tokenizer = "one token per byte";
   } else {
     const HostTensor* stored = file->find("tokenizer");
     ensure(stored, Fault::checkpoint, "{} lacks its tokenizer", name);
     const bool is_json = !stored->bytes.empty() && stored->bytes[0] == std::byte{'{'};
-    m.surroundings.tokenizer = std::make_shared<const Tokenizer>(
+    m.spec.tokenizer = std::make_shared<const Tokenizer>(
         is_json ? Tokenizer::from_json_bytes(stored->bytes, name)
                 : Tokenizer::from_model_bytes(stored->bytes, name));
     m.tokenizer = name;

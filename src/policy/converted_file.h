@@ -1,5 +1,5 @@
 // What `tendon convert` writes: one .safetensors with packed weights, every other tensor that the
-// model needs, the tokenizer's file, and in its metadata configuration, surroundings, precision and
+// model needs, the tokenizer's file, and in its metadata configuration, policy spec, precision and
 // provenance.
 #pragma once
 

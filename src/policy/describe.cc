@@ -22,8 +22,8 @@ json describe_statistics(const Normalizer& n) {
           {"values", rows}};
 }
 
-json describe_surroundings(const OpenedModel& m) {
-  const Surroundings& s = m.surroundings;
+json describe_spec(const OpenedModel& m) {
+  const PolicySpec& s = m.spec;
   json relative = json::array();
   for (size_t d = 0; d < s.delta.size(); ++d)
     if (s.delta[d]) relative.push_back(d);
@@ -108,11 +108,11 @@ json describe_model(const OpenedModel& m, const OpenOptions& options, bool table
               {"tensors", tensors},
               {"unused_tensors", m.unused},
               {"statistics",
-               {{"state", describe_statistics(m.surroundings.state)},
-                {"action", describe_statistics(m.surroundings.action)}}},
+               {{"state", describe_statistics(m.spec.state)},
+                {"action", describe_statistics(m.spec.action)}}},
               {"memory_bytes", memory},
               {"notes", m.notes}};
-  result.update(describe_surroundings(m));
+  result.update(describe_spec(m));
   return result;
 }
 

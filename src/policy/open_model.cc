@@ -58,7 +58,7 @@ std::unique_ptr<WeightSource> generate(const Config& config, const OpenOptions& 
 
 OpenedModel open_synthetic(const Config& config, const OpenOptions& o) {
   OpenedModel m{.layout = "synthetic", .config = config, .weights = generate(config, o)};
-  Surroundings& s = m.surroundings;
+  PolicySpec& s = m.spec;
   s.cameras = slots(config.cameras);
   s.state_dim = config.state_dim;
   s.action_dim = config.action_dim;
@@ -97,7 +97,7 @@ OpenedModel open_synthetic(const std::string& model, const OpenOptions& o,
   }
   if (!given.sizes.is_null()) config = read_config(given.sizes, given.file, config);
   OpenedModel m = open_synthetic(config, o);
-  if (!o.robot.empty()) surround_with_robot(m.surroundings, robot_named(o.robot));
+  if (!o.robot.empty()) set_robot(m.spec, robot_named(o.robot));
   if (given.training) apply_training_config(m, *given.training);
   return m;
 }
@@ -131,7 +131,7 @@ std::string find_tokenizer(const std::string& model) {
 namespace {
 
 void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& o) {
-  Surroundings& s = m.surroundings;
+  PolicySpec& s = m.spec;
   const bool generated = m.layout == "synthetic";
   m.tokenizer = o.tokenizer;
   if (m.tokenizer.empty() && !generated)
@@ -168,22 +168,22 @@ OpenedModel open_model(const std::string& model, const OpenOptions& options) {
            model);
     m = open_folder(model, options, given);
   }
-  ensure(options.adapt_to_pi || m.surroundings.robot == Robot::aloha, Fault::usage,
+  ensure(options.adapt_to_pi || m.spec.robot == Robot::aloha, Fault::usage,
          "--no-adapt-to-pi: only an ALOHA's joints are adapted, and the robot is {}; say --robot "
          "aloha or leave it out",
-         name(m.surroundings.robot));
-  if (!options.adapt_to_pi) m.surroundings.adapt_to_pi = false;
-  check_surroundings(m.surroundings, m.config);
-  if (options.default_prompt) m.surroundings.default_prompt = options.default_prompt;
+         name(m.spec.robot));
+  if (!options.adapt_to_pi) m.spec.adapt_to_pi = false;
+  check_spec(m.spec, m.config);
+  if (options.default_prompt) m.spec.default_prompt = options.default_prompt;
   if (m.config.pi05() && options.state_in_prompt)
-    m.surroundings.prompt.state_in_prompt = *options.state_in_prompt;
+    m.spec.prompt.state_in_prompt = *options.state_in_prompt;
   ensure(m.config.pi05() || !options.state_in_prompt.value_or(false), Fault::usage,
          "--state-in-prompt: only pi0.5 reads the state from the prompt");
-  if (options.pad_state_in_prompt) m.surroundings.prompt.padded_state = m.config.state_dim;
+  if (options.pad_state_in_prompt) m.spec.prompt.padded_state = m.config.state_dim;
   if (m.layout != "converted" || !options.tokenizer.empty()) add_tokenizer(m, model, options);
   for (const std::string& name : m.unused)
     m.notes.push_back(fmt::format("tensor {} is not used by the model", name));
-  if (m.surroundings.robot == Robot::aloha && m.surroundings.adapt_to_pi)
+  if (m.spec.robot == Robot::aloha && m.spec.adapt_to_pi)
     m.notes.push_back(
         "joints 1, 2, 8 and 9 are flipped and grippers 6 and 13 go through ALOHA's linkage, in "
         "state and actions (openpi's adapt_to_pi); --no-adapt-to-pi leaves them as they are");

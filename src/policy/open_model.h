@@ -1,4 +1,4 @@
-// From the name of a model to everything a policy needs: configuration, weights, surroundings.
+// From the name of a model to everything a policy needs: configuration, weights, policy spec.
 #pragma once
 
 #include <memory>
@@ -17,7 +17,7 @@ struct OpenedModel {
   std::string layout;  // "demo", "synthetic", "lerobot", "openpi" or "converted"
   Config config;
   std::unique_ptr<WeightSource> weights;
-  Surroundings surroundings;
+  PolicySpec spec;
   std::string tokenizer;              // where it came from; empty: there is none
   std::vector<std::string> notes;     // decisions taken, one sentence each; warnings among them
   std::vector<std::string> warnings;  // what may make actions other than those of the training

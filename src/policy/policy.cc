@@ -54,58 +54,57 @@ std::string quoted(const std::vector<std::string>& names) {
 
 }  // namespace
 
-std::vector<std::string> robot_cameras(const Surroundings& around) {
+std::vector<std::string> robot_cameras(const PolicySpec& spec) {
   std::vector<std::string> names;
-  for (const std::string& slot : around.cameras) {
+  for (const std::string& slot : spec.cameras) {
     const auto renamed =
-        std::ranges::find_if(around.rename, [&](const auto& pair) { return pair.second == slot; });
+        std::ranges::find_if(spec.rename, [&](const auto& pair) { return pair.second == slot; });
     // A robot with names of its own has no camera for the slots it does not rename.
-    if (renamed != around.rename.end())
+    if (renamed != spec.rename.end())
       names.push_back(renamed->first);
-    else if (facts(around.robot).cameras.empty())
+    else if (facts(spec.robot).cameras.empty())
       names.push_back(slot);
   }
   return names;
 }
 
-void check_surroundings(const Surroundings& around, const Config& config) {
-  ensure(around.state_dim >= 1 && around.state_dim <= config.state_dim && around.action_dim >= 1 &&
-             around.action_dim <= config.action_dim,
+void check_spec(const PolicySpec& spec, const Config& config) {
+  ensure(spec.state_dim >= 1 && spec.state_dim <= config.state_dim && spec.action_dim >= 1 &&
+             spec.action_dim <= config.action_dim,
          Fault::checkpoint, "this robot has {} state and {} action dims, the model {} and {}",
-         around.state_dim, around.action_dim, config.state_dim, config.action_dim);
-  ensure(around.robot != Robot::aloha || !around.adapt_to_pi ||
-             std::min(around.state_dim, around.action_dim) >=
-                 std::ssize(facts(Robot::aloha).action_names),
-         Fault::checkpoint, "an ALOHA with {} joints and {} actions", around.state_dim,
-         around.action_dim);
-  for (const auto& [what, n, dim] : {std::tuple("state", &around.state, around.state_dim),
-                                     std::tuple("action", &around.action, around.action_dim)})
+         spec.state_dim, spec.action_dim, config.state_dim, config.action_dim);
+  ensure(
+      spec.robot != Robot::aloha || !spec.adapt_to_pi ||
+          std::min(spec.state_dim, spec.action_dim) >= std::ssize(facts(Robot::aloha).action_names),
+      Fault::checkpoint, "an ALOHA with {} joints and {} actions", spec.state_dim, spec.action_dim);
+  for (const auto& [what, n, dim] : {std::tuple("state", &spec.state, spec.state_dim),
+                                     std::tuple("action", &spec.action, spec.action_dim)})
     ensure(n->method == NormMethod::identity ||
                (std::ssize(n->centre) >= dim && n->range.size() == n->centre.size()),
            Fault::checkpoint, "the {} statistics have {} and {} values, this model needs {}", what,
            n->centre.size(), n->range.size(), dim);
-  for (size_t d = 0; d < around.delta.size(); ++d)
-    ensure(!around.delta[d] || std::cmp_less(d, around.state_dim), Fault::checkpoint,
-           "action {} is relative to the state, which has {} values", d, around.state_dim);
-  const PromptOptions& prompt = around.prompt;
+  for (size_t d = 0; d < spec.delta.size(); ++d)
+    ensure(!spec.delta[d] || std::cmp_less(d, spec.state_dim), Fault::checkpoint,
+           "action {} is relative to the state, which has {} values", d, spec.state_dim);
+  const PromptOptions& prompt = spec.prompt;
   ensure(prompt.tokens_max >= 1 && prompt.tokens_max <= config.max_token_len, Fault::checkpoint,
          "prompts of at most {} tokens, the model's {}", prompt.tokens_max, config.max_token_len);
-  const int64_t padded = prompt.padded_state.value_or(around.state_dim);
-  ensure(padded >= around.state_dim && padded <= config.state_dim, Fault::checkpoint,
-         "a state of {} values, padded to {} in the prompt", around.state_dim, padded);
-  ensure(around.folded_vocab.value_or(config.vocab) > 3, Fault::checkpoint,
-         "token ids folded into {}", around.folded_vocab.value_or(0));
+  const int64_t padded = prompt.padded_state.value_or(spec.state_dim);
+  ensure(padded >= spec.state_dim && padded <= config.state_dim, Fault::checkpoint,
+         "a state of {} values, padded to {} in the prompt", spec.state_dim, padded);
+  ensure(spec.folded_vocab.value_or(config.vocab) > 3, Fault::checkpoint,
+         "token ids folded into {}", spec.folded_vocab.value_or(0));
 }
 
-Policy::Policy(Ops& ops, Model model, Surroundings surroundings)
-    : ops_(ops), model_(std::move(model)), around_(std::move(surroundings)) {
-  ensure(around_.tokenizer != nullptr, Fault::checkpoint,
+Policy::Policy(Ops& ops, Model model, PolicySpec spec)
+    : ops_(ops), model_(std::move(model)), spec_(std::move(spec)) {
+  ensure(spec_.tokenizer != nullptr, Fault::checkpoint,
          "this model has no tokenizer; put paligemma_tokenizer.model or tokenizer.json beside it "
          "or name one with --tokenizer FILE");
-  ensure(around_.folded_vocab || around_.tokenizer->vocabulary() <= model_.config.vocab,
+  ensure(spec_.folded_vocab || spec_.tokenizer->vocabulary() <= model_.config.vocab,
          Fault::checkpoint, "the tokenizer knows {} tokens, the model's token table has {} rows",
-         around_.tokenizer->vocabulary(), model_.config.vocab);
-  check_surroundings(around_, model_.config);
+         spec_.tokenizer->vocabulary(), model_.config.vocab);
+  check_spec(spec_, model_.config);
   cache_ = make_cache(ops_, model_.config);
   schedule({});
 }
@@ -121,12 +120,12 @@ const Schedule& Policy::schedule(const InferOptions& options) {
 
 std::vector<double> Policy::robot_state(const Observation& observation) const {
   std::vector<double> state = observation.state;
-  ensure(std::ssize(state) == around_.state_dim, Fault::input,
-         "the state has {} values, this model expects {}", state.size(), around_.state_dim);
+  ensure(std::ssize(state) == spec_.state_dim, Fault::input,
+         "the state has {} values, this model expects {}", state.size(), spec_.state_dim);
   for (size_t i = 0; i < state.size(); ++i)
     ensure(std::isfinite(state[i]), Fault::input, "state[{}] is {}, expected a finite number", i,
            state[i]);
-  if (around_.robot == Robot::aloha && around_.adapt_to_pi) aloha_state_to_pi(state);
+  if (spec_.robot == Robot::aloha && spec_.adapt_to_pi) aloha_state_to_pi(state);
   return state;
 }
 
@@ -137,23 +136,23 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
   for (auto given = observation.images.begin(); given != observation.images.end(); ++given) {
     const std::string& key = given->first;
     const std::string own = camera_name(key);
-    const auto renamed = around_.rename.find(own);
-    const std::string slot = renamed == around_.rename.end() ? own : renamed->second;
+    const auto renamed = spec_.rename.find(own);
+    const std::string slot = renamed == spec_.rename.end() ? own : renamed->second;
     if (slot.empty()) continue;  // known to the robot, not used by the model
-    const std::vector<std::string> expected = robot_cameras(around_);
-    ensure(std::ranges::find(around_.cameras, slot) != around_.cameras.end(), Fault::input,
+    const std::vector<std::string> expected = robot_cameras(spec_);
+    ensure(std::ranges::find(spec_.cameras, slot) != spec_.cameras.end(), Fault::input,
            "no camera is called '{}'; this model expects {}; nearest: '{}'", key, quoted(expected),
            nearest(own, expected));
     ensure(!by_slot.contains(slot), Fault::input, "two images for camera '{}'", slot);
     by_slot[slot] = given;
   }
   ensure(!by_slot.empty(), Fault::input, "no image given; this model expects {}",
-         quoted(robot_cameras(around_)));
-  for (const std::string& camera : around_.required)
+         quoted(robot_cameras(spec_)));
+  for (const std::string& camera : spec_.required)
     ensure(by_slot.contains(camera), Fault::input,
            "the image of camera '{}' is missing; this robot needs it", camera);
   std::vector<float> all;
-  for (const std::string& camera : around_.cameras) {
+  for (const std::string& camera : spec_.cameras) {
     const auto found = by_slot.find(camera);
     if (found == by_slot.end()) {
       p.warnings.push_back(fmt::format("camera '{}' is absent and masked", camera));
@@ -162,7 +161,7 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
     const int side = static_cast<int>(vision.image);
     const auto& [key, image] = *found->second;
     const std::vector<float> pixels =
-        model_pixels(image, side, around_.resizer, fmt::format("camera '{}': the picture", key));
+        model_pixels(image, side, spec_.resizer, fmt::format("camera '{}': the picture", key));
     const std::vector<float> rows = patches(pixels, side, static_cast<int>(vision.patch));
     all.insert(all.end(), rows.begin(), rows.end());
     ++p.inputs.images;
@@ -173,23 +172,21 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
 Policy::Prepared Policy::preprocess(const Observation& observation) {
   Prepared p;
   p.state = robot_state(observation);
-  p.normalized_state = around_.state.normalize(p.state);
+  p.normalized_state = spec_.state.normalize(p.state);
   add_images(observation, p);
   const std::optional<std::string>& text =
-      observation.prompt ? observation.prompt : around_.default_prompt;
+      observation.prompt ? observation.prompt : spec_.default_prompt;
   ensure(text.has_value(), Fault::input, "a prompt is required: give --prompt TEXT");
   check_utf8(*text, "the prompt");
   ensure(!clean_prompt(*text).empty(), Fault::input,
          "the prompt is empty; say what the robot shall do, such as \"fold the towel\"");
-  PromptTokens tokens =
-      tokenize_prompt(*around_.tokenizer, *text, p.normalized_state, around_.prompt);
+  PromptTokens tokens = tokenize_prompt(*spec_.tokenizer, *text, p.normalized_state, spec_.prompt);
   if (tokens.untruncated > std::ssize(tokens.ids))
     p.warnings.push_back(fmt::format("the prompt has {} tokens and was cut to {}",
                                      tokens.untruncated, tokens.ids.size()));
-  if (around_.folded_vocab)
+  if (spec_.folded_vocab)
     for (int32_t& id : tokens.ids)
-      if (id >= *around_.folded_vocab)
-        id = static_cast<int32_t>(3 + id % (*around_.folded_vocab - 3));
+      if (id >= *spec_.folded_vocab) id = static_cast<int32_t>(3 + id % (*spec_.folded_vocab - 3));
   p.inputs.prompt = std::move(tokens.ids);
   if (!model_.config.pi05()) {
     std::vector<float> padded(static_cast<size_t>(model_.config.state_dim), 0.f);
@@ -225,7 +222,7 @@ std::optional<Policy::Leftover> Policy::leftover(const InferOptions& options,
          "the previous chunk has {} normalized values and {} in the robot's units; give one of "
          "them",
          previous.normalized.size(), previous.actions.size());
-  const int64_t dim_max = in_units ? around_.action_dim : c.action_dim;
+  const int64_t dim_max = in_units ? spec_.action_dim : c.action_dim;
   const size_t values = in_units ? previous.actions.size() : previous.normalized.size();
   ensure(previous.rows >= 1 && previous.rows <= c.horizon && previous.dim >= 1 &&
              previous.dim <= dim_max && std::cmp_equal(values, previous.rows * previous.dim),
@@ -261,42 +258,42 @@ std::optional<Policy::Leftover> Policy::leftover(const InferOptions& options,
 // What relative actions are relative to. openpi: the state that went through the model's floats and
 // back; lerobot: the raw state, in float.
 std::vector<double> Policy::anchor(const Prepared& p) const {
-  if (around_.action.family == NormFamily::lerobot) {
+  if (spec_.action.family == NormFamily::lerobot) {
     const std::vector<float> state(p.state.begin(), p.state.end());
     return {state.begin(), state.end()};
   }
   const std::vector<float> seen(p.normalized_state.begin(), p.normalized_state.end());
-  return around_.state.unnormalize(seen, std::ssize(seen));
+  return spec_.state.unnormalize(seen, std::ssize(seen));
 }
 
 // openpi: un-normalise all dims, add the state, map to the robot. lerobot: cut to the real dims
 // first, un-normalise, add the state; float throughout.
 std::vector<double> Policy::to_robot(std::span<const float> normalized, const Prepared& p) const {
   const Config& c = model_.config;
-  const bool openpi = around_.action.family == NormFamily::openpi;
+  const bool openpi = spec_.action.family == NormFamily::openpi;
   const int64_t rows = std::ssize(normalized) / c.action_dim;
-  const int64_t dim = openpi ? c.action_dim : around_.action_dim;
+  const int64_t dim = openpi ? c.action_dim : spec_.action_dim;
   std::vector<float> cut;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t d = 0; d < dim; ++d)
       cut.push_back(normalized[static_cast<size_t>(r * c.action_dim + d)]);
-  std::vector<double> actions = around_.action.unnormalize(cut, dim);
-  if (!around_.delta.empty()) to_absolute(actions, dim, anchor(p), around_.delta, !openpi);
-  if (around_.robot == Robot::aloha && around_.adapt_to_pi) aloha_actions_from_pi(actions, dim);
+  std::vector<double> actions = spec_.action.unnormalize(cut, dim);
+  if (!spec_.delta.empty()) to_absolute(actions, dim, anchor(p), spec_.delta, !openpi);
+  if (spec_.robot == Robot::aloha && spec_.adapt_to_pi) aloha_actions_from_pi(actions, dim);
   std::vector<double> real;
   for (int64_t r = 0; r < rows; ++r)
     real.insert(real.end(), actions.begin() + r * dim,
-                actions.begin() + r * dim + around_.action_dim);
+                actions.begin() + r * dim + spec_.action_dim);
   return real;
 }
 
 // The inverse of to_robot at the state of this observation; rows of the robot's dims both.
 std::vector<float> Policy::from_robot(std::span<const double> actions, const Prepared& p) const {
-  const int64_t dim = around_.action_dim;
+  const int64_t dim = spec_.action_dim;
   std::vector<double> rows(actions.begin(), actions.end());
-  if (around_.robot == Robot::aloha && around_.adapt_to_pi) aloha_actions_to_pi(rows, dim);
-  if (!around_.delta.empty()) to_relative(rows, dim, anchor(p), around_.delta);
-  const std::vector<double> normalized = around_.action.renormalize(rows, dim);
+  if (spec_.robot == Robot::aloha && spec_.adapt_to_pi) aloha_actions_to_pi(rows, dim);
+  if (!spec_.delta.empty()) to_relative(rows, dim, anchor(p), spec_.delta);
+  const std::vector<double> normalized = spec_.action.renormalize(rows, dim);
   std::vector<float> out(normalized.size());
   std::ranges::transform(normalized, out.begin(), [](double v) { return static_cast<float>(v); });
   return out;
@@ -308,15 +305,15 @@ std::vector<double> Policy::postprocess(std::span<const float> normalized,
   for (size_t i = 0; i < real.size(); ++i)
     ensure(std::isfinite(real[i]), Fault::internal,
            "action {} of row {} is {}; refusing to return it. Are weights and statistics sound?",
-           static_cast<int64_t>(i) % around_.action_dim,
-           static_cast<int64_t>(i) / around_.action_dim, real[i]);
+           static_cast<int64_t>(i) % spec_.action_dim, static_cast<int64_t>(i) / spec_.action_dim,
+           real[i]);
   return real;
 }
 
 // Two more rows through to_robot: relative actions become absolute, ALOHA's joints flip.
 void Policy::add_quantiles(const Prepared& p, Actions& out) const {
   const auto columns = static_cast<size_t>(model_.config.action_dim);
-  const Normalizer &state = around_.state, &action = around_.action;
+  const Normalizer &state = spec_.state, &action = spec_.action;
   if (state.has_quantiles(std::ssize(p.state)))
     for (size_t i = 0; i < p.state.size(); ++i) {
       // lerobot's statistics are floats: a state equal to its quantile is not outside.
@@ -365,7 +362,7 @@ void set_tensors(KvCache& cache, const std::vector<Tensor>& all) {
 Actions Policy::infer(const Observation& observation, const InferOptions& options) {
   StopWatch total, watch;
   Actions out{.horizon = model_.config.horizon,
-              .dim = around_.action_dim,
+              .dim = spec_.action_dim,
               .model_dim = model_.config.action_dim};
   Prepared p = preprocess(observation);
   const std::vector<float> drawn = noise(options);

@@ -19,7 +19,7 @@
 namespace tendon {
 
 // How one model meets one robot: everything around the network, as data.
-struct Surroundings {
+struct PolicySpec {
   Robot robot = Robot::lerobot;
   bool adapt_to_pi = true;                    // ALOHA: joint flips and gripper maps
   std::vector<std::string> cameras;           // model's camera slots in order
@@ -36,18 +36,18 @@ struct Surroundings {
   std::vector<std::string> action_names;
 };
 
-// Throws Error(Fault::checkpoint) for surroundings that do not fit together or to the model,
+// Throws Error(Fault::checkpoint) for policy spec that do not fit together or to the model,
 // wherever they came from: sizes, statistics, limits of the prompt.
-void check_surroundings(const Surroundings& around, const Config& config);
+void check_spec(const PolicySpec& spec, const Config& config);
 
 // What the robot calls the cameras of the model, in the model's order.
-std::vector<std::string> robot_cameras(const Surroundings& around);
+std::vector<std::string> robot_cameras(const PolicySpec& spec);
 
 class Policy {
  public:
   // `ops` must outlive the policy. Throws Error(Fault::checkpoint) when the tokenizer is missing or
-  // knows more tokens than the model, and what check_surroundings() throws.
-  Policy(Ops& ops, Model model, Surroundings surroundings);
+  // knows more tokens than the model, and what check_spec() throws.
+  Policy(Ops& ops, Model model, PolicySpec spec);
 
   // Throws Error(Fault::input) for a bad observation or previous chunk and Error(Fault::internal)
   // for actions that are not finite.
@@ -58,7 +58,7 @@ class Policy {
 
   const Config& config() const { return model_.config; }
   const Model& model() const { return model_; }
-  const Surroundings& surroundings() const { return around_; }
+  const PolicySpec& spec() const { return spec_; }
   Ops& ops() { return ops_; }
 
  private:
@@ -87,7 +87,7 @@ class Policy {
 
   Ops& ops_;
   Model model_;
-  Surroundings around_;
+  PolicySpec spec_;
   KvCache cache_;
   std::map<std::pair<int64_t, TimeSequence>, Schedule> schedules_;
 };

@@ -1,4 +1,4 @@
-#include "policy/surroundings_json.h"
+#include "policy/policy_spec_json.h"
 
 #include <nlohmann/json.hpp>
 
@@ -38,7 +38,7 @@ Normalizer read_normalizer(const json& j, const std::string& file) {
 
 }  // namespace
 
-json surroundings_json(const Surroundings& s) {
+json policy_spec_json(const PolicySpec& s) {
   json j{{"robot", name(s.robot)},
          {"adapt_to_pi", s.adapt_to_pi},
          {"cameras", s.cameras},
@@ -60,20 +60,20 @@ json surroundings_json(const Surroundings& s) {
   return j;
 }
 
-Surroundings read_surroundings(const json& j, const std::string& file) {
+PolicySpec read_policy_spec(const json& j, const std::string& file) {
   try {
-    Surroundings s{.robot = robot_named(j.at("robot").get<std::string>()),
-                   .adapt_to_pi = j.at("adapt_to_pi"),
-                   .cameras = j.at("cameras"),
-                   .rename = j.at("rename"),
-                   .required = j.at("required"),
-                   .resizer = j.at("resizer") == "openpi" ? Resizer::openpi : Resizer::lerobot,
-                   .state = read_normalizer(j.at("state"), file),
-                   .action = read_normalizer(j.at("action"), file),
-                   .state_dim = j.at("state_dim"),
-                   .action_dim = j.at("action_dim"),
-                   .delta = j.at("relative"),
-                   .action_names = j.at("action_names")};
+    PolicySpec s{.robot = robot_named(j.at("robot").get<std::string>()),
+                 .adapt_to_pi = j.at("adapt_to_pi"),
+                 .cameras = j.at("cameras"),
+                 .rename = j.at("rename"),
+                 .required = j.at("required"),
+                 .resizer = j.at("resizer") == "openpi" ? Resizer::openpi : Resizer::lerobot,
+                 .state = read_normalizer(j.at("state"), file),
+                 .action = read_normalizer(j.at("action"), file),
+                 .state_dim = j.at("state_dim"),
+                 .action_dim = j.at("action_dim"),
+                 .delta = j.at("relative"),
+                 .action_names = j.at("action_names")};
     s.prompt = {
         .style = j.at("prompt_style") == "openpi" ? PromptStyle::openpi : PromptStyle::lerobot,
         .state_in_prompt = j.at("state_in_prompt"),
@@ -83,7 +83,7 @@ Surroundings read_surroundings(const json& j, const std::string& file) {
     if (j.contains("folded_vocab")) s.folded_vocab = j.at("folded_vocab").get<int64_t>();
     return s;
   } catch (const std::exception& e) {  // also of a robot or a method that nobody knows
-    fail(Fault::checkpoint, "{}: surroundings: {}", file, e.what());
+    fail(Fault::checkpoint, "{}: policy spec: {}", file, e.what());
   }
 }
 

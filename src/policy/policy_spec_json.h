@@ -1,4 +1,4 @@
-// Surroundings as JSON and back, for converted files. The tokenizer is not part of it.
+// PolicySpec as JSON and back, for converted files. The tokenizer is not part of it.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -8,8 +8,8 @@
 
 namespace tendon {
 
-nlohmann::json surroundings_json(const Surroundings& around);
+nlohmann::json policy_spec_json(const PolicySpec& spec);
 // Throws Error(Fault::checkpoint) naming `file` and the field.
-Surroundings read_surroundings(const nlohmann::json& json, const std::string& file);
+PolicySpec read_policy_spec(const nlohmann::json& json, const std::string& file);
 
 }  // namespace tendon

@@ -17,29 +17,29 @@ namespace {
 constexpr int kPictureSide = 224;
 
 // Grey pictures of the size that clients send, zeros as state.
-Observation empty_scene(const Surroundings& around) {
+Observation empty_scene(const PolicySpec& spec) {
   Observation scene;
   const size_t bytes = size_t{3} * kPictureSide * kPictureSide;
-  for (const std::string& camera : robot_cameras(around)) {
+  for (const std::string& camera : robot_cameras(spec)) {
     Image& image = scene.images[camera];
     image.height = image.width = kPictureSide;
     image.rgb = std::vector<uint8_t>(bytes, 128);
   }
-  scene.prompt = around.default_prompt.value_or("warm up");
-  scene.state.assign(static_cast<size_t>(around.state_dim), 0.0);
+  scene.prompt = spec.default_prompt.value_or("warm up");
+  scene.state.assign(static_cast<size_t>(spec.state_dim), 0.0);
   return scene;
 }
 
 // openpi's configurations of real ALOHA robots tell clients where to go at first; its simulator's,
 // whose joints need no adapting, has no such pose.
-std::vector<double> reset_pose(const Surroundings& around) {
-  if (around.robot != Robot::aloha || !around.adapt_to_pi) return {};
+std::vector<double> reset_pose(const PolicySpec& spec) {
+  if (spec.robot != Robot::aloha || !spec.adapt_to_pi) return {};
   return {0, -1.5, 1.5, 0, 0, 0};
 }
 
 ModelCard describe_opened(const std::string& model, const Engine& engine,
                           const OpenedEngine& opened) {
-  const Surroundings& around = opened.policy->surroundings();
+  const PolicySpec& spec = opened.policy->spec();
   const Config& config = opened.policy->config();
   ModelCard card;
   const bool generated = is_demo(model) || model.starts_with("synthetic:");
@@ -50,18 +50,18 @@ ModelCard describe_opened(const std::string& model, const Engine& engine,
   card.method = engine.method();
   card.version = version();
   card.server = "tendon " + card.version;
-  card.robot = name(around.robot);
+  card.robot = name(spec.robot);
   card.cameras = engine.cameras();
   card.action_names = engine.action_names();
   card.horizon = config.horizon;
-  card.action_dim = around.action_dim;
-  card.state_dim = around.state_dim;
+  card.action_dim = spec.action_dim;
+  card.state_dim = spec.state_dim;
   card.model_action_dim = config.action_dim;
   card.steps = config.num_steps;
   card.demo = generated;
-  card.default_prompt = around.default_prompt.has_value();
-  card.joint_positions = !around.delta.empty();
-  card.reset_pose = reset_pose(around);
+  card.default_prompt = spec.default_prompt.has_value();
+  card.joint_positions = !spec.delta.empty();
+  card.reset_pose = reset_pose(spec);
   card.notes = engine.notes();
   card.load_ms = engine.load_ms();
   return card;
@@ -79,7 +79,7 @@ ServedPolicy open_served(const std::string& model, OpenOptions options, const Op
   served.card = describe_opened(model, *engine, OpenedEngine::of(*engine));
   if (opening.warming) opening.warming();
   const auto begin = std::chrono::steady_clock::now();
-  const Actions warm = engine->infer(empty_scene(OpenedEngine::of(*engine).policy->surroundings()));
+  const Actions warm = engine->infer(empty_scene(OpenedEngine::of(*engine).policy->spec()));
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
   served.card.warm_up_ms = took.count();
   served.card.action_ranges = !warm.low.empty();

@@ -12,10 +12,10 @@ namespace tendon {
 namespace {
 
 // Something for every input of the model, the same on every machine.
-Observation probe_observation(const Surroundings& around) {
+Observation probe_observation(const PolicySpec& spec) {
   Observation o{.prompt = "self check",
-                .state = std::vector<double>(static_cast<size_t>(around.state_dim), 0.125)};
-  for (const std::string& camera : robot_cameras(around)) {
+                .state = std::vector<double>(static_cast<size_t>(spec.state_dim), 0.125)};
+  for (const std::string& camera : robot_cameras(spec)) {
     Image image{48, 64, std::vector<uint8_t>(48 * 64 * 3)};
     for (size_t i = 0; i < image.rgb.size(); ++i)
       image.rgb.owned()[i] = static_cast<uint8_t>(i * 7 % 251);
@@ -42,10 +42,10 @@ Converted convert(const std::string& model, const std::string& out, const OpenOp
   Weights weights = write_converted(out, opened, ops, {model, options.precision, version()});
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
 
-  const Observation observation = probe_observation(opened.surroundings);
+  const Observation observation = probe_observation(opened.spec);
   std::vector<double> expected;
   {
-    Policy policy(ops, Model{opened.config, std::move(weights)}, std::move(opened.surroundings));
+    Policy policy(ops, Model{opened.config, std::move(weights)}, std::move(opened.spec));
     expected = policy.infer(observation, {.steps = 1}).values;
   }
   Engine engine = Engine::open(out, {.isa = options.isa, .threads = options.threads});

@@ -93,7 +93,7 @@ std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOp
        .prepared = [&watch](const WeightParts&, const Weight& w) { watch.loaded(w); }});
   engine->notes = std::move(opened.notes);
   engine->policy = std::make_unique<Policy>(engine->ops, Model{opened.config, std::move(weights)},
-                                            std::move(opened.surroundings));
+                                            std::move(opened.spec));
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
   engine->load_ms = took.count();
   return engine;
@@ -112,15 +112,13 @@ Actions Engine::infer(const Observation& observation, const InferOptions& option
   return parts_->policy->infer(observation, options);
 }
 
-std::vector<std::string> Engine::cameras() const {
-  return robot_cameras(parts_->policy->surroundings());
-}
+std::vector<std::string> Engine::cameras() const { return robot_cameras(parts_->policy->spec()); }
 
 std::vector<std::string> Engine::action_names() const {
-  return parts_->policy->surroundings().action_names;
+  return parts_->policy->spec().action_names;
 }
 
-int64_t Engine::state_dim() const { return parts_->policy->surroundings().state_dim; }
+int64_t Engine::state_dim() const { return parts_->policy->spec().state_dim; }
 int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
 int64_t Engine::steps() const { return parts_->policy->config().num_steps; }
 std::vector<std::string> Engine::notes() const { return parts_->notes; }

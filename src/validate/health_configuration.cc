@@ -147,8 +147,7 @@ std::vector<Finding> check_tokenizer(const Examined& m) {
   Report r;
   const bool generated = m.layout == "synthetic";
   if (generated || (m.folder.empty() && !m.opened)) return {};
-  std::shared_ptr<const Tokenizer> tokenizer =
-      m.opened ? m.opened->surroundings.tokenizer : nullptr;
+  std::shared_ptr<const Tokenizer> tokenizer = m.opened ? m.opened->spec.tokenizer : nullptr;
   const std::string file = m.opened                       ? m.opened->tokenizer
                            : !m.options.tokenizer.empty() ? m.options.tokenizer
                                                           : find_tokenizer(m.folder.string());
@@ -163,7 +162,7 @@ std::vector<Finding> check_tokenizer(const Examined& m) {
     if (!tokenizer) tokenizer = std::make_shared<const Tokenizer>(Tokenizer::open(file));
   });
   if (!tokenizer) return std::move(r.findings);
-  const bool folded = m.opened && m.opened->surroundings.folded_vocab;
+  const bool folded = m.opened && m.opened->spec.folded_vocab;
   if (m.sizes && !folded && tokenizer->vocabulary() > m.sizes->vocab)
     r.error("tokenizer.vocabulary", file,
             fmt::format("{}: the tokenizer knows {} tokens, but embed_tokens.weight has {} rows; "

@@ -49,7 +49,7 @@ std::vector<std::string> read_cameras(const json& root) {
 }
 
 void judge_cameras(const std::vector<std::string>& sent, const std::string& file,
-                   const Surroundings& around, Report& r) {
+                   const PolicySpec& around, Report& r) {
   const std::vector<std::string> own = robot_cameras(around);
   for (const std::string& camera : sent)
     if (std::ranges::find(around.cameras, camera) == around.cameras.end() &&
@@ -94,7 +94,7 @@ std::vector<Finding> check_observation(const std::string& file, const Examined& 
     std::vector<double> state = sent;
     int64_t dim = 0;  // unknown
     if (m.opened) {
-      const Surroundings& around = m.opened->surroundings;
+      const PolicySpec& around = m.opened->spec;
       dim = around.state_dim;
       judge_cameras(read_cameras(root), file, around, r);
       const bool flips = around.robot == Robot::aloha && around.adapt_to_pi;

@@ -60,8 +60,7 @@ StatisticsOfModel check_norm_stats(const fs::path& path, const Examined& m) {
       StoredStatistics one{.vector = vector, .file = file, .rows = rows_of(stats, vector)};
       one.method = m.pi05() ? NormMethod::quantiles : NormMethod::mean_std;
       if (m.sizes) one.dim_max = state ? m.sizes->state_dim : m.sizes->action_dim;
-      if (m.opened)
-        one.dim_min = state ? m.opened->surroundings.state_dim : m.opened->surroundings.action_dim;
+      if (m.opened) one.dim_min = state ? m.opened->spec.state_dim : m.opened->spec.action_dim;
       r.append(judge(one));
       if (state) s.state = std::move(one);
     }
@@ -174,7 +173,7 @@ StatisticsOfModel check_statistics(const Examined& m) {
   if (m.options.statistics == "none") return s;
   Report r;
   if (m.layout == "converted" && m.opened) {
-    const Surroundings& around = m.opened->surroundings;
+    const PolicySpec& around = m.opened->spec;
     s.state = of_converted(around.state, "state", around.state_dim, m.model);
     r.append(judge(*s.state));
     r.append(judge(of_converted(around.action, "actions", around.action_dim, m.model)));

@@ -17,7 +17,7 @@ struct AttentionShape {
 class Attention {
  public:
   // `form`: of the operands of both products; sums and softmax are f32.
-  Attention(const IsaKernels& isa, ThreadPool& pool, Form form, int64_t macs_per_ns)
+  Attention(const SimdKernels& isa, ThreadPool& pool, Form form, int64_t macs_per_ns)
       : isa_(isa),
         pool_(pool),
         form_(form),
@@ -53,7 +53,7 @@ class Attention {
               int64_t first, int64_t count, std::span<const int32_t> visible, Workspace& work,
               float* out) const;
 
-  const IsaKernels& isa_;
+  const SimdKernels& isa_;
   ThreadPool& pool_;
   Form form_;
   int64_t macs_per_ns_;

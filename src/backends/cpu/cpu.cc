@@ -64,10 +64,10 @@ Form form_of(Precision p) {
 
 Form attention_form(Form products) { return products == Form::f32 ? Form::f32 : Form::bf16; }
 
-Bend bend_of(Activation a) {
-  return a == Activation::gelu_tanh ? Bend::gelu_tanh
-         : a == Activation::silu    ? Bend::silu
-                                    : Bend::none;
+TileActivation activation_of(Activation a) {
+  return a == Activation::gelu_tanh ? TileActivation::gelu_tanh
+         : a == Activation::silu    ? TileActivation::silu
+                                    : TileActivation::none;
 }
 
 // Cosines and sines of the rotary embedding, by position.
@@ -126,7 +126,8 @@ class CpuKernels final : public Kernels {
 
   Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
     Tensor y = make(x.rows(), w.outputs);
-    Finish finish{.y = row(y, 0), .columns = w.outputs, .bend = bend_of(e.activation)};
+    TileEpilogue finish{
+        .y = row(y, 0), .columns = w.outputs, .activation = activation_of(e.activation)};
     if (e.bias) finish.bias = row(e.bias, 0);
     if (!e.bias && w.has_bias) finish.bias = packed(w).bias.data();
     if (e.gate) finish.gate = row(e.gate, 0);
@@ -138,8 +139,9 @@ class CpuKernels final : public Kernels {
 
   Tensor gated_linear(const Tensor& x, const Weight& w) override {
     Tensor y = make(x.rows(), w.outputs / 2);
-    products_.product(row(x, 0), x.rows(), packed(w),
-                      {.y = row(y, 0), .columns = w.outputs / 2, .bend = Bend::gated_gelu});
+    products_.product(
+        row(x, 0), x.rows(), packed(w),
+        {.y = row(y, 0), .columns = w.outputs / 2, .activation = TileActivation::gated_gelu});
     return y;
   }
 
@@ -225,7 +227,7 @@ class CpuKernels final : public Kernels {
 
  private:
   Attention make_attention(const CpuOptions& options, Form form) {
-    const IsaKernels& isa = isa_for(options.isa, form);
+    const SimdKernels& isa = isa_for(options.isa, form);
     return {isa, pool_, form, macs_per_ns(isa, form)};
   }
 
@@ -236,7 +238,7 @@ class CpuKernels final : public Kernels {
                      int64_t kv) {
     const std::array<Products::Part, 3> parts{{{0, to[0], q}, {q, to[1], kv}, {q + kv, to[2], kv}}};
     if (q % kPanel == 0 && kv % kPanel == 0) {
-      Finish finish{.columns = w.outputs};
+      TileEpilogue finish{.columns = w.outputs};
       if (w.has_bias) finish.bias = packed(w).bias.data();
       products_.product(row(x, 0), x.rows(), packed(w), finish, parts);
       return;
@@ -259,7 +261,7 @@ class CpuKernels final : public Kernels {
 
   CpuOptions options_;
   Form form_;
-  const IsaKernels& isa_;
+  const SimdKernels& isa_;
   ThreadPool pool_;
   BufferPool buffers_;
   Products products_;
@@ -285,14 +287,14 @@ std::unique_ptr<Kernels> make_cpu_backend(const CpuOptions& options) {
 
 std::vector<std::string> cpu_isas() {
   std::vector<std::string> names;
-  for (const IsaKernels* isa : available_isas()) names.emplace_back(isa->name);
+  for (const SimdKernels* isa : available_isas()) names.emplace_back(isa->name);
   return names;
 }
 
 std::string describe_cpu(const CpuOptions& options) {
   const Form form = form_of(options.precision);
-  const IsaKernels& isa = isa_for(options.isa, form);
-  const IsaKernels& attention = isa_for(options.isa, attention_form(form));
+  const SimdKernels& isa = isa_for(options.isa, form);
+  const SimdKernels& attention = isa_for(options.isa, attention_form(form));
   std::string text = fmt::format("{}, {} products", isa.name, name(options.precision));
   if (form == Form::int8) text += fmt::format(" ({})", isa.int8_method);
   if (&attention != &isa) text += fmt::format(", attention by {}", attention.name);
@@ -303,7 +305,7 @@ std::string describe_cpu(const CpuOptions& options) {
 
 std::string compare_cpu_isas(Precision precision) {
   const std::vector<IsaSpeed>& speeds = isa_speeds(form_of(precision));
-  const IsaKernels& taken = fastest(speeds);
+  const SimdKernels& taken = fastest(speeds);
   std::string text;
   for (const IsaSpeed& s : speeds)
     text += fmt::format("{}{} {:.0f}{}", text.empty() ? "" : ", ", s.isa->name, s.gflops,

@@ -10,7 +10,7 @@
 namespace tendon {
 
 // What the large products are computed in. Sums, residual stream, norms and softmax are always f32,
-// as are the small products around the transformer (WeightKind::head).
+// as are the small products around the transformer (WeightKind::small).
 enum class Precision : uint8_t {
   f32,
   bf16,  // both operands rounded to bf16, attention too

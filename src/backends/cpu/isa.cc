@@ -16,7 +16,7 @@ namespace {
 
 struct Known {
   std::string_view name;
-  const IsaKernels* kernels;
+  const SimdKernels* kernels;
   bool here;
 };
 
@@ -61,17 +61,17 @@ std::vector<Known> known() {
 
 }  // namespace
 
-std::vector<const IsaKernels*> available_isas() {
-  std::vector<const IsaKernels*> here;
+std::vector<const SimdKernels*> available_isas() {
+  std::vector<const SimdKernels*> here;
   for (const Known& isa : known())
     if (isa.here && isa.kernels) here.push_back(isa.kernels);
   return here;
 }
 
-const IsaKernels& isa_named(const std::string& name) {
+const SimdKernels& isa_named(const std::string& name) {
   std::vector<std::string> names;
-  for (const IsaKernels* isa : available_isas()) names.emplace_back(isa->name);
-  for (const IsaKernels* isa : available_isas())
+  for (const SimdKernels* isa : available_isas()) names.emplace_back(isa->name);
+  for (const SimdKernels* isa : available_isas())
     if (name == isa->name) return *isa;
   const std::vector<Known> all = known();
   const bool exists = std::ranges::any_of(all, [&](const Known& k) { return k.name == name; });

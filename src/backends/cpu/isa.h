@@ -11,31 +11,31 @@ namespace tendon::cpu {
 
 // Slowest first: "plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx".
 // Decided by the CPU's feature bits and what the kernel allows.
-std::vector<const IsaKernels*> available_isas();
+std::vector<const SimdKernels*> available_isas();
 
 // Throws Error(Fault::usage) for an unknown name and Error(Fault::backend) for one that the machine
 // lacks; both list what there is.
-const IsaKernels& isa_named(const std::string& name);
+const SimdKernels& isa_named(const std::string& name);
 
 // One thread's product of a tile with panels that lie in a level-2 cache, measured for a
 // millisecond, and whether a small product is what the plain kernels give.
 struct IsaSpeed {
-  const IsaKernels* isa;
+  const SimdKernels* isa;
   double gflops;
   bool right;
 };
-bool agrees_with_plain(const IsaKernels& isa, Form form);
+bool agrees_with_plain(const SimdKernels& isa, Form form);
 // Of every instruction set of this machine; measured once in a process, in less than 30 ms.
 const std::vector<IsaSpeed>& isa_speeds(Form form);
 
 // The fastest that is right. Those within a tenth of it count as equally fast and go in a fixed
 // order.
-const IsaKernels& fastest(const std::vector<IsaSpeed>& speeds);
+const SimdKernels& fastest(const std::vector<IsaSpeed>& speeds);
 
 // Multiply-adds of one thread, rounded down to at least 1.
-int64_t macs_per_ns(const IsaKernels& isa, Form form);
+int64_t macs_per_ns(const SimdKernels& isa, Form form);
 
 // By name, or the fastest for "".
-const IsaKernels& isa_for(const std::string& name, Form form);
+const SimdKernels& isa_for(const std::string& name, Form form);
 
 }  // namespace tendon::cpu

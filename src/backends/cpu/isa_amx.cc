@@ -112,7 +112,7 @@ struct Amx : Avx512Bf16 {
   static constexpr const char* kInt8Method = "tdpbusd, exact";
   static constexpr int tile_rows(Form form) { return form == Form::f32 ? kRows : 2 * kTileRows; }
   template <Form kForm, int kRowCount>
-  requires(kForm != Form::f32) static constexpr IsaKernels::Tile product() {
+  requires(kForm != Form::f32) static constexpr SimdKernels::Tile product() {
     return &matrix_product<kForm, kRowCount>;
   }
   template <Form kForm>
@@ -121,12 +121,12 @@ struct Amx : Avx512Bf16 {
   }
 };
 
-constexpr IsaKernels kKernels = make_kernels<Amx>();
+constexpr SimdKernels kKernels = make_kernels<Amx>();
 
 }  // namespace
-const IsaKernels* amx_kernels() { return &kKernels; }
+const SimdKernels* amx_kernels() { return &kKernels; }
 }  // namespace tendon::cpu
 #else
 #include "backends/cpu/kernels.h"
-const tendon::cpu::IsaKernels* tendon::cpu::amx_kernels() { return nullptr; }
+const tendon::cpu::SimdKernels* tendon::cpu::amx_kernels() { return nullptr; }
 #endif

@@ -5,11 +5,11 @@
 
 namespace tendon::cpu {
 namespace {
-constexpr IsaKernels kKernels = make_kernels<Avx512>();
+constexpr SimdKernels kKernels = make_kernels<Avx512>();
 }
-const IsaKernels* avx512_kernels() { return &kKernels; }
+const SimdKernels* avx512_kernels() { return &kKernels; }
 }  // namespace tendon::cpu
 #else
 #include "backends/cpu/kernels.h"
-const tendon::cpu::IsaKernels* tendon::cpu::avx512_kernels() { return nullptr; }
+const tendon::cpu::SimdKernels* tendon::cpu::avx512_kernels() { return nullptr; }
 #endif

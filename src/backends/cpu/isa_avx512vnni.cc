@@ -5,11 +5,11 @@
 
 namespace tendon::cpu {
 namespace {
-constexpr IsaKernels kKernels = make_kernels<Avx512Vnni>();
+constexpr SimdKernels kKernels = make_kernels<Avx512Vnni>();
 }
-const IsaKernels* avx512vnni_kernels() { return &kKernels; }
+const SimdKernels* avx512vnni_kernels() { return &kKernels; }
 }  // namespace tendon::cpu
 #else
 #include "backends/cpu/kernels.h"
-const tendon::cpu::IsaKernels* tendon::cpu::avx512vnni_kernels() { return nullptr; }
+const tendon::cpu::SimdKernels* tendon::cpu::avx512vnni_kernels() { return nullptr; }
 #endif

@@ -21,12 +21,12 @@ struct AvxVnni : Avx2 {
     return (V)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)x, (__m256i)b);
   }
 };
-constexpr IsaKernels kKernels = make_kernels<AvxVnni>();
+constexpr SimdKernels kKernels = make_kernels<AvxVnni>();
 
 }  // namespace
-const IsaKernels* avxvnni_kernels() { return &kKernels; }
+const SimdKernels* avxvnni_kernels() { return &kKernels; }
 }  // namespace tendon::cpu
 #else
 #include "backends/cpu/kernels.h"
-const tendon::cpu::IsaKernels* tendon::cpu::avxvnni_kernels() { return nullptr; }
+const tendon::cpu::SimdKernels* tendon::cpu::avxvnni_kernels() { return nullptr; }
 #endif

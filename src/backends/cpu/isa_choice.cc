@@ -31,7 +31,7 @@ double thread_seconds() {
 // A tile against one panel after the other, as a product does.
 class Probe {
  public:
-  Probe(const IsaKernels& isa, Form form)
+  Probe(const SimdKernels& isa, Form form)
       : isa_(isa),
         form_(static_cast<size_t>(form)),
         rows_(isa.tile_rows[form_]),
@@ -60,7 +60,7 @@ class Probe {
 
  private:
   static constexpr int64_t kPanels = 2;
-  const IsaKernels& isa_;
+  const SimdKernels& isa_;
   size_t form_;
   int64_t rows_, words_;
   double macs_;
@@ -70,7 +70,7 @@ class Probe {
 };
 
 // A small product with ragged sizes.
-std::vector<float> small_product(const IsaKernels& isa, Form form) {
+std::vector<float> small_product(const SimdKernels& isa, Form form) {
   constexpr int64_t kRows = 45, kInputs = 151, kOutputs = 70;
   static_assert(kRows % 16 != 0 && kOutputs % kPanel != 0);
   std::vector<float> matrix(kOutputs * kInputs), x(kRows * kInputs), y(kRows * kOutputs);
@@ -95,7 +95,7 @@ std::vector<IsaSpeed> measure(Form form) {
   std::vector<IsaSpeed> speeds;
   std::vector<Probe> probes;
   const std::vector<float> expected = small_product(*plain_kernels(), form);
-  for (const IsaKernels* isa : available_isas()) {
+  for (const SimdKernels* isa : available_isas()) {
     speeds.push_back({isa, 0, agree(small_product(*isa, form), expected)});
     probes.emplace_back(*isa, form);
   }
@@ -107,7 +107,7 @@ std::vector<IsaSpeed> measure(Form form) {
 
 }  // namespace
 
-bool agrees_with_plain(const IsaKernels& isa, Form form) {
+bool agrees_with_plain(const SimdKernels& isa, Form form) {
   return agree(small_product(isa, form), small_product(*plain_kernels(), form));
 }
 
@@ -119,7 +119,7 @@ const std::vector<IsaSpeed>& isa_speeds(Form form) {
   return measured[i];
 }
 
-const IsaKernels& fastest(const std::vector<IsaSpeed>& speeds) {
+const SimdKernels& fastest(const std::vector<IsaSpeed>& speeds) {
   double most = 0;
   for (const IsaSpeed& s : speeds)
     if (s.right) most = std::max(most, s.gflops);
@@ -129,13 +129,13 @@ const IsaKernels& fastest(const std::vector<IsaSpeed>& speeds) {
   fail(Fault::backend, "no instruction set of this machine multiplies as the plain loops do");
 }
 
-int64_t macs_per_ns(const IsaKernels& isa, Form form) {
+int64_t macs_per_ns(const SimdKernels& isa, Form form) {
   const std::vector<IsaSpeed>& speeds = isa_speeds(form);
   const auto found = std::ranges::find(speeds, &isa, &IsaSpeed::isa);
   return std::max<int64_t>(1, static_cast<int64_t>(found->gflops / 2));
 }
 
-const IsaKernels& isa_for(const std::string& name, Form form) {
+const SimdKernels& isa_for(const std::string& name, Form form) {
   return name.empty() ? fastest(isa_speeds(form)) : isa_named(name);
 }
 

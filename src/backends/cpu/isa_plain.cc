@@ -50,10 +50,10 @@ struct Plain {
   }
 };
 
-constexpr IsaKernels kKernels = make_kernels<Plain>();
+constexpr SimdKernels kKernels = make_kernels<Plain>();
 
 }  // namespace
 
-const IsaKernels* plain_kernels() { return &kKernels; }
+const SimdKernels* plain_kernels() { return &kKernels; }
 
 }  // namespace tendon::cpu

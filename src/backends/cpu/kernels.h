@@ -27,14 +27,14 @@ constexpr int64_t words_of(Form form, int64_t inputs) {
   return (inputs + inputs_per_word(form) - 1) / inputs_per_word(form);
 }
 
-enum class Bend : uint8_t { none, gelu_tanh, silu, gated_gelu };  // what follows the bias
+enum class TileActivation : uint8_t { none, gelu_tanh, silu, gated_gelu };  // what follows the bias
 
 // Where a finished tile goes: rows of y, columns [column, column + 32) of `columns`.
 // gated_gelu: the first 16 of the tile are the gate, the others the product; 16 columns result.
-struct Finish {
+struct TileEpilogue {
   float* y = nullptr;               // row 0 of the tile, column 0
   int64_t columns = 0, stride = 0;  // of the result; from row to row of y
-  Bend bend = Bend::none;
+  TileActivation activation = TileActivation::none;
   const float* bias = nullptr;      // [columns]
   const float* gate = nullptr;      // [columns]
   const float* residual = nullptr;  // whole matrix, rows of `columns`; row r uses r mod rows
@@ -45,11 +45,11 @@ struct Finish {
   const int32_t* offset = nullptr;
 };
 
-struct IsaKernels {
+struct SimdKernels {
   const char* name;
   int tile_rows[kForms];
   int tile_words[kForms];  // 32-bit words of a tile per word of the panel: 1 or 2
-  bool biased_int8;        // tiles of int8 hold x + 128, see Finish::offset
+  bool biased_int8;        // tiles of int8 hold x + 128, see TileEpilogue::offset
   const char* int8_method;
 
   // c [rows][32] (+)= tile · panel over `words`; `half` words lie between the halves of the panel;
@@ -66,7 +66,7 @@ struct IsaKernels {
   // them) comes from one row and the high half from the next.
   void (*pack_words)(Form form, const float* x, int64_t columns, uint32_t* to);
   void (*interleave)(Form form, const float* low, const float* high, int64_t columns, uint32_t* to);
-  void (*finish)(const float* c, int64_t rows, int64_t column, const Finish& to);
+  void (*finish)(const float* c, int64_t rows, int64_t column, const TileEpilogue& to);
 
   // One key block of a tile's attention: s [panels][rows][32] are scores before scaling. Updates
   // the running maximum and sum of every row, and writes weights [rows][keys]; `old` receives the
@@ -91,12 +91,12 @@ struct IsaKernels {
 };
 
 // Null where this build or machine has no such instruction set.
-const IsaKernels* plain_kernels();
-const IsaKernels* avx2_kernels();
-const IsaKernels* avxvnni_kernels();
-const IsaKernels* avx512_kernels();
-const IsaKernels* avx512vnni_kernels();
-const IsaKernels* avx512bf16_kernels();
-const IsaKernels* amx_kernels();
+const SimdKernels* plain_kernels();
+const SimdKernels* avx2_kernels();
+const SimdKernels* avxvnni_kernels();
+const SimdKernels* avx512_kernels();
+const SimdKernels* avx512vnni_kernels();
+const SimdKernels* avx512bf16_kernels();
+const SimdKernels* amx_kernels();
 
 }  // namespace tendon::cpu

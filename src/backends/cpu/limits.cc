@@ -20,7 +20,7 @@ double seconds_since(Clock::time_point begin) {
 
 double cpu_peak(const CpuOptions& options) {
   const auto form = static_cast<cpu::Form>(options.precision);
-  const cpu::IsaKernels& isa = cpu::isa_for(options.isa, form);
+  const cpu::SimdKernels& isa = cpu::isa_for(options.isa, form);
   cpu::ThreadPool pool(options.threads > 0 ? options.threads : hardware_threads());
   double best = 0;
   for (int attempt = 0; attempt < 5; ++attempt) {

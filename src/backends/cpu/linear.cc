@@ -30,15 +30,15 @@ int64_t group_size(int64_t panels, int threads, int64_t most) {
 }
 
 // Brings the part of y that the next product ends in, while it runs.
-void fetch(const Finish& finish, int64_t row, int64_t rows, int64_t panel) {
-  const int64_t width = finish.bend == Bend::gated_gelu ? kHalf : kPanel;
+void fetch(const TileEpilogue& finish, int64_t row, int64_t rows, int64_t panel) {
+  const int64_t width = finish.activation == TileActivation::gated_gelu ? kHalf : kPanel;
   const float* y = finish.y + row * finish.stride + panel * width;
   for (int64_t r = 0; r < rows; ++r, y += finish.stride)
     for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(y + i, 1);
 }
 
 // The same for one panel, whose columns may go to a part.
-Finish routed(Finish finish, std::span<const Products::Part> parts, int64_t panel) {
+TileEpilogue routed(TileEpilogue finish, std::span<const Products::Part> parts, int64_t panel) {
   finish.stride = finish.columns;
   for (const Products::Part& part : parts) {
     if (part.first > panel * kPanel) break;
@@ -50,7 +50,7 @@ Finish routed(Finish finish, std::span<const Products::Part> parts, int64_t pane
 
 }  // namespace
 
-Products::Products(const IsaKernels& isa, ThreadPool& pool, int64_t macs_per_ns)
+Products::Products(const SimdKernels& isa, ThreadPool& pool, int64_t macs_per_ns)
     : isa_(isa),
       pool_(pool),
       macs_per_ns_(macs_per_ns),
@@ -82,7 +82,7 @@ void Products::pack(const float* x, int64_t rows, const PackedWeight& w, const P
 // Panels [first, last) for all rows. A few blocks of words of these panels meet every tile before
 // the next ones begin; the sums of unfinished tiles wait in `sums`.
 void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
-                        int64_t last_panel, float* sums, const Finish& finish,
+                        int64_t last_panel, float* sums, const TileEpilogue& finish,
                         std::span<const Part> parts) {
   const int form = static_cast<int>(w.form);
   const int64_t tile_rows = isa_.tile_rows[form];
@@ -105,7 +105,7 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
         const int64_t next_panel = more ? panel : panel + pool_.threads() * (last_panel - panel);
         for (int64_t p = panel; p < last_panel; ++p) {
           float* c = sums + t * per_tile + (p - panel) * tile_rows * kPanel;
-          Finish here;
+          TileEpilogue here;
           if (done) here = routed(finish, parts, p);
           if (done) fetch(here, first, count, p);
           const int64_t there = next_panel + p - panel;
@@ -124,7 +124,7 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
   }
 }
 
-void Products::product(const float* x, int64_t rows, const PackedWeight& w, Finish finish,
+void Products::product(const float* x, int64_t rows, const PackedWeight& w, TileEpilogue finish,
                        std::span<const Part> parts) {
   const int form = static_cast<int>(w.form);
   const int64_t tile_rows = isa_.tile_rows[form];

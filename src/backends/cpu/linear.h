@@ -34,7 +34,7 @@ inline constexpr int64_t kBlocksTogether = 2;
 class Products {
  public:
   // `macs_per_ns`: about how many multiply-adds one thread does, at least 1.
-  Products(const IsaKernels& isa, ThreadPool& pool, int64_t macs_per_ns);
+  Products(const SimdKernels& isa, ThreadPool& pool, int64_t macs_per_ns);
 
   // Columns of the result from `first` on (a multiple of kPanel) that go to a matrix of their own.
   struct Part {
@@ -46,7 +46,7 @@ class Products {
   // x [rows, w.inputs] times the weight; `finish` says what follows and where to (its stride, row,
   // row_scale, column_scale and offset are filled in here). `parts`, in order and beginning with
   // column 0, take the place of its y.
-  void product(const float* x, int64_t rows, const PackedWeight& w, Finish finish,
+  void product(const float* x, int64_t rows, const PackedWeight& w, TileEpilogue finish,
                std::span<const Part> parts = {});
 
  private:
@@ -61,9 +61,10 @@ class Products {
   };
   void pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass);
   void multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
-                int64_t last_panel, float* sums, const Finish& finish, std::span<const Part> parts);
+                int64_t last_panel, float* sums, const TileEpilogue& finish,
+                std::span<const Part> parts);
 
-  const IsaKernels& isa_;
+  const SimdKernels& isa_;
   ThreadPool& pool_;
   int64_t macs_per_ns_;
   int64_t group_most_;                // panels of a task

@@ -10,7 +10,7 @@ namespace tendon::cpu {
 namespace {
 
 template <class S>
-constexpr IsaKernels make_kernels() {
+constexpr SimdKernels make_kernels() {
   return {
       .name = S::kName,
       .tile_rows = {S::tile_rows(Form::f32), S::tile_rows(Form::bf16), S::tile_rows(Form::int8)},

@@ -55,7 +55,7 @@ void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int
 }
 
 template <class S, Form kForm, int kRowCount>
-constexpr IsaKernels::Tile product_of() {
+constexpr SimdKernels::Tile product_of() {
   if constexpr (requires { S::template product<kForm, kRowCount>(); })
     return S::template product<kForm, kRowCount>();
   else
@@ -64,7 +64,7 @@ constexpr IsaKernels::Tile product_of() {
 
 template <class S, Form kForm>
 struct Tiles {
-  IsaKernels::Tile by_rows[S::tile_rows(kForm) + 1];
+  SimdKernels::Tile by_rows[S::tile_rows(kForm) + 1];
   template <int... kRow>
   static constexpr Tiles make(std::integer_sequence<int, kRow...>) {
     return {{nullptr, product_of<S, kForm, kRow + 1>()...}};
@@ -172,16 +172,16 @@ void pack(Form form, const float* x, int64_t columns, float inverse, uint32_t* t
 }
 
 template <class S>
-TENDON_INLINE typename S::V bent(Bend bend, typename S::V x) {
-  if (bend == Bend::gelu_tanh) return gelu_tanh<S>(x);
-  if (bend == Bend::silu) return silu<S>(x);
+TENDON_INLINE typename S::V activated(TileActivation activation, typename S::V x) {
+  if (activation == TileActivation::gelu_tanh) return gelu_tanh<S>(x);
+  if (activation == TileActivation::silu) return silu<S>(x);
   return x;
 }
 
 // Sums of the tile as float.
 template <class S>
 TENDON_INLINE typename S::V sums(const float* c, int64_t column, float row_scale,
-                                 const Finish& to) {
+                                 const TileEpilogue& to) {
   const typename S::V raw = load<S>(c);
   if (!to.row_scale) return raw;
   typename S::I whole = bits<S>(raw);
@@ -197,9 +197,9 @@ TENDON_INLINE typename S::V sums(const float* c, int64_t column, float row_scale
 // Columns [column, column + kLanes) of one row; pointers address full vectors.
 template <class S>
 TENDON_INLINE void finish_vector(typename S::V x, const float* bias, const float* gate,
-                                 const float* residual, Bend bend, float* y) {
+                                 const float* residual, TileActivation activation, float* y) {
   if (bias) x += load<S>(bias);
-  x = bent<S>(bend, x);
+  x = activated<S>(activation, x);
   if (gate) x *= load<S>(gate);
   if (residual) x = load<S>(residual) + x;
   store<S>(y, x);
@@ -207,21 +207,21 @@ TENDON_INLINE void finish_vector(typename S::V x, const float* bias, const float
 
 template <class S>
 TENDON_INLINE void finish_part(typename S::V x, int64_t part, const float* bias, const float* gate,
-                               const float* residual, Bend bend, float* y) {
+                               const float* residual, TileActivation activation, float* y) {
   float padded[4][S::kLanes] = {};
   const size_t bytes = static_cast<size_t>(part) * sizeof(float);
   if (bias) std::memcpy(padded[0], bias, bytes);
   if (gate) std::memcpy(padded[1], gate, bytes);
   if (residual) std::memcpy(padded[2], residual, bytes);
   finish_vector<S>(x, bias ? padded[0] : nullptr, gate ? padded[1] : nullptr,
-                   residual ? padded[2] : nullptr, bend, padded[3]);
+                   residual ? padded[2] : nullptr, activation, padded[3]);
   std::memcpy(y, padded[3], bytes);
 }
 
 template <class S>
-void finish(const float* c, int64_t rows, int64_t column, const Finish& to) {
+void finish(const float* c, int64_t rows, int64_t column, const TileEpilogue& to) {
   constexpr int64_t kLanes = S::kLanes;
-  const bool gated = to.bend == Bend::gated_gelu;
+  const bool gated = to.activation == TileActivation::gated_gelu;
   const int64_t width = gated ? kHalf : kPanel, first = gated ? column / 2 : column;
   for (int64_t r = 0; r < rows; ++r, c += kPanel) {
     const float row_scale = to.row_scale ? to.row_scale[r] : 1.f;
@@ -236,9 +236,9 @@ void finish(const float* c, int64_t rows, int64_t column, const Finish& to) {
       const float* rest = residual ? residual + at : nullptr;
       float* y = to.y + r * to.stride + at;
       if (left >= kLanes)
-        finish_vector<S>(x, bias, gate, rest, to.bend, y);
+        finish_vector<S>(x, bias, gate, rest, to.activation, y);
       else
-        finish_part<S>(x, left, bias, gate, rest, to.bend, y);
+        finish_part<S>(x, left, bias, gate, rest, to.activation, y);
     }
   }
 }

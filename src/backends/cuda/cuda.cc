@@ -68,7 +68,7 @@ class CudaKernels final : public Kernels {
     for (const HostTensor& m : parts.matrices) rows += m.shape[0];
     const int64_t columns = parts.matrices[0].shape.count() / parts.matrices[0].shape[0];
     auto prepared =
-        std::make_shared<CudaWeight>(rows, columns, bf16() && parts.kind != WeightKind::head);
+        std::make_shared<CudaWeight>(rows, columns, bf16() && parts.kind != WeightKind::small);
     rows = 0;
     for (const HostTensor& m : parts.matrices) {
       fill(*prepared, m, rows * columns);

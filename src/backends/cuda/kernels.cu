@@ -49,7 +49,7 @@ __device__ float activate(int activation, float x) {
   return x;
 }
 
-__global__ void finish_kernel(Finish f) {
+__global__ void finish_kernel(ProductEpilogue f) {
   const int64_t i = thread_index();
   if (i >= f.rows * f.columns) return;
   const int64_t r = i / f.columns, c = i % f.columns;
@@ -243,7 +243,7 @@ cudaError_t narrow(cudaStream_t stream, const float* from, Bf16* to, int64_t cou
   return launch(stream, blocks_for(count), kThreads, narrow_kernel, from, to, count);
 }
 
-cudaError_t finish(cudaStream_t stream, const Finish& f) {
+cudaError_t finish(cudaStream_t stream, const ProductEpilogue& f) {
   return launch(stream, blocks_for(f.rows * f.columns), kThreads, finish_kernel, f);
 }
 

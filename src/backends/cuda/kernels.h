@@ -22,13 +22,13 @@ cudaError_t prepare_kernels();
 cudaError_t narrow(cudaStream_t stream, const float* from, Bf16* to, int64_t count);
 
 // y[r] = residual[r mod residual_rows] + gate * activation(y[r] + bias), in place; null: left out.
-struct Finish {
+struct ProductEpilogue {
   float* y = nullptr;
   const float *bias = nullptr, *gate = nullptr, *residual = nullptr;
   int64_t rows = 0, columns = 0, residual_rows = 1;
   int activation = 0;  // of ops/kernels.h
 };
-cudaError_t finish(cudaStream_t stream, const Finish& f);
+cudaError_t finish(cudaStream_t stream, const ProductEpilogue& f);
 
 // y[r, c] = gelu_tanh(both[r, c]) * both[r, columns + c]
 cudaError_t gate_up(cudaStream_t stream, const float* both, float* y, int64_t rows,

@@ -77,24 +77,25 @@ std::vector<float> additive(const AttentionMask& m) {
   return values;
 }
 
-Held Constants::mask(AttentionMask m) {
+TensorRef Constants::mask(AttentionMask m) {
   int64_t keys = 0, padded_keys = 0;
   for (const KeyPiece& p : m.pieces) keys += p.rows, padded_keys += p.padded;
   const bool sees_all = m.segments == 1 && m.visible.size() == 1 && m.visible[0] == keys;
   if (sees_all && keys == padded_keys) return nullptr;
   if (sees_all) m = {.visible = {}, .real_rows = m.rows, .rows = m.rows, .pieces = m.pieces};
-  if (const Held* known = masks_.find(m)) return *known;
+  if (const TensorRef* known = masks_.find(m)) return *known;
   const Device::Serving serving(device_, Module::attention);
-  const Held made = sees_all ? put_together(m.pieces, m.rows, padded_keys)
+  const TensorRef made = sees_all
+                             ? put_together(m.pieces, m.rows, padded_keys)
                              : device_.upload({.dims = {1, 1, m.rows, padded_keys}}, additive(m));
   return masks_.put(std::move(m), made);
 }
 
-Held Constants::put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys) {
+TensorRef Constants::put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys) {
   grow_mask_tiles(rows, keys);
-  std::vector<Held> parts;
+  std::vector<TensorRef> parts;
   int64_t whole = 0;  // columns of whole tiles that are seen and not yet in `parts`
-  const auto part = [&](const Held& from, int64_t first, int64_t last) {
+  const auto part = [&](const TensorRef& from, int64_t first, int64_t last) {
     parts.push_back(reshaper_.slice(from, {0, 0, 0, first}, {1, 1, rows, last}));
   };
   for (const KeyPiece& p : pieces) {

@@ -37,18 +37,18 @@ class Constants {
 
   // Cosines and sines [1, 1, rows, padded width] of positions first, first + 1, ...
   struct Rotary {
-    Held cosine, sine;
+    TensorRef cosine, sine;
   };
   Rotary rotary(const HeadColumns& columns, int64_t first, int64_t rows);
 
   // [1, 1, rows, keys on the device], made once. Put together on the device where every real key is
   // seen, empty where there is no padding to hide either; uploaded otherwise.
-  Held mask(AttentionMask m);
+  TensorRef mask(AttentionMask m);
 
  private:
   struct RotaryTable {
     int64_t positions = 0;
-    Held cosine, sine;
+    TensorRef cosine, sine;
   };
   // A few results by what they were made for; the one unused for longest goes. One call needs at
   // most four masks: what its first run used is there for the second.
@@ -72,7 +72,7 @@ class Constants {
     std::list<std::pair<Key, Value>> entries_;
   };
 
-  Held put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys);
+  TensorRef put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys);
   void grow_rotary(RotaryTable& table, const HeadColumns& columns, int64_t positions);
   void grow_mask_tiles(int64_t rows, int64_t columns);
 
@@ -80,8 +80,8 @@ class Constants {
   Reshaper& reshaper_;
   std::map<int64_t, RotaryTable> tables_;  // by head width
   Recent<std::array<int64_t, 3>, Rotary> rotaries_;
-  Recent<AttentionMask, Held> masks_;
-  Held seen_,
+  Recent<AttentionMask, TensorRef> masks_;
+  TensorRef seen_,
       partly_;  // zeros; 32 columns of tiles of which the first 0, 1, .. 31 columns are seen
 };
 

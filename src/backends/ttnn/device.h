@@ -31,7 +31,7 @@ class DeviceTensor {
   Device& device_;
   Output output_;
 };
-using Held = std::shared_ptr<const DeviceTensor>;
+using TensorRef = std::shared_ptr<const DeviceTensor>;
 
 class Device {
  public:
@@ -41,14 +41,14 @@ class Device {
 
   // Every method throws what TtApi throws, and Error(Fault::internal) when the device answers with
   // another shape, format or memory than expected.
-  Held upload(const Spec& spec, std::span<const float> values);  // logical values
-  Held upload_rows(const Spec& spec,
-                   const std::function<void(int64_t row, std::span<float> to)>& rows);
-  std::vector<float> download(const Held& x);
+  TensorRef upload(const Spec& spec, std::span<const float> values);  // logical values
+  TensorRef upload_rows(const Spec& spec,
+                        const std::function<void(int64_t row, std::span<float> to)>& rows);
+  std::vector<float> download(const TensorRef& x);
   // `request` without its inputs; the first output, or all of them.
-  Held run(Request request, std::initializer_list<Held> inputs);
-  std::vector<Held> run_all(Request request, std::span<const Held> inputs);
-  void copy(const Held& x, const Held& into);
+  TensorRef run(Request request, std::initializer_list<TensorRef> inputs);
+  std::vector<TensorRef> run_all(Request request, std::span<const TensorRef> inputs);
+  void copy(const TensorRef& x, const TensorRef& into);
 
   // What `body` asks of the device is recorded, run and can be run again; it may not upload.
   TensorId capture(const std::function<void()>& body);
@@ -70,14 +70,15 @@ class Device {
 
  private:
   friend class DeviceTensor;
-  Held hold(const Output& output, const Spec& expected, std::string_view call);
-  void report(const Request& request, std::span<const Held> inputs, std::span<const Spec> outputs);
+  TensorRef hold(const Output& output, const Spec& expected, std::string_view call);
+  void report(const Request& request, std::span<const TensorRef> inputs,
+              std::span<const Spec> outputs);
 
   std::unique_ptr<TtApi> api_;
   std::vector<DeviceCall>* calls_ = nullptr;
   std::optional<Module> serving_;
 };
 
-std::vector<std::optional<Spec>> specs_of(std::span<const Held> tensors);
+std::vector<std::optional<Spec>> specs_of(std::span<const TensorRef> tensors);
 
 }  // namespace tendon::tt

@@ -4,7 +4,7 @@
 
 namespace tendon::tt {
 
-Tensor make_tensor(const Shape& shape, Held held, Form form, HeadColumns columns) {
+Tensor make_tensor(const Shape& shape, TensorRef held, Form form, HeadColumns columns) {
   auto* b = new TtBuffer;
   b->form = form;
   b->columns = columns;
@@ -12,76 +12,77 @@ Tensor make_tensor(const Shape& shape, Held held, Form form, HeadColumns columns
   return {shape, b};
 }
 
-Held Reshaper::reshape(const Held& x, const Dims& dims) {
+TensorRef Reshaper::reshape(const TensorRef& x, const Dims& dims) {
   if (x->dims() == dims) return x;
   return device_.run({.call = Call::reshape, .dims = dims}, {x});
 }
 
-Held Reshaper::slice(const Held& x, const Dims& begin, const Dims& end) {
+TensorRef Reshaper::slice(const TensorRef& x, const Dims& begin, const Dims& end) {
   if (begin == Dims{} && end == x->dims()) return x;
   return device_.run({.call = Call::slice, .begin = begin, .dims = end}, {x});
 }
 
-Held Reshaper::slice_axis(const Held& x, size_t axis, int64_t first, int64_t last) {
+TensorRef Reshaper::slice_axis(const TensorRef& x, size_t axis, int64_t first, int64_t last) {
   Dims begin{}, end = x->dims();
   begin[axis] = first, end[axis] = last;
   return slice(x, begin, end);
 }
 
-Held Reshaper::pad(const Held& x, const Dims& dims) {
+TensorRef Reshaper::pad(const TensorRef& x, const Dims& dims) {
   if (x->dims() == dims) return x;
   return device_.run({.call = Call::pad, .dims = dims}, {x});
 }
 
-Held Reshaper::concat(std::span<const Held> parts, int axis) {
+TensorRef Reshaper::concat(std::span<const TensorRef> parts, int axis) {
   if (parts.size() == 1) return parts[0];
   return device_.run_all({.call = Call::concat, .axis = axis}, parts)[0];
 }
 
-Held Reshaper::typecast(const Held& x, Format format) {
+TensorRef Reshaper::typecast(const TensorRef& x, Format format) {
   if (x->spec().format == format) return x;
   return device_.run({.call = Call::typecast, .format = format}, {x});
 }
 
-Held Reshaper::rows(const Held& x, int64_t first, int64_t n) {
+TensorRef Reshaper::rows(const TensorRef& x, int64_t first, int64_t n) {
   // The library cuts tiles open in bf16 only.
   const Format format = x->spec().format;
   if (format == Format::bfp8 && first % kTile != 0)
     return typecast(rows(typecast(x, Format::bf16), first, n), format);
   const int64_t wanted = n == 1 ? 1 : round_up(n);
   if (first + wanted <= x->dims()[2]) return slice_axis(x, 2, first, first + wanted);
-  const Held exact = slice_axis(x, 2, first, first + n);
+  const TensorRef exact = slice_axis(x, 2, first, first + n);
   Dims dims = exact->dims();
   dims[2] = wanted;
   return pad(exact, dims);
 }
 
-Held Reshaper::stack(std::span<const Held> parts, std::span<const int64_t> rows) {
+TensorRef Reshaper::stack(std::span<const TensorRef> parts, std::span<const int64_t> rows) {
   const Format format = parts[0]->spec().format;
   bool ragged = false;
   for (size_t i = 0; i + 1 < parts.size(); ++i) ragged |= rows[i] % kTile != 0;
-  std::vector<Held> exact;
+  std::vector<TensorRef> exact;
   int64_t total = 0, on_device = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     const bool last = i + 1 == parts.size();
-    const Held part = typecast(parts[i], ragged ? Format::bf16 : format);
+    const TensorRef part = typecast(parts[i], ragged ? Format::bf16 : format);
     exact.push_back(last ? part : slice_axis(part, 2, 0, rows[i]));
     total += rows[i];
     on_device += exact.back()->dims()[2];
   }
-  Held y = concat(exact, 2);
+  TensorRef y = concat(exact, 2);
   Dims dims = y->dims();
   dims[2] = round_up(total);
   return typecast(on_device > dims[2] ? slice(y, {}, dims) : pad(y, dims), format);
 }
 
-Held Reshaper::flat(const Held& x) {
+TensorRef Reshaper::flat(const TensorRef& x) {
   const Dims& d = x->dims();
   return reshape(x, {1, d[1], d[0] * d[2], d[3]});
 }
 
-Held Reshaper::move_columns(const Held& x, int64_t columns, HeadColumns heads, bool spread) {
-  Held& mover = movers_[{columns, heads.width, spread}];
+TensorRef Reshaper::move_columns(const TensorRef& x, int64_t columns, HeadColumns heads,
+                                 bool spread) {
+  TensorRef& mover = movers_[{columns, heads.width, spread}];
   if (!mover) {
     const int64_t plain = round_up(columns), wide = heads.count(columns);
     const int64_t k = spread ? plain : wide, n = spread ? wide : plain;
@@ -95,7 +96,7 @@ Held Reshaper::move_columns(const Held& x, int64_t columns, HeadColumns heads, b
   return device_.run({.call = Call::linear}, {x, mover, nullptr});
 }
 
-Held Reshaper::as_rows(const Tensor& x) {
+TensorRef Reshaper::as_rows(const Tensor& x) {
   const TtBuffer& b = buffer(x);
   ensure(b.form == Form::rows || b.form == Form::spread, Fault::internal,
          "[ttnn] heads of {} are used as a matrix", to_string(x.shape()));
@@ -103,33 +104,33 @@ Held Reshaper::as_rows(const Tensor& x) {
   return move_columns(b.held, x.columns(), b.columns, false);
 }
 
-Held Reshaper::as_spread(const Tensor& x, HeadColumns columns) {
+TensorRef Reshaper::as_spread(const Tensor& x, HeadColumns columns) {
   const TtBuffer& b = buffer(x);
   if (b.form == Form::spread && b.columns.width == columns.width) return b.held;
-  Held plain = as_rows(x);
+  TensorRef plain = as_rows(x);
   if (columns.width % kTile == 0) return plain;
   return move_columns(plain, x.columns(), columns, true);
 }
 
-Held Reshaper::as_heads(const Tensor& x, int64_t heads, HeadColumns columns) {
+TensorRef Reshaper::as_heads(const Tensor& x, int64_t heads, HeadColumns columns) {
   const TtBuffer& b = buffer(x);
   if (b.form == Form::heads) return b.held;
   if (b.form == Form::cache) {
-    std::vector<Held> pieces;
+    std::vector<TensorRef> pieces;
     for (const CachePiece& piece : b.pieces) pieces.push_back(piece.held);
     return concat(pieces, 2);
   }
-  Held wide = as_spread(x, columns);
+  TensorRef wide = as_spread(x, columns);
   if (wide->dims()[2] == 1) wide = pad(wide, {1, 1, kTile, wide->dims()[3]});
-  std::vector<Held> parts;
+  std::vector<TensorRef> parts;
   for (int64_t h = 0; h < heads; ++h)
     parts.push_back(slice_axis(wide, 3, h * columns.padded(), (h + 1) * columns.padded()));
   return concat(parts, 1);
 }
 
-Held Reshaper::operand_row(const Tensor& x) { return slice_axis(as_rows(x), 2, 0, 1); }
+TensorRef Reshaper::operand_row(const Tensor& x) { return slice_axis(as_rows(x), 2, 0, 1); }
 
-std::vector<float> gather(const Tensor& x, const Held& held, std::span<const float> values) {
+std::vector<float> gather(const Tensor& x, const TensorRef& held, std::span<const float> values) {
   const TtBuffer& b = buffer(x);
   const Dims& d = held->dims();
   const int64_t columns = x.columns(), padded = b.columns.padded();

@@ -38,53 +38,54 @@ enum class Form : uint8_t {
 // Rows [first, first + rows) of a cache.
 struct CachePiece {
   int64_t first = 0, rows = 0;
-  Held held;
+  TensorRef held;
 };
 
 struct TtBuffer final : Buffer {
   Form form = Form::rows;
   HeadColumns columns;  // heads, spread, cache
-  Held held;            // all but cache
+  TensorRef held;       // all but cache
   std::vector<CachePiece> pieces;
 };
 
 inline TtBuffer& buffer(const Tensor& x) { return *static_cast<TtBuffer*>(x.buffer()); }
-Tensor make_tensor(const Shape& shape, Held held, Form form = Form::rows, HeadColumns columns = {});
+Tensor make_tensor(const Shape& shape, TensorRef held, Form form = Form::rows,
+                   HeadColumns columns = {});
 
 // The calls that change a tensor's form. All on the device.
 class Reshaper {
  public:
   explicit Reshaper(Device& device) : device_(device) {}
 
-  Held reshape(const Held& x, const Dims& dims);
-  Held slice(const Held& x, const Dims& begin, const Dims& end);
-  Held slice_axis(const Held& x, size_t axis, int64_t first, int64_t last);
-  Held pad(const Held& x, const Dims& dims);
-  Held concat(std::span<const Held> parts, int axis);
-  Held typecast(const Held& x, Format format);
+  TensorRef reshape(const TensorRef& x, const Dims& dims);
+  TensorRef slice(const TensorRef& x, const Dims& begin, const Dims& end);
+  TensorRef slice_axis(const TensorRef& x, size_t axis, int64_t first, int64_t last);
+  TensorRef pad(const TensorRef& x, const Dims& dims);
+  TensorRef concat(std::span<const TensorRef> parts, int axis);
+  TensorRef typecast(const TensorRef& x, Format format);
 
   // `n` rows from `first` on (axis 2), padded to whole tiles; a single row stays one.
-  Held rows(const Held& x, int64_t first, int64_t n);
+  TensorRef rows(const TensorRef& x, int64_t first, int64_t n);
   // The first rows[i] rows of each part below each other, padded to whole tiles.
-  Held stack(std::span<const Held> parts, std::span<const int64_t> rows);
+  TensorRef stack(std::span<const TensorRef> parts, std::span<const int64_t> rows);
   // All groups of rows below each other: [1, 1, b r, c].
-  Held flat(const Held& x);
+  TensorRef flat(const TensorRef& x);
 
-  Held as_rows(const Tensor& x);                         // rows form, one group
-  Held as_spread(const Tensor& x, HeadColumns columns);  // [b, 1, r, h d]
-  Held as_heads(const Tensor& x, int64_t heads, HeadColumns columns);
-  Held operand_row(const Tensor& x);  // [1, 1, 1, c], to be repeated
+  TensorRef as_rows(const Tensor& x);                         // rows form, one group
+  TensorRef as_spread(const Tensor& x, HeadColumns columns);  // [b, 1, r, h d]
+  TensorRef as_heads(const Tensor& x, int64_t heads, HeadColumns columns);
+  TensorRef operand_row(const Tensor& x);  // [1, 1, 1, c], to be repeated
 
  private:
   // x [.., columns] with its columns moved to their places among padded heads, or back: a product
   // with a matrix of zeros and ones, exact.
-  Held move_columns(const Held& x, int64_t columns, HeadColumns heads, bool spread);
+  TensorRef move_columns(const TensorRef& x, int64_t columns, HeadColumns heads, bool spread);
 
   Device& device_;
-  std::map<std::tuple<int64_t, int64_t, bool>, Held> movers_;
+  std::map<std::tuple<int64_t, int64_t, bool>, TensorRef> movers_;
 };
 
 // The values of the matrix that lies in the device as `x`, from its downloaded values.
-std::vector<float> gather(const Tensor& x, const Held& held, std::span<const float> values);
+std::vector<float> gather(const Tensor& x, const TensorRef& held, std::span<const float> values);
 
 }  // namespace tendon::tt

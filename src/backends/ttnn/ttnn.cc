@@ -80,27 +80,27 @@ class TtnnKernels final : public Kernels {
   }
 
   void download(const Tensor& x, std::span<float> to) override {
-    const Held held = buffer(x).form == Form::cache ? joined(buffer(x)) : buffer(x).held;
+    const TensorRef held = buffer(x).form == Form::cache ? joined(buffer(x)) : buffer(x).held;
     std::ranges::copy(gather(x, held, device_.download(held)), to.begin());
   }
 
   Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
     const TtWeight& native = weight(w);
     ensure(native.outputs.width == 0, Fault::internal, "[ttnn] {} makes heads: use qkv", w.name);
-    const Held in =
+    const TensorRef in =
         native.inputs.width ? reshaper_.as_spread(x, native.inputs) : reshaper_.as_rows(x);
-    const Held bias = e.bias ? reshaper_.operand_row(e.bias) : native.bias;
-    Held y = product(in, native.matrices[0], bias, e.activation, Format::bf16);
+    const TensorRef bias = e.bias ? reshaper_.operand_row(e.bias) : native.bias;
+    TensorRef y = product(in, native.matrices[0], bias, e.activation, Format::bf16);
     if (e.gate) y = device_.run({.call = Call::multiply}, {y, reshaper_.operand_row(e.gate)});
     if (e.residual) y = add_residual(y, e.residual, x.rows());
     return make_tensor({x.rows(), w.outputs}, y);
   }
 
   Tensor gated_linear(const Tensor& x, const Weight& w) override {
-    const std::vector<Held>& halves = weight(w).matrices;
-    const Held in = reshaper_.as_rows(x);
-    const Held gate = product(in, halves[0], nullptr, Activation::gelu_tanh, Format::bf16);
-    const Held up = product(in, halves[1], nullptr, Activation::none, Format::bf16);
+    const std::vector<TensorRef>& halves = weight(w).matrices;
+    const TensorRef in = reshaper_.as_rows(x);
+    const TensorRef gate = product(in, halves[0], nullptr, Activation::gelu_tanh, Format::bf16);
+    const TensorRef up = product(in, halves[1], nullptr, Activation::none, Format::bf16);
     return make_tensor({x.rows(), w.outputs / 2},
                        device_.run({.call = Call::multiply}, {gate, up}));
   }
@@ -110,7 +110,7 @@ class TtnnKernels final : public Kernels {
   }
 
   Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
-    Held y = norm(Call::rms_norm, x, scale, {});
+    TensorRef y = norm(Call::rms_norm, x, scale, {});
     if (shift) y = device_.run({.call = Call::add}, {y, reshaper_.operand_row(shift)});
     return make_tensor(x.shape(), y);
   }
@@ -121,17 +121,17 @@ class TtnnKernels final : public Kernels {
     const HeadColumns columns = native.outputs;
     ensure(columns.width == heads.width, Fault::internal,
            "[ttnn] {} was prepared for heads of {}, not {}", w.name, columns.width, heads.width);
-    Held all = product(reshaper_.as_rows(x), native.matrices[0], native.bias, Activation::none,
-                       bfp8() ? Format::bfp8 : Format::bf16);
+    TensorRef all = product(reshaper_.as_rows(x), native.matrices[0], native.bias, Activation::none,
+                            bfp8() ? Format::bfp8 : Format::bf16);
     if (all->dims()[2] == 1) all = reshaper_.pad(all, {1, 1, kTile, all->dims()[3]});
-    std::vector<Held> parts = split_heads(all, heads, columns);
+    std::vector<TensorRef> parts = split_heads(all, heads, columns);
     if (first_position) {
       const auto [cosine, sine] = constants_.rotary(columns, *first_position, all->dims()[2]);
       for (size_t i = heads.query == 0 ? 1 : 0; i < 2; ++i)
         parts[i] =
             device_.run({.call = Call::rotary, .compute = compute()}, {parts[i], cosine, sine});
     }
-    const auto made = [&](const Held& part, int64_t count) {
+    const auto made = [&](const TensorRef& part, int64_t count) {
       return part ? make_tensor({x.rows(), count * heads.width}, part, Form::heads, columns)
                   : Tensor{};
     };
@@ -141,17 +141,17 @@ class TtnnKernels final : public Kernels {
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
                    std::span<const int32_t> visible, int64_t segments) override {
     const HeadColumns columns{heads.width};
-    const Held query = reshaper_.as_heads(q, heads.query, columns);
-    const Held keys = reshaper_.as_heads(k, heads.kv, columns);
-    const Held values = reshaper_.as_heads(v, heads.kv, columns);
-    const Held mask = mask_of(q, k, query, keys, visible, segments);
+    const TensorRef query = reshaper_.as_heads(q, heads.query, columns);
+    const TensorRef keys = reshaper_.as_heads(k, heads.kv, columns);
+    const TensorRef values = reshaper_.as_heads(v, heads.kv, columns);
+    const TensorRef mask = mask_of(q, k, query, keys, visible, segments);
     const std::array operands{query, keys, values, mask};
     Request r{.call = Call::attention,
               .scalar = 1.f / std::sqrt(static_cast<float>(heads.width)),
               .compute = {.fidelity = fidelity(), .f32_accumulate = false}};
     r.chunks = plan_chunks(r, specs_of(operands), device_.caps());
-    const Held y = device_.run_all(r, operands)[0];
-    const Held beside = device_.run({.call = Call::concat_heads}, {y});
+    const TensorRef y = device_.run_all(r, operands)[0];
+    const TensorRef beside = device_.run({.call = Call::concat_heads}, {y});
     return make_tensor(q.shape(), beside, Form::spread, columns);
   }
 
@@ -159,27 +159,27 @@ class TtnnKernels final : public Kernels {
     const int64_t padded = round_up(std::ssize(ids));
     std::vector<float> row(static_cast<size_t>(padded));
     std::ranges::copy(ids, row.begin());  // below 2^24: exact
-    const Held on_device = device_.upload(
+    const TensorRef on_device = device_.upload(
         {.dims = {1, 1, 1, padded}, .format = Format::u32, .layout = Layout::row_major}, row);
-    const Held found =
+    const TensorRef found =
         device_.run({.call = Call::embedding}, {on_device, weight(table).matrices[0]});
     return make_tensor({std::ssize(ids), table.inputs}, scaled(found, scale));
   }
 
   Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
-    const Held a = reshaper_.as_rows(x);
-    const Held b = reshaper_.reshape(scaled(reshaper_.as_rows(y), scale), a->dims());
+    const TensorRef a = reshaper_.as_rows(x);
+    const TensorRef b = reshaper_.reshape(scaled(reshaper_.as_rows(y), scale), a->dims());
     return make_tensor(x.shape(), device_.run({.call = Call::add}, {a, b}));
   }
 
   Tensor multiply(const Tensor& x, const Tensor& y) override {
-    const Held a = reshaper_.as_rows(x);
-    const Held b = reshaper_.reshape(reshaper_.as_rows(y), a->dims());
+    const TensorRef a = reshaper_.as_rows(x);
+    const TensorRef b = reshaper_.reshape(reshaper_.as_rows(y), a->dims());
     return make_tensor(x.shape(), device_.run({.call = Call::multiply}, {a, b}));
   }
 
   Tensor concat_rows(std::span<const Tensor> parts) override {
-    std::vector<Held> held;
+    std::vector<TensorRef> held;
     std::vector<int64_t> rows;
     for (const Tensor& part : parts) {
       held.push_back(reshaper_.flat(reshaper_.as_rows(part)));
@@ -194,7 +194,7 @@ class TtnnKernels final : public Kernels {
     const TtBuffer& b = buffer(x);
     const Shape shape{last - first, x.columns()};
     if (b.form == Form::heads || b.form == Form::cache) {
-      const Held all = joined(b);
+      const TensorRef all = joined(b);
       return make_tensor(shape, reshaper_.rows(all, first, last - first), Form::heads, b.columns);
     }
     return make_tensor(shape, reshaper_.rows(reshaper_.flat(b.held), first, last - first), b.form,
@@ -239,8 +239,8 @@ class TtnnKernels final : public Kernels {
   Fidelity fidelity() const { return bfp8() ? Fidelity::hifi2 : Fidelity::hifi4; }
   Compute compute() const { return {.fidelity = fidelity()}; }
 
-  Held product(const Held& x, const Held& w, const Held& bias, Activation activation,
-               Format format) {
+  TensorRef product(const TensorRef& x, const TensorRef& w, const TensorRef& bias,
+                    Activation activation, Format format) {
     const std::array operands{x, w, bias};
     Request r{
         .call = Call::linear, .format = format, .activation = activation, .compute = compute()};
@@ -248,14 +248,14 @@ class TtnnKernels final : public Kernels {
     return device_.run_all(r, operands)[0];
   }
 
-  Held scaled(const Held& x, float scale) {
+  TensorRef scaled(const TensorRef& x, float scale) {
     if (scale == 1.f) return x;
     return device_.run({.call = Call::multiply_scalar, .scalar = scale}, {x});
   }
 
   // y + residual; a residual of fewer rows repeats: its rows are one group of y's.
-  Held add_residual(const Held& y, const Tensor& residual, int64_t rows) {
-    Held r = reshaper_.as_rows(residual);
+  TensorRef add_residual(const TensorRef& y, const Tensor& residual, int64_t rows) {
+    TensorRef r = reshaper_.as_rows(residual);
     const int64_t group = residual.rows();
     if (group == rows) {
       if (r->dims()[2] < y->dims()[2]) return device_.run({.call = Call::add}, {y, r});
@@ -263,30 +263,30 @@ class TtnnKernels final : public Kernels {
       return device_.run({.call = Call::add}, {y, reshaper_.reshape(r, y->dims())});
     }
     if (group % kTile == 0) {
-      const Held groups = reshaper_.reshape(y, {rows / group, 1, group, y->dims()[3]});
+      const TensorRef groups = reshaper_.reshape(y, {rows / group, 1, group, y->dims()[3]});
       return device_.run({.call = Call::add}, {groups, r});
     }
     if (group == 1) return device_.run({.call = Call::add}, {y, reshaper_.operand_row(residual)});
-    const std::vector<Held> parts(static_cast<size_t>(rows / group), r);
+    const std::vector<TensorRef> parts(static_cast<size_t>(rows / group), r);
     const std::vector<int64_t> counts(parts.size(), group);
     return device_.run({.call = Call::add}, {y, reshaper_.stack(parts, counts)});
   }
 
   // The library's norms run over the logical columns: a ragged width leaves its zero tail behind
   // and gets it back.
-  Held norm(Call call, const Tensor& x, const Tensor& scale, const Tensor& shift) {
-    Held in = reshaper_.as_rows(x);
+  TensorRef norm(Call call, const Tensor& x, const Tensor& scale, const Tensor& shift) {
+    TensorRef in = reshaper_.as_rows(x);
     const Dims whole = in->dims();
     const bool ragged = x.columns() != whole[3];
-    const auto cut = [&](const Held& h) {
+    const auto cut = [&](const TensorRef& h) {
       return ragged ? reshaper_.slice_axis(h, 3, 0, x.columns()) : h;
     };
-    const Held weight = cut(reshaper_.operand_row(scale));
-    const Held bias = shift ? cut(reshaper_.operand_row(shift)) : nullptr;
+    const TensorRef weight = cut(reshaper_.operand_row(scale));
+    const TensorRef bias = shift ? cut(reshaper_.operand_row(shift)) : nullptr;
     Request r{.call = call, .scalar = kNormEps, .compute = compute()};
     if (!ragged && fits_l1(in->spec())) r.memory = Memory::l1;
     in = cut(in);
-    const Held y = shift ? device_.run(r, {in, weight, bias}) : device_.run(r, {in, weight});
+    const TensorRef y = shift ? device_.run(r, {in, weight, bias}) : device_.run(r, {in, weight});
     return reshaper_.pad(y, whole);
   }
 
@@ -297,14 +297,15 @@ class TtnnKernels final : public Kernels {
   }
 
   // q, k and v; q is empty where the weight makes none.
-  std::vector<Held> split_heads(const Held& all, const Heads& heads, HeadColumns columns) {
+  std::vector<TensorRef> split_heads(const TensorRef& all, const Heads& heads,
+                                     HeadColumns columns) {
     if (heads.query > 0)
       return device_.run_all(
           {.call = Call::create_qkv_heads, .heads = heads.query, .kv_heads = heads.kv},
           std::span(&all, 1));
-    std::vector<Held> parts{nullptr};
+    std::vector<TensorRef> parts{nullptr};
     for (int64_t part = 0; part < 2; ++part) {
-      std::vector<Held> each;
+      std::vector<TensorRef> each;
       for (int64_t h = part * heads.kv; h < (part + 1) * heads.kv; ++h)
         each.push_back(
             reshaper_.slice_axis(all, 3, h * columns.padded(), (h + 1) * columns.padded()));
@@ -313,9 +314,9 @@ class TtnnKernels final : public Kernels {
     return parts;
   }
 
-  Held joined(const TtBuffer& b) {
+  TensorRef joined(const TtBuffer& b) {
     if (b.form == Form::heads) return b.held;
-    std::vector<Held> parts;
+    std::vector<TensorRef> parts;
     std::vector<int64_t> rows;
     for (const CachePiece& piece : b.pieces) {
       parts.push_back(piece.held);
@@ -337,7 +338,7 @@ class TtnnKernels final : public Kernels {
       const HeadColumns columns = buffer(rows).columns;
       Tensor cache = make_tensor(to.shape(), nullptr, Form::cache, columns);
       if (first > 0) {
-        const Held before =
+        const TensorRef before =
             reshaper_.as_heads(slice_rows(to, 0, first), to.columns() / columns.width, columns);
         buffer(cache).pieces.push_back(
             {0, first, reshaper_.typecast(before, buffer(rows).held->spec().format)});
@@ -358,8 +359,8 @@ class TtnnKernels final : public Kernels {
     cache.pieces.push_back({first, rows.rows(), buffer(rows).held});
   }
 
-  Held mask_of(const Tensor& q, const Tensor& k, const Held& query, const Held& keys,
-               std::span<const int32_t> visible, int64_t segments) {
+  TensorRef mask_of(const Tensor& q, const Tensor& k, const TensorRef& query, const TensorRef& keys,
+                    std::span<const int32_t> visible, int64_t segments) {
     const int64_t rows = query->dims()[2];
     const int64_t groups = query->dims()[0];
     std::vector<KeyPiece> pieces;

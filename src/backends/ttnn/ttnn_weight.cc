@@ -21,8 +21,8 @@ std::vector<float> rows_of(const WeightParts& parts, int64_t first, int64_t last
 }
 
 // W [outputs, inputs] as the device wants it: [inputs, outputs].
-Held upload_transposed(Device& device, const WeightParts& parts, int64_t first, int64_t last,
-                       int64_t inputs, const TtWeight& w, Format format) {
+TensorRef upload_transposed(Device& device, const WeightParts& parts, int64_t first, int64_t last,
+                            int64_t inputs, const TtWeight& w, Format format) {
   const int64_t outputs = last - first;
   const Spec spec{.dims = {1, 1, w.inputs.count(inputs), w.outputs.count(outputs)},
                   .format = format};
@@ -39,7 +39,7 @@ Held upload_transposed(Device& device, const WeightParts& parts, int64_t first, 
   });
 }
 
-Held upload_table(Device& device, const HostTensor& table, int64_t inputs) {
+TensorRef upload_table(Device& device, const HostTensor& table, int64_t inputs) {
   const Spec spec{.dims = {1, 1, table.shape[0], round_up(inputs)}, .layout = Layout::row_major};
   return device.upload_rows(spec, [&](int64_t row, std::span<float> to) {
     std::ranges::fill(to, 0.f);
@@ -51,7 +51,7 @@ Held upload_table(Device& device, const HostTensor& table, int64_t inputs) {
 
 int64_t TtWeight::bytes() const {
   int64_t sum = bias ? byte_size(bias->spec()) : 0;
-  for (const Held& m : matrices) sum += byte_size(m->spec());
+  for (const TensorRef& m : matrices) sum += byte_size(m->spec());
   return sum;
 }
 
@@ -69,7 +69,7 @@ std::shared_ptr<const TtWeight> prepare_weight(Device& device, const WeightParts
     w->matrices.push_back(upload_table(device, parts.matrices[0], inputs));
     return w;
   }
-  const Format own = parts.kind == WeightKind::head ? Format::bf16 : format;
+  const Format own = parts.kind == WeightKind::small ? Format::bf16 : format;
   const int64_t pieces = parts.kind == WeightKind::gated ? 2 : 1, share = outputs / pieces;
   for (int64_t i = 0; i < pieces; ++i)
     w->matrices.push_back(

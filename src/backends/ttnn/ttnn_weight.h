@@ -8,8 +8,8 @@
 namespace tendon::tt {
 
 struct TtWeight final : PreparedWeight {
-  std::vector<Held> matrices;  // [1, 1, inputs, outputs]; gate and up apart; a table row-major
-  Held bias;                   // [1, 1, 1, outputs] or empty
+  std::vector<TensorRef> matrices;  // [1, 1, inputs, outputs]; gate and up apart; a table row-major
+  TensorRef bias;                   // [1, 1, 1, outputs] or empty
   HeadColumns inputs, outputs;
 
   int64_t bytes() const override;
