@@ -100,12 +100,14 @@ namespace {
 std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
   std::vector<std::shared_ptr<const SafetensorsFile>> files;
   for (const fs::path& file : weight_files(folder)) files.push_back(SafetensorsFile::open(file));
+  if (is_file(folder / "model.safetensors")) return open_weights(std::move(files));
   const fs::path index = folder / "model.safetensors.index.json";
-  if (!is_file(folder / "model.safetensors"))
-    for (const auto& entry : read_json(index).at("weight_map").items())
-      ensure(std::ranges::any_of(files,
-                                 [&](const auto& f) { return f->find(entry.key()) != nullptr; }),
-             Fault::checkpoint, "{}: no file holds {}", index.string(), entry.key());
+  const json root = read_json(index);
+  for (const auto& entry : root.at("weight_map").items()) {
+    const auto holds = [&](const auto& f) { return f->find(entry.key()) != nullptr; };
+    ensure(std::ranges::any_of(files, holds), Fault::checkpoint, "{}: no file holds {}",
+           index.string(), entry.key());
+  }
   return open_weights(std::move(files));
 }
 
