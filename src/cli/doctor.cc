@@ -21,7 +21,7 @@ Json to_json(const Machine& m) {
 std::string doctor_text(const Json& json) {
   Json missing = Json::array();
   for (const Json& fact : json.at("machine"))
-    if (fact.at("get") != "") missing.push_back(fact);
+    if (!fact.at("get").get_ref<const std::string&>().empty()) missing.push_back(fact);
   const Json& tests = json.at("tests");
   int64_t skipped = 0;
   for (const Json& test : tests) skipped += !test.at("runs");

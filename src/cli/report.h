@@ -32,8 +32,8 @@ void print_report(bool as_json, const Json& json, const std::string& text);
 
 // The stages of a call, as JSON and text name them, with the work of those that have their own.
 struct Stage {
-  const char* name;
-  double StageTimes::*ms;
+  const char* name = nullptr;
+  double StageTimes::*ms = nullptr;
   int64_t StageWork::*flops = nullptr;
   int64_t StageWork::*bytes = nullptr;
 };

@@ -30,7 +30,7 @@ Tensor vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Te
 
 struct BlockInput {
   Heads heads;
-  int64_t first;  // row of the cache, and rotary position, of x's first row
+  int64_t first = 0;  // row of the cache, and rotary position, of x's first row
   const Modulation &attention, &mlp;
 };
 
@@ -152,7 +152,7 @@ namespace {
 
 // actions [horizon, action_dim] -> tokens [horizon, 1024]; pi0: together with the time of the step.
 Tensor embed_suffix(Ops& ops, const Model& m, const StepTables& step, const Tensor& actions) {
-  const Tensor tokens = ops.tap("actions", ops.linear(actions, m.weights.action_in));
+  Tensor tokens = ops.tap("actions", ops.linear(actions, m.weights.action_in));
   if (m.config.pi05()) return tokens;
   const Epilogue mixed{.activation = Activation::silu, .bias = step.mix};
   return ops.linear(ops.linear(tokens, m.weights.action_time_mlp_in_actions, mixed),

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <array>
-#include <compare>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -11,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "ops/audit.h"
@@ -112,7 +112,10 @@ struct OpCall {
 struct GraphKey {
   std::string_view graph;  // static text: "prefill"
   std::array<int64_t, 4> sizes{};
-  auto operator<=>(const GraphKey&) const = default;
+  bool operator==(const GraphKey&) const = default;
+  bool operator<(const GraphKey& k) const {
+    return std::tie(graph, sizes) < std::tie(k.graph, k.sizes);
+  }
 };
 
 class Kernels {
