@@ -25,8 +25,7 @@ struct OpenedEngine {
   static OpenedEngine& of(Engine& engine) { return *engine.parts_; }
 };
 
-// As Engine::open. `whole_prefix`: see LoadOptions.
-std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& options,
-                                          bool whole_prefix = false);
+// As Engine::open.
+std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& options);
 
 }  // namespace tendon

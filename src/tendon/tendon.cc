@@ -78,8 +78,7 @@ OpenedEngine::OpenedEngine(const OpenOptions& o)
   ops.keep_on_host(modules);
 }
 
-std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& given,
-                                          bool whole_prefix) {
+std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& given) {
   ensure(given.fallback.empty() || given.fallback == "reference", Fault::usage,
          "--fallback={}: only 'reference' can stand in for another backend", given.fallback);
   const auto begin = std::chrono::steady_clock::now();
@@ -89,8 +88,7 @@ std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOp
   const Watch watch(opened, engine->options);
   Weights weights = load_weights(
       engine->ops, *opened.weights, opened.config,
-      {.whole_prefix = whole_prefix,
-       .prepared = [&watch](const WeightParts&, const Weight& w) { watch.loaded(w); }});
+      {.prepared = [&watch](const WeightParts&, const Weight& w) { watch.loaded(w); }});
   engine->notes = std::move(opened.notes);
   engine->policy = std::make_unique<Policy>(engine->ops, Model{opened.config, std::move(weights)},
                                             std::move(opened.spec));
