@@ -53,6 +53,9 @@ class Policy {
   // for actions that are not finite.
   Actions infer(const Observation& observation, const InferOptions& options = {});
 
+  // What infer() passes to the network; the errors of infer() for a bad observation.
+  Inputs inputs(const Observation& observation) { return preprocess(observation).inputs; }
+
   const Config& config() const { return model_.config; }
   const Model& model() const { return model_; }
   const PolicySpec& spec() const { return spec_; }
