@@ -49,9 +49,4 @@ if(NOT TENDON_SANITIZE)
   target_link_libraries(server_race PRIVATE tendon_flags tendon_policy ZLIB::ZLIB GTest::gtest)
   add_test(NAME serve.race COMMAND server_race 30)
   set_tests_properties(serve.race PROPERTIES LABELS server TIMEOUT 180)
-
-  add_test(NAME serve.heap COMMAND ${Python3_EXECUTABLE} -B
-                                   ${CMAKE_CURRENT_SOURCE_DIR}/heap_test.py
-                                   $<TARGET_FILE:server_test>)
-  set_tests_properties(serve.heap PROPERTIES LABELS hostile TIMEOUT 300 SKIP_RETURN_CODE 77)
 endif()
