@@ -155,8 +155,14 @@ def audits(scratch):
     total = audit["total"]
     out = tendon("coverage", "demo", *fake)[1]
     shown = next(line for line in out.splitlines() if line.startswith("all")).split()
-    check(shown[1:7] == [str(total["calls"]), str(total["device"]), "0", "100.0%", "100.00%",
-                         f"{total['bytes'] / 1e6:.2f}"], f"coverage shows its JSON: {shown}")
+    check(shown[1:10] == [str(total["calls"]), str(total["device"]), "0", "100.0%", "–", "–",
+                          "100.00%", "–", f"{total['bytes'] / 1e6:.2f}"],
+          f"coverage shows its JSON, and no time of a replay: {shown}")
+    timed = json.loads(tendon("coverage", "demo", "--json")[1])
+    by_module = sum(module["ms"] for module in timed["by_module"].values())
+    check(0 < by_module < 1.001 * timed["total"]["ms"] and "vlm.layer.0" in timed["by_layer"],
+          "coverage tells the time of each module and layer")
+    check(timed["by_module"]["common"]["device_share"] is None, "nothing has no share")
     check(f"uploads {total['uploads']} ({total['bytes_up'] / 1e3:.1f} kB)" in out, "and transfers")
     wanted = scratch / "expected.txt"
     expect(0, "op class", "coverage", "demo", *fake, "--write-expectation", wanted)
@@ -168,8 +174,12 @@ def audits(scratch):
     expect(2, "nearest: 'suffix'", "coverage", "demo", *fake, "--host-modules", "sufix")
     code, out, _ = tendon("bench", "demo", *fake, "--calls", "1", "--json")
     result = json.loads(out)
-    check(result["simulated"] and "utilisation" not in result["columns"],
-          "a simulated device has no utilisation")
+    speeds = re.findall('"[a-z_]*(?:per_s|gflops|utilisation|fraction|forward|speed|seconds)":'
+                        '(?!0(?:.0)?[,}])', out)
+    check(result["simulated"] and not speeds, f"no speed comes from a simulated device: {speeds}")
+    check(min(result["stages"][s]["p50_ms"] for s in ("vision", "prefill", "denoise")) > 0,
+          "the stages of a replayed call have times")
+    expect(2, "is simulated", "bench", "demo", *fake, "--calls", "1", "--reference")
     expect(0, "say nothing about a chip", "bench", "demo", *fake, "--calls", "1")
     expect(0, "times as fast as the reference", "bench", "demo", "--calls", "1", "--reference")
 

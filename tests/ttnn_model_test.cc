@@ -62,6 +62,48 @@ TEST(TtnnAudit, a_suffix_and_prefix_on_the_host_are_found_out) {
   EXPECT_LT(total.device_share(), 0.97);
 }
 
+TEST(TtnnAudit, sees_the_replay_that_the_device_runs_from_the_third_call_on) {
+  const auto engine = open_engine(small(false), fake());
+  const auto audit = [&] {
+    return audit_call(*engine, picture_and_prompt("fold the towel"), {}, 0);
+  };
+  const Audit plain = audit(), recorded = audit(), replay = audit();
+  EXPECT_FALSE(plain.replayed());
+  EXPECT_FALSE(recorded.replayed());
+  EXPECT_TRUE(replay.replayed());
+  EXPECT_EQ(expectation(recorded).find("copy"), std::string::npos);
+  for (const OpClass c : {OpClass::linear, OpClass::attention, OpClass::norm}) {
+    EXPECT_EQ(replay.of(c).calls(), recorded.of(c).calls()) << name(c);
+    EXPECT_EQ(replay.of(c).flops(), recorded.of(c).flops()) << name(c);
+  }
+  EXPECT_EQ(replay.total().seconds, 0);
+}
+
+TEST(TtnnAudit, any_module_may_run_on_the_host) {
+  for (const char* model : {"demo:pi0", "demo:pi05"}) {
+    const auto reference = open_engine(model, {.backend = "reference", .precision = "bf16"});
+    const Observation scene = [&] {
+      Observation o = picture_and_prompt("reach for the red block");
+      o.state.assign(static_cast<size_t>(reference->policy->spec().state_dim), 0.1);
+      const Image image = o.images.begin()->second;
+      o.images.clear();
+      for (const std::string& camera : robot_cameras(reference->policy->spec()))
+        o.images[camera] = image;
+      return o;
+    }();
+    const std::vector<float> wanted = reference->policy->infer(scene).normalized;
+    for (int m = 0; m < kModuleCount; ++m) {
+      OpenOptions options = fake();
+      options.fallback = "reference";
+      options.host_modules = {std::string(name(static_cast<Module>(m)))};
+      const auto engine = open_engine(model, options);
+      const Actions got = engine->policy->infer(scene);
+      EXPECT_EQ(beyond(Bounds::of_noise(.1, .4), compare(got.normalized, wanted)), "")
+          << model << " " << options.host_modules[0];
+    }
+  }
+}
+
 TEST(TtnnAudit, a_host_module_without_a_fallback_is_refused) {
   OpenOptions options = fake();
   options.host_modules = {"suffix"};

@@ -49,10 +49,14 @@ def accuracy(tendon):
     return page
 
 
+def share(value, digits):
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
 def coverage_rows(parts, total):
     for name, p in list(parts.items()) + [("all", total)]:
-        yield (name, p["calls"], p["device"], p["host"], f"{100 * p['device_share']:.1f} %",
-               f"{100 * p['flops_share']:.2f} %", f"{p['bytes'] / 1e6:.2f}", p["uploads"],
+        yield (name, p["calls"], p["device"], p["host"], share(p["device_share"], 1),
+               share(p["flops_share"], 2), f"{p['bytes'] / 1e6:.2f}", p["uploads"],
                p["downloads"])
 
 

@@ -54,12 +54,13 @@ double reference_ms(const BenchOptions& o, const Observation& observation) {
 struct Calls {
   std::map<std::string, std::vector<double>> ms;  // by stage
   StageWork work;                                 // of one
+  bool simulated = false;                         // then no speed follows from a time
   MachineLimits limits;                           // none where the device is not this machine
   std::vector<OpUse> ops_before, ops_after;
 };
 
 Calls measure(const BenchOptions& o, Engine& engine, const Observation& observation) {
-  Calls calls;
+  Calls calls{.simulated = engine.simulated()};
   for (int64_t i = 0; i < o.warm_up; ++i) engine.infer(observation, o.infer);
   const bool here = engine.backend() == "cpu" || engine.backend() == "reference";
   if (here) calls.limits = measure_limits(o.open);
@@ -88,7 +89,7 @@ Json stages_json(const Calls& calls, int64_t steps) {
     const bool total = s.ms == &StageTimes::total_ms;
     const int64_t flops = total ? flops_done : s.flops ? calls.work.*s.flops : 0;
     const int64_t bytes = total ? bytes_done : s.bytes ? calls.work.*s.bytes : 0;
-    if (flops == 0) continue;
+    if (flops == 0 || calls.simulated) continue;
     flops_done += flops, bytes_done += bytes;
     const double gflops = static_cast<double>(flops) / p50 / 1e6;
     const double gbytes = static_cast<double>(bytes) / p50 / 1e6;
@@ -101,7 +102,7 @@ Json stages_json(const Calls& calls, int64_t steps) {
   return stages;
 }
 
-// The columns that accelerator ports of pi0 are compared by. Times of a simulation are the host's.
+// The columns that accelerator ports of pi0 are compared by.
 Json columns_json(const Json& stages, int64_t image_count, int64_t token_count) {
   const auto ms = [&](const char* stage, const char* key = "p50_ms") {
     return stages.at(stage).at(key).get<double>();
@@ -132,10 +133,10 @@ Json ops_json(const Calls& calls) {
       }
     ops[use.op] = {
         {"calls", count}, {"flops", use.flops}, {"bytes", use.bytes}, {"seconds", use.seconds}};
-    if (count == 0) continue;
+    if (use.seconds <= 0) continue;  // replayed or simulated
     ops[use.op]["ms"] = 1e3 * use.seconds;
     ops[use.op]["ms_per_call"] = 1e3 * use.seconds / static_cast<double>(count);
-    ops[use.op]["gflops"] = static_cast<double>(use.flops) / std::max(use.seconds, 1e-9) / 1e9;
+    ops[use.op]["gflops"] = 1e-9 * static_cast<double>(use.flops) / use.seconds;
   }
   return ops;
 }
@@ -144,6 +145,9 @@ Json bench_json(const BenchOptions& o) {
   ensure(o.calls >= 1 && o.warm_up >= 0, Fault::usage, "--calls {} --warm-up {}: at least 1 and 0",
          o.calls, o.warm_up);
   Engine engine = Engine::open(o.model, o.open);
+  ensure(!o.reference || !engine.simulated(), Fault::usage,
+         "--reference: {} is simulated, and the times of a simulation say nothing about its speed",
+         engine.method());
   const Observation observation = bench_observation(o, engine);
   const Calls calls = measure(o, engine, observation);
   const StageWork& w = calls.work;
@@ -163,6 +167,7 @@ Json bench_json(const BenchOptions& o) {
             {"version", version()},
             {"stages", stages_json(calls, o.infer.steps.value_or(engine.steps()))},
             {"ops", ops_json(calls)}};
+  if (calls.simulated) return json;
   json["columns"] = columns_json(json["stages"], std::ssize(observation.images), w.prefix_tokens);
   if (json["columns"].contains("utilisation"))
     json["fraction_of_peak"] = json["columns"]["utilisation"];
@@ -195,7 +200,7 @@ std::string bench_text(const Json& json, bool ops) {
       "per image {ms_per_image:.2f} ms ({images_per_s:.2f} images/s) · per prefix token "
       "{ms_per_token:.3f} ms ({tokens_per_s:.1f} tokens/s)\n"
       "{speed_up_over_reference:.1f} times as fast as the reference ({reference_ms:.2f} ms)",
-      json.at("columns"));
+      json.value("columns", Json::object()));
   text += lines("\n{flops_done:.3T} TFLOP done, {flops_skipped:.3T} skipped", json);
   if (ops)
     text += "\n" + table(

@@ -37,6 +37,7 @@ std::string number(double value, const std::string& format) {
 }
 
 std::string formatted(const Json& value, const std::string& format) {
+  if (value.is_null()) return "–";
   if (value.is_boolean()) return split(format, "|").at(value.get<bool>() ? 0 : 1);
   return format.empty() ? shown(value) : number(value.get<double>(), format);
 }

@@ -2,7 +2,7 @@
 // it. A place in a template is {path:format}: "{stages/total/p50_ms:.2f}". The path leads to a
 // value of the record, an empty one to the record's name. The format is fmt's, with a unit behind
 // it for numbers: ".1%" per cent, ".2k", ".2M" and ".3T" for so many thousands, millions or 1e12;
-// of a truth value it is two words, "ok|FAILED".
+// of a truth value it is two words, "ok|FAILED". null is "–".
 #pragma once
 
 #include <array>

@@ -1,19 +1,36 @@
 #include "ops/audit.h"
 
-#include <array>
+#include <fmt/format.h>
 
-#include "tensor/check.h"
-#include "tensor/nearest.h"
+#include <algorithm>
 
 namespace tendon {
+
+void Coverage::add(const OpEvent& e) {
+  OpCount& c = ops[static_cast<size_t>(e.op)];
+  ++(e.native ? c.native_calls : c.fallback_calls);
+  c.flops += e.flops, c.bytes += e.bytes, c.weight_bytes += e.weight_bytes;
+  c.seconds += e.seconds;
+  flops += e.flops, bytes += e.bytes + e.weight_bytes;
+}
+
+int64_t Coverage::native_calls() const {
+  int64_t n = 0;
+  for (const OpCount& c : ops) n += c.native_calls;
+  return n;
+}
+
+int64_t Coverage::fallback_calls() const {
+  int64_t n = 0;
+  for (const OpCount& c : ops) n += c.fallback_calls;
+  return n;
+}
+
 namespace {
 
-constexpr std::array<std::string_view, kModuleCount> kModules = {
-    "pi0", "vlm", "siglip", "suffix", "prefix", "common", "expert", "denoise", "attention"};
-
-double share(int64_t device, int64_t host) {
-  const int64_t all = device + host;
-  return all == 0 ? 1.0 : static_cast<double>(device) / static_cast<double>(all);
+std::optional<double> share(int64_t device, int64_t all) {
+  if (all == 0) return {};
+  return static_cast<double>(device) / static_cast<double>(all);
 }
 
 template <class Belongs>
@@ -24,26 +41,30 @@ AuditSum sum(const std::vector<AuditEntry>& entries, const Belongs& belongs) {
   return s;
 }
 
+// The one call of a backend that makes one per op. Of a fallback's transfers, half of the bytes go
+// each way.
+DeviceCall call_of(const OpEvent& e) {
+  const int64_t half = e.bytes / 2;
+  const bool moved = !e.native && e.ups + e.downs > 0;
+  return {.name = name(e.op),
+          .op_class = class_of(e.op),
+          .dtype = e.flops > 0 ? e.dtype : "f32",
+          .flops = e.flops,
+          .bytes_read = e.bytes - half + e.weight_bytes,
+          .bytes_written = half,
+          .bytes_up = moved                ? half
+                      : e.op == Op::upload ? e.bytes
+                                           : 0,
+          .bytes_down = moved                  ? half
+                        : e.op == Op::download ? e.bytes
+                                               : 0,
+          .seconds = e.seconds};
+}
+
 }  // namespace
 
-std::string_view name(OpClass op_class) {
-  constexpr std::string_view kNames[] = {"linear",    "attention", "norm",        "activation",
-                                         "embedding", "concat",    "elementwise", "utilities"};
-  static_assert(std::size(kNames) == kOpClassCount);
-  return kNames[static_cast<size_t>(op_class)];
-}
-
-std::string_view name(Module module) { return kModules[static_cast<size_t>(module)]; }
-
-Module module_named(std::string_view name) {
-  for (size_t i = 0; i < kModules.size(); ++i)
-    if (kModules[i] == name) return static_cast<Module>(i);
-  fail(Fault::usage, "unknown module '{}'; nearest: '{}'", name,
-       nearest(name, std::vector<std::string>(kModules.begin(), kModules.end())));
-}
-
-double AuditSum::device_share() const { return share(device_calls, host_calls); }
-double AuditSum::device_flops_share() const { return share(device_flops, host_flops); }
+std::optional<double> AuditSum::device_share() const { return share(device_calls, calls()); }
+std::optional<double> AuditSum::device_flops_share() const { return share(device_flops, flops()); }
 
 void AuditSum::add(const AuditEntry& entry) {
   const DeviceCall& c = entry.call;
@@ -52,6 +73,16 @@ void AuditSum::add(const AuditEntry& entry) {
   bytes += c.bytes_read + c.bytes_written;
   ups += entry.ups, downs += entry.downs;
   bytes_up += c.bytes_up, bytes_down += c.bytes_down;
+  seconds += c.seconds;
+}
+
+void Audit::add(const OpEvent& e) {
+  const auto entry = [&](const DeviceCall& call, int64_t ups, int64_t downs) {
+    entries.push_back({call, call.module.value_or(e.module), e.layer, e.native, e.replayed,
+                       e.provider, ups, downs});
+  };
+  for (const DeviceCall& c : e.calls) entry(c, c.bytes_up > 0 ? 1 : 0, c.bytes_down > 0 ? 1 : 0);
+  if (e.calls.empty()) entry(call_of(e), e.ups, e.downs);
 }
 
 AuditSum Audit::total() const {
@@ -65,6 +96,20 @@ AuditSum Audit::of(OpClass op_class) const {
 AuditSum Audit::of(Module module) const {
   return sum(entries, [&](const AuditEntry& e) { return e.module == module; });
 }
+
+std::vector<std::pair<std::string, AuditSum>> Audit::layers() const {
+  std::vector<std::pair<std::string, AuditSum>> sums;
+  for (const AuditEntry& e : entries) {
+    if (e.layer < 0) continue;
+    const std::string name = fmt::format("{}.layer.{}", tendon::name(e.module), e.layer);
+    auto sum = std::ranges::find(sums, name, &std::pair<std::string, AuditSum>::first);
+    if (sum == sums.end()) sum = sums.insert(sums.end(), {name, {}});
+    sum->second.add(e);
+  }
+  return sums;
+}
+
+bool Audit::replayed() const { return std::ranges::any_of(entries, &AuditEntry::replayed); }
 
 int64_t Audit::transfers_between_steps() const {
   int64_t transfers = 0, since_last_step = 0;

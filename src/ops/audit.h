@@ -1,60 +1,40 @@
-// What ran where: one entry per executed call, by class of op and by module of the policy.
+// Sums of events: counters per op, which every Ops keeps, and the audit of a call by class of op
+// and by module of the policy.
 #pragma once
 
-#include <cstdint>
+#include <array>
 #include <optional>
-#include <span>
 #include <string>
-#include <string_view>
+#include <utility>
 #include <vector>
+
+#include "ops/event.h"
 
 namespace tendon {
 
-enum class OpClass : uint8_t {
-  linear,
-  attention,
-  norm,
-  activation,
-  embedding,
-  concat,
-  elementwise,
-  utilities,  // slices, pads, layouts, transfers
+// What one kind of op cost so far.
+struct OpCount {
+  int64_t native_calls = 0, fallback_calls = 0;
+  int64_t flops = 0, bytes = 0, weight_bytes = 0;
+  double seconds = 0;
 };
-constexpr int kOpClassCount = static_cast<int>(OpClass::utilities) + 1;
-std::string_view name(OpClass op_class);
 
-// Parts of the policy.
-enum class Module : uint8_t {
-  pi0,        // inputs in, actions out
-  vlm,        // the prefix through the 2B tower: its keys and values
-  siglip,     // image tokens
-  suffix,     // state and action tokens, the velocity's projection
-  prefix,     // language tokens, the prefix in one piece
-  common,     // what depends on time alone, once per step count
-  expert,     // the 300M tower of state and actions
-  denoise,    // Euler steps
-  attention,  // masks
-};
-constexpr int kModuleCount = static_cast<int>(Module::attention) + 1;
-std::string_view name(Module module);
-// Throws Error(Fault::usage) naming the nearest module.
-Module module_named(std::string_view name);
+struct Coverage {
+  std::array<OpCount, kOpCount> ops{};
+  int64_t flops = 0, bytes = 0;  // of all ops; weights and activations
 
-// One call that a backend made of its device. FLOPs: 2 per multiply-add, products and attention
-// only. Bytes as stored, padding included where the backend pads.
-struct DeviceCall {
-  std::string_view name;  // static text: "linear", "create_qkv_heads"
-  OpClass op_class = OpClass::utilities;
-  std::string_view dtype = "f32";
-  int64_t flops = 0, bytes_read = 0, bytes_written = 0;
-  int64_t bytes_up = 0, bytes_down = 0;  // of a transfer; 0: none
-  std::optional<Module> module;          // when it serves another one than its op
+  const OpCount& of(Op op) const { return ops[static_cast<size_t>(op)]; }
+  void add(const OpEvent& event);
+  int64_t native_calls() const;
+  int64_t fallback_calls() const;
 };
 
 struct AuditEntry {
   DeviceCall call;
   Module module = Module::pi0;
-  bool device = true;          // false: the fallback, on the host
+  int layer = -1;      // of the module; -1: none
+  bool device = true;  // false: the fallback, on the host
+  bool replayed = false;
   std::string_view provider;   // the backend that ran it
   int64_t ups = 0, downs = 0;  // transfers that the call is or caused
 };
@@ -64,19 +44,26 @@ struct AuditSum {
   int64_t device_flops = 0, host_flops = 0;
   int64_t bytes = 0;  // read and written
   int64_t ups = 0, downs = 0, bytes_up = 0, bytes_down = 0;
+  double seconds = 0;
 
   int64_t calls() const { return device_calls + host_calls; }
-  double device_share() const;        // of calls; 1 without any
-  double device_flops_share() const;  // likewise
+  int64_t flops() const { return device_flops + host_flops; }
+  std::optional<double> device_share() const;        // of calls; none without any
+  std::optional<double> device_flops_share() const;  // likewise
   void add(const AuditEntry& entry);
 };
 
 struct Audit {
   std::vector<AuditEntry> entries;
 
+  // One entry per call of the device, or one for the op.
+  void add(const OpEvent& event);
   AuditSum total() const;
   AuditSum of(OpClass op_class) const;
   AuditSum of(Module module) const;
+  // By "siglip.layer.3", in the order in which they first ran.
+  std::vector<std::pair<std::string, AuditSum>> layers() const;
+  bool replayed() const;  // a part of it
   // Transfers between the end of the first Euler step and the end of the last one.
   int64_t transfers_between_steps() const;
 };

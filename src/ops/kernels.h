@@ -13,30 +13,10 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/audit.h"
+#include "ops/event.h"
 #include "tensor/tensor.h"
 
 namespace tendon {
-
-enum class Op : uint8_t {
-  upload,
-  download,
-  prepare,
-  linear,
-  gated_linear,
-  layer_norm,
-  rms_norm,
-  qkv,
-  attention,
-  embed,
-  add_scaled,
-  multiply,
-  concat_rows,
-  slice_rows,
-  write_rows,
-};
-constexpr int kOpCount = static_cast<int>(Op::write_rows) + 1;
-std::string_view name(Op op);
 
 // How a backend may store a weight.
 enum class WeightKind : uint8_t {
@@ -129,9 +109,11 @@ class Kernels {
   // How it computes, in words; empty: as the formulas say.
   virtual std::string method() const { return {}; }
   virtual bool simulated() const { return false; }  // its times say nothing about a device
-  // From now on every call made of the device is appended to `to`; null: no more. False: this
-  // backend makes one call per op, and Ops counts for it.
-  virtual bool report_calls(std::vector<DeviceCall>* to) { return to == nullptr; }
+  // From now on every call made of the device is appended to `to`; null: no more. A backend that
+  // makes one call per op appends nothing.
+  virtual void report_calls(std::vector<DeviceCall>* /*to*/) {}
+  // Returns when what was asked of the device is done.
+  virtual void synchronize() {}
 
   // Whether graph() ever does anything but call its body.
   virtual bool records() const { return false; }

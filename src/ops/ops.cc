@@ -3,53 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <type_traits>
+#include <utility>
 
 #include "tensor/check.h"
 
 namespace tendon {
-
-std::string_view name(Op op) {
-  constexpr std::string_view kNames[] = {"upload",       "download",   "prepare",    "linear",
-                                         "gated_linear", "layer_norm", "rms_norm",   "qkv",
-                                         "attention",    "embed",      "add_scaled", "multiply",
-                                         "concat_rows",  "slice_rows", "write_rows"};
-  static_assert(std::size(kNames) == kOpCount);
-  return kNames[static_cast<size_t>(op)];
-}
-
-void Coverage::add(const Coverage& other, int sign) {
-  for (size_t i = 0; i < ops.size(); ++i) {
-    OpCount& a = ops[i];
-    const OpCount& b = other.ops[i];
-    a.native_calls += sign * b.native_calls, a.fallback_calls += sign * b.fallback_calls;
-    a.flops += sign * b.flops, a.bytes += sign * b.bytes;
-    a.weight_bytes += sign * b.weight_bytes, a.bytes_moved += sign * b.bytes_moved;
-  }
-}
-
-int64_t Coverage::native_calls() const {
-  int64_t n = 0;
-  for (const OpCount& c : ops) n += c.native_calls;
-  return n;
-}
-
-int64_t Coverage::fallback_calls() const {
-  int64_t n = 0;
-  for (const OpCount& c : ops) n += c.fallback_calls;
-  return n;
-}
-
-int64_t Coverage::flops() const {
-  int64_t n = 0;
-  for (const OpCount& c : ops) n += c.flops;
-  return n;
-}
-
-int64_t Coverage::bytes() const {
-  int64_t n = 0;
-  for (const OpCount& c : ops) n += c.bytes + c.weight_bytes;
-  return n;
-}
 
 namespace {
 
@@ -90,26 +48,6 @@ std::string product(const Tensor& x, const Weight& w) {
 
 }  // namespace
 
-namespace {
-
-OpClass class_of(Op op) {
-  switch (op) {
-    case Op::linear:
-    case Op::gated_linear:
-    case Op::qkv: return OpClass::linear;
-    case Op::attention: return OpClass::attention;
-    case Op::layer_norm:
-    case Op::rms_norm: return OpClass::norm;
-    case Op::embed: return OpClass::embedding;
-    case Op::concat_rows: return OpClass::concat;
-    case Op::add_scaled:
-    case Op::multiply: return OpClass::elementwise;
-    default: return OpClass::utilities;
-  }
-}
-
-}  // namespace
-
 void Ops::keep_on_host(std::span<const Module> modules) {
   ensure(fallback_ || modules.empty(), Fault::usage,
          "a module can only stay on the host with --fallback=reference");
@@ -118,15 +56,33 @@ void Ops::keep_on_host(std::span<const Module> modules) {
 
 std::vector<Tensor> Ops::graph(const GraphKey& key, std::span<const Tensor> inputs,
                                const Kernels::Body& body) {
-  if (!kernels_.records() || audit_ || tap_ || fallback_) return body(inputs);
-  const Coverage before = coverage_;
+  if (!kernels_.records() || tap_ || fallback_) return body(inputs);
+  constexpr size_t kRecordedMax = 32;  // more than any backend keeps
+  std::vector<OpEvent> events;
+  struct Recording {
+    std::vector<OpEvent>*& into;
+    ~Recording() { into = nullptr; }
+  };
+  const Recording until_the_end{recording_ = &events};
+  calls_.clear();
   Kernels::Replayed r = kernels_.graph(key, inputs, body);
-  if (r.again) {
-    coverage_.add(replayed_.at(key));
-  } else {
-    Coverage counted = coverage_;
-    counted.add(before, -1);
-    replayed_[key] = counted;
+  Recorded& recorded = recorded_[key];
+  recorded.used = ++graphs_;
+  if (!r.again) {
+    recorded.events = std::move(events);
+    if (recorded_.size() > kRecordedMax)
+      recorded_.erase(std::ranges::min_element(
+          recorded_, {}, [](const auto& entry) { return entry.second.used; }));
+    return std::move(r.outputs);
+  }
+  recording_ = nullptr;
+  if (!calls_.empty())
+    tell({.op = Op::write_rows, .module = place_.module});  // inputs to their place
+  for (OpEvent event : recorded.events) {
+    event.replayed = true;
+    event.seconds = 0;
+    for (DeviceCall& call : event.calls) call.seconds = 0;
+    tell(std::move(event));
   }
   return std::move(r.outputs);
 }
@@ -157,39 +113,14 @@ Qkv Ops::qkv_tapped(const Tensor& x, const Weight& w, const Heads& heads, int64_
   return qkv(x, w, heads, first_position);
 }
 
-void Ops::audit(Audit* to) {
-  audit_ = to;
-  backend_reports_ = kernels_.report_calls(to ? &calls_ : nullptr);
-}
-
-void Ops::record(Op op, const Cost& cost, bool native, int64_t ups, int64_t downs) {
-  const Kernels& runner = native ? kernels_ : *fallback_;
-  // Transfers of the fallback are counted here, not as calls of the device.
-  if (native && backend_reports_) {
-    for (const DeviceCall& c : calls_)
-      audit_->entries.push_back({c, c.module.value_or(place_.module), true, runner.name(),
-                                 c.bytes_up > 0 ? 1 : 0, c.bytes_down > 0 ? 1 : 0});
-    return;
-  }
-  const bool up = native && op == Op::upload, down = native && op == Op::download;
-  const int64_t half = cost.bytes / 2;
-  AuditEntry entry{{.name = name(op),
-                    .op_class = class_of(op),
-                    .dtype = cost.flops > 0 ? runner.precision() : "f32",
-                    .flops = cost.flops,
-                    .bytes_read = cost.bytes - half,
-                    .bytes_written = half},
-                   place_.module,
-                   native,
-                   runner.name(),
-                   up ? 1 : ups,
-                   down ? 1 : downs};
-  if (up) entry.call.bytes_up = cost.bytes;
-  if (down) entry.call.bytes_down = cost.bytes;
-  if (!native && ups + downs > 0) entry.call.bytes_up = half, entry.call.bytes_down = half;
-  if (cost.weight)
-    entry.call.bytes_read += (native ? cost.weight->native : cost.weight->fallback)->bytes();
-  audit_->entries.push_back(entry);
+void Ops::tell(OpEvent event) {
+  event.provider = (event.native ? kernels_ : *fallback_).name();
+  // Transfers of the fallback are counted by the op, not as calls of the device.
+  if (event.native && event.calls.empty()) event.calls = calls_;
+  calls_.clear();
+  coverage_.add(event);
+  if (observer_) observer_(event);
+  if (recording_) recording_->push_back(std::move(event));
 }
 
 // The only place that knows about fallbacks. `kernel(runner, native, in, out)` is called with the
@@ -202,19 +133,22 @@ auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Ker
     fail(Fault::backend,
          "{} has no kernel for {} {} in {}; --fallback=reference runs it elsewhere and counts it",
          kernels_.name(), name(op), describe(), kernels_.precision());
-  OpCount& count = coverage_.ops[static_cast<size_t>(op)];
-  ++(native ? count.native_calls : count.fallback_calls);
-  count.flops += cost.flops;
-  count.bytes += cost.bytes;
   const PreparedWeight* weight = !cost.weight ? nullptr
                                  : native     ? cost.weight->native.get()
                                               : cost.weight->fallback.get();
-  if (weight) count.weight_bytes += weight->bytes();
-  if (!native) count.bytes_moved += cost.bytes;
   calls_.clear();
   const auto start = std::chrono::steady_clock::now();
   Kernels& runner = native ? kernels_ : *fallback_;
-  int64_t ups = 0, downs = 0;  // across the fallback
+  OpEvent event{.op = op,
+                .module = place_.module,
+                .layer = place_.layer,
+                .native = native,
+                .dtype = runner.precision(),
+                .flops = cost.flops,
+                .bytes = cost.bytes,
+                .weight_bytes = weight ? weight->bytes() : 0,
+                .ups = native && op == Op::upload ? 1 : 0,
+                .downs = native && op == Op::download ? 1 : 0};
   const auto carry = [](const Tensor& x, Kernels& from, Kernels& to) {
     std::vector<float> values(static_cast<size_t>(x.shape().count()));
     from.download(x, values);
@@ -222,18 +156,20 @@ auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Ker
   };
   const auto in = [&](const Tensor& x) {
     if (native || !x) return x;
-    ++downs;
+    ++event.downs;
     return carry(x, kernels_, runner);
   };
   const auto out = [&](const Tensor& x) {
     if (native || !x) return x;
-    ++ups;
+    if (x.shape().count() == 0) return Tensor{};  // such as the queries of a product without any
+    ++event.ups;
     return carry(x, runner, kernels_);
   };
   const auto stop = [&] {
-    count.seconds +=
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (audit_) record(op, cost, native, ups, downs);
+    if (observer_) runner.synchronize();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    if (!runner.simulated()) event.seconds = took.count();
+    tell(std::move(event));
   };
   if constexpr (std::is_void_v<decltype(kernel(runner, native, in, out))>) {
     kernel(runner, native, in, out);
@@ -277,7 +213,8 @@ Weight Ops::prepare(const WeightParts& parts) {
          "[prepare] {} has {} rows and a bias of {}", parts.name, w.outputs, parts.bias.size());
   w.native = kernels_.prepare(parts);
   if (fallback_) w.fallback = fallback_->prepare(parts);
-  ++coverage_.ops[static_cast<size_t>(Op::prepare)].native_calls;
+  calls_.clear();
+  tell({.op = Op::prepare, .module = place_.module});
   return w;
 }
 

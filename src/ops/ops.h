@@ -3,35 +3,14 @@
 // runs there and is counted as a fallback.
 #pragma once
 
-#include <array>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "ops/audit.h"
 #include "ops/kernels.h"
 
 namespace tendon {
-
-// What one kind of op cost so far.
-struct OpCount {
-  int64_t native_calls = 0, fallback_calls = 0;
-  int64_t flops = 0;  // of products and attention; 0 for the rest
-  int64_t bytes = 0;  // activations read and written
-  int64_t weight_bytes = 0;
-  int64_t bytes_moved = 0;  // across the fallback, both ways
-  double seconds = 0;
-};
-
-struct Coverage {
-  std::array<OpCount, kOpCount> ops{};
-
-  const OpCount& of(Op op) const { return ops[static_cast<size_t>(op)]; }
-  void add(const Coverage& other, int sign = 1);  // seconds stay: they belong to the clock
-  int64_t native_calls() const;
-  int64_t fallback_calls() const;
-  int64_t flops() const;
-  int64_t bytes() const;  // weights and activations
-};
 
 // Sees a tensor of the model by its name ("vlm.layer.3.norm1") and gives what the model goes on
 // with: the same, or another one of its shape.
@@ -46,7 +25,12 @@ class Ops {
  public:
   // `fallback` may be null. Both must outlive this object.
   explicit Ops(Kernels& kernels, Kernels* fallback = nullptr)
-      : kernels_(kernels), fallback_(fallback) {}
+      : kernels_(kernels), fallback_(fallback) {
+    kernels_.report_calls(&calls_);
+  }
+  ~Ops() { kernels_.report_calls(nullptr); }
+  Ops(const Ops&) = delete;
+  Ops& operator=(const Ops&) = delete;
 
   // What runs during the life of this object belongs to a module (or to the one around it) and,
   // where it is said, to a layer of it or to an Euler step; scopes nest.
@@ -109,15 +93,18 @@ class Ops {
   Tensor slice_rows(const Tensor& x, int64_t first, int64_t last);
   void write_rows(Tensor& to, const Tensor& rows, int64_t first);
 
-  // See Kernels::graph. What a replay did is counted as if its ops had run. During an audit, with a
-  // tap or with a fallback, nothing is recorded or replayed.
+  // See Kernels::graph. The events of a replay are those of the run that was recorded. With a tap
+  // or a fallback nothing is recorded or replayed.
   std::vector<Tensor> graph(const GraphKey& key, std::span<const Tensor> inputs,
                             const Kernels::Body& body);
 
   std::string_view backend() const { return kernels_.name(); }
   const Coverage& coverage() const { return coverage_; }
-  void reset_coverage() { coverage_ = {}; }
-  void audit(Audit* to);  // null: no audit
+  // From now on `observer` is told of every op after it ran; {}: nobody is. Each op is waited for
+  // meanwhile, so that its time is its own.
+  void observe(OpObserver observer) { observer_ = std::move(observer); }
+  // Returns when what was asked of the backend is done.
+  void synchronize() { kernels_.synchronize(); }
 
  private:
   struct Cost {
@@ -127,18 +114,25 @@ class Ops {
   template <class Kernel, class Describe>
   auto run(const OpCall& call, Cost cost, const Describe& describe, const Kernel& kernel);
   bool on_host() const { return host_modules_ >> static_cast<int>(place_.module) & 1; }
-  void record(Op op, const Cost& cost, bool native, int64_t ups, int64_t downs);
+  void tell(OpEvent event);
+
+  // What a body did when it last ran, to be told again when it is replayed.
+  struct Recorded {
+    std::vector<OpEvent> events;
+    int64_t used = 0;  // when, counted in graphs
+  };
 
   Kernels& kernels_;
   Kernels* fallback_;
   Coverage coverage_;
-  std::map<GraphKey, Coverage> replayed_;  // what a body counted when it last ran
+  OpObserver observer_;
+  std::map<GraphKey, Recorded> recorded_;
+  std::vector<OpEvent>* recording_ = nullptr;
+  int64_t graphs_ = 0;
   Place place_;
   Tap tap_;
-  uint32_t host_modules_ = 0;  // one bit each
-  Audit* audit_ = nullptr;
-  bool backend_reports_ = false;
-  std::vector<DeviceCall> calls_;  // of the running op
+  uint32_t host_modules_ = 0;      // one bit each
+  std::vector<DeviceCall> calls_;  // of the running op, where the backend makes several
 };
 
 }  // namespace tendon

@@ -33,10 +33,10 @@ class StopWatch {
 class WorkMeter {
  public:
   explicit WorkMeter(const Coverage& coverage)
-      : coverage_(coverage), flops_(coverage.flops()), bytes_(coverage.bytes()) {}
+      : coverage_(coverage), flops_(coverage.flops), bytes_(coverage.bytes) {}
   void lap(int64_t& flops, int64_t& bytes) {
-    flops = coverage_.flops() - flops_;
-    bytes = coverage_.bytes() - bytes_;
+    flops = coverage_.flops - flops_;
+    bytes = coverage_.bytes - bytes_;
     flops_ += flops;
     bytes_ += bytes;
   }
@@ -371,26 +371,30 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
   WorkMeter meter(ops_.coverage());
   out.times.preprocess_ms = watch.lap_ms();
 
-  // Two bodies that a backend may record and replay. Where one replays, vision is part of prefill.
+  // Three bodies that a backend may record and replay.
   const Inputs& in = p.inputs;
   const Tensor language = embed_language(ops_, model_, in.prompt);
   const std::array<int64_t, 4> sizes{in.images, std::ssize(in.prompt), std::ssize(steps.steps),
                                      static_cast<int64_t>(options.sequence)};
-  const Tensor given[] = {language, in.patches, in.state};
-  cache_.prefix = in.images * model_.config.vision.tokens() + std::ssize(in.prompt);
+  const auto stage = [&](double& ms, int64_t& flops, int64_t& bytes) {
+    ops_.synchronize();
+    ms = watch.lap_ms();
+    meter.lap(flops, bytes);
+  };
+  const auto seen = [&](auto inputs) {
+    return std::vector<Tensor>{embed_images(ops_, model_, inputs[0], in.images)};
+  };
+  const Tensor images = ops_.graph({"vision", sizes}, std::span(&in.patches, 1), seen)[0];
+  stage(out.times.vision_ms, out.work.vision_flops, out.work.vision_bytes);
+  const Tensor given[] = {images, language, in.state};
+  cache_.prefix = images.rows() + language.rows();
   const std::vector<Tensor> filled = ops_.graph({"prefill", sizes}, given, [&](auto inputs) {
-    const Tensor images =
-        in.images > 0 ? embed_images(ops_, model_, inputs[1], in.images) : Tensor();
-    const Tensor prefix = join_prefix(ops_, images, inputs[0]);
-    out.times.vision_ms = watch.lap_ms();
-    meter.lap(out.work.vision_flops, out.work.vision_bytes);
-    fill_kv_cache(ops_, model_, prefix, cache_);
+    fill_kv_cache(ops_, model_, join_prefix(ops_, inputs[0], inputs[1]), cache_);
     if (in.state) append_state(ops_, model_, inputs[2], cache_);
     return tensors_of(cache_);
   });
   set_tensors(cache_, filled);
-  out.times.prefill_ms = watch.lap_ms();
-  meter.lap(out.work.prefill_flops, out.work.prefill_bytes);
+  stage(out.times.prefill_ms, out.work.prefill_flops, out.work.prefill_bytes);
 
   // Uploaded only now: a replay may use the memory of whatever came after it was recorded.
   const Shape chunk{out.horizon, out.model_dim};
@@ -405,8 +409,7 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
   const Tensor actions = guided ? denoised(std::span(&start, 1))[0]
                                 : ops_.graph({"denoise", sizes}, std::span(&start, 1), denoised)[0];
   out.normalized = ops_.download(actions);
-  out.times.denoise_ms = watch.lap_ms();
-  meter.lap(out.work.denoise_flops, out.work.denoise_bytes);
+  stage(out.times.denoise_ms, out.work.denoise_flops, out.work.denoise_bytes);
   out.work.prefix_tokens = cache_.prefix;
   out.work.skipped_flops =
       dense_flops(model_.config, std::ssize(steps.steps)) -

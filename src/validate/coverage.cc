@@ -23,9 +23,9 @@ Audit audit_call(OpenedEngine& engine, const Observation& observation, const Inf
                  int64_t warm_up, Actions* actions) {
   for (int64_t i = 0; i < warm_up; ++i) engine.policy->infer(observation, options);
   Audit audit;
-  engine.ops.audit(&audit);
+  engine.ops.observe([&](const OpEvent& event) { audit.add(event); });
   Actions a = engine.policy->infer(observation, options);
-  engine.ops.audit(nullptr);
+  engine.ops.observe({});
   if (actions) *actions = std::move(a);
   return audit;
 }

@@ -59,6 +59,9 @@ class CudaKernels final : public Kernels {
   std::string_view precision() const override { return bf16() ? "bf16" : "f32"; }
   std::string method() const override { return device_.description(); }
   bool records() const override { return options_.graphs; }
+  void synchronize() override {
+    if (!recording_) device_.wait();
+  }
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     ensure(parts.packed.empty(), Fault::usage,

@@ -1,5 +1,7 @@
 #include "backends/ttnn/forms.h"
 
+#include <algorithm>
+
 #include "tensor/check.h"
 
 namespace tendon::tt {
@@ -135,7 +137,8 @@ std::vector<float> gather(const Tensor& x, const TensorRef& held, std::span<cons
   const Dims& d = held->dims();
   const int64_t columns = x.columns(), padded = b.columns.padded();
   std::vector<float> out(static_cast<size_t>(x.shape().count()));
-  for (int64_t r = 0; r < x.rows(); ++r)
+  const int64_t rows = std::min(x.rows(), d[0] * d[2]);  // a cache has room for more: zeros
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) {
       const int64_t group = r / d[2], row = r % d[2];  // groups are whole tiles of rows
       const int64_t place = b.columns.place(c);

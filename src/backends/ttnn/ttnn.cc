@@ -29,10 +29,7 @@ class TtnnKernels final : public Kernels {
     return fmt::format("{}, {}", device_.caps().description, precision());
   }
   bool simulated() const override { return device_.caps().simulated; }
-  bool report_calls(std::vector<DeviceCall>* to) override {
-    device_.report_calls(to);
-    return true;
-  }
+  void report_calls(std::vector<DeviceCall>* to) override { device_.report_calls(to); }
 
   // Compile run, capture, replays. A run that is no replay may leave new tensors (masks, tables)
   // where recorded intermediates used to lie: it forgets what was recorded before. Calls of another
@@ -56,7 +53,8 @@ class TtnnKernels final : public Kernels {
       return {fresh(r.outputs)};
     }
     for (size_t i = 0; i < inputs.size(); ++i)
-      if (inputs[i]) device_.copy(buffer(inputs[i]).held, buffer(r.inputs[i]).held);
+      if (inputs[i] && buffer(inputs[i]).held != buffer(r.inputs[i]).held)
+        device_.copy(buffer(inputs[i]).held, buffer(r.inputs[i]).held);
     device_.replay(r.trace);
     return {fresh(r.outputs), true};
   }
