@@ -124,10 +124,9 @@ TEST(IsaChoice, measures_every_instruction_set_and_finds_it_right) {
   }
 }
 
-void twice_the_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
-                       float* c, bool add, const uint32_t* next) {
-  plain_kernels()->tiles[0][1](tile, panel, half, words, c, add, next);
-  for (int i = 0; i < kPanel; ++i) c[i] *= 2;
+void twice_the_product(const TileProduct& product) {
+  plain_kernels()->tiles[0][1](product);
+  for (int i = 0; i < kPanel; ++i) product.c[i] *= 2;
 }
 
 TEST(IsaChoice, sees_a_wrong_product) {

@@ -93,7 +93,7 @@ struct Network {
   Tensor call() {
     fill_kv_cache(ops, model, embed_prefix(ops, model, in), cache);
     if (in.state) append_state(ops, model, in.state, cache);
-    return denoise(ops, model, cache, schedule, noise);
+    return denoise(ops, model, cache, schedule, {noise});
   }
   std::vector<float> actions() { return ops.download(call()); }
 };

@@ -227,7 +227,7 @@ std::map<std::string, Rows> run(Case& c, const Prepared& p, const std::vector<fl
   if (p.inputs.state) append_state(c.ops, c.model, p.inputs.state, c.cache);
   const Schedule schedule = make_schedule(c.ops, c.model, steps, TimeSequence::lerobot);
   const Tensor x = c.ops.upload(noise, {c.config.horizon, c.config.action_dim});
-  got["actions"] = c.ops.download(denoise(c.ops, c.model, c.cache, schedule, x, guidance));
+  got["actions"] = c.ops.download(denoise(c.ops, c.model, c.cache, schedule, {x, guidance}));
   c.ops.set_tap({});
   return got;
 }

@@ -96,7 +96,7 @@ TEST_F(Network, the_state_token_does_not_see_the_actions) {
   const std::vector<float> before = cached(0, state_row + 1);
   const Shape shape{4, 6};
   for (const uint64_t seed : {5u, 6u}) {
-    denoise(ops, model, cache, schedule, values(shape, seed));
+    denoise(ops, model, cache, schedule, {values(shape, seed)});
     EXPECT_EQ(cached(0, state_row + 1), before);
   }
 }
@@ -116,13 +116,13 @@ TEST_F(Network, what_an_earlier_call_left_in_the_cache_does_not_matter) {
   const Schedule schedule = make_schedule(ops, model, 3, TimeSequence::lerobot);
   const auto actions = [&] {
     read(inputs());
-    return ops.download(denoise(ops, model, cache, schedule, values({4, 6}, 5)));
+    return ops.download(denoise(ops, model, cache, schedule, {values({4, 6}, 5)}));
   };
   const std::vector<float> fresh = actions();
   Inputs longer = inputs(8);
   longer.prompt = {2, 1, 3, 4, 5, 6, 7, 8, 9, 10};
   read(longer);
-  denoise(ops, model, cache, schedule, values({4, 6}, 9));
+  denoise(ops, model, cache, schedule, {values({4, 6}, 9)});
   EXPECT_EQ(actions(), fresh);
 }
 
@@ -131,7 +131,7 @@ TEST_F(Network, a_velocity_of_zero_gives_the_noise_back) {
   read(inputs());
   const Tensor noise = values({4, 6}, 5);
   const Schedule schedule = make_schedule(ops, model, 3, TimeSequence::lerobot);
-  EXPECT_EQ(ops.download(denoise(ops, model, cache, schedule, noise)), ops.download(noise));
+  EXPECT_EQ(ops.download(denoise(ops, model, cache, schedule, {noise})), ops.download(noise));
 }
 
 TEST_F(Network, one_step_is_the_noise_minus_the_first_velocity) {
@@ -143,7 +143,7 @@ TEST_F(Network, one_step_is_the_noise_minus_the_first_velocity) {
     const std::vector<float> x = ops.download(noise);
     const std::vector<float> v =
         ops.download(velocity(ops, model, cache, schedule.steps.front(), noise));
-    const std::vector<float> got = ops.download(denoise(ops, model, cache, schedule, noise));
+    const std::vector<float> got = ops.download(denoise(ops, model, cache, schedule, {noise}));
     for (size_t i = 0; i < x.size(); ++i) EXPECT_FLOAT_EQ(got[i], x[i] - v[i]);
   }
 }

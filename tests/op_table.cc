@@ -274,7 +274,7 @@ std::vector<float> run_case(Ops& ops, const OpCase& c, const OpInputs& in) {
     case Op::attention: {
       const Shape shape{c.inputs, c.heads.kv * c.heads.width};
       return ops.download(ops.attention(x, ops.upload(in.y, shape), ops.upload(in.values, shape),
-                                        c.heads, in.visible, c.segments));
+                                        c.heads, {in.visible, c.segments}));
     }
     case Op::embed: return ops.download(ops.embed(prepared({matrix}), in.ids, 3.f));
     case Op::add_scaled: return ops.download(ops.add_scaled(x, second(), -0.3f));

@@ -79,8 +79,8 @@ class Partial final : public Kernels {
     return all_->qkv(x, w, h, p);
   }
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& h,
-                   std::span<const int32_t> visible, int64_t segments) override {
-    return all_->attention(q, k, v, h, visible, segments);
+                   const Visibility& visible) override {
+    return all_->attention(q, k, v, h, visible);
   }
   Tensor embed(const Weight& t, std::span<const int32_t> ids, float s) override {
     return all_->embed(t, ids, s);

@@ -237,7 +237,7 @@ void run_shapes(PolicyType type, const tt::FakeOptions& device, TtPrecision prec
   if (in.state) append_state(ops, model, in.state, cache);
   const Schedule schedule = make_schedule(ops, model, 2, TimeSequence::lerobot);
   const Tensor x = zeros({c.horizon, c.action_dim});
-  EXPECT_EQ(ops.download(denoise(ops, model, cache, schedule, x)).size(),
+  EXPECT_EQ(ops.download(denoise(ops, model, cache, schedule, {x})).size(),
             static_cast<size_t>(c.horizon * c.action_dim));
 }
 

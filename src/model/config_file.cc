@@ -15,12 +15,11 @@ namespace {
        expected);
 }
 
-// Reads the sizes of one tower, or ("") of the whole model; unknown keys are errors unless `extra`
-// allows them.
+// Reads the sizes of one tower, or ("") of the whole model; keys that are neither these nor `known`
+// are errors.
 void read_sizes(const nlohmann::json& json, const std::string& file, Config& config,
-                const std::string& tower, const std::vector<std::string>& others, bool extra) {
+                const std::string& tower, std::vector<std::string> known = {}) {
   ensure(json.is_object(), Fault::usage, "{}: expected an object, got {}", file, json.type_name());
-  std::vector<std::string> known = others;
   for (const Size& s : sizes(config)) {
     if (s.tower != tower) continue;
     known.push_back(s.name);
@@ -29,7 +28,7 @@ void read_sizes(const nlohmann::json& json, const std::string& file, Config& con
     *s.value = json_int(json, s.name, file);
   }
   for (const auto& [key, value] : json.items())
-    ensure(extra || std::ranges::find(known, key) != known.end(), Fault::usage,
+    ensure(std::ranges::find(known, key) != known.end(), Fault::usage,
            "{}: unknown key '{}'; nearest: '{}'", file, key, nearest(key, known));
 }
 
@@ -50,11 +49,14 @@ Config read_config(const nlohmann::json& json, const std::string& file,
     ensure(c.policy == type, Fault::usage, "{}: policy is '{}' but the model is '{}'", file, policy,
            name(c.policy));
   }
-  read_sizes(json, file, c, "",
-             {"format", "policy", "vision", "vlm", "expert", "min_period", "max_period"}, golden);
+  std::vector<std::string> others = {"format", "policy",     "vision",    "vlm",
+                                     "expert", "min_period", "max_period"};
+  if (golden)  // says more than sizes
+    for (const auto& [key, value] : json.items()) others.push_back(key);
+  read_sizes(json, file, c, "", others);
   for (const char* tower : {"vision", "vlm", "expert"})
     if (json.contains(tower))
-      read_sizes(json.at(tower), fmt::format("{}: {}", file, tower), c, tower, {}, false);
+      read_sizes(json.at(tower), fmt::format("{}: {}", file, tower), c, tower);
   for (const auto& [key, place] :
        {std::pair("min_period", &c.min_period), {"max_period", &c.max_period}}) {
     if (!json.contains(key)) continue;

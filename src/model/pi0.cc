@@ -19,7 +19,7 @@ Tensor vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Te
   const int32_t visible[] = {static_cast<int32_t>(x.rows() / images)};  // a whole image
   const Tensor n = ops.tap("norm1", ops.layer_norm(x, w.norm1.scale, w.norm1.shift));
   const Qkv qkv = ops.qkv(n, w.qkv, heads);  // 3 x [images * tokens, width]
-  const Tensor a = ops.attention(qkv.q, qkv.k, qkv.v, heads, visible, images);
+  const Tensor a = ops.attention(qkv.q, qkv.k, qkv.v, heads, {visible, images});
   const Tensor h = ops.linear("attention", a, w.output, {.residual = x});
   const Tensor m = ops.tap("norm2", ops.layer_norm(h, w.norm2.scale, w.norm2.shift));
   const Tensor up = ops.linear(m, w.up, {.activation = Activation::gelu_tanh});  // [.., mlp]
@@ -42,7 +42,7 @@ Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Tensor& x, LayerKv& kv,
   const Qkv qkv = ops.qkv_tapped(n, w.qkv, in.heads, in.first);  // q [rows, heads * head_dim]
   ops.write_rows(kv.keys, ops.tap("key", qkv.k), in.first);      // k, v [rows, kv * head_dim]
   ops.write_rows(kv.values, ops.tap("value", qkv.v), in.first);
-  const Tensor a = ops.attention(qkv.q, kv.keys, kv.values, in.heads, visible);
+  const Tensor a = ops.attention(qkv.q, kv.keys, kv.values, in.heads, {visible});
   const Epilogue attended{.residual = x, .gate = in.attention.gate};
   const Tensor h = ops.linear("attention", a, w.output, attended);
   const Tensor m = ops.tap("norm2", ops.rms_norm(h, in.mlp.scale, in.mlp.shift));
@@ -52,11 +52,12 @@ Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Tensor& x, LayerKv& kv,
 }
 
 // Suffix rows x [rows, width] through the expert, on top of the cache; returns them after the final
-// norm. Without `step` the norms are the plain ones: the state token is at no time.
-Tensor expert_pass(Ops& ops, const Model& m, KvCache& cache, Tensor x, int64_t first,
-                   const StepTables* step) {
+// norm. Without `step` x is pi0's state token, which comes first and is at no time: its norms are
+// the plain ones.
+Tensor expert_pass(Ops& ops, const Model& m, KvCache& cache, Tensor x, const StepTables* step) {
   const Ops::Scope scope(ops, Module::expert);
   const Gemma& expert = m.weights.expert;
+  const int64_t first = cache.prefix + (step && !m.config.pi05() ? 1 : 0);
   for (size_t l = 0; l < expert.blocks.size(); ++l) {
     const Ops::Scope layer = Ops::Scope::layer(ops, l);
     const GemmaBlock& block = expert.blocks[l];
@@ -143,7 +144,7 @@ void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cach
 void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache) {
   const Ops::Scope scope(ops, Module::suffix);
   const Tensor token = ops.tap("", ops.linear(state, m.weights.state));  // [1, 1024]
-  expert_pass(ops, m, cache, token, cache.prefix, nullptr);
+  expert_pass(ops, m, cache, token, nullptr);
 }
 
 // ---- Suffix and Euler steps ----
@@ -165,14 +166,15 @@ Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step
                 const Tensor& actions) {
   const Ops::Scope scope(ops, Module::suffix);
   const Tensor tokens = ops.tap("", embed_suffix(ops, m, step, actions));  // [horizon, 1024]
-  const int64_t first = cache.prefix + (m.config.pi05() ? 0 : 1);  // pi0: after the state token
-  const Tensor y = expert_pass(ops, m, cache, tokens, first, &step);
+  const Tensor y = expert_pass(ops, m, cache, tokens, &step);
   return ops.tap("velocity", ops.linear(y, m.weights.action_out));  // [horizon, action_dim]
 }
 
-Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule, Tensor x,
-               const std::optional<Guidance>& guidance) {
+Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule,
+               const Noise& noise) {
   const Ops::Scope scope(ops, Module::denoise);
+  const std::optional<Guidance>& guidance = noise.guidance;
+  Tensor x = noise.actions;
   for (size_t k = 0; k < schedule.steps.size(); ++k) {
     const Ops::Scope at = Ops::Scope::step(ops, k);
     const StepTables& step = schedule.steps[k];

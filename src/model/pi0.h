@@ -68,6 +68,12 @@ struct Guidance {
   float max_weight = 10.f;
 };
 
+// What denoising begins with.
+struct Noise {
+  Tensor actions;  // [horizon, action_dim]
+  std::optional<Guidance> guidance = {};
+};
+
 // Weight of each row of the chunk, [horizon], in [0, 1]. `delay`: actions that will have been
 // executed when the chunk arrives; `execution_horizon`: rows that are guided at all;
 // `leftover_rows` caps it. Throws Error(Fault::input) for a negative delay.
@@ -102,7 +108,7 @@ Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step
                 const Tensor& actions);
 
 // Euler steps from noise (t = 1) to actions (t = 0).
-Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule, Tensor actions,
-               const std::optional<Guidance>& guidance = {});
+Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule,
+               const Noise& noise);
 
 }  // namespace tendon

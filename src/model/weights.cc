@@ -154,23 +154,27 @@ void walk_vision(Walk& walk, Vision& vision, const VisionConfig& c) {
   walk.layer_norm(vision.norm, kVision + "post_layernorm", w);
 }
 
-// `kv_only`: norm1, k and v are all that inference needs.
+struct BlockKind {
+  bool adaptive = false;  // norms are conditioned on time
+  bool kv_only = false;   // norm1, k and v are all that inference needs
+};
+
 void walk_block(Walk& walk, GemmaBlock& b, const std::string& layer, const GemmaConfig& c,
-                bool adaptive, bool kv_only) {
+                const BlockKind& kind) {
   const int64_t w = c.width;
   const Matrix query{"q_proj", {c.heads * c.head_dim, w}},
       keys{"k_proj", {c.kv_heads * c.head_dim, w}}, values{"v_proj", keys.shape};
   const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
   const WeightParts heads{.output_head_width = c.head_dim};
-  walk.rms_norm(b.norm1, layer + "input_layernorm", w, adaptive);
-  if (kv_only) {
+  walk.rms_norm(b.norm1, layer + "input_layernorm", w, kind.adaptive);
+  if (kind.kv_only) {
     walk.weight(b.qkv, attention, {keys, values}, kNoBias, heads);
     walk.use = Use::none;
     walk.weight(b.qkv, attention, {query}, kNoBias);
   } else {
     walk.weight(b.qkv, attention, {query, keys, values}, kNoBias, heads);
   }
-  walk.rms_norm(b.norm2, layer + "post_attention_layernorm", w, adaptive);
+  walk.rms_norm(b.norm2, layer + "post_attention_layernorm", w, kind.adaptive);
   walk.weight(b.output, attention, {{"o_proj", {w, query.shape[0]}}}, kNoBias,
               {.input_head_width = c.head_dim});
   walk.weight(b.gated, mlp, {{"gate_proj", {c.mlp, w}}, {"up_proj", {c.mlp, w}}}, kNoBias,
@@ -182,8 +186,8 @@ void walk_block(Walk& walk, GemmaBlock& b, const std::string& layer, const Gemma
 void walk_prefix(Walk& walk, Gemma& vlm, const GemmaConfig& c, bool whole) {
   vlm.blocks.resize(static_cast<size_t>(c.depth));
   for (size_t i = 0; i < vlm.blocks.size(); ++i)
-    walk_block(walk, vlm.blocks[i], fmt::format("{}layers.{}.", kLanguage, i), c, false,
-               !whole && i + 1 == vlm.blocks.size());
+    walk_block(walk, vlm.blocks[i], fmt::format("{}layers.{}.", kLanguage, i), c,
+               {.kv_only = !whole && i + 1 == vlm.blocks.size()});
   if (!whole) walk.use = Use::optional;
   walk.rms_norm(vlm.norm, kLanguage + "norm", c.width, false);
   walk.use = Use::inference;
@@ -196,7 +200,8 @@ void walk_prefix(Walk& walk, Gemma& vlm, const GemmaConfig& c, bool whole) {
 void walk_expert(Walk& walk, Gemma& expert, const GemmaConfig& c, bool adaptive) {
   expert.blocks.resize(static_cast<size_t>(c.depth));
   for (size_t i = 0; i < expert.blocks.size(); ++i)
-    walk_block(walk, expert.blocks[i], fmt::format("{}layers.{}.", kExpert, i), c, adaptive, false);
+    walk_block(walk, expert.blocks[i], fmt::format("{}layers.{}.", kExpert, i), c,
+               {.adaptive = adaptive});
   walk.rms_norm(expert.norm, kExpert + "norm", c.width, adaptive);
 }
 

@@ -75,6 +75,14 @@ struct Heads {
   int64_t query = 1, kv = 1, width = 1;  // query is a multiple of kv; width in columns
 };
 
+// Which keys the rows of an attention see. The rows of q, k and v fall into `segments` equal groups
+// that do not see each other; row r of a group sees the first keys[r] of its group. One entry alone
+// holds for every row.
+struct Visibility {
+  std::span<const int32_t> keys;
+  int64_t segments = 1;
+};
+
 struct Qkv {
   Tensor q, k, v;  // [rows, query * width], [rows, kv * width], [rows, kv * width]
 };
@@ -145,11 +153,9 @@ class Kernels {
   // of row r at first_position + r, or none.
   virtual Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
                   std::optional<int64_t> first_position) = 0;
-  // softmax(q kᵀ / sqrt(width)) v. The rows of q, k and v fall into `segments` equal groups that do
-  // not see each other; row r of a group sees the first visible[r] keys of its group. One entry
-  // alone holds for every row.
+  // softmax(q kᵀ / sqrt(width)) v over the keys that each row sees.
   virtual Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
-                           std::span<const int32_t> visible, int64_t segments) = 0;
+                           const Visibility& visible) = 0;
   virtual Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale) = 0;
   virtual Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) = 0;  // x + scale · y
   virtual Tensor multiply(const Tensor& x, const Tensor& y) = 0;

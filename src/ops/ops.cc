@@ -317,7 +317,8 @@ Qkv Ops::qkv(const Tensor& x, const Weight& w, const Heads& heads,
 }
 
 Tensor Ops::attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
-                      std::span<const int32_t> visible, int64_t segments) {
+                      const Visibility& visible) {
+  const auto& [keys, segments] = visible;
   ensure_matrix("attention", "q", q);
   ensure_same("attention", k, v);
   ensure(q.columns() == heads.query * heads.width && k.columns() == heads.kv * heads.width &&
@@ -327,22 +328,22 @@ Tensor Ops::attention(const Tensor& q, const Tensor& k, const Tensor& v, const H
   ensure(segments >= 1 && q.rows() % segments == 0 && k.rows() % segments == 0, Fault::internal,
          "[attention] {} and {} rows do not fall into {} equal segments", q.rows(), k.rows(),
          segments);
-  ensure(visible.size() == 1 || std::ssize(visible) == q.rows() / segments, Fault::internal,
-         "[attention] {} entries of visible for {} rows", visible.size(), q.rows() / segments);
+  ensure(keys.size() == 1 || std::ssize(keys) == q.rows() / segments, Fault::internal,
+         "[attention] {} entries of visible for {} rows", keys.size(), q.rows() / segments);
   int64_t seen = 0;
-  for (const int32_t n : visible) {
+  for (const int32_t n : keys) {
     ensure(n >= 1 && n <= k.rows() / segments, Fault::internal,
            "[attention] a row sees {} keys of {}", n, k.rows() / segments);
     seen += n;
   }
-  if (visible.size() == 1) seen *= q.rows() / segments;
+  if (keys.size() == 1) seen *= q.rows() / segments;
   return run(
       {Op::attention, q.rows(), k.rows(), q.columns(), heads.width},
       {4 * seen * segments * heads.query * heads.width,
        2 * float_bytes(q) + float_bytes(k) + float_bytes(v)},
       [&] { return to_string(q.shape()) + " on " + to_string(k.shape()); },
       [&](Kernels& kernels, bool, const auto& in, const auto& out) {
-        return out(kernels.attention(in(q), in(k), in(v), heads, visible, segments));
+        return out(kernels.attention(in(q), in(k), in(v), heads, visible));
       });
 }
 

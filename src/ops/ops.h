@@ -85,7 +85,7 @@ class Ops {
   Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
           std::optional<int64_t> first_position = {});
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
-                   std::span<const int32_t> visible, int64_t segments = 1);
+                   const Visibility& visible);
   Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale);
   Tensor add_scaled(const Tensor& x, const Tensor& y, float scale);
   Tensor multiply(const Tensor& x, const Tensor& y);

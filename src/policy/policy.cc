@@ -404,7 +404,7 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
               left->max_weight};
   const Tensor start = ops_.upload(drawn, chunk);
   const auto denoised = [&](auto inputs) {
-    return std::vector<Tensor>{denoise(ops_, model_, cache_, steps, inputs[0], guided)};
+    return std::vector<Tensor>{denoise(ops_, model_, cache_, steps, {inputs[0], guided})};
   };
   const Tensor actions = guided ? denoised(std::span(&start, 1))[0]
                                 : ops_.graph({"denoise", sizes}, std::span(&start, 1), denoised)[0];

@@ -86,10 +86,13 @@ std::optional<std::string> read_prompt(const Value& map, std::string_view key) {
   return value->array.text(0);
 }
 
-void read_camera(const Value& picture, const std::string& camera, const std::string& key,
-                 bool known, const ModelCard& card, Observation& out) {
+// A picture whose key is `prefix` and the name of its camera.
+void read_camera(const Value& picture, std::string_view prefix, const std::string& camera,
+                 const std::vector<std::string>& cameras, Observation& out) {
+  const std::string key = std::string(prefix) + camera;
+  const bool known = std::ranges::find(cameras, camera) != cameras.end();
   ensure(known, Fault::input, "'{}' is no camera of this policy; nearest: '{}'", escaped(key),
-         nearest(camera, card.cameras));
+         nearest(camera, cameras));
   out.images[camera] = read_picture(picture, key);
 }
 
@@ -99,10 +102,10 @@ void read_aloha(const Value& map, const ModelCard& card, Observation& out) {
   ensure(images.kind == Kind::map, Fault::input, "'images' is {}, expected {}", describe(images),
          wanted);
   const RobotFacts& robot = facts(Robot::aloha);
-  for (const msgpack::Entry& entry : images.map) {
-    const std::string camera(entry.key);
-    read_camera(entry.value, camera, "images/" + camera, robot.cameras.contains(camera), card, out);
-  }
+  std::vector<std::string> known;
+  for (const auto& [camera, slot] : robot.cameras) known.push_back(camera);
+  for (const msgpack::Entry& entry : images.map)
+    read_camera(entry.value, "images/", std::string(entry.key), known, out);
   for (const std::string& camera : robot.required_cameras)
     ensure(out.images.contains(camera), Fault::input,
            "'images' lacks '{}', which this robot needs; got {}", camera, keys_of(images));
@@ -141,20 +144,15 @@ void read_roboarena(const Value& map, Observation& out) {
 // lerobot's names, "observation.images.top" and "observation.state"; also a map "images" and
 // "state", so that a model with own camera names can be asked in openpi's shortest form.
 void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
-  const auto known = [&](const std::string& camera) {
-    return std::ranges::find(card.cameras, camera) != card.cameras.end();
-  };
   for (const msgpack::Entry& entry : map.map) {
-    const std::string key(entry.key);
-    if (!key.starts_with("observation.images.") && !key.starts_with("observation/images/"))
-      continue;
-    const std::string camera = key.substr(std::string_view("observation.images.").size());
-    read_camera(entry.value, camera, key, known(camera), card, out);
+    for (const std::string_view prefix : {"observation.images.", "observation/images/"})
+      if (entry.key.starts_with(prefix))
+        read_camera(entry.value, prefix, std::string(entry.key.substr(prefix.size())), card.cameras,
+                    out);
   }
   if (const Value* images = map.find("images")) {
     for (const msgpack::Entry& entry : images->map) {
-      const std::string camera(entry.key);
-      read_camera(entry.value, camera, "images/" + camera, known(camera), card, out);
+      read_camera(entry.value, "images/", std::string(entry.key), card.cameras, out);
     }
   }
   ensure(!out.images.empty(), Fault::input,

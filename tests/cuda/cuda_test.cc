@@ -111,7 +111,7 @@ struct Chain {
     for (int i = 0; i < 3; ++i) y = ops.linear(ops.gated_linear(y, up), down, {.residual = y});
     ops.write_rows(cache, ops.slice_rows(y, 0, 2), 4);
     const int32_t all[] = {8};
-    return ops.attention(y, cache, cache, {1, 1, 16}, all);
+    return ops.attention(y, cache, cache, {1, 1, 16}, {all});
   }
   std::vector<float> call(int seed, int64_t size = 4) {
     const Tensor x = ops.upload(values(4 * 16, seed), {4, 16});

@@ -8,10 +8,13 @@
 
 namespace tendon::cpu {
 
-struct AttentionShape {
-  int64_t rows = 0, keys = 0;  // per segment
-  int64_t segments = 1;
+// q and out [segments * rows, query * width], k and v [segments * keys, kv * width].
+struct AttentionCall {
+  const float *q, *k, *v;
+  float* out;
+  int64_t rows, keys;  // per segment
   Heads heads;
+  Visibility visible;
 };
 
 class Attention {
@@ -24,14 +27,13 @@ class Attention {
         macs_per_ns_(macs_per_ns),
         threads_(static_cast<size_t>(pool.threads())) {}
 
-  // q and out [segments * rows, query * width], k and v [segments * keys, kv * width].
-  void run(const float* q, const float* k, const float* v, const AttentionShape& shape,
-           std::span<const int32_t> visible, float* out);
+  void run(const AttentionCall& call);
 
  private:
   // K and V of one key/value head of one segment in panels, and how many words that takes.
   struct Packed {
     int64_t key_words, value_words, key_panels, value_panels;
+    explicit Packed(const AttentionCall& call, Form form);
     int64_t keys_size() const { return key_panels * kPanel * key_words; }
     int64_t values_size() const { return value_panels * kPanel * value_words; }
   };
@@ -40,18 +42,19 @@ class Attention {
     Scratch<float> scores, weights, sums;
   };
 
-  Packed packed_size(const AttentionShape& shape) const;
-  void pack_keys(const float* k, const AttentionShape& shape, const Packed& packed, int64_t head,
-                 int64_t panel, uint32_t* rows, uint32_t* to) const;
-  void pack_values(const float* v, const AttentionShape& shape, const Packed& packed, int64_t head,
-                   int64_t panel, uint32_t* to) const;
-  void score(const uint32_t* k, const Packed& packed, int64_t count, int64_t from, int64_t keys,
-             Workspace& work) const;
-  void add_values(const uint32_t* v, const Packed& packed, int64_t count, int64_t from,
-                  int64_t keys, const float* old, Workspace& work) const;
-  void attend(const float* q, const AttentionShape& shape, const Packed& packed, int64_t head,
-              int64_t first, int64_t count, std::span<const int32_t> visible, Workspace& work,
-              float* out) const;
+  // `count` queries of key/value head `head` with keys [from, from + keys).
+  struct Block {
+    int64_t head, count, from, keys;
+  };
+
+  void pack_keys(const AttentionCall& call, int64_t head, int64_t panel, uint32_t* rows,
+                 uint32_t* to) const;
+  void pack_values(const AttentionCall& call, int64_t head, int64_t panel, uint32_t* to) const;
+  void score(const Packed& packed, const Block& block, Workspace& work) const;
+  void add_values(const Packed& packed, const Block& block, const float* old,
+                  Workspace& work) const;
+  void attend(const AttentionCall& call, int64_t head, int64_t first, int64_t count,
+              Workspace& work) const;
 
   const SimdKernels& isa_;
   ThreadPool& pool_;

@@ -181,10 +181,10 @@ class CpuKernels final : public Kernels {
   }
 
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
-                   std::span<const int32_t> visible, int64_t segments) override {
+                   const Visibility& visible) override {
     Tensor out = make(q.rows(), q.columns());
-    const AttentionShape shape{q.rows() / segments, k.rows() / segments, segments, heads};
-    attention_.run(row(q, 0), row(k, 0), row(v, 0), shape, visible, row(out, 0));
+    attention_.run({row(q, 0), row(k, 0), row(v, 0), row(out, 0), q.rows() / visible.segments,
+                    k.rows() / visible.segments, heads, visible});
     return out;
   }
 

@@ -64,8 +64,8 @@ TENDON_INLINE void copy_words(const uint32_t* from, int64_t stride, int64_t rows
 // As tile_product of products.h, for rows of x in one or two registers. Nothing is fetched ahead:
 // the lines of the matrices take all that the level-1 cache can have under way.
 template <Form kForm, int kRowCount>
-void matrix_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
-                    float* c, bool add, const uint32_t* /*next*/) {
+void matrix_product(const TileProduct& product) {
+  const auto [tile, panel, half, words, c, add, next] = product;
   constexpr bool kLower = kRowCount > kTileRows;
   constexpr int64_t kSums = kPanel * 4, kX = kTileStride * 4;
   static constexpr TileConfig kConfig = config_of(kRowCount);

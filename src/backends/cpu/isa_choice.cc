@@ -49,8 +49,8 @@ class Probe {
     do {
       for (int64_t p = 0; p < kPanels; ++p, ++tiles) {
         const uint32_t* panel = panels_.peek() + p * kPanel * words_;
-        isa_.tiles[form_][rows_](tile_.peek(), panel, words_ * kHalf, words_, sums_.get(0), false,
-                                 panel);
+        isa_.tiles[form_][rows_](
+            {tile_.peek(), panel, words_ * kHalf, words_, sums_.get(0), false, panel});
       }
       took = thread_seconds() - begin;
     } while (took < seconds);

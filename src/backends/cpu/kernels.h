@@ -45,6 +45,29 @@ struct TileEpilogue {
   const int32_t* offset = nullptr;
 };
 
+// c [rows][32] (+)= tile · panel over `words`; `half` words lie between the halves of the panel;
+// for int8 c holds int32. Meanwhile 16 words per word are fetched from `next`, which must be mapped
+// memory.
+struct TileProduct {
+  const uint32_t *tile, *panel;
+  int64_t half, words;
+  float* c;
+  bool add;
+  const uint32_t* next;
+};
+
+// One key block of a tile's attention: scores [panels][rows][32] before scaling. Updates the
+// running maximum and sum of every row, and writes weights [rows][keys]; `old` receives the factor
+// by which what was summed so far shrinks. Row r sees visible[r] keys of this block. `keys` is a
+// multiple of kPanel; hidden scores are overwritten.
+struct SoftmaxBlock {
+  float* scores;
+  int64_t rows, keys;
+  const int32_t* visible;
+  float scale;
+  float *maximum, *sum, *old, *weights;
+};
+
 struct SimdKernels {
   const char* name;
   int tile_rows[kForms];
@@ -52,11 +75,7 @@ struct SimdKernels {
   bool biased_int8;        // tiles of int8 hold x + 128, see TileEpilogue::offset
   const char* int8_method;
 
-  // c [rows][32] (+)= tile · panel over `words`; `half` words lie between the halves of the panel;
-  // for int8 c holds int32. Meanwhile 16 words per word are fetched from `next`, which must be
-  // mapped memory.
-  using Tile = void (*)(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
-                        float* c, bool add, const uint32_t* next);
+  using Tile = void (*)(const TileProduct& product);
   const Tile* tiles[kForms];  // by rows, 1 to tile_rows
 
   // Part of a row of x into a row of a tile; int8: round(x · inverse). The last word is filled up.
@@ -68,12 +87,7 @@ struct SimdKernels {
   void (*interleave)(Form form, const float* low, const float* high, int64_t columns, uint32_t* to);
   void (*finish)(const float* c, int64_t rows, int64_t column, const TileEpilogue& to);
 
-  // One key block of a tile's attention: s [panels][rows][32] are scores before scaling. Updates
-  // the running maximum and sum of every row, and writes weights [rows][keys]; `old` receives the
-  // factor by which what was summed so far shrinks. Row r sees visible[r] keys of this block.
-  // `keys` is a multiple of kPanel; hidden scores are overwritten.
-  void (*softmax)(float* s, int64_t rows, int64_t keys, const int32_t* visible, float scale,
-                  float* maximum, float* sum, float* old, float* weights);
+  void (*softmax)(const SoftmaxBlock& block);
   void (*scale_row)(float* x, int64_t columns, float factor);
 
   void (*rms_norm)(const float* x, int64_t columns, const float* scale, const float* shift,

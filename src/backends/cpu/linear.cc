@@ -57,7 +57,9 @@ Products::Products(const SimdKernels& isa, ThreadPool& pool, int64_t macs_per_ns
       group_most_(largest_group()),
       sums_(static_cast<size_t>(pool.threads())) {}
 
-void Products::pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass) {
+void Products::pack(const float* x, const Product& product, const Pass& pass) {
+  const PackedWeight& w = product.w;
+  const int64_t rows = product.rows;
   constexpr int64_t kRows = 8;
   const int64_t inputs = pass.blocks.words * inputs_per_word(w.form);
   uint32_t* tiles = tiles_.get(0);
@@ -81,9 +83,9 @@ void Products::pack(const float* x, int64_t rows, const PackedWeight& w, const P
 
 // Panels [first, last) for all rows. A few blocks of words of these panels meet every tile before
 // the next ones begin; the sums of unfinished tiles wait in `sums`.
-void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
-                        int64_t last_panel, float* sums, const TileEpilogue& finish,
-                        std::span<const Part> parts) {
+void Products::multiply(const Product& product, const Pass& pass, int64_t panel, int64_t last_panel,
+                        float* sums) {
+  const auto& [w, rows, finish, parts] = product;
   const int form = static_cast<int>(w.form);
   const int64_t tile_rows = isa_.tile_rows[form];
   const Tiling tiling(rows, tile_rows);
@@ -113,7 +115,7 @@ void Products::multiply(const PackedWeight& w, int64_t rows, const Pass& pass, i
           if (side < 0) next = tile + count * kTileStride + (last_panel - 1 - p) * words * kHalf;
           if (side >= 0 && there < w.panels && next_from < w.words)
             next = w.panel(there) + side * half + next_from * kHalf;
-          isa_.tiles[form][count](tile, w.panel(p) + from * kHalf, half, words, c, b > 0, next);
+          isa_.tiles[form][count]({tile, w.panel(p) + from * kHalf, half, words, c, b > 0, next});
           if (!done) continue;
           here.row = first;
           here.y += first * here.stride;
@@ -146,15 +148,15 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Tile
   float* waiting = passes > 1 ? waiting_.get(w.panels * sums) : nullptr;
   // For every thread now: which of them gets a task first is chance.
   for (Scratch<float>& s : sums_) s.get(group * sums);
+  const Product product{w, rows, finish, parts};
   for (int64_t first = 0; first < blocks.count; first += per_pass) {
     const Pass pass{blocks, first, std::min(first + per_pass, blocks.count)};
-    pack(x, rows, w, pass);
+    pack(x, product, pass);
     const int64_t ns = rows * w.panels * kPanel * w.inputs / macs_per_ns_;
     pool_.run((w.panels + group - 1) / group, ns, [&](int64_t task, int thread) {
       const int64_t panel = task * group;
-      multiply(w, rows, pass, panel, std::min(panel + group, w.panels),
-               waiting ? waiting + panel * sums : sums_[static_cast<size_t>(thread)].get(0), finish,
-               parts);
+      multiply(product, pass, panel, std::min(panel + group, w.panels),
+               waiting ? waiting + panel * sums : sums_[static_cast<size_t>(thread)].get(0));
     });
   }
 }

@@ -59,10 +59,15 @@ class Products {
       return blocks.count <= kBlocksTogether && first == 0 && last == blocks.count;
     }
   };
-  void pack(const float* x, int64_t rows, const PackedWeight& w, const Pass& pass);
-  void multiply(const PackedWeight& w, int64_t rows, const Pass& pass, int64_t panel,
-                int64_t last_panel, float* sums, const TileEpilogue& finish,
-                std::span<const Part> parts);
+  struct Product {
+    const PackedWeight& w;
+    int64_t rows;
+    TileEpilogue finish;
+    std::span<const Part> parts;
+  };
+  void pack(const float* x, const Product& product, const Pass& pass);
+  void multiply(const Product& product, const Pass& pass, int64_t panel, int64_t last_panel,
+                float* sums);
 
   const SimdKernels& isa_;
   ThreadPool& pool_;

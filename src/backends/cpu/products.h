@@ -15,8 +15,8 @@ namespace {
 
 // Lanes of the accumulator: int32 for int8, float otherwise; the same bits move either way.
 template <class S, Form kForm, int kRowCount>
-void tile_product(const uint32_t* tile, const uint32_t* panel, int64_t half, int64_t words,
-                  float* c, bool add, const uint32_t* next) {
+void tile_product(const TileProduct& product) {
+  const auto [tile, panel, half, words, c, add, next] = product;
   using V = typename S::V;
   constexpr int kLanes = S::kLanes, kVectors = S::kVectors, kWords = S::tile_words(kForm);
   for (int first = 0; first < kPanel; first += kVectors * kLanes) {
@@ -194,10 +194,15 @@ TENDON_INLINE typename S::V sums(const float* c, int64_t column, float row_scale
          load<S>(to.column_scale + column);
 }
 
+struct Operands {  // of one row, from a column on; null: none
+  const float *bias, *gate, *residual;
+};
+
 // Columns [column, column + kLanes) of one row; pointers address full vectors.
 template <class S>
-TENDON_INLINE void finish_vector(typename S::V x, const float* bias, const float* gate,
-                                 const float* residual, TileActivation activation, float* y) {
+TENDON_INLINE void finish_vector(typename S::V x, const Operands& from, TileActivation activation,
+                                 float* y) {
+  const auto [bias, gate, residual] = from;
   if (bias) x += load<S>(bias);
   x = activated<S>(activation, x);
   if (gate) x *= load<S>(gate);
@@ -206,15 +211,17 @@ TENDON_INLINE void finish_vector(typename S::V x, const float* bias, const float
 }
 
 template <class S>
-TENDON_INLINE void finish_part(typename S::V x, int64_t part, const float* bias, const float* gate,
-                               const float* residual, TileActivation activation, float* y) {
+TENDON_INLINE void finish_part(typename S::V x, int64_t part, const Operands& from,
+                               TileActivation activation, float* y) {
+  const auto [bias, gate, residual] = from;
   float padded[4][S::kLanes] = {};
   const size_t bytes = static_cast<size_t>(part) * sizeof(float);
   if (bias) std::memcpy(padded[0], bias, bytes);
   if (gate) std::memcpy(padded[1], gate, bytes);
   if (residual) std::memcpy(padded[2], residual, bytes);
-  finish_vector<S>(x, bias ? padded[0] : nullptr, gate ? padded[1] : nullptr,
-                   residual ? padded[2] : nullptr, activation, padded[3]);
+  finish_vector<S>(
+      x, {bias ? padded[0] : nullptr, gate ? padded[1] : nullptr, residual ? padded[2] : nullptr},
+      activation, padded[3]);
   std::memcpy(y, padded[3], bytes);
 }
 
@@ -231,14 +238,13 @@ void finish(const float* c, int64_t rows, int64_t column, const TileEpilogue& to
       const int64_t at = first + i, left = to.columns - at;
       typename S::V x = sums<S>(c + i, column + i, row_scale, to);
       if (gated) x = gelu_tanh<S>(x) * sums<S>(c + kHalf + i, column + kHalf + i, row_scale, to);
-      const float* bias = to.bias ? to.bias + at : nullptr;
-      const float* gate = to.gate ? to.gate + at : nullptr;
-      const float* rest = residual ? residual + at : nullptr;
+      const Operands from{to.bias ? to.bias + at : nullptr, to.gate ? to.gate + at : nullptr,
+                          residual ? residual + at : nullptr};
       float* y = to.y + r * to.stride + at;
       if (left >= kLanes)
-        finish_vector<S>(x, bias, gate, rest, to.activation, y);
+        finish_vector<S>(x, from, to.activation, y);
       else
-        finish_part<S>(x, left, bias, gate, rest, to.activation, y);
+        finish_part<S>(x, left, from, to.activation, y);
     }
   }
 }

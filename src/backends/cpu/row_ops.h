@@ -96,8 +96,8 @@ inline void hide(float* s, int64_t rows, int64_t r, int64_t seen, int64_t keys) 
 }
 
 template <class S>
-void softmax(float* s, int64_t rows, int64_t keys, const int32_t* visible, float scale,
-             float* maximum, float* sum, float* old, float* weights) {
+void softmax(const SoftmaxBlock& block) {
+  const auto [s, rows, keys, visible, scale, maximum, sum, old, weights] = block;
   using V = typename S::V;
   constexpr int kLanes = S::kLanes;
   for (int64_t r = 0; r < rows; ++r) {

@@ -161,8 +161,9 @@ class CudaKernels final : public Kernels {
   }
 
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
-                   std::span<const int32_t> visible, int64_t segments) override {
+                   const Visibility& visible) override {
     Tensor out = make(q.rows(), q.columns());
+    const auto& [seen, segments] = visible;
     Attention a{.q = in(q),
                 .k = in(k),
                 .v = in(v),
@@ -173,10 +174,10 @@ class CudaKernels final : public Kernels {
                 .query = heads.query,
                 .kv = heads.kv,
                 .width = heads.width,
-                .all_see = visible[0]};
+                .all_see = seen[0]};
     Tensor each;
-    if (visible.size() > 1) {
-      each = upload_integers(visible);
+    if (seen.size() > 1) {
+      each = upload_integers(seen);
       a.each_sees = reinterpret_cast<const int32_t*>(data(each));
     }
     check(cuda::attention(device_.stream(), a), "attention");
@@ -187,18 +188,20 @@ class CudaKernels final : public Kernels {
     const Tensor rows = upload_integers(ids);
     const auto* id = reinterpret_cast<const int32_t*>(data(rows));
     Tensor y = make(std::ssize(ids), table.inputs);
-    const void* values = weight(table).matrix.data();
-    check(weight(table).bf16 ? cuda::embed(device_.stream(), static_cast<const Bf16*>(values), id,
-                                           scale, data(y), y.rows(), y.columns())
-                             : cuda::embed(device_.stream(), static_cast<const float*>(values), id,
-                                           scale, data(y), y.rows(), y.columns()),
+    check(cuda::embed(device_.stream(), {.table = weight(table).matrix.data(),
+                                         .bf16 = weight(table).bf16,
+                                         .ids = id,
+                                         .scale = scale,
+                                         .y = data(y),
+                                         .rows = y.rows(),
+                                         .columns = y.columns()}),
           "embed");
     return y;
   }
 
   Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
     Tensor out = make(x.rows(), x.columns());
-    check(cuda::add_scaled(device_.stream(), in(x), in(y), scale, data(out), x.shape().count()),
+    check(cuda::add_scaled(device_.stream(), {in(x), in(y), scale, data(out), x.shape().count()}),
           "add_scaled");
     return out;
   }

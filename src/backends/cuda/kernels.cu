@@ -207,17 +207,16 @@ cudaError_t launch_attention(cudaStream_t stream, const Attention& a) {
 constexpr int kWideLanes = 8, kWideColumns = kHeadWidthMax / kWideLanes;
 
 template <class Value>
-__global__ void embed_kernel(const Value* table, const int32_t* ids, float scale, float* y,
-                             int64_t rows, int64_t columns) {
+__global__ void embed_kernel(Embed e) {
   const int64_t i = thread_index();
-  if (i < rows * columns)
-    y[i] = scale * to_float(table[int64_t{ids[i / columns]} * columns + i % columns]);
+  if (i >= e.rows * e.columns) return;
+  const auto* row = static_cast<const Value*>(e.table) + e.ids[i / e.columns] * e.columns;
+  e.y[i] = e.scale * to_float(row[i % e.columns]);
 }
 
-__global__ void add_scaled_kernel(const float* x, const float* y, float scale, float* out,
-                                  int64_t count) {
+__global__ void add_scaled_kernel(AddScaled a) {
   const int64_t i = thread_index();
-  if (i < count) out[i] = x[i] + scale * y[i];
+  if (i < a.count) a.out[i] = a.x[i] + a.scale * a.y[i];
 }
 
 __global__ void multiply_kernel(const float* x, const float* y, float* out, int64_t count) {
@@ -266,21 +265,13 @@ cudaError_t attention(cudaStream_t stream, const Attention& a) {
                         : launch_attention<kWideLanes, kWideColumns>(stream, a);
 }
 
-cudaError_t embed(cudaStream_t stream, const float* table, const int32_t* ids, float scale,
-                  float* y, int64_t rows, int64_t columns) {
-  return launch(stream, blocks_for(rows * columns), kThreads, embed_kernel<float>, table, ids,
-                scale, y, rows, columns);
+cudaError_t embed(cudaStream_t stream, const Embed& e) {
+  return launch(stream, blocks_for(e.rows * e.columns), kThreads,
+                e.bf16 ? embed_kernel<Bf16> : embed_kernel<float>, e);
 }
 
-cudaError_t embed(cudaStream_t stream, const Bf16* table, const int32_t* ids, float scale, float* y,
-                  int64_t rows, int64_t columns) {
-  return launch(stream, blocks_for(rows * columns), kThreads, embed_kernel<Bf16>, table, ids, scale,
-                y, rows, columns);
-}
-
-cudaError_t add_scaled(cudaStream_t stream, const float* x, const float* y, float scale, float* out,
-                       int64_t count) {
-  return launch(stream, blocks_for(count), kThreads, add_scaled_kernel, x, y, scale, out, count);
+cudaError_t add_scaled(cudaStream_t stream, const AddScaled& a) {
+  return launch(stream, blocks_for(a.count), kThreads, add_scaled_kernel, a);
 }
 
 cudaError_t multiply(cudaStream_t stream, const float* x, const float* y, float* out,

@@ -61,14 +61,25 @@ struct Attention {
 };
 cudaError_t attention(cudaStream_t stream, const Attention& a);
 
-// y[r] = scale * table[ids[r]]
-cudaError_t embed(cudaStream_t stream, const float* table, const int32_t* ids, float scale,
-                  float* y, int64_t rows, int64_t columns);
-cudaError_t embed(cudaStream_t stream, const Bf16* table, const int32_t* ids, float scale, float* y,
-                  int64_t rows, int64_t columns);
+// y[r] = scale * table[ids[r]]; the table is bf16 or float.
+struct Embed {
+  const void* table = nullptr;
+  bool bf16 = false;
+  const int32_t* ids = nullptr;
+  float scale = 1;
+  float* y = nullptr;
+  int64_t rows = 0, columns = 0;
+};
+cudaError_t embed(cudaStream_t stream, const Embed& e);
 
-cudaError_t add_scaled(cudaStream_t stream, const float* x, const float* y, float scale, float* out,
-                       int64_t count);
+// out = x + scale * y
+struct AddScaled {
+  const float *x = nullptr, *y = nullptr;
+  float scale = 1;
+  float* out = nullptr;
+  int64_t count = 0;
+};
+cudaError_t add_scaled(cudaStream_t stream, const AddScaled& a);
 cudaError_t multiply(cudaStream_t stream, const float* x, const float* y, float* out,
                      int64_t count);
 

@@ -219,40 +219,46 @@ class ReferenceKernels final : public Kernels {
   }
 
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
-                   std::span<const int32_t> visible, int64_t segments) override {
+                   const Visibility& visible) override {
     Tensor out = make(q.rows(), q.columns());
+    const std::span<const int32_t> seen = visible.keys;
+    const int64_t segments = visible.segments;
     const int64_t rows = q.rows() / segments, keys = k.rows() / segments;
     const int64_t width = heads.width, share = heads.query / heads.kv;
-    const float scale = 1.f / std::sqrt(static_cast<float>(width));
     const int threads = q.rows() * keys * q.columns() < (1 << 20) ? 1 : threads_;
     parallel_for(q.rows(), threads, [&](int64_t first, int64_t last) {
       std::vector<float> weights(static_cast<size_t>(keys));
       for (int64_t r = first; r < last; ++r)
         for (int64_t h = 0; h < heads.query; ++h) {
-          const int64_t column = h / share * width, first_key = r / rows * keys;
-          const int64_t seen = visible[visible.size() == 1 ? 0 : static_cast<size_t>(r % rows)];
-          attend(row(q, r) + h * width, k, v, column, first_key, scale,
-                 std::span(weights).first(static_cast<size_t>(seen)), width,
-                 row(out, r) + h * width);
+          const int64_t key = r / rows * keys, column = h / share * width;
+          const int32_t count = seen[seen.size() == 1 ? 0 : static_cast<size_t>(r % rows)];
+          attend({row(q, r) + h * width, row(k, key) + column, row(v, key) + column, width,
+                  k.columns(), row(out, r) + h * width},
+                 std::span(weights).first(static_cast<size_t>(count)));
         }
     });
     return out;
   }
 
-  // One row of one head: softmax over weights.size() keys, largest score subtracted.
-  static void attend(const float* q, const Tensor& k, const Tensor& v, int64_t column,
-                     int64_t first_key, float scale, std::span<float> weights, int64_t width,
-                     float* out) {
+  struct HeadRow {  // of q and of the result; k and v: the first key's, `stride` from key to key
+    const float *q, *k, *v;
+    int64_t width, stride;
+    float* out;
+  };
+  // Softmax over weights.size() keys, largest score subtracted.
+  static void attend(const HeadRow& h, std::span<float> weights) {
+    const auto& [q, k, v, width, stride, out] = h;
+    const float scale = 1.f / std::sqrt(static_cast<float>(width));
     const int64_t seen = std::ssize(weights);
     for (int64_t j = 0; j < seen; ++j)
-      weights[static_cast<size_t>(j)] = scale * dot(q, row(k, first_key + j) + column, width);
+      weights[static_cast<size_t>(j)] = scale * dot(q, k + j * stride, width);
     const float largest = *std::ranges::max_element(weights);
     double sum = 0;
     for (float& w : weights) sum += w = std::exp(w - largest);
     std::fill_n(out, width, 0.f);
     for (int64_t j = 0; j < seen; ++j)
       for (int64_t c = 0; c < width; ++c)
-        out[c] += weights[static_cast<size_t>(j)] * row(v, first_key + j)[column + c];
+        out[c] += weights[static_cast<size_t>(j)] * v[j * stride + c];
     for (int64_t c = 0; c < width; ++c) out[c] *= static_cast<float>(1.0 / sum);
   }
 

@@ -137,12 +137,12 @@ class TtnnKernels final : public Kernels {
   }
 
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
-                   std::span<const int32_t> visible, int64_t segments) override {
+                   const Visibility& visible) override {
     const HeadColumns columns{heads.width};
     const TensorRef query = reshaper_.as_heads(q, heads.query, columns);
     const TensorRef keys = reshaper_.as_heads(k, heads.kv, columns);
     const TensorRef values = reshaper_.as_heads(v, heads.kv, columns);
-    const TensorRef mask = mask_of(q, k, query, keys, visible, segments);
+    const TensorRef mask = mask_of(q, k, {query, keys}, visible);
     const std::array operands{query, keys, values, mask};
     Request r{.call = Call::attention,
               .scalar = 1.f / std::sqrt(static_cast<float>(heads.width)),
@@ -357,8 +357,11 @@ class TtnnKernels final : public Kernels {
     cache.pieces.push_back({first, rows.rows(), buffer(rows).held});
   }
 
-  TensorRef mask_of(const Tensor& q, const Tensor& k, const TensorRef& query, const TensorRef& keys,
-                    std::span<const int32_t> visible, int64_t segments) {
+  // `held`: q and k on the device.
+  TensorRef mask_of(const Tensor& q, const Tensor& k, const std::pair<TensorRef, TensorRef>& held,
+                    const Visibility& visible) {
+    const auto& [query, keys] = held;
+    const auto& [seen, segments] = visible;
     const int64_t rows = query->dims()[2];
     const int64_t groups = query->dims()[0];
     std::vector<KeyPiece> pieces;
@@ -368,7 +371,7 @@ class TtnnKernels final : public Kernels {
       pieces.push_back({k.rows() / groups, keys->dims()[2]});
     ensure(groups == 1 || groups == segments, Fault::internal,
            "[ttnn] {} groups of rows and {} segments", groups, segments);
-    return constants_.mask({.visible = {visible.begin(), visible.end()},
+    return constants_.mask({.visible = {seen.begin(), seen.end()},
                             .segments = groups == 1 ? segments : 1,
                             .real_rows = q.rows() / groups,
                             .rows = rows,
