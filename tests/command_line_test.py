@@ -59,7 +59,7 @@ def edit_json(path, change):
 def usage():
     expect(0, "Subcommands", "-h")
     for verb in ("run", "demo", "inspect", "version", "bench", "coverage", "validate", "doctor",
-                 "replay"):
+                 "replay", "velocity"):
         expect(0, "--json", verb, "-h")
     expect(0, "tendon 0.", "version")
     expect(2, "a verb is needed")
@@ -182,6 +182,24 @@ def audits(scratch):
     expect(2, "is simulated", "bench", "demo", *fake, "--calls", "1", "--reference")
     expect(0, "say nothing about a chip", "bench", "demo", *fake, "--calls", "1")
     expect(0, "times as fast as the reference", "bench", "demo", "--calls", "1", "--reference")
+
+
+def velocities(scratch):
+    noisy, out = scratch / "noisy.json", scratch / "velocity.json"
+    code, _, error = tendon("velocity", "demo", "--noisy", "0,1")
+    count = re.search(r"have 2 values, expected \d+ \((\d+) rows of (\d+)\)", error)
+    check(code == 4 and count, f"a chunk of another size is refused: {error}")
+    rows, columns = map(int, count.groups())
+    noisy.write_text(json.dumps([[0.5] * columns] * rows))
+    code, shown, _ = tendon("velocity", "demo", "--noisy", noisy, "--t", "0.75", "--out", out,
+                            "--json")
+    result = json.loads(shown)
+    written = json.loads(out.read_text())["actions"]
+    check(code == 0 and result["t"] == 0.75 and result["velocity"] == written and
+          len(written) == rows and len(written[0]) == columns, "velocity writes what it prints")
+    expect(0, "root mean square", "velocity", "demo", "--noisy", noisy)
+    expect(4, "expected 0 (actions) to 1 (noise)", "velocity", "demo", "--noisy", noisy, "--t", "2")
+    expect(2, "--noisy is required", "velocity", "demo")
 
 
 def validations(scratch):
@@ -450,6 +468,7 @@ with tempfile.TemporaryDirectory() as folder:
     closes_the_loop(pathlib.Path(folder))
     audits(pathlib.Path(folder))
     validations(pathlib.Path(folder))
+    velocities(pathlib.Path(folder))
     doctor()
     missing_devices()
     bad_inputs(pathlib.Path(folder))

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,11 +37,20 @@ class Engine {
   // Fault::input for a bad observation; Fault::internal for actions that are not finite.
   Actions infer(const Observation& observation, const InferOptions& options = {});
 
+  // The model's velocity (noise - actions, by flow matching) at `noisy` [horizon, model
+  // action_dim], normalised actions at time t from 1 (noise) to 0 (actions); the same shape
+  // results. This is the network's one forward pass: infer() makes Euler steps along it.
+  // Fault::input as infer(), and for another size, for values that are not finite and for t outside
+  // of [0, 1].
+  std::vector<float> velocity(const Observation& observation, std::span<const float> noisy,
+                              double t);
+
   std::vector<std::string> cameras() const;       // names that Observation::images may use
   std::vector<std::string> action_names() const;  // one per action dimension
   int64_t state_dim() const;                      // values that Observation::state must have
   int64_t horizon() const;
-  int64_t steps() const;  // Euler steps unless InferOptions says otherwise
+  int64_t model_dim() const;  // columns of normalised actions, padding included
+  int64_t steps() const;      // Euler steps unless InferOptions says otherwise
   // Decisions taken while opening, one sentence each. What may make actions other than those of the
   // training begins with "warning: ".
   std::vector<std::string> notes() const;

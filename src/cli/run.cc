@@ -90,12 +90,7 @@ void run(RunOptions o) {
   ensure(o.sequence == "lerobot" || o.sequence == "openpi", Fault::usage,
          "--time-sequence {}: expected lerobot or openpi", o.sequence);
   o.infer.sequence = o.sequence == "openpi" ? TimeSequence::openpi : TimeSequence::lerobot;
-  if (!o.noise.empty()) {
-    const std::vector<double> noise = read_numbers(o.noise, "--noise");
-    o.infer.noise.assign(noise.size(), 0.f);
-    std::ranges::transform(noise, o.infer.noise.begin(),
-                           [](double v) { return static_cast<float>(v); });
-  }
+  if (!o.noise.empty()) o.infer.noise = read_floats(o.noise, "--noise");
   Engine engine = Engine::open(o.model, o.open);
   const Actions actions = engine.infer(observe(o.model, o.given, engine), o.infer);
   for (const std::string& warning : actions.warnings) fmt::print(stderr, "warning: {}\n", warning);

@@ -18,6 +18,7 @@ void add_doctor(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_serve(CLI::App& app);
 void add_validate(CLI::App& app);
+void add_velocity(CLI::App& app);
 void add_version(CLI::App& app);
 
 // MODEL, optional where `model` holds a default, and the options that decide how it is opened; both

@@ -239,20 +239,18 @@ std::vector<Modulation> modulations(Ops& ops, const GemmaNorm& norm, const Tenso
 
 }  // namespace
 
-Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence sequence) {
+std::vector<StepTables> step_tables(Ops& ops, const Model& m, std::span<const float> t,
+                                    TimeSequence sequence) {
   const Ops::Scope scope(ops, Module::common);
-  ensure(steps >= 1 && steps <= 1000, Fault::input, "{} denoising steps; 1 to 1000 make sense",
-         steps);
-  const int64_t width = m.config.expert.width;
-  const std::vector<float> t = times(steps, sequence);
-  std::vector<float> embeddings(static_cast<size_t>(steps * width));
+  const int64_t count = std::ssize(t), width = m.config.expert.width;
+  std::vector<float> embeddings(static_cast<size_t>(count * width));
   for (size_t k = 0; k < t.size(); ++k) {
     const auto row =
         std::span(embeddings).subspan(k * static_cast<size_t>(width), static_cast<size_t>(width));
     if (sequence == TimeSequence::lerobot) embed_time<double>(t[k], m.config, row);
     if (sequence == TimeSequence::openpi) embed_time<float>(t[k], m.config, row);
   }
-  const Tensor embedding = ops.upload(embeddings, {steps, width});
+  const Tensor embedding = ops.upload(embeddings, {count, width});
   Tensor mix, condition;
   if (m.config.pi05()) {
     const Epilogue silu{.activation = Activation::silu};
@@ -262,24 +260,31 @@ Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence seq
     mix = ops.linear(embedding, m.weights.action_time_mlp_in_time);
   }
 
-  Schedule schedule{.dt = static_cast<float>(-1.0 / static_cast<double>(steps))};
-  for (int64_t k = 0; k < steps; ++k) {
+  std::vector<StepTables> tables;
+  for (int64_t k = 0; k < count; ++k) {
     StepTables step{.time = t[static_cast<size_t>(k)],
                     .time_embedding = ops.slice_rows(embedding, k, k + 1)};
     if (mix) step.mix = ops.slice_rows(mix, k, k + 1);
     if (condition) step.condition = ops.slice_rows(condition, k, k + 1);
-    schedule.steps.push_back(std::move(step));
+    tables.push_back(std::move(step));
   }
   const auto spread = [&](const GemmaNorm& norm, const auto& place) {
-    const std::vector<Modulation> rows = modulations(ops, norm, condition, steps);
-    for (size_t k = 0; k < rows.size(); ++k) place(schedule.steps[k], rows[k]);
+    const std::vector<Modulation> rows = modulations(ops, norm, condition, count);
+    for (size_t k = 0; k < rows.size(); ++k) place(tables[k], rows[k]);
   };
   for (const GemmaBlock& block : m.weights.expert.blocks) {
     spread(block.norm1, [](StepTables& s, const Modulation& row) { s.attention.push_back(row); });
     spread(block.norm2, [](StepTables& s, const Modulation& row) { s.mlp.push_back(row); });
   }
   spread(m.weights.expert.norm, [](StepTables& s, const Modulation& row) { s.final = row; });
-  return schedule;
+  return tables;
+}
+
+Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence sequence) {
+  ensure(steps >= 1 && steps <= 1000, Fault::input, "{} denoising steps; 1 to 1000 make sense",
+         steps);
+  return {step_tables(ops, m, times(steps, sequence), sequence),
+          static_cast<float>(-1.0 / static_cast<double>(steps))};
 }
 
 }  // namespace tendon

@@ -101,6 +101,9 @@ Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in);
 void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache);
 void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache);
 
+// What depends on each of these times, in [0, 1], alone. `sequence` decides the arithmetic.
+std::vector<StepTables> step_tables(Ops& ops, const Model& m, std::span<const float> times,
+                                    TimeSequence sequence);
 Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence sequence);
 
 // One velocity evaluation: actions [horizon, action_dim] -> velocity [horizon, action_dim].

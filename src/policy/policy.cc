@@ -359,28 +359,11 @@ void set_tensors(KvCache& cache, const std::vector<Tensor>& all) {
 
 }  // namespace
 
-Actions Policy::infer(const Observation& observation, const InferOptions& options) {
-  StopWatch total, watch;
-  Actions out{.horizon = model_.config.horizon,
-              .dim = spec_.action_dim,
-              .model_dim = model_.config.action_dim};
-  Prepared p = preprocess(observation);
-  const std::vector<float> drawn = noise(options);
-  const std::optional<Leftover> left = leftover(options, p);
-  const Schedule& steps = schedule(options);
-  WorkMeter meter(ops_.coverage());
-  out.times.preprocess_ms = watch.lap_ms();
-
-  // Three bodies that a backend may record and replay.
-  const Inputs& in = p.inputs;
+// Fills the cache. Vision and prefill, like denoising, are bodies that a backend may record and
+// replay; `sizes` is the same for all of a call.
+void Policy::read_prefix(const Inputs& in, const std::array<int64_t, 4>& sizes, const Stage& stage,
+                         Actions& out) {
   const Tensor language = embed_language(ops_, model_, in.prompt);
-  const std::array<int64_t, 4> sizes{in.images, std::ssize(in.prompt), std::ssize(steps.steps),
-                                     static_cast<int64_t>(options.sequence)};
-  const auto stage = [&](double& ms, int64_t& flops, int64_t& bytes) {
-    ops_.synchronize();
-    ms = watch.lap_ms();
-    meter.lap(flops, bytes);
-  };
   const auto seen = [&](auto inputs) {
     return std::vector<Tensor>{embed_images(ops_, model_, inputs[0], in.images)};
   };
@@ -395,6 +378,48 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
   });
   set_tensors(cache_, filled);
   stage(out.times.prefill_ms, out.work.prefill_flops, out.work.prefill_bytes);
+}
+
+std::vector<float> Policy::velocity(const Observation& observation, std::span<const float> noisy,
+                                    double t) {
+  const Config& c = model_.config;
+  ensure(std::ssize(noisy) == c.horizon * c.action_dim, Fault::input,
+         "the noisy actions have {} values, expected {} ({} rows of {})", noisy.size(),
+         c.horizon * c.action_dim, c.horizon, c.action_dim);
+  for (const float v : noisy)
+    ensure(std::isfinite(v), Fault::input, "the noisy actions contain {}, expected finite numbers",
+           v);
+  ensure(t >= 0 && t <= 1, Fault::input, "t is {}, expected 0 (actions) to 1 (noise)", t);
+  const Inputs in = preprocess(observation).inputs;
+  Actions times_of_nobody;
+  read_prefix(in, {in.images, std::ssize(in.prompt)}, [](auto&...) {}, times_of_nobody);
+  const float time[] = {static_cast<float>(t)};
+  const StepTables step = step_tables(ops_, model_, time, TimeSequence::lerobot)[0];
+  const Tensor x = ops_.upload(noisy, {c.horizon, c.action_dim});
+  return ops_.download(tendon::velocity(ops_, model_, cache_, step, x));
+}
+
+Actions Policy::infer(const Observation& observation, const InferOptions& options) {
+  StopWatch total, watch;
+  Actions out{.horizon = model_.config.horizon,
+              .dim = spec_.action_dim,
+              .model_dim = model_.config.action_dim};
+  Prepared p = preprocess(observation);
+  const std::vector<float> drawn = noise(options);
+  const std::optional<Leftover> left = leftover(options, p);
+  const Schedule& steps = schedule(options);
+  WorkMeter meter(ops_.coverage());
+  out.times.preprocess_ms = watch.lap_ms();
+
+  const Stage stage = [&](double& ms, int64_t& flops, int64_t& bytes) {
+    ops_.synchronize();
+    ms = watch.lap_ms();
+    meter.lap(flops, bytes);
+  };
+  const std::array<int64_t, 4> sizes{p.inputs.images, std::ssize(p.inputs.prompt),
+                                     std::ssize(steps.steps),
+                                     static_cast<int64_t>(options.sequence)};
+  read_prefix(p.inputs, sizes, stage, out);
 
   // Uploaded only now: a replay may use the memory of whatever came after it was recorded.
   const Shape chunk{out.horizon, out.model_dim};

@@ -1,6 +1,8 @@
 // Observation in, action chunk out: the five calls of the engine in a row.
 #pragma once
 
+#include <array>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -53,6 +55,11 @@ class Policy {
   // for actions that are not finite.
   Actions infer(const Observation& observation, const InferOptions& options = {});
 
+  // The network's velocity at noisy actions [horizon, model action_dim], normalised, at time t in
+  // [0, 1] (1: noise): the same shape. Throws Error(Fault::input) as infer() does, and for another
+  // size, for what is not finite and for t outside of [0, 1].
+  std::vector<float> velocity(const Observation& observation, std::span<const float> noisy, double t);
+
   // What infer() passes to the network; the errors of infer() for a bad observation.
   Inputs inputs(const Observation& observation) { return preprocess(observation).inputs; }
 
@@ -84,6 +91,9 @@ class Policy {
   std::vector<float> noise(const InferOptions& options) const;
   std::optional<Leftover> leftover(const InferOptions& options, const Prepared& p) const;
   const Schedule& schedule(const InferOptions& options);
+  using Stage = std::function<void(double& ms, int64_t& flops, int64_t& bytes)>;  // it has ended
+  void read_prefix(const Inputs& in, const std::array<int64_t, 4>& sizes, const Stage& stage,
+                   Actions& out);
 
   Ops& ops_;
   Model model_;

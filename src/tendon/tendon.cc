@@ -110,6 +110,11 @@ Actions Engine::infer(const Observation& observation, const InferOptions& option
   return parts_->policy->infer(observation, options);
 }
 
+std::vector<float> Engine::velocity(const Observation& observation, std::span<const float> noisy,
+                                    double t) {
+  return parts_->policy->velocity(observation, noisy, t);
+}
+
 std::vector<std::string> Engine::cameras() const { return robot_cameras(parts_->policy->spec()); }
 
 std::vector<std::string> Engine::action_names() const {
@@ -118,6 +123,7 @@ std::vector<std::string> Engine::action_names() const {
 
 int64_t Engine::state_dim() const { return parts_->policy->spec().state_dim; }
 int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
+int64_t Engine::model_dim() const { return parts_->policy->config().action_dim; }
 int64_t Engine::steps() const { return parts_->policy->config().num_steps; }
 std::vector<std::string> Engine::notes() const { return parts_->notes; }
 std::string Engine::backend() const { return std::string(parts_->kernels->name()); }
