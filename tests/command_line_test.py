@@ -172,6 +172,25 @@ def audits(scratch):
     expect(1, f"+ {norms}", "coverage", "demo", *fake, "--expect", wanted)
     expect(0, "suffix", "coverage", "demo", *fake, "--host-modules", "suffix,prefix")
     expect(2, "nearest: 'suffix'", "coverage", "demo", *fake, "--host-modules", "sufix")
+    for model in ("demo:pi0", "demo:pi05"):
+        host = json.loads(tendon("coverage", model, *fake, "--host-modules", "all", "--warm-up",
+                                 "0", "--json")[1])["total"]
+        check(host["device"] == 0 and host["host"] > 250, f"all modules on the host: {host}")
+    against = json.loads(tendon("coverage", "demo", *fake, "--warm-up", "0", "--against",
+                                "host:suffix,prefix", "--json")[1])
+    suffix, moved = (against["after"]["by_module"]["suffix"][k] for k in
+                     ("device_share", "bytes_moved"))
+    check(suffix == {"before": 1, "after": 0} and moved["before"] == 0 < moved["after"] and
+          against["after"]["by_module"]["siglip"]["device_share"]["after"] == 1,
+          f"before stands beside after: {suffix} {moved}")
+    expect(0, "against cpu: cpu (", "coverage", "demo", *fake, "--warm-up", "0", "--against", "cpu")
+    ranking = json.loads(tendon("coverage", "demo", *fake, "--warm-up", "0", "--against",
+                                "host:each", "--json")[1])["ranking"]
+    check([r["bytes"] for r in ranking] == sorted((r["bytes"] for r in ranking), reverse=True) and
+          {"vlm", "siglip", "expert", "suffix"} <= {r["module"] for r in ranking},
+          f"modules are ranked by what moving them costs: {ranking}")
+    expect(0, "more ms", "coverage", "demo", "--against", "host:each")
+    expect(2, "name modules", "coverage", "demo", "--against", "host:")
     code, out, _ = tendon("bench", "demo", *fake, "--calls", "1", "--json")
     result = json.loads(out)
     speeds = re.findall('"[a-z_]*(?:per_s|gflops|utilisation|fraction|forward|speed|seconds)":'

@@ -3,6 +3,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <functional>
+#include <sstream>
+
 #include "cli/chunk_files.h"
 #include "cli/observation.h"
 #include "cli/report.h"
@@ -13,7 +17,7 @@ namespace tendon::cli {
 namespace {
 
 struct CoverageOptions {
-  std::string model = "demo", expect, write;
+  std::string model = "demo", expect, write, against;
   OpenOptions open;
   InferOptions infer;
   GivenObservation given;
@@ -110,20 +114,127 @@ std::string coverage_text(const Json& json, bool layers) {
              json);
 }
 
-void coverage(CoverageOptions o) {
-  if (!o.open.host_modules.empty() && o.open.fallback.empty()) o.open.fallback = "reference";
-  Engine engine = Engine::open(o.model, o.open);
+// One engine, opened so, and its audited call.
+struct Audited {
+  Json json;
+  std::string expectation;
+};
+
+Audited audited(const CoverageOptions& o, OpenOptions open) {
+  if (!open.host_modules.empty() && open.fallback.empty()) open.fallback = "reference";
+  Engine engine = Engine::open(o.model, open);
   const Observation observation = observe(o.model, o.given, engine, true);
-  ensure(o.warm_up >= 0, Fault::usage, "--warm-up {}: at least 0", o.warm_up);
   Actions last;
   const Audit audit = audit_call(OpenedEngine::of(engine), observation, o.infer, o.warm_up, &last);
-  const Json json = to_json(o, engine, audit, last);
-  print_report(o.json, json, coverage_text(json, o.layers));
-  const std::string found = expectation(audit);
+  return {to_json(o, engine, audit, last), expectation(audit)};
+}
+
+int64_t bytes_moved(const Json& sum) {
+  return sum.at("bytes_up").get<int64_t>() + sum.at("bytes_down").get<int64_t>();
+}
+
+// Of a class, a module or all: before beside after.
+Json beside(const Json& before, const Json& after) {
+  Json row;
+  for (const char* key : {"device_share", "ms", "uploads", "downloads"})
+    row[key] = {{"before", before.at(key)}, {"after", after.at(key)}};
+  row["bytes_moved"] = {{"before", bytes_moved(before)}, {"after", bytes_moved(after)}};
+  return row;
+}
+
+Json beside_json(const Json& before, const Json& after) {
+  Json json{{"backend", after.at("backend")},
+            {"method", after.at("method")},
+            {"transfers_between_steps", after.at("transfers_between_steps")},
+            {"total", beside(before.at("total"), after.at("total"))}};
+  for (const char* parts : {"by_class", "by_module"})
+    for (const auto& [name, sum] : before.at(parts).items())
+      json[parts][name] = beside(sum, after.at(parts).at(name));
+  return json;
+}
+
+// What each module costs on the host: the dearest first, by time where there is one, else by bytes.
+Json ranking(const CoverageOptions& o, const Json& before) {
+  const Json& total = before.at("total");
+  std::vector<Json> rows;
+  for (const auto& [module, sum] : before.at("by_module").items()) {
+    if (sum.at("calls") == 0) continue;
+    OpenOptions open = o.open;
+    open.host_modules = {module};
+    const Json after = audited(o, open).json.at("total");
+    Json row{{"module", module},
+             {"device_share", after.at("device_share")},
+             {"transfers",
+              after.at("uploads").get<int64_t>() + after.at("downloads").get<int64_t>() -
+                  total.at("uploads").get<int64_t>() - total.at("downloads").get<int64_t>()},
+             {"bytes", bytes_moved(after) - bytes_moved(total)},
+             {"ms", Json()}};
+    if (!after.at("ms").is_null() && !total.at("ms").is_null())
+      row["ms"] = after.at("ms").get<double>() - total.at("ms").get<double>();
+    rows.push_back(std::move(row));
+  }
+  std::ranges::sort(rows, std::greater{}, [](const Json& row) {
+    return std::pair(row.at("ms").is_null() ? 0. : row.at("ms").get<double>(),
+                     row.at("bytes").get<int64_t>());
+  });
+  return rows;
+}
+
+std::string against_text(const Json& json) {
+  if (json.contains("ranking"))
+    return "\n" + table(
+                      "on the host {module} | on device {device_share:.1%} | more ms {ms:.3f} | "
+                      "more transfers {transfers:d} | more kB moved {bytes:.1k}",
+                      json.at("ranking"));
+  const std::string columns =
+      " {} | on device {device_share/before:.1%} | after {device_share/after:.1%} | ms "
+      "{ms/before:.3f} | after {ms/after:.3f} | up {uploads/before:d} | after {uploads/after:d} | "
+      "down {downloads/before:d} | after {downloads/after:d} | kB moved {bytes_moved/before:.1k} | "
+      "after {bytes_moved/after:.1k}";
+  const Json& after = json.at("after");
+  Json classes = after.at("by_class");
+  classes["all"] = after.at("total");
+  return lines(
+             "\nagainst {against}: {after/backend} ({after/method}), between denoising steps "
+             "{after/transfers_between_steps}\n",
+             json) +
+         table("op class" + columns, classes) + "\n" +
+         table("module" + columns, after.at("by_module"));
+}
+
+// "host:MODULE,...", "host:each", or another backend.
+void add_comparison(const CoverageOptions& o, Json& json) {
+  json["against"] = o.against;
+  if (o.against == "host:each") {
+    json["ranking"] = ranking(o, json);
+    return;
+  }
+  OpenOptions open = o.open;
+  if (o.against.starts_with("host:")) {
+    open.host_modules.clear();
+    std::istringstream modules(o.against.substr(5));
+    for (std::string module; std::getline(modules, module, ',');)
+      open.host_modules.push_back(module);
+    ensure(!open.host_modules.empty(), Fault::usage,
+           "--against {}: name modules, such as host:suffix,siglip, or host:each", o.against);
+  } else {
+    open.backend = o.against;
+    open.device.clear();
+    open.host_modules.clear();
+  }
+  json["after"] = beside_json(json, audited(o, open).json);
+}
+
+void coverage(const CoverageOptions& o) {
+  ensure(o.warm_up >= 0, Fault::usage, "--warm-up {}: at least 0", o.warm_up);
+  auto [json, found] = audited(o, o.open);
+  if (!o.against.empty()) add_comparison(o, json);
+  print_report(o.json, json,
+               coverage_text(json, o.layers) + (o.against.empty() ? "" : against_text(json)));
   if (!o.write.empty())
     write_file(o.write, fmt::format("# module, call, place, times: tendon coverage {} --backend {}"
                                     "\n{}",
-                                    o.model, engine.backend(), found));
+                                    o.model, json.at("backend").get<std::string>(), found));
   if (o.expect.empty()) return;
   const std::string changed = difference(read_text(o.expect, "--expect"), found);
   ensure(changed.empty(), Fault::verdict,
@@ -142,12 +253,16 @@ void add_coverage(CLI::App& app) {
   add_observation_options(*verb, o->given);
   verb->add_option("--fallback", o->open.fallback,
                    "reference: ops that the backend lacks run there and are counted");
-  verb->add_option("--host-modules", o->open.host_modules,
-                   "modules that run on the host whatever the backend has, such as suffix,prefix")
+  verb->add_option(
+          "--host-modules", o->open.host_modules,
+          "modules that run on the host whatever the backend has, such as suffix,prefix; or all")
       ->delimiter(',');
   verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
   verb->add_option("--warm-up", o->warm_up, "calls before the audited one; default 2");
   verb->add_flag("--layers", o->layers, "a row per layer, too");
+  verb->add_option("--against", o->against,
+                   "before beside after: host:suffix,siglip (these on the host), host:each (the "
+                   "modules ranked by what that costs), or another backend");
   verb->add_option("--expect", o->expect,
                    "compare with FILE (tests/coverage/BACKEND.txt); exit 1 when it differs");
   verb->add_option("--write-expectation", o->write, "write such a FILE");

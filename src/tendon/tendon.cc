@@ -74,7 +74,10 @@ OpenedEngine::OpenedEngine(const OpenOptions& o)
       fallback(o.fallback.empty() ? nullptr : make_reference_backend({.threads = o.threads})),
       ops(*kernels, fallback.get()) {
   std::vector<Module> modules;
-  for (const std::string& name : o.host_modules) modules.push_back(module_named(name));
+  for (const std::string& name : o.host_modules)
+    for (int m = 0; m < kModuleCount; ++m)
+      if (name == "all" || module_named(name) == static_cast<Module>(m))
+        modules.push_back(static_cast<Module>(m));
   ops.keep_on_host(modules);
 }
 
