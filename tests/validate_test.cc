@@ -100,6 +100,27 @@ TEST(Validation, of_other_weights_fails_wherever_a_weight_decides) {
   }
 }
 
+TEST(Validation, of_all_layers_has_a_row_for_what_each_of_their_ops_made) {
+  const auto engine = open_engine("synthetic:pi0-small", {.precision = "f32"});
+  const Validation v = validate_modules(*engine, *engine, observation_of("synthetic:pi0-small"),
+                                        {.all_layers = true});
+  const Config& c = engine->policy->config();
+  const auto row = [&](const std::string& name) {
+    EXPECT_TRUE(std::ranges::find(v.checks, name, &ModuleCheck::module) != v.checks.end()) << name;
+  };
+  for (int64_t l = 0; l < c.vision.depth; ++l)
+    for (const char* op : {"norm1", "sdpa", "attention", "norm2", "mlp"})
+      row(fmt::format("siglip.layer.{}.{}", l, op));
+  for (const auto& [tower, depth] : {std::pair{"vlm", c.vlm.depth - 1},  // its last one is K and V
+                                     {"step.0.expert", c.expert.depth}})
+    for (int64_t l = 0; l < depth; ++l)
+      for (const char* op :
+           {"norm1", "q", "k", "v", "query", "key", "value", "sdpa", "attention", "norm2", "mlp"})
+        row(fmt::format("{}.layer.{}.{}", tower, l, op));
+  for (const char* name : {"siglip.projector", "step.0.denoise.actions", "prefix.language"})
+    row(name);
+}
+
 TEST(Validation, reports_both_gates_and_the_one_that_failed) {
   const std::vector<float> expected = {1, -2, 3}, doubled = {2, -4, 6};
   const Validation v{.checks = {judge("velocity", Bounds::of_noise(.25), doubled, expected)}};

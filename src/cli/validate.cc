@@ -19,7 +19,7 @@ struct ValidateOptions {
   std::vector<std::string> observations;
   OpenOptions open;
   GivenObservation given;
-  bool health_only = false, json = false;
+  bool health_only = false, all_layers = false, json = false;
 };
 
 std::string_view word(Finding::Level level) {
@@ -82,7 +82,7 @@ Validation compare_modules(const ValidateOptions& o) {
   Engine reference = Engine::open(o.model, plain);
   const Observation observation = observe(o.model, o.given, reference, true);
   Validation v = validate_modules(OpenedEngine::of(tested), OpenedEngine::of(reference),
-                                  observation, o.module);
+                                  observation, {o.module, o.all_layers});
   v.model = o.model;
   return v;
 }
@@ -115,7 +115,8 @@ void add_validate(CLI::App& app) {
   add_model_options(*verb, o->model, o->open);
   add_observation_options(*verb, o->given);
   verb->add_option("--module", o->module,
-                   "only modules whose name begins with it: siglip, gemma_2b");
+                   "only modules whose name begins with it: siglip, vlm.layer.0.mlp");
+  verb->add_flag("--all-layers", o->all_layers, "not only the first and the last of each tower");
   verb->add_flag("--health-only", o->health_only, "do not run the model");
   verb->add_option("--observations", o->observations,
                    "recorded observations (JSON) whose states should lie in the statistics");

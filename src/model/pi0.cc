@@ -19,7 +19,7 @@ Tensor vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Te
   const int32_t visible[] = {static_cast<int32_t>(x.rows() / images)};  // a whole image
   const Tensor n = ops.tap("norm1", ops.layer_norm(x, w.norm1.scale, w.norm1.shift));
   const Qkv qkv = ops.qkv(n, w.qkv, heads);  // 3 x [images * tokens, width]
-  const Tensor a = ops.attention(qkv.q, qkv.k, qkv.v, heads, {visible, images});
+  const Tensor a = ops.tap("sdpa", ops.attention(qkv.q, qkv.k, qkv.v, heads, {visible, images}));
   const Tensor h = ops.linear("attention", a, w.output, {.residual = x});
   const Tensor m = ops.tap("norm2", ops.layer_norm(h, w.norm2.scale, w.norm2.shift));
   const Tensor up = ops.linear(m, w.up, {.activation = Activation::gelu_tanh});  // [.., mlp]
@@ -40,9 +40,10 @@ Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Tensor& x, LayerKv& kv,
   const int32_t visible[] = {static_cast<int32_t>(in.first + x.rows())};
   const Tensor n = ops.tap("norm1", ops.rms_norm(x, in.attention.scale, in.attention.shift));
   const Qkv qkv = ops.qkv_tapped(n, w.qkv, in.heads, in.first);  // q [rows, heads * head_dim]
-  ops.write_rows(kv.keys, ops.tap("key", qkv.k), in.first);      // k, v [rows, kv * head_dim]
+  ops.tap("query", qkv.q);
+  ops.write_rows(kv.keys, ops.tap("key", qkv.k), in.first);  // k, v [rows, kv * head_dim]
   ops.write_rows(kv.values, ops.tap("value", qkv.v), in.first);
-  const Tensor a = ops.attention(qkv.q, kv.keys, kv.values, in.heads, {visible});
+  const Tensor a = ops.tap("sdpa", ops.attention(qkv.q, kv.keys, kv.values, in.heads, {visible}));
   const Epilogue attended{.residual = x, .gate = in.attention.gate};
   const Tensor h = ops.linear("attention", a, w.output, attended);
   const Tensor m = ops.tap("norm2", ops.rms_norm(h, in.mlp.scale, in.mlp.shift));

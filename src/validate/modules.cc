@@ -50,10 +50,10 @@ Values run(OpenedEngine& engine, const Observation& observation, const Tap& tap)
 
 // Compared are the prefix, the state token and the first Euler step, of each tower the first and
 // the last layers (the VLM's very last one has keys and values alone).
-bool is_compared(const std::string& name, const Config& config) {
+bool is_compared(const std::string& name, const Config& config, bool all_layers) {
   if (name.starts_with("step.") && !name.starts_with("step.0.")) return false;
   const size_t at = name.find(".layer.");
-  if (at == std::string::npos) return true;
+  if (at == std::string::npos || all_layers) return true;
   const int64_t layer = std::stoll(name.substr(at + std::strlen(".layer.")));
   const int64_t depth = name.starts_with("siglip") ? config.vision.depth : config.vlm.depth;
   return layer == 0 || layer >= depth - 2;
@@ -66,9 +66,9 @@ bool is_layer(const std::string& name) {
          name.find('.', at + std::strlen(".layer.")) == std::string::npos;
 }
 
-// Keys and values may lie in a cache's own layout: another tensor cannot take their place.
+// Queries, keys and values may lie in a layout of heads: another tensor cannot take their place.
 bool is_replaced(const std::string& name) {
-  return !name.ends_with(".key") && !name.ends_with(".value");
+  return !name.ends_with(".query") && !name.ends_with(".key") && !name.ends_with(".value");
 }
 
 }  // namespace
@@ -84,11 +84,14 @@ ModuleCheck judge(const std::string& module, const Bounds& gate, std::span<const
 }
 
 Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
-                            const Observation& observation, const std::string& only) {
+                            const Observation& observation, const ModuleChoice& choice) {
   const Config& config = reference.policy->config();
+  const auto compared = [&](const std::string& name) {
+    return is_compared(name, config, choice.all_layers);
+  };
   std::map<std::string, Values> expected;
   const Values actions = run(reference, observation, [&](const std::string& name, const Tensor& x) {
-    if (is_layer(name) || is_compared(name, config)) expected[name] = reference.ops.download(x);
+    if (is_layer(name) || compared(name)) expected[name] = reference.ops.download(x);
     return x;
   });
 
@@ -98,14 +101,14 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
   std::vector<std::string> names;
   const auto check = [&](const std::string& name, const Values& got, const Values& is) {
     names.push_back(name);
-    if (name.starts_with(only))
+    if (name.starts_with(choice.only))
       v.checks.push_back(judge(name, gate_of(name).in(v.precision), got, is));
   };
   // Whatever is computed from a tensor begins with the reference's: errors do not add up.
   run(tested, observation, [&](const std::string& name, const Tensor& x) {
     const auto found = expected.find(name);
     if (found == expected.end()) return x;
-    if (is_compared(name, config)) check(name, tested.ops.download(x), found->second);
+    if (compared(name)) check(name, tested.ops.download(x), found->second);
     return is_replaced(name) ? tested.ops.upload(found->second, x.shape()) : x;
   });
   // Then all at once, where they do.
@@ -121,8 +124,8 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
     return x;
   });
   check("end_to_end.actions", got, actions);
-  ensure(!v.checks.empty(), Fault::usage, "no module '{}'; nearest: '{}'", only,
-         nearest(only, names));
+  ensure(!v.checks.empty(), Fault::usage, "no module '{}'; nearest: '{}'", choice.only,
+         nearest(choice.only, names));
   return v;
 }
 

@@ -33,11 +33,15 @@ struct Validation {
 ModuleCheck judge(const std::string& module, const Bounds& gate, std::span<const float> got,
                   std::span<const float> expected);
 
-// Both engines hold the same model. `only`: modules whose name begins with it; empty: all. Throws
-// Error(Fault::usage) with the nearest name when there is none, Error(Fault::input) for a bad
-// observation.
+struct ModuleChoice {
+  std::string only;         // modules whose name begins with it; empty: all
+  bool all_layers = false;  // else the first and the last of each tower
+};
+
+// Both engines hold the same model. Throws Error(Fault::usage) with the nearest name when there is
+// no such module, Error(Fault::input) for a bad observation.
 Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
-                            const Observation& observation, const std::string& only = {});
+                            const Observation& observation, const ModuleChoice& choice = {});
 
 // One self-contained HTML page with a picture per module.
 std::string html_report(const Validation& validation, const std::string& heading);
