@@ -66,6 +66,10 @@ def usage():
     expect(2, "nearest: 'inspect'", "inspct")
     expect(2, "nearest: '--prompt'", "run", "demo", "--promt", "x")
     expect(2, "nearest: 'reference'", "run", "demo", "--backend", "referense")
+    for device, backends in (((), ("cpu", "cuda")), (("--device", "fake"), ("ttnn",))):
+        found = json.loads(tendon("run", "demo", "--backend", "auto", *device, "--json")[1])
+        check(found["backend"] in backends and
+              f"--backend auto is {found['backend']} here" in found["notes"], f"auto: {found}")
     # Built or not, with a GPU or without: what was found.
     expect(5, "cuda backend", "run", "demo", "--backend", "cuda", "--device", "99")
     expect(2, "number of a GPU", "run", "demo", "--backend", "cuda", "--device", "fake")

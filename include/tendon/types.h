@@ -28,7 +28,7 @@ struct LoadProgress {
 };
 
 struct OpenOptions {
-  std::string backend = "cpu";  // see backends()
+  std::string backend = "cpu";  // see backends(), or "auto"
   std::string fallback;         // "reference": ops that the backend lacks run there and are counted
   std::string config;           // sizes as a JSON file, or the name of an openpi training config
   std::string tokenizer;   // SentencePiece .model or Hugging Face tokenizer.json; else beside the

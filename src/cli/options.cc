@@ -64,7 +64,10 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--default-prompt", o.default_prompt, "for observations without one");
   verb.add_option("--robot", o.robot, "aloha, droid, libero or lerobot; default: from the model");
   verb.add_option("--asset", o.asset, "which assets/<id> of an openpi checkpoint");
-  verb.add_option("--backend", o.backend, "cpu (default), reference, ttnn or cuda");
+  verb.add_option(
+      "--backend", o.backend,
+      "cpu (default), reference, ttnn, cuda, or auto: ttnn where its device is named, cuda "
+      "where there is a GPU, else cpu");
   verb.add_option("--precision", o.precision,
                   "cpu: bf16 (default), f32, int8; reference: f32; ttnn: bf16 (default), bfp8; "
                   "cuda: bf16 (default), f32");

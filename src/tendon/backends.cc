@@ -70,9 +70,22 @@ std::unique_ptr<Kernels> open_cuda(const OpenOptions& o) {
 #endif
 }
 
+// ttnn where its device is named, cuda where there is a GPU, else the processor.
+std::string automatic(const OpenOptions& o) {
+  if (!o.ttnn_python.empty() || !o.ttnn_sim.empty() || o.device == "fake") return "ttnn";
+  try {
+    if (o.precision != "int8") open_cuda(o);
+    return o.precision == "int8" ? "cpu" : "cuda";
+  } catch (const Error& e) {
+    if (e.fault() != Fault::backend) throw;
+    return "cpu";
+  }
+}
+
 }  // namespace
 
 OpenOptions resolved(OpenOptions o) {
+  if (o.backend == "auto") o.backend = automatic(o);
   const auto found = std::ranges::find(known(), o.backend, &Known::name);
   ensure(found != known().end(), Fault::usage, "unknown backend '{}'; nearest: '{}'", o.backend,
          nearest(o.backend, backends()));

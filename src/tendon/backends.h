@@ -10,7 +10,7 @@
 
 namespace tendon {
 
-// `o` with the precision that the backend takes by default. Throws Error(Fault::usage) for a
+// `o` with the backend that "auto" means here and the precision that it takes by default. Throws Error(Fault::usage) for a
 // backend or precision that does not exist.
 OpenOptions resolved(OpenOptions o);
 

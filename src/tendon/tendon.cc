@@ -22,6 +22,7 @@ namespace {
 OpenOptions as_stored(const OpenOptions& given, const OpenedModel& opened) {
   if (opened.precision.empty()) return resolved(given);
   OpenOptions o = given;
+  if (o.backend == "auto") o.backend = "cpu";
   ensure(o.backend == "cpu", Fault::usage,
          "this file is packed for the cpu backend; --backend {} needs the checkpoint", o.backend);
   ensure(o.precision.empty() || o.precision == opened.precision, Fault::usage,
@@ -93,6 +94,8 @@ std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOp
       engine->ops, *opened.weights, opened.config,
       {.prepared = [&watch](const WeightParts&, const Weight& w) { watch.loaded(w); }});
   engine->notes = std::move(opened.notes);
+  if (given.backend == "auto")
+    engine->notes.push_back(fmt::format("--backend auto is {} here", engine->options.backend));
   engine->policy = std::make_unique<Policy>(engine->ops, Model{opened.config, std::move(weights)},
                                             std::move(opened.spec));
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
