@@ -185,7 +185,8 @@ def audits(scratch):
     suffix, moved = (against["after"]["by_module"]["suffix"][k] for k in
                      ("device_share", "bytes_moved"))
     check(suffix == {"before": 1, "after": 0} and moved["before"] == 0 < moved["after"] and
-          against["after"]["by_module"]["siglip"]["device_share"]["after"] == 1,
+          against["after"]["by_module"]["siglip"]["device_share"]["after"] == 1 and
+          against["after"]["total"]["ms"] == {"before": None, "after": None},
           f"before stands beside after: {suffix} {moved}")
     expect(0, "against cpu: cpu (", "coverage", "demo", *fake, "--warm-up", "0", "--against", "cpu")
     ranking = json.loads(tendon("coverage", "demo", *fake, "--warm-up", "0", "--against",
