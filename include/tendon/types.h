@@ -49,7 +49,8 @@ struct OpenOptions {
   std::string device;
   std::string ttnn_python;  // ttnn: interpreter that has the ttnn package, for a chip
   std::string ttnn_sim;     // ttnn: folder that scripts/ttnn-sim makes, for the simulator
-  // Modules of the policy that run on the fallback, as the audit names them ("suffix", "prefix"); "all".
+  // Modules of the policy that run on the fallback, as the audit names them ("suffix", "prefix"),
+  // or "all".
   std::vector<std::string> host_modules;
   int threads = 0;  // 0: one per core; never changes a result
   // Bytes; a larger plan is Fault::memory. 0: what the machine has, where the host computes.

@@ -58,7 +58,8 @@ class Policy {
   // The network's velocity at noisy actions [horizon, model action_dim], normalised, at time t in
   // [0, 1] (1: noise): the same shape. Throws Error(Fault::input) as infer() does, and for another
   // size, for what is not finite and for t outside of [0, 1].
-  std::vector<float> velocity(const Observation& observation, std::span<const float> noisy, double t);
+  std::vector<float> velocity(const Observation& observation, std::span<const float> noisy,
+                              double t);
 
   // What infer() passes to the network; the errors of infer() for a bad observation.
   Inputs inputs(const Observation& observation) { return preprocess(observation).inputs; }

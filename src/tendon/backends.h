@@ -10,8 +10,8 @@
 
 namespace tendon {
 
-// `o` with the backend that "auto" means here and the precision that it takes by default. Throws Error(Fault::usage) for a
-// backend or precision that does not exist.
+// `o` with the backend that "auto" means here and the precision that it takes by default. Throws
+// Error(Fault::usage) for a backend or precision that does not exist.
 OpenOptions resolved(OpenOptions o);
 
 // Whether token embeddings lie in the memory of the backend's device rather than in mapped files.
