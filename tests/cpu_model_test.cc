@@ -1,51 +1,20 @@
 // labels: model
 // What the cpu backend promises of a whole call: the same bytes whatever the threads, agreement
 // between instruction sets, no allocation once it has run.
-#include <fmt/format.h>
-
-#include <atomic>
-#include <cstdlib>
-#include <new>
 
 #include "backends/cpu/cpu.h"
 #include "checkpoint/synthetic.h"
+#include "counted_new.h"
 #include "model/pi0.h"
 #include "tendon/tendon.h"
 #include "tensor/compare.h"
 #include "tensor/random.h"
 #include "test_files.h"
 
-namespace {
-std::atomic<int64_t> allocations{0};
-
-void* counted(size_t bytes, size_t alignment) {
-  ++allocations;
-  void* p = alignment > 16
-                ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)
-                : std::malloc(bytes);
-  if (!p) throw std::bad_alloc();
-  return p;
-}
-}  // namespace
-
-// Never inlined: gcc takes the halves of an inlined pair for a mismatch.
-[[gnu::noinline]] void* operator new(size_t bytes) { return counted(bytes, 1); }
-[[gnu::noinline]] void* operator new[](size_t bytes) { return counted(bytes, 1); }
-[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  return counted(bytes, 1);
-}
-[[gnu::noinline]] void* operator new(size_t bytes, std::align_val_t a) {
-  return counted(bytes, static_cast<size_t>(a));
-}
-[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete[](void* p) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete[](void* p, size_t) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
-
 namespace tendon {
 namespace {
+
+using heap::allocations;
 
 Config small_config(PolicyType type) {
   Config c = full_size(type);

@@ -1,11 +1,15 @@
-// Recorded messages, and what a refusal says.
+// Recorded messages, messages of fields, and what a refusal says.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <fstream>
+#include <functional>
+#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/bytes.h"
@@ -22,6 +26,42 @@ inline Bytes read_file(const std::string& name) {
   return Bytes(std::istreambuf_iterator<char>(in), {});
 }
 
+// One key and how its value is written.
+using Write = std::function<void(Writer&)>;
+using Fields = std::vector<std::pair<std::string, Write>>;
+
+inline std::string message(const Fields& fields) {
+  std::string out;
+  Writer to(out);
+  to.map(std::ssize(fields));
+  for (const auto& [key, write] : fields) {
+    to.text(key);
+    write(to);
+  }
+  return out;
+}
+
+inline Write text(std::string value) {
+  return [=](Writer& to) { to.text(value); };
+}
+inline Write number(double value) {
+  return [=](Writer& to) { to.number(value); };
+}
+inline Write integer(int64_t value) {
+  return [=](Writer& to) { to.integer(value); };
+}
+inline Write doubles(std::vector<double> values, std::vector<int64_t> shape) {
+  return [=](Writer& to) { to.array(values, shape); };
+}
+inline Write doubles(std::vector<double> values) {
+  const int64_t size = std::ssize(values);
+  return doubles(std::move(values), {size});
+}
+// Every byte is `fill`.
+inline Write array(std::string dtype, std::vector<int64_t> shape, size_t bytes, uint8_t fill = 7) {
+  return [=](Writer& to) { to.array(dtype, shape, std::vector<uint8_t>(bytes, fill)); };
+}
+
 inline std::string hex(std::span<const uint8_t> bytes) {
   std::string out;
   for (const uint8_t byte : bytes) {
@@ -29,6 +69,22 @@ inline std::string hex(std::span<const uint8_t> bytes) {
     out += "0123456789abcdef"[byte & 15];
   }
   return out;
+}
+
+// A few bytes changed, inserted, removed or cut off, mostly near the beginning.
+inline std::string mutated(std::string bytes, std::mt19937& random) {
+  const auto below = [&](size_t n) { return static_cast<size_t>(random()) % n; };
+  for (size_t changes = 1 + below(3); changes > 0 && !bytes.empty(); --changes) {
+    const size_t at = below(below(2) == 0 ? bytes.size() : std::min<size_t>(bytes.size(), 14));
+    switch (below(5)) {
+      case 0: bytes[at] = static_cast<char>(bytes[at] ^ 1 << below(8)); break;
+      case 1: bytes[at] = static_cast<char>(random()); break;
+      case 2: bytes.erase(at, 1 + below(8)); break;
+      case 3: bytes.insert(at, 1 + below(8), static_cast<char>(random())); break;
+      default: bytes.resize(at); break;
+    }
+  }
+  return bytes;
 }
 
 // What the refusal says, or what was accepted.

@@ -9,18 +9,20 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <functional>
 #include <iterator>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "client/websocket_client.h"
 #include "serve/network.h"
+#include "tensor/percentile.h"
 
 namespace tendon {
 
@@ -53,18 +55,25 @@ inline size_t resident_bytes() {
   return pages * 4096;
 }
 
+inline double percentile_of(std::vector<double> values, double part) {
+  std::ranges::sort(values);
+  return percentile(std::span<const double>(values), part);
+}
+
 inline std::string wire_fixture(const std::string& name) {
   std::ifstream file(TENDON_TEST_PROTOCOL "/wire/" + name, std::ios::binary);
   EXPECT_TRUE(file) << name;
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// Sends everything back unless `script` says otherwise.
+// Sends everything back unless `script` says otherwise, after the greeting where there is one; as
+// text what begins with "text".
 class TestServer : public WebSocketEvents {
  public:
   using Script = std::function<bool(Network&, ConnectionId, Bytes)>;
-  explicit TestServer(const WebSocketOptions& options = {}, Script script = nullptr)
-      : script_(std::move(script)) {
+  explicit TestServer(const WebSocketOptions& options = {}, Script script = nullptr,
+                      std::optional<std::string> greeting = {})
+      : script_(std::move(script)), greeting_(std::move(greeting)) {
     port = network.listen_websocket(options, *this, [](const HttpRequest& request) {
       if (request.target == "/healthz") return HttpReply{.body = "OK\n"};
       return HttpReply{.status = 404, .body = "not found\n"};
@@ -76,11 +85,14 @@ class TestServer : public WebSocketEvents {
     network.stop();
     if (thread_.joinable()) thread_.join();
   }
+  std::string url() const { return "127.0.0.1:" + std::to_string(port); }
+  WebSocketClient client() const { return {url(), {}}; }
   void opened(ConnectionId id, const Peer& peer) override {
     last_id = id;
     ids.push_back(id);
     last_peer = peer;
     ++opens;
+    if (greeting_) network.send(id, *greeting_, greeting_->starts_with("text"));
   }
   bool received(ConnectionId id, Bytes message, bool text) override {
     ++messages;
@@ -100,6 +112,7 @@ class TestServer : public WebSocketEvents {
 
  private:
   Script script_;
+  const std::optional<std::string> greeting_;
   std::thread thread_;
 };
 
@@ -236,6 +249,7 @@ class RawSocket {
       if (!fill(limit_s)) return std::nullopt;
     }
   }
+  Frame frame_or_none() { return next_frame().value_or(Frame{}); }
   bool ended() const { return ended_; }
 
  private:

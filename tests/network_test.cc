@@ -8,12 +8,10 @@
 #include <numeric>
 
 #include "network_peers.h"
-#include "tendon/error.h"
+#include "refusals.h"
 
 namespace tendon {
 namespace {
-
-constexpr char kFromTheServer[] = "session_s2c.bin", kFromTheClient[] = "session_c2s.bin";
 
 std::string line_of(const std::string& head, const std::string& name) {
   const size_t begin = head.find("\r\n" + name + ": ");
@@ -28,14 +26,16 @@ std::string first_line(const std::string& response) {
   return response.substr(0, response.find("\r\n"));
 }
 
-std::string network_error(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& e) {
-    EXPECT_EQ(e.fault(), Fault::network);
-    return e.what();
-  }
-  return "no error";
+// All that the server says to these bytes until it closes, or the head of it.
+std::string answer(uint16_t port, const std::string& bytes) {
+  RawSocket client(port);
+  client.send(bytes);
+  return client.until_end();
+}
+std::string head_of_answer(uint16_t port, const std::string& bytes) {
+  RawSocket client(port);
+  client.send(bytes);
+  return client.head();
 }
 
 // What the server answers to a websocket request with these lines more.
@@ -48,18 +48,18 @@ TEST(Handshake, of_every_client_version_is_answered_101) {
   for (const char* version :
        {"websockets_11.0", "websockets_12.0", "websockets_13.1", "websockets_14.2",
         "websockets_15.0.1", "websockets_17.4", "api_key"}) {
-    RawSocket client(server.port);
-    client.send(wire_fixture(std::string("handshake_") + version + "_c2s.bin"));
-    EXPECT_EQ(first_line(client.head()), "HTTP/1.1 101 Switching Protocols") << version;
+    const std::string request = wire_fixture(fmt::format("handshake_{}_c2s.bin", version));
+    EXPECT_EQ(first_line(head_of_answer(server.port, request)), "HTTP/1.1 101 Switching Protocols")
+        << version;
   }
 }
 
 TEST(Handshake, answers_the_key_like_the_reference) {
   TestServer server;
-  RawSocket client(server.port);
-  const std::string theirs = wire_fixture(kFromTheClient), reference = wire_fixture(kFromTheServer);
-  client.send(theirs.substr(0, theirs.find("\r\n\r\n") + 4));
-  const std::string ours = client.head();
+  const std::string theirs = wire_fixture("session_c2s.bin");
+  const std::string reference = wire_fixture("session_s2c.bin");
+  const std::string ours =
+      head_of_answer(server.port, theirs.substr(0, theirs.find("\r\n\r\n") + 4));
   EXPECT_NE(line_of(ours, "Sec-WebSocket-Accept"), "");
   EXPECT_EQ(line_of(ours, "Sec-WebSocket-Accept"), line_of(reference, "Sec-WebSocket-Accept"));
   const std::string offered =
@@ -70,17 +70,13 @@ TEST(Handshake, answers_the_key_like_the_reference) {
 
 TEST(Handshake, must_not_be_followed_by_frames_before_its_answer) {
   TestServer server;
-  RawSocket client(server.port);
-  client.send(RawSocket::handshake() + frame(kBinary, "early"));
-  EXPECT_EQ(first_line(client.until_end()), "HTTP/1.1 400 Bad Request");
+  EXPECT_EQ(first_line(answer(server.port, RawSocket::handshake() + frame(kBinary, "early"))),
+            "HTTP/1.1 400 Bad Request");
 }
 
 TEST(Handshake, tells_the_address_without_port_and_the_target) {
   TestServer server;
-  RawSocket client(server.port);
-  std::string request = RawSocket::handshake();
-  client.send(request.insert(5, "?queue=latest"));
-  client.head();
+  head_of_answer(server.port, RawSocket::handshake().insert(5, "?queue=latest"));
   ASSERT_TRUE(wait_until([&] { return server.opens == 1; }));
   EXPECT_EQ(server.last_peer.address, "127.0.0.1");
   EXPECT_EQ(server.last_peer.target, "/?queue=latest");
@@ -90,9 +86,7 @@ TEST(Http, is_answered_like_the_reference) {
   TestServer server;
   for (const char* name : {"healthz", "healthz_query", "no_key", "old_version", "plain_get"}) {
     const std::string file = std::string("http_") + name;
-    RawSocket client(server.port);
-    client.send(wire_fixture(file + "_request.bin"));
-    const std::string ours = client.until_end();
+    const std::string ours = answer(server.port, wire_fixture(file + "_request.bin"));
     const std::string reference = wire_fixture(file + "_response.bin");
     EXPECT_EQ(first_line(ours), first_line(reference)) << name;
     EXPECT_EQ(body_of(ours), body_of(reference)) << name;
@@ -103,32 +97,27 @@ TEST(Http, is_answered_like_the_reference) {
 
 TEST(Http, head_request_gets_the_head_alone) {
   TestServer server;
-  RawSocket client(server.port);
-  client.send(wire_fixture("http_head_healthz_request.bin"));
-  const std::string answer = client.until_end();
-  EXPECT_EQ(first_line(answer), "HTTP/1.1 200 OK");
-  EXPECT_EQ(line_of(answer, "Content-Length"), "Content-Length: 3");
-  EXPECT_EQ(body_of(answer), "");
+  const std::string ours = answer(server.port, wire_fixture("http_head_healthz_request.bin"));
+  EXPECT_EQ(first_line(ours), "HTTP/1.1 200 OK");
+  EXPECT_EQ(line_of(ours, "Content-Length"), "Content-Length: 3");
+  EXPECT_EQ(body_of(ours), "");
 }
 
 TEST(Http, bodies_long_heads_and_noise_are_refused) {
   TestServer server;
-  const auto answer = [&](const std::string& request) {
-    RawSocket client(server.port);
-    client.send(request);
-    return first_line(client.until_end()).substr(0, 12);
-  };
   const std::string post = "POST / HTTP/1.1\r\nHost: x\r\n";
-  EXPECT_EQ(answer(post + "Content-Length: 5\r\n\r\nhello"), "HTTP/1.1 413");
-  EXPECT_EQ(answer(post + "Content-Length: 99999999999999999999\r\n\r\n"), "HTTP/1.1 400");
-  EXPECT_EQ(answer(post + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
-            "HTTP/1.1 400");
-  EXPECT_EQ(answer("GET / HTTP/1.1\r\nX: " + std::string(20000, 'x') + "\r\n\r\n"), "HTTP/1.1 431");
-  EXPECT_EQ(answer(std::string(100000, 'x')).substr(0, 10), "HTTP/1.1 4");
-  EXPECT_EQ(answer(std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11) + "\r\n\r\n"),
-            "HTTP/1.1 400");
+  const std::string client_hello("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11);  // of TLS
+  for (const auto& [request, code] : {
+           std::pair(post + "Content-Length: 5\r\n\r\nhello", "413"),
+           {post + "Content-Length: 99999999999999999999\r\n\r\n", "400"},
+           {post + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "400"},
+           {"GET / HTTP/1.1\r\nX: " + std::string(20000, 'x') + "\r\n\r\n", "431"},
+           {std::string(100000, 'x'), "4"},
+           {client_hello + "\r\n\r\n", "400"},
+       })
+    EXPECT_TRUE(answer(server.port, request).starts_with(fmt::format("HTTP/1.1 {}", code)));
   EXPECT_EQ(server.network.counters().bad_handshake, 6);
-  EXPECT_EQ(answer("GET /healthz HTTP/1.0\r\n\r\n"), "HTTP/1.1 200");
+  EXPECT_TRUE(answer(server.port, "GET /healthz HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200"));
 }
 
 TEST(Http, a_head_that_its_sender_ends_half_way_is_not_answered) {
@@ -146,9 +135,7 @@ TEST(Http, a_port_without_websockets_serves_every_request) {
   const uint16_t port = network.listen_http(
       {}, [](const HttpRequest& r) { return HttpReply{.body = r.method + " " + r.target}; });
   std::thread thread([&] { network.run(); });
-  RawSocket client(port);
-  client.send("GET /metrics?x HTTP/1.1\r\nHost: x\r\n\r\n");
-  EXPECT_EQ(body_of(client.until_end()), "GET /metrics?x");
+  EXPECT_EQ(body_of(answer(port, "GET /metrics?x HTTP/1.1\r\nHost: x\r\n\r\n")), "GET /metrics?x");
   EXPECT_EQ(upgrade_answer(port, ""), "HTTP/1.1 200 OK");
   network.stop();
   thread.join();
@@ -156,7 +143,7 @@ TEST(Http, a_port_without_websockets_serves_every_request) {
 
 TEST(Messages, of_every_length_come_back) {
   TestServer server;
-  WebSocketClient client("127.0.0.1:" + std::to_string(server.port), {});
+  WebSocketClient client = server.client();
   for (const size_t bytes :
        {0U, 1U, 125U, 126U, 4095U, 4096U, 4097U, 65535U, 65536U, 602551U, 5U << 20}) {
     Bytes message(bytes);
@@ -174,19 +161,19 @@ TEST(Messages, in_fragments_are_put_together) {
   RawSocket client = open_websocket(server.port);
   client.send(frame(kBinary, "one ", {.fin = false}) + frame(kContinuation, "", {.fin = false}) +
               frame(kPing, "now") + frame(kContinuation, "message"));
-  EXPECT_EQ(client.next_frame().value_or(Frame{}).opcode, kPong);
-  EXPECT_EQ(client.next_frame().value_or(Frame{}).payload, "one message");
+  EXPECT_EQ(client.frame_or_none().opcode, kPong);
+  EXPECT_EQ(client.frame_or_none().payload, "one message");
 }
 
 TEST(Messages, as_text_close_with_1003_unless_wanted) {
   TestServer server;
   RawSocket client = open_websocket(server.port);
   client.send(frame(kText, "hello"));
-  EXPECT_EQ(client.next_frame().value_or(Frame{}).close_code(), 1003);
+  EXPECT_EQ(client.frame_or_none().close_code(), 1003);
   TestServer talker({.text_messages = true});
   RawSocket other = open_websocket(talker.port);
   other.send(frame(kText, "hello"));
-  const Frame answer = other.next_frame().value_or(Frame{});
+  const Frame answer = other.frame_or_none();
   EXPECT_EQ(answer.opcode, kText);
   EXPECT_EQ(answer.payload, "hello");
 }
@@ -201,9 +188,8 @@ TEST(Messages, queued_before_a_close_arrive_before_it) {
   RawSocket client = open_websocket(server.port);
   client.send(frame(kBinary, "go"));
   for (int i = 0; i < 3; ++i)
-    EXPECT_EQ(client.next_frame().value_or(Frame{}).payload,
-              std::string(1 << 20, static_cast<char>('a' + i)));
-  const Frame last = client.next_frame().value_or(Frame{});
+    EXPECT_EQ(client.frame_or_none().payload, std::string(1 << 20, static_cast<char>('a' + i)));
+  const Frame last = client.frame_or_none();
   EXPECT_EQ(last.close_code(), 1001);
   EXPECT_EQ(last.payload.substr(2), "the server is stopping");
   client.send(frame(kClose, last.payload));
@@ -221,7 +207,7 @@ TEST(Messages, a_long_reason_is_cut_between_two_characters) {
   });
   RawSocket client = open_websocket(server.port);
   client.send(frame(kBinary, "go"));
-  const Frame close = client.next_frame().value_or(Frame{});
+  const Frame close = client.frame_or_none();
   EXPECT_EQ(close.close_code(), 1011);
   EXPECT_EQ(close.payload.substr(2), "x" + reason.substr(0, 120));
 }
@@ -230,7 +216,7 @@ TEST(Messages, a_close_is_answered_with_its_code) {
   TestServer server;
   RawSocket client = open_websocket(server.port);
   client.send(frame(kClose, "\x0f\xa1 bye"));
-  EXPECT_EQ(client.next_frame().value_or(Frame{}).close_code(), 4001);
+  EXPECT_EQ(client.frame_or_none().close_code(), 4001);
   EXPECT_TRUE(wait_until([&] { return server.closes == 1; }));
 }
 
@@ -245,7 +231,7 @@ TEST(Messages, a_peer_that_never_hangs_up_is_cut_after_2_s) {
   EXPECT_TRUE(browser.until_end().starts_with("HTTP/1.1 200"));  // and stays
   const double begin = now_s();
   client.send(frame(kBinary, "go"));
-  EXPECT_EQ(client.next_frame().value_or(Frame{}).close_code(), 1000);
+  EXPECT_EQ(client.frame_or_none().close_code(), 1000);
   client.until_end();
   EXPECT_TRUE(client.ended());
   EXPECT_GE(now_s() - begin, 2);
@@ -259,7 +245,7 @@ TEST(Pings, a_thousand_in_one_segment_are_all_answered) {
   for (int i = 0; i < 1000; ++i) pings += frame(kPing, std::to_string(i));
   client.send(pings);
   for (int i = 0; i < 1000; ++i) {
-    const Frame pong = client.next_frame().value_or(Frame{});
+    const Frame pong = client.frame_or_none();
     ASSERT_EQ(pong.opcode, kPong);
     ASSERT_EQ(pong.payload, std::to_string(i));
   }
@@ -270,9 +256,9 @@ TEST(Pings, are_answered_while_a_reply_is_computed) {
   TestServer server({}, [](Network&, ConnectionId, Bytes) { return true; });
   RawSocket client = open_websocket(server.port);
   client.send(frame(kBinary, "observation") + frame(kPing, "alive?"));
-  EXPECT_EQ(client.next_frame().value_or(Frame{}).payload, "alive?");
+  EXPECT_EQ(client.frame_or_none().payload, "alive?");
   server.network.post([&] { server.network.send(server.last_id, "actions"); });
-  EXPECT_EQ(client.next_frame().value_or(Frame{}).payload, "actions");
+  EXPECT_EQ(client.frame_or_none().payload, "actions");
 }
 
 TEST(Silence, is_met_with_pings_and_cut_only_after_its_limit) {
@@ -293,8 +279,8 @@ TEST(Silence, is_met_with_pings_and_cut_only_after_its_limit) {
   cut = true;
   answering.join();
   polite.send(frame(kBinary, "still here"));
-  Frame answer = polite.next_frame().value_or(Frame{});
-  while (answer.opcode == kPing) answer = polite.next_frame().value_or(Frame{});
+  Frame answer = polite.frame_or_none();
+  while (answer.opcode == kPing) answer = polite.frame_or_none();
   EXPECT_EQ(answer.payload, "still here");
   EXPECT_EQ(server.network.counters().silent, 1);
 }
@@ -330,19 +316,16 @@ TEST(ApiKey, is_wanted_before_the_upgrade) {
   EXPECT_EQ(with("Api-Key " + std::string(8000, 'k')), bad);
   EXPECT_EQ(server.network.counters().unauthorized, 9);
   EXPECT_EQ(with("Api-Key " + std::string(1 << 20, 'k')).substr(0, 12), "HTTP/1.1 431");
-  RawSocket fixture(server.port);
-  fixture.send(wire_fixture("handshake_api_key_c2s.bin"));
-  EXPECT_EQ(first_line(fixture.head()), good);
-  EXPECT_NO_THROW(
-      WebSocketClient("127.0.0.1:" + std::to_string(server.port), {.api_key = "not-a-secret"}));
+  EXPECT_EQ(first_line(head_of_answer(server.port, wire_fixture("handshake_api_key_c2s.bin"))),
+            good);
+  EXPECT_NO_THROW(WebSocketClient(server.url(), {.api_key = "not-a-secret"}));
 }
 
 TEST(Origin, of_a_browser_is_refused_unless_allowed) {
   TestServer server({.origins = {"http://panel.robot"}});
-  EXPECT_EQ(upgrade_answer(server.port, "Origin: http://evil.example\r\n"),
-            "HTTP/1.1 403 Forbidden");
-  EXPECT_EQ(upgrade_answer(server.port, "Origin: null\r\n"), "HTTP/1.1 403 Forbidden");
-  EXPECT_EQ(upgrade_answer(server.port, "Origin: \r\n"), "HTTP/1.1 403 Forbidden");
+  for (const char* origin : {"http://evil.example", "null", ""})
+    EXPECT_EQ(upgrade_answer(server.port, fmt::format("Origin: {}\r\n", origin)),
+              "HTTP/1.1 403 Forbidden");
   EXPECT_EQ(upgrade_answer(server.port, "Origin: http://panel.robot\r\n"),
             "HTTP/1.1 101 Switching Protocols");
   EXPECT_EQ(server.network.counters().bad_origin, 3);
@@ -351,29 +334,28 @@ TEST(Origin, of_a_browser_is_refused_unless_allowed) {
 TEST(Ports, that_cannot_be_had_say_what_to_do) {
   TestServer server;
   Network network;
-  const auto try_at = [&](const PortOptions& at) {
-    return network_error([&] { network.listen_http(at, nullptr); });
+  const auto refused_at = [&](const PortOptions& at, const std::string& why) {
+    return refuses(Fault::network, why, [&] { network.listen_http(at, nullptr); });
   };
-  const std::string taken = std::to_string(server.port);
-  EXPECT_EQ(try_at({.port = server.port}),
-            "port " + taken + " is in use; stop the other server or give --port N");
-  EXPECT_EQ(try_at({.host = "0.0.0.0", .port = server.port, .flag = "--admin-port"}),
-            "port " + taken + " is in use; stop the other server or give --admin-port N");
-  EXPECT_EQ(try_at({.host = "localhost", .port = server.port}).substr(0, 8),
-            "port " + taken.substr(0, 3));
+  const std::string taken = "port " + std::to_string(server.port);
+  EXPECT_TRUE(refused_at({.port = server.port},
+                         taken + " is in use; stop the other server or give --port N"));
+  EXPECT_TRUE(refused_at({.host = "0.0.0.0", .port = server.port, .flag = "--admin-port"},
+                         taken + " is in use; stop the other server or give --admin-port N"));
+  EXPECT_TRUE(refused_at({.host = "localhost", .port = server.port}, taken));
   for (const char* elsewhere : {"192.0.2.1", "2001:db8::1"})
-    EXPECT_NE(try_at({.host = elsewhere}).find("no address of this machine"), std::string::npos);
+    EXPECT_TRUE(refused_at({.host = elsewhere}, "no address of this machine"));
   for (const char* unknown :
        {"no-such-host.invalid", "300.1.1.1", "127.0.0.1:80", "a b", "notlocalhost", ".localhost"})
-    EXPECT_NE(try_at({.host = unknown}).find("unknown to this machine"), std::string::npos);
+    EXPECT_TRUE(refused_at({.host = unknown}, "unknown to this machine"));
   int first_free = 0;  // 0 in some containers
   std::ifstream("/proc/sys/net/ipv4/ip_unprivileged_port_start") >> first_free;
   if (geteuid() != 0 && first_free > 80) {
-    EXPECT_NE(try_at({.port = 80}).find("1024 or more"), std::string::npos);
+    EXPECT_TRUE(refused_at({.port = 80}, "1024 or more"));
   }
   for (const char* fine :
        {"127.0.0.1", "0.0.0.0", "localhost", "LocalHost.", "a.robot.localhost", "*", ""})
-    EXPECT_EQ(try_at({.host = fine}), "no error") << fine;
+    EXPECT_NO_THROW(network.listen_http({.host = fine}, nullptr)) << fine;
 }
 
 TEST(Ports, are_free_again_at_once_after_a_restart) {
@@ -389,8 +371,11 @@ TEST(Ports, are_free_again_at_once_after_a_restart) {
 TEST(Ports, of_ipv6_serve_too) {
   WebSocketOptions options{.at = {.host = "::1"}};
   std::unique_ptr<TestServer> server;
-  const std::string error = network_error([&] { server = std::make_unique<TestServer>(options); });
-  if (error != "no error") GTEST_SKIP() << "no IPv6 here: " << error;
+  try {
+    server = std::make_unique<TestServer>(options);
+  } catch (const Error& e) {
+    GTEST_SKIP() << "no IPv6 here: " << e.what();
+  }
   WebSocketClient client("ws://[::1]:" + std::to_string(server->port) + "/", {});
   expect_echo(client);
   EXPECT_EQ(server->last_peer.address, "::1");
@@ -398,19 +383,22 @@ TEST(Ports, of_ipv6_serve_too) {
 
 TEST(Ports, of_every_network_take_ipv4_and_name_its_addresses) {
   TestServer server({.at = {.host = "*"}});
-  WebSocketClient client = WebSocketClient("127.0.0.1:" + std::to_string(server.port), {});
+  WebSocketClient client = server.client();
   expect_echo(client);
   EXPECT_EQ(server.last_peer.address, "127.0.0.1");
 }
 
 TEST(Ports, that_stop_listening_keep_what_is_open) {
   TestServer server;
-  WebSocketClient client("127.0.0.1:" + std::to_string(server.port), {});
+  WebSocketClient client = server.client();
   server.network.post([&] { server.network.stop_listening(); });
   EXPECT_TRUE(wait_until([&] {
-    return network_error([&] {
-             WebSocketClient("127.0.0.1:" + std::to_string(server.port), {.timeout_s = 1});
-           }) != "no error";
+    try {
+      WebSocketClient(server.url(), {.timeout_s = 1});
+    } catch (const Error&) {
+      return true;
+    }
+    return false;
   }));
   expect_echo(client);
 }
@@ -446,20 +434,17 @@ TEST(Network, calls_back_not_before_its_time_and_on_signals) {
 }
 
 TEST(Client, says_why_it_cannot_connect) {
-  const auto try_url = [](const std::string& url, WebSocketClient::Options options = {}) {
-    return network_error([&] { WebSocketClient(url, options); });
+  const auto refused_by = [](const std::string& url, const std::string& why) {
+    return refuses(Fault::network, why, [&] { WebSocketClient(url, {}); });
   };
   TestServer server({.api_key = "k"});
-  const std::string at = "127.0.0.1:" + std::to_string(server.port);
-  EXPECT_NE(try_url(at).find(at + " answered 401 Unauthorized: An API key is wanted"),
-            std::string::npos);
+  EXPECT_TRUE(refused_by(server.url(), server.url() + " answered 401 Unauthorized: An API key is"));
   server.stop();
-  EXPECT_NE(try_url("127.0.0.1:1").find("Connection refused; is the server running?"),
-            std::string::npos);
-  EXPECT_NE(try_url("no-such-host.invalid").find("unknown"), std::string::npos);
-  EXPECT_NE(try_url("wss://robot").find("only ws://"), std::string::npos);
+  EXPECT_TRUE(refused_by("127.0.0.1:1", "Connection refused; is the server running?"));
+  EXPECT_TRUE(refused_by("no-such-host.invalid", "unknown"));
+  EXPECT_TRUE(refused_by("wss://robot", "only ws://"));
   for (const char* wrong : {"", "ws://", "host:", "host:abc", "[::1"})
-    EXPECT_NE(try_url(wrong).find('\''), std::string::npos) << wrong;
+    EXPECT_TRUE(refused_by(wrong, "'")) << wrong;
 }
 
 // Also of a server that listens at one of the two addresses only.
@@ -481,14 +466,15 @@ TEST(Client, says_how_the_connection_ended) {
   const std::string url = "ws://localhost:" + std::to_string(server.port) + "/path?query";
   WebSocketClient client(url, {.timeout_s = 0.3}), impatient(url, {.timeout_s = 0.3});
   client.send(Bytes{1});
-  EXPECT_EQ(network_error([&] { client.receive(); }), "closed with 1011: the policy hangs");
+  EXPECT_TRUE(
+      refuses(Fault::network, "closed with 1011: the policy hangs", [&] { client.receive(); }));
   impatient.send(Bytes{});
-  EXPECT_EQ(network_error([&] { impatient.receive(); }), "no answer within 0.3 s");
+  EXPECT_TRUE(refuses(Fault::network, "no answer within 0.3 s", [&] { impatient.receive(); }));
 }
 
 TEST(Client, closes_politely) {
   TestServer server;
-  WebSocketClient client("127.0.0.1:" + std::to_string(server.port), {});
+  WebSocketClient client = server.client();
   WebSocketClient moved = std::move(client);
   moved.close();
   EXPECT_TRUE(wait_until([&] { return server.closes == 1; }));

@@ -1,22 +1,21 @@
 // A server in this process with a policy of three lines, and the requests it takes.
 #pragma once
 
-#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <csignal>
 #include <future>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "client/msgpack.h"
 #include "client/websocket_client.h"
-#include "serve/network.h"
+#include "msgpack_messages.h"
+#include "network_peers.h"
 #include "serve/server.h"
 #include "tendon/error.h"
 
@@ -72,48 +71,48 @@ inline Actions stub_actions(StubPolicy& stub, const Observation& seen, const Inf
   return actions;
 }
 
-inline std::string stub_request(int side = 4, double state = 0.5,
-                                const std::function<void(msgpack::Writer&)>& more = {},
-                                int more_keys = 0) {
-  std::string out;
-  msgpack::Writer to(out);
-  to.map(4 + more_keys);
-  const std::vector<uint8_t> pixels(static_cast<size_t>(3 * side * side), 9);
-  for (const char* key : {"observation/image", "observation/wrist_image"}) {
-    to.text(key);
-    to.array("|u1", std::vector<int64_t>{side, side, 3}, pixels);
-  }
-  to.text("observation/state");
-  to.array(std::vector<double>(8, state), std::vector<int64_t>{8});
-  to.text("prompt");
-  to.text("pick up the bowl");
-  if (more) more(to);
-  return out;
+inline std::string stub_request(int64_t side = 4, double state = 0.5,
+                                const msgpack::Fields& more = {}) {
+  const auto picture =
+      msgpack::array("|u1", {side, side, 3}, static_cast<size_t>(3 * side * side), 9);
+  msgpack::Fields fields = {{"observation/image", picture},
+                            {"observation/wrist_image", picture},
+                            {"observation/state", msgpack::doubles(std::vector<double>(8, state))},
+                            {"prompt", msgpack::text("pick up the bowl")}};
+  fields.insert(fields.end(), more.begin(), more.end());
+  return msgpack::message(fields);
 }
 
 class StubServer {
  public:
-  explicit StubServer(ServeOptions options = {}) {
+  using Hook = std::function<void()>;
+
+  // The hooks run once on the thread of the network and on that of the inference.
+  explicit StubServer(ServeOptions options = {}, Hook on_network = {}, Hook on_inference = {}) {
     options.policy.at = {};
     options.admin = {};
     std::promise<void> ready;
-    options.ready = [&](uint16_t port, uint16_t admin) {
+    options.ready = [&, on_network](uint16_t port, uint16_t admin) {
       port_ = port;
       admin_port_ = admin;
+      if (on_network) on_network();
       ready.set_value();
     };
-    thread_ = std::thread([this, options, &ready] {
+    thread_ = std::thread([this, options, on_inference, &ready] {
       try {
         code_ = serve(
-            [this](const auto&) {
+            [this, on_inference](const auto&) {
+              if (on_inference) on_inference();
               return ServedPolicy{stub_card(),
                                   [this](const Observation& seen, const InferOptions& infer) {
                                     return stub_actions(policy, seen, infer);
                                   }};
             },
             options);
+      } catch (const std::bad_alloc&) {
+        code_ = kOutOfMemory;
       } catch (const Error&) {
-        code_ = -1;
+        code_ = kRefused;
       }
       if (port_ == 0) ready.set_value();
     });
@@ -123,15 +122,15 @@ class StubServer {
 
   int stop() {
     if (thread_.joinable()) {
-      ::kill(::getpid(), SIGTERM);
+      if (code_ == kServing) ::kill(::getpid(), SIGTERM);
       thread_.join();
     }
     return code_;
   }
 
   // Past the greeting.
-  WebSocketClient client(const std::string& target = "/") const {
-    WebSocketClient client(url(target), {});
+  WebSocketClient client(const std::string& target = "/", double timeout_s = 10) const {
+    WebSocketClient client(url(target), {.timeout_s = timeout_s});
     client.receive();
     return client;
   }
@@ -140,13 +139,15 @@ class StubServer {
   }
   uint16_t port() const { return port_; }
   uint16_t admin_port() const { return admin_port_; }
+  int code() const { return code_; }  // the exit code, or one of these:
 
+  static constexpr int kRefused = -1, kServing = -2, kOutOfMemory = -3;
   StubPolicy policy;
 
  private:
   std::atomic<uint16_t> port_ = 0, admin_port_ = 0;
+  std::atomic<int> code_ = kServing;
   std::thread thread_;
-  std::atomic<int> code_ = -2;
 };
 
 inline WebSocketClient::Message ask(WebSocketClient& client, std::string_view request) {
@@ -157,26 +158,40 @@ inline std::string text_of(const WebSocketClient::Message& message) {
   EXPECT_TRUE(message.text);
   return {message.bytes.begin(), message.bytes.end()};
 }
+inline std::vector<double> actions(const WebSocketClient::Message& reply) {
+  EXPECT_FALSE(reply.text);
+  return msgpack::decode(reply.bytes).find("actions")->array.numbers();
+}
+
+// Connects, asks and vanishes at random, again and again; returns how often it was answered.
+inline int64_t visit_at_random(const StubServer& server, unsigned seed, double seconds) {
+  int64_t replies = 0;
+  unsigned state = seed;
+  const auto roll = [&] { return (state = state * 1664525U + 1013904223U) >> 16; };
+  const std::string request = stub_request(64);
+  for (const double end = now_s() + seconds; now_s() < end;) {
+    WebSocketClient client = server.client(roll() % 3 == 0 ? "/?queue=latest" : "/");
+    for (; roll() % 20 != 0; ++replies) ask(client, request);
+    if (roll() % 2 == 0) client.send(bytes_of(request));  // nobody will wait for it
+    if (roll() % 2 == 0) client.close();
+  }
+  return replies;
+}
+inline int64_t sixteen_visitors(const StubServer& server, double seconds) {
+  std::atomic<int64_t> replies = 0;
+  std::vector<std::thread> threads;
+  for (unsigned seed = 1; seed <= 16; ++seed)
+    threads.emplace_back([&, seed] { replies += visit_at_random(server, seed, seconds); });
+  for (std::thread& thread : threads) thread.join();
+  return replies;
+}
 
 // Status line, head and body of a GET.
 inline std::string http_get(uint16_t port, const std::string& target) {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in to{.sin_family = AF_INET, .sin_port = htons(port)};
-  ::inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
-  std::string reply;
-  if (::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0) {
-    const std::string head =
-        fmt::format("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", target);
-    EXPECT_EQ(::write(fd, head.data(), head.size()), std::ssize(head));
-    char buffer[4096];
-    ssize_t got = 0;
-    while ((got = ::read(fd, buffer, sizeof(buffer))) > 0)
-      reply.append(buffer, static_cast<size_t>(got));
-  }
-  ::close(fd);
-  return reply;
+  RawSocket socket(port);
+  socket.send(fmt::format("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", target));
+  return socket.until_end();
 }
-
 inline int http_status(uint16_t port, const std::string& target) {
   const std::string reply = http_get(port, target);
   return reply.size() > 12 ? std::stoi(reply.substr(9, 3)) : 0;

@@ -12,7 +12,7 @@
 
 #include "checkpoint/json.h"
 #include "checkpoint/safetensors.h"
-#include "tendon/error.h"
+#include "refusals.h"
 
 namespace tendon {
 
@@ -36,18 +36,6 @@ inline std::vector<double> numbers(const HostTensor& t) {
                                    : read(uint8_t{});
   }
   return v;
-}
-
-// The fault and the message that `call` ends with; fails the test when it does not throw.
-template <class Call>
-Error refused(Call call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e;
-  }
-  ADD_FAILURE() << "nothing was refused";
-  return {Fault::internal, ""};
 }
 
 // A folder of its own for one test, removed at the end.

@@ -60,7 +60,7 @@ ROWS = {
     23: Row("Watchdog", r"ServerDeathTest\.a_hanging|serve\.command", "a hanging policy: exit 70"),
     24: Row("Graceful stop", r"Server\.that_is_stopped|ServerDeathTest\.a_s",
             "8 clients and a running inference; a second signal; a signal while loading"),
-    25: Row("Soak", r"Server\.gives_equal_bytes|Soak\.",
+    25: Row("Soak", r"Soak\.",
             "10,000 requests, 100 connections"),
     26: Row("Concurrency", r"serve\.race",
             "16 clients that leave at random under ThreadSanitizer"),
