@@ -52,14 +52,9 @@ void expect_lerobots_actions(const std::string& model, const std::string& backen
 
 }  // namespace
 
-TEST(DemoPolicy, pi0_acts_as_in_lerobot) {
-  expect_lerobots_actions("demo", "cpu", 2e-5);
-  expect_lerobots_actions("demo", "reference", 2e-5);
-}
-
-TEST(DemoPolicy, pi05_acts_as_in_lerobot) {
-  expect_lerobots_actions("demo:pi05", "cpu", 2e-5);
-  expect_lerobots_actions("demo:pi05", "reference", 2e-5);
+TEST(DemoPolicy, acts_as_in_lerobot) {
+  for (const char* model : {"demo", "demo:pi05"})
+    for (const char* backend : {"cpu", "reference"}) expect_lerobots_actions(model, backend, 2e-5);
 }
 
 TEST(DemoPolicy, opens_as_a_lerobot_checkpoint_from_the_library) {
@@ -74,9 +69,12 @@ TEST(DemoPolicy, opens_as_a_lerobot_checkpoint_from_the_library) {
     EXPECT_TRUE(m.unused.empty());
     EXPECT_EQ(m.tokenizer.substr(0, 9), "embedded:");
   }
-  EXPECT_EQ(refused([] { open_model("demo:pi1", {}); }).fault(), Fault::checkpoint);
-  EXPECT_EQ(refused([] { open_model("demo", {.config = "pi05_droid"}); }).fault(), Fault::usage);
-  EXPECT_EQ(refused([] { open_model("demo", {.robot = "droid"}); }).fault(), Fault::usage);
+  const auto refused_to_open = [](Fault fault, const char* model, const OpenOptions& options) {
+    return refuses(fault, "", [&] { open_model(model, options); });
+  };
+  EXPECT_TRUE(refused_to_open(Fault::checkpoint, "demo:pi1", {}));
+  EXPECT_TRUE(refused_to_open(Fault::usage, "demo", {.config = "pi05_droid"}));
+  EXPECT_TRUE(refused_to_open(Fault::usage, "demo", {.robot = "droid"}));
 }
 
 TEST(DemoPolicy, the_same_files_from_disk_are_the_same_policy) {
@@ -101,10 +99,8 @@ TEST(DemoPolicy, never_returns_an_action_that_is_not_finite) {
     m.spec.action.centre[d] = 1e300;  // infinite as a float, in which lerobot computes
     const Model model{m.config, load_weights(ops, *m.weights, m.config)};
     tendon::Policy policy(ops, model, std::move(m.spec));
-    const Error e = refused([&] { policy.infer(demo_observation(), {.steps = 1}); });
-    EXPECT_EQ(e.fault(), Fault::internal);
-    const std::string named = "action " + std::to_string(d) + " of row 0 is inf";
-    EXPECT_NE(std::string(e.what()).find(named), std::string::npos) << e.what();
+    EXPECT_TRUE(refuses(Fault::internal, "action " + std::to_string(d) + " of row 0 is inf",
+                        [&] { policy.infer(demo_observation(), {.steps = 1}); }));
   }
 }
 
@@ -146,8 +142,8 @@ TEST(EmbeddedFiles, are_found_by_their_prefix_only) {
   EXPECT_FALSE(is_file("embedded:pi0/nothing"));
   EXPECT_FALSE(is_file("pi0/config.json"));
   EXPECT_FALSE(is_file("9letters:pi0/config.json"));
-  EXPECT_EQ(refused([] { read_file("embedded:pi0/nothing", 10); }).fault(), Fault::checkpoint);
-  EXPECT_EQ(refused([] { read_file("embedded:pi0/config.json", 10); }).fault(), Fault::checkpoint);
+  for (const char* absent_or_longer : {"embedded:pi0/nothing", "embedded:pi0/config.json"})
+    EXPECT_TRUE(refuses(Fault::checkpoint, "", [&] { read_file(absent_or_longer, 10); }));
 }
 
 }  // namespace tendon::demo

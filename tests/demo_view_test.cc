@@ -210,20 +210,17 @@ TEST(Sketch, shows_the_way_of_gripper_and_object) {
   const std::string svg = sketch_svg(record, kPush);
   expect_well_formed(svg);
   EXPECT_EQ(count_of(svg, ">" + kPush + "<"), 2u);  // the document's title and the picture's
-  EXPECT_NE(svg.find(fmt::format("solved in {} steps ({:.1f} s), {} chunks<", record.steps(),
-                                 0.1 * record.steps(), record.chunks)),
-            std::string::npos);
+  EXPECT_TRUE(says(svg, fmt::format("solved in {} steps ({:.1f} s), {} chunks<", record.steps(),
+                                    0.1 * record.steps(), record.chunks)));
   EXPECT_EQ(svg.find("not solved"), std::string::npos);
   EXPECT_EQ(count_of(svg, "r=\"3.2\""), static_cast<size_t>(record.steps() + 1));
   EXPECT_EQ(count_of(svg, "class=\"way\""), 1u);
   EXPECT_EQ(count_of(svg, "class=\"ghost\""), 1u);
   EXPECT_EQ(count_of(svg, "class=\"pushed\""), 1u);
   const Point end = record.world().gripper.at;
-  EXPECT_NE(svg.find(fmt::format("cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.2\" fill=\"#141414\"",
-                                 20 + 440 * end.x, 65 + 440 * end.y)),
-            std::string::npos);
-  EXPECT_NE(svg.find("y=\"505\" width=\"440\" height=\"6\" rx=\"3\" fill=\"#d038c4\""),
-            std::string::npos)
+  EXPECT_TRUE(says(svg, fmt::format("cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.2\" fill=\"#141414\"",
+                                    20 + 440 * end.x, 65 + 440 * end.y)));
+  EXPECT_TRUE(says(svg, "y=\"505\" width=\"440\" height=\"6\" rx=\"3\" fill=\"#d038c4\""))
       << "the edge to push to";
 }
 
@@ -236,16 +233,14 @@ TEST(Sketch, of_a_reach_has_neither_ghost_nor_edge) {
 
 TEST(Sketch, tells_failure_and_singular) {
   Record record = wandering_record();
-  EXPECT_NE(sketch_svg(record, "").find(">not solved in 80 steps (8.0 s), 16 chunks<"),
-            std::string::npos);
+  EXPECT_TRUE(says(sketch_svg(record, ""), ">not solved in 80 steps (8.0 s), 16 chunks<"));
   record.actions.resize(1);
   record.worlds.resize(1);
   record.chunks = 1;
-  EXPECT_NE(sketch_svg(record, "").find(">not solved in 1 step (0.1 s), 1 chunk<"),
-            std::string::npos);
+  EXPECT_TRUE(says(sketch_svg(record, ""), ">not solved in 1 step (0.1 s), 1 chunk<"));
   const std::string nothing = sketch_svg({.episode = record.episode}, "");
   expect_well_formed(nothing);
-  EXPECT_NE(nothing.find(">not solved in 0 steps (0.0 s), 0 chunks<"), std::string::npos);
+  EXPECT_TRUE(says(nothing, ">not solved in 0 steps (0.0 s), 0 chunks<"));
 }
 
 TEST(Sketch, escapes_and_cuts_the_prompt) {
@@ -336,9 +331,9 @@ TEST(Terminal, draws_every_frame_over_the_one_before) {
   EXPECT_EQ(count_of(lines[0], "▀"), 66u);
   const auto ink = fmt::format("\x1b[?7l\x1b[38;2;{};{};{};48;2;{};{};{}m▀", top.rgb[0], top.rgb[1],
                                top.rgb[2], top.rgb[132], top.rgb[133], top.rgb[134]);
-  EXPECT_TRUE(lines[0].find(ink) != std::string::npos);
-  EXPECT_NE(lines[12].find("step   1 of 40"), std::string::npos);
-  EXPECT_NE(lines[lines.size() - 6].find("solved"), std::string::npos);
+  EXPECT_TRUE(says(lines[0], ink));
+  EXPECT_TRUE(says(lines[12], "step   1 of 40"));
+  EXPECT_TRUE(says(lines[lines.size() - 6], "solved"));
 }
 
 TEST(Terminal, without_colours_is_plain_text) {

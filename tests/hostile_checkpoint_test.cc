@@ -11,33 +11,31 @@
 
 #include "checkpoint/content_hash.h"
 #include "checkpoint/weights.h"
+#include "damaged_checkpoint.h"
 #include "model/config_file.h"
 #include "model/parameters.h"
 #include "policy/open_model.h"
 #include "tendon/opened.h"
-#include "tendon/tendon.h"
 #include "tensor/check.h"
-#include "test_files.h"
-#include "validate/health.h"
 
 using namespace tendon;
 namespace fs = std::filesystem;
 
 namespace {
 
-const fs::path kGolden = golden("tiny-checkpoint-lerobot-pi0");
-const fs::path kWeights = kGolden / "checkpoint/model.safetensors";
+const fs::path kWeights = golden("tiny-checkpoint-lerobot-pi0/checkpoint/model.safetensors");
 
 // Sanitizers make it ten times as slow: a part of the repetitions is enough there.
 constexpr int kPart = TENDON_TEST_SANITIZED ? 20 : 1;
 constexpr int kHeaderFlips = 10000 / kPart, kDataFlips = 1000 / kPart;
 
-OpenOptions tiny_options() {
-  OpenOptions options{.precision = "f32", .threads = 1};
-  options.config = (kGolden / "config.json").string();
-  options.tokenizer = test_data("tokenizer/small_tokenizer.json").string();
-  return options;
-}
+struct TinyCheckpoint : Checkpoint {
+  TinyCheckpoint() : Checkpoint("lerobot-pi0") {
+    options.precision = "f32";
+    options.threads = 1;
+  }
+  std::string folder() const { return scratch().path().string(); }
+};
 
 // Where the tensors begin.
 uint64_t data_begin(const std::string& file) {
@@ -149,18 +147,15 @@ TEST(HostileCheckpoint, cut_anywhere_is_refused_with_its_size_and_the_expected_o
   for (auto cut = cuts.rbegin(); cut != cuts.rend(); ++cut) {
     fs::resize_file(path, *cut);
     const Error e = refused([&] { SafetensorsFile::open(path); });
-    const std::string what = e.what();
     const uint64_t expected = *cut < 8 ? 8 : *cut < begin ? begin : whole.size();
-    EXPECT_EQ(e.fault(), Fault::checkpoint) << what;
-    for (const std::string& part :
-         {path.string(), fmt::format(" {} bytes", *cut), fmt::format(" {}", expected)})
-      EXPECT_NE(what.find(part), std::string::npos) << *cut << ": " << what;
+    EXPECT_EQ(e.fault(), Fault::checkpoint) << e.what();
+    EXPECT_TRUE(says(
+        e.what(), {path.string(), fmt::format(" {} bytes", *cut), fmt::format(" {}", expected)}));
   }
   const fs::path longer = scratch.write("longer.safetensors", whole + "x");
-  const std::string what = refused([&] { SafetensorsFile::open(longer); }).what();
-  EXPECT_NE(what.find(fmt::format("has {} bytes, its header speaks of {}", end + 1, end)),
-            std::string::npos)
-      << what;
+  EXPECT_TRUE(refuses(Fault::checkpoint,
+                      fmt::format("has {} bytes, its header speaks of {}", end + 1, end),
+                      [&] { SafetensorsFile::open(longer); }));
   fmt::print("row 3: {} cuts\n", cuts.size());
 }
 
@@ -176,9 +171,9 @@ TEST(HostileCheckpoint, with_a_flipped_bit_in_its_header_is_refused_or_means_the
 
 // Its metadata hold sizes, statistics and the robot: the hash must cover them, too.
 TEST(ConvertedFile, with_any_flipped_bit_is_refused) {
-  const Scratch scratch("hostile_converted");
-  const fs::path path = scratch.path() / "packed.safetensors";
-  convert((kGolden / "checkpoint").string(), path.string(), tiny_options());
+  const TinyCheckpoint checkpoint;
+  const fs::path path = checkpoint.path("packed.safetensors");
+  convert(checkpoint.folder(), path.string(), checkpoint.options);
   const Patched file(path);
   std::string bytes = file.whole;
   const auto on_disk = [&](uint64_t at, const auto& opens) {
@@ -235,27 +230,26 @@ class Unchecked final : public WeightSource {
 };
 
 // The actions of a folder whose weights nobody checks.
-std::vector<double> actions_unchecked(const fs::path& folder) {
+std::vector<double> actions_unchecked(const TinyCheckpoint& checkpoint) {
   OpenedEngine engine(OpenOptions{.precision = "f32", .threads = 1});
-  OpenedModel model = open_model(folder.string(), tiny_options());
-  Unchecked weights(*SafetensorsFile::open(folder / "model.safetensors"));
+  OpenedModel model = open_model(checkpoint.folder(), checkpoint.options);
+  Unchecked weights(*SafetensorsFile::open(checkpoint.path(checkpoint.kWeights)));
   Policy policy(engine.ops, Model{model.config, load_weights(engine.ops, weights, model.config)},
                 std::move(model.spec));
   return policy.infer(scene()).values;
 }
 
-std::vector<double> actions_of(const fs::path& folder) {
-  return Engine::open(folder.string(), tiny_options()).infer(scene()).values;
+std::vector<double> actions_of(const TinyCheckpoint& checkpoint) {
+  return Engine::open(checkpoint.folder(), checkpoint.options).infer(scene()).values;
 }
 
 }  // namespace
 
 TEST(HostileCheckpoint, with_one_bad_value_in_any_tensor_is_named_refused_and_never_acted_on) {
-  const Scratch scratch("hostile_values");
-  fs::copy(kGolden / "checkpoint", scratch.path(), fs::copy_options::recursive);
-  const Patched file(scratch.path() / "model.safetensors");
+  const TinyCheckpoint checkpoint;
+  const Patched file(checkpoint.path(checkpoint.kWeights));
   const auto tensors = parse(file.whole)->tensors();
-  const std::vector<double> sound = actions_of(scratch.path());
+  const std::vector<double> sound = actions_of(checkpoint);
   std::mt19937_64 random(19);
   int values = 0, named = 0, refused_at_load = 0, unread = 0, guarded = 0;
   for (const HostTensor& t : tensors) {
@@ -267,22 +261,22 @@ TEST(HostileCheckpoint, with_one_bad_value_in_any_tensor_is_named_refused_and_ne
       const auto element = random() % static_cast<uint64_t>(t.shape.count());
       const auto at = static_cast<uint64_t>(first) + element * sizeof(float);
       file.put(at, {reinterpret_cast<const char*>(&bad), sizeof(bad)});
-      const Health health = check_health(scratch.path().string(), tiny_options(), {});
+      const Health health = checkpoint.health();
       const bool found = std::ranges::any_of(health.findings, [&](const Finding& f) {
         return f.level == Finding::Level::error && f.subject == name;
       });
       EXPECT_TRUE(found) << name << " with " << bad;
       named += found;
       try {
-        EXPECT_EQ(actions_of(scratch.path()), sound) << name << " with " << bad;
+        EXPECT_EQ(actions_of(checkpoint), sound) << name << " with " << bad;
         ++unread;
       } catch (const Error& e) {
         EXPECT_EQ(e.fault(), Fault::checkpoint) << e.what();
-        EXPECT_NE(std::string(e.what()).find(name), std::string::npos) << e.what();
+        EXPECT_TRUE(says(e.what(), name));
         ++refused_at_load;
       }
       try {
-        for (const double action : actions_unchecked(scratch.path()))
+        for (const double action : actions_unchecked(checkpoint))
           ASSERT_TRUE(std::isfinite(action)) << name << " with " << bad;
       } catch (const Error& e) {
         EXPECT_EQ(e.fault(), Fault::internal) << e.what();

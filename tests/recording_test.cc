@@ -56,14 +56,19 @@ bool same(const Record& a, const Record& b) {
          a.seed == b.seed && a.message == b.message;
 }
 
-// What ends up in `status` of a child that runs `body`; the child never returns into the test.
+// The exit code of a child that runs `body` with files of at most so many bytes, as a full disk
+// shows itself: part of a record is written, the rest fails.
 template <class Body>
-int in_child(Body body) {
+int on_a_disk_of(rlim_t bytes, Body body) {
   const pid_t child = ::fork();
-  if (child == 0) ::_exit(body());
+  if (child == 0) {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit = {bytes, bytes};
+    ::_exit(::setrlimit(RLIMIT_FSIZE, &limit) != 0 ? 10 : body());
+  }
   int status = 0;
   ::waitpid(child, &status, 0);
-  return status;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 TEST(Recording, gives_back_what_was_written) {
@@ -131,9 +136,7 @@ TEST(Recording, a_cut_file_gives_the_records_before_the_cut) {
   for (size_t bytes = 0; bytes < whole.size(); ++bytes) {
     const fs::path cut = scratch.write("cut", whole.substr(0, bytes));
     if (bytes < first) {
-      const Error error = refused([&] { read_recording(cut); });
-      EXPECT_EQ(error.fault(), Fault::input);
-      EXPECT_NE(std::string(error.what()).find(cut.string()), std::string::npos) << error.what();
+      EXPECT_TRUE(refuses(Fault::input, cut.string(), [&] { read_recording(cut); }));
       continue;
     }
     const Recording read = read_recording(cut);
@@ -205,24 +208,17 @@ TEST(Recording, what_is_no_recording_is_refused_by_name) {
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
   for (const fs::path& path :
        {scratch.write("empty", ""), scratch.write("text", "tendon-recipe: two eggs, flour"), pipe,
-        scratch.path(), scratch.path() / "absent"}) {
-    const Error error = refused([&] { read_recording(path); });
-    EXPECT_EQ(error.fault(), Fault::input);
-    EXPECT_NE(std::string(error.what()).find("'" + path.string() + "'"), std::string::npos)
-        << error.what();
-  }
-  const Error error = refused(
-      [&] { read_recording(scratch.write("new", "tendon-record 2\n" + std::string(64, 'x'))); });
-  EXPECT_NE(std::string(error.what()).find("another version"), std::string::npos) << error.what();
-  EXPECT_EQ(refused([&] { recordings_in(scratch.path() / "absent"); }).fault(), Fault::input);
+        scratch.path(), scratch.path() / "absent"})
+    EXPECT_TRUE(refuses(Fault::input, "'" + path.string() + "'", [&] { read_recording(path); }));
+  const auto newer = scratch.write("new", "tendon-record 2\n" + std::string(64, 'x'));
+  EXPECT_TRUE(refuses(Fault::input, "another version", [&] { read_recording(newer); }));
+  EXPECT_TRUE(refuses(Fault::input, "", [&] { recordings_in(scratch.path() / "absent"); }));
 }
 
 TEST(Recording, a_folder_that_cannot_be_made_is_a_wrong_option) {
   const Scratch scratch("recording_folder");
   const fs::path file = scratch.write("file", "");
-  const Error error = refused([&] { Recorder(file / "below", ""); });
-  EXPECT_EQ(error.fault(), Fault::usage);
-  EXPECT_NE(std::string(error.what()).find(file.string()), std::string::npos) << error.what();
+  EXPECT_TRUE(refuses(Fault::usage, file.string(), [&] { Recorder(file / "below", ""); }));
 }
 
 TEST(Recording, a_killed_writer_leaves_a_readable_prefix) {
@@ -254,13 +250,9 @@ TEST(Recording, a_killed_writer_leaves_a_readable_prefix) {
   EXPECT_GT(records, 100);
 }
 
-// A full disk as the kernel shows it: part of a record is written, the rest fails.
 TEST(Recording, a_full_disk_stops_it_with_one_warning_and_no_partial_record) {
   const Scratch scratch("recording_full");
-  const int status = in_child([&] {
-    std::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit = {10'000, 10'000};
-    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return 10;
+  const int code = on_a_disk_of(10'000, [&] {
     std::vector<std::string> warnings;
     Recorder recorder(scratch.path(), "full",
                       [&](const std::string& text) { warnings.push_back(text); });
@@ -270,8 +262,7 @@ TEST(Recording, a_full_disk_stops_it_with_one_warning_and_no_partial_record) {
     if (recorder.bytes() != fs::file_size(recorder.path())) return 13;
     return 0;
   });
-  ASSERT_TRUE(WIFEXITED(status));
-  ASSERT_EQ(WEXITSTATUS(status), 0);
+  ASSERT_EQ(code, 0);
   const Recording read = read_recording(recordings_in(scratch.path()).at(0));
   EXPECT_EQ(read.warning, "");
   ASSERT_EQ(read.records.size(), 9);
@@ -280,17 +271,13 @@ TEST(Recording, a_full_disk_stops_it_with_one_warning_and_no_partial_record) {
 
 TEST(Recording, a_disk_that_is_full_from_the_start_is_a_warning_and_leaves_no_file) {
   const Scratch scratch("recording_full_at_start");
-  const int status = in_child([&] {
-    std::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit = {10, 10};
-    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return 10;
+  const int code = on_a_disk_of(10, [&] {
     int warnings = 0;
     Recorder recorder(scratch.path(), "full", [&](const std::string&) { ++warnings; });
     recorder.write(RecordKind::reply, 1, 0, message_of(10, 0));
     return recorder.recording() ? 11 : warnings == 1 ? 0 : 12;
   });
-  ASSERT_TRUE(WIFEXITED(status));
-  ASSERT_EQ(WEXITSTATUS(status), 0);
+  ASSERT_EQ(code, 0);
   EXPECT_TRUE(recordings_in(scratch.path()).empty());
 }
 
