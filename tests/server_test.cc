@@ -376,12 +376,11 @@ int64_t heap_bytes() {
 void soak(int connections, int warm, int64_t growth_bytes_max) {
   constexpr int kRequests = 100;
   StubServer server;
-  const int64_t files = open_files();
+  const int files = open_files();
   const std::string request = stub_request(64);
   const auto timed = static_cast<size_t>(warm * kRequests);
   std::vector<double> first, early_ms(timed), late_ms(timed);  // now: they must not grow later
   int64_t early = 0;
-  const int files = open_files();
   for (int connection = 0; connection < connections; ++connection) {
     if (connection == warm) {
       ASSERT_TRUE(wait_until([&] { return open_files() <= files; }));
