@@ -5,17 +5,12 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <regex>
 #include <set>
 
-#include "backends/cpu/cpu.h"
 #include "backends/cuda/cuda.h"
-#include "backends/reference/reference.h"
-#include "backends/ttnn/ttnn.h"
-#include "backends/ttnn/worker.h"
 #include "checkpoint/json.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/synthetic.h"
@@ -23,40 +18,28 @@
 #include "model/pi0.h"
 #include "policy/images.h"
 #include "policy/open_model.h"
+#include "tendon/backends.h"
 #include "tensor/check.h"
 #include "tensor/compare.h"
+#include "test_files.h"
 
 using namespace tendon;
 namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kTokenizer = TENDON_TEST_TOKENIZER;
-
-struct Options {
-  std::string folder, tokenizer = kTokenizer, backend = "reference", precision = "f32", isa;
-  std::string ttnn_sim;  // folder of scripts/ttnn-sim; empty: the fake device
-  int threads = 0;
+struct Options : OpenOptions {
+  std::string folder;
   bool actions_only = false;
 
   std::unique_ptr<Kernels> open() const {
-    if (backend == "reference") return make_reference_backend({.threads = threads});
-    if (backend == "ttnn") {
-      const bool bfp8 = precision == "bfp8";
-      return make_ttnn_backend(ttnn_sim.empty() ? tt::open_fake_device({.threads = threads})
-                                                : tt::open_worker(tt::simulator_options(ttnn_sim)),
-                               bfp8 ? TtPrecision::bfp8 : TtPrecision::bf16);
-    }
 #ifdef TENDON_CUBLASLT
     if (backend == "cuda")
       return make_cuda_backend(
           {.precision = precision == "f32" ? CudaPrecision::f32 : CudaPrecision::bf16,
            .blas_library = TENDON_CUBLASLT});
 #endif
-    ensure(backend == "cpu", Fault::usage, "--backend {}: expected reference, cpu, ttnn or cuda",
-           backend);
-    return make_cpu_backend(
-        {.threads = threads, .precision = precision_named(precision), .isa = isa});
+    return open_backend(resolved(*this));
   }
 };
 
@@ -93,17 +76,9 @@ Bounds bounds(double relative_l2) { return Bounds::of_noise(relative_l2, 2 * rel
 
 using Rows = std::vector<float>;
 
-std::vector<float> floats(const HostTensor& t) {
-  std::vector<float> v(static_cast<size_t>(t.shape.count()));
-  if (t.dtype == DType::f32) std::memcpy(v.data(), t.bytes.data(), t.bytes.size());
-  for (size_t i = 0; i < v.size() && t.dtype == DType::u8; ++i)
-    v[i] = static_cast<float>(std::to_integer<int>(t.bytes[i]));
-  for (size_t i = 0; i < v.size() && t.dtype == DType::i32; ++i) {
-    int32_t n = 0;
-    std::memcpy(&n, t.bytes.data() + 4 * i, 4);
-    v[i] = static_cast<float>(n);
-  }
-  return v;
+Rows floats(const HostTensor& t) {
+  const std::vector<double> values = numbers(t);
+  return {values.begin(), values.end()};
 }
 
 struct Case {
@@ -388,8 +363,6 @@ bool run_full(Case& c, const Tolerance& tolerance) {
   return ok;
 }
 
-// A checkpoint folder with one run of lerobot's whole pipeline: from frames, raw state and task to
-// un-normalised actions. `tokenizer` is PaliGemma's; its ids are folded into the tiny vocabulary.
 // As for every other test: see memory_limit.cc.
 bool memory_was_bounded() {
   constexpr long kKibibytesMax = 1 << 20;
@@ -399,6 +372,14 @@ bool memory_was_bounded() {
   return used.ru_maxrss <= kKibibytesMax;
 }
 
+int verdict(bool ok, PolicyType policy, const fs::path& folder, bool bounded = true) {
+  fmt::print("{} {}: {}\n", name(policy), folder.filename().string(),
+             ok ? "all within tolerance" : "BEYOND TOLERANCE");
+  return ok && (!bounded || memory_was_bounded()) ? 0 : 1;
+}
+
+// A checkpoint folder with one run of lerobot's whole pipeline: from frames, raw state and task to
+// un-normalised actions. `tokenizer` is PaliGemma's; its ids are folded into the tiny vocabulary.
 int run_pipeline(const Options& options) {
   const fs::path folder = options.folder;
   const Tolerance tolerance = tolerance_of(options, false);
@@ -439,9 +420,7 @@ int run_pipeline(const Options& options) {
                tolerance.actions);
   ok &= report("actions", {got.values.begin(), got.values.end()}, expected("actions"),
                tolerance.actions);
-  fmt::print("{} {}: {}\n", name(policy.config().policy), folder.filename().string(),
-             ok ? "all within tolerance" : "BEYOND TOLERANCE");
-  return ok && memory_was_bounded() ? 0 : 1;
+  return verdict(ok, policy.config().policy, folder);
 }
 
 int run_folder(const Options& options) {
@@ -458,9 +437,7 @@ int run_folder(const Options& options) {
   c.cache = make_cache(c.ops, c.config);
   const bool ok = c.full_size ? run_full(c, tolerance_of(options, true))
                               : run_tiny(c, tolerance_of(options, false), options.actions_only);
-  fmt::print("{} {}: {}\n", name(c.config.policy), folder.filename().string(),
-             ok ? "all within tolerance" : "BEYOND TOLERANCE");
-  return ok && (c.full_size || memory_was_bounded()) ? 0 : 1;
+  return verdict(ok, c.config.policy, folder, !c.full_size);
 }
 
 }  // namespace
@@ -468,6 +445,9 @@ int run_folder(const Options& options) {
 int main(int argc, char** argv) {
   CLI::App app("Compares tendon with a golden folder, stage by stage.");
   Options options;
+  options.backend = "reference";
+  options.precision = "f32";
+  options.tokenizer = TENDON_TEST_TOKENIZER;
   app.add_option("folder", options.folder, "as tools/make_goldens writes it")->required();
   app.add_option("--backend", options.backend, "reference (default), cpu, ttnn or cuda");
   app.add_option("--precision", options.precision, "f32 (default), bf16, int8 or bfp8");
@@ -482,13 +462,12 @@ int main(int argc, char** argv) {
     fmt::print("skipped: {} is not there; scripts/ttnn-sim makes it\n", options.ttnn_sim);
     return 77;
   }
+  if (options.backend == "ttnn" && options.ttnn_sim.empty()) options.device = "fake";
   try {
     return run_folder(options);
-  } catch (const Error& e) {
-    fmt::print(stderr, "golden_case: {}\n", e.what());
-    return static_cast<int>(e.fault());
   } catch (const std::exception& e) {
+    const auto* error = dynamic_cast<const Error*>(&e);
     fmt::print(stderr, "golden_case: {}\n", e.what());
-    return static_cast<int>(Fault::internal);
+    return static_cast<int>(error ? error->fault() : Fault::internal);
   }
 }
