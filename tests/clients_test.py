@@ -1,29 +1,24 @@
 #!/usr/bin/env python3
-"""clients_test.py --tendon PATH --venvs DIR --data DIR: real robots' clients ask tendon serve.
+"""clients_test.py TENDON PROTOCOL VENVS: real robots' clients ask tendon serve.
 
 openpi's own client with the oldest and the newest WebSocket library that it takes, and four other
-libraries, send openpi's recorded requests (DIR/messages, made by openpi's own client and server).
-The packages go into virtual environments in --venvs, once. Exit code 77, "skipped: reason", where
-they cannot be had.
+libraries, send openpi's recorded requests (PROTOCOL/messages, made by openpi's own client and
+server). The packages go into virtual environments in VENVS, once. Exit code 77, "skipped:
+reason", where they cannot be had.
 """
 import argparse
 import contextlib
 import json
-import os
 import pathlib
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 
 import client_libraries
-from environment import environment, skip
+from environment import Checks, environment, skip
 
 HERE = pathlib.Path(__file__).resolve()
 REQUIREMENTS = HERE.parent / "clients_requirements"
@@ -34,34 +29,11 @@ SERVERS = {
     "aloha": ("synthetic:pi0-small", "--robot", "aloha", "--default-prompt", DEFAULT_PROMPT),
     "droid": ("synthetic:pi05-small", "--config", "pi05_droid", "--robot", "droid"),
     "libero": ("synthetic:pi05-small", "--config", "pi05_libero", "--robot", "libero"),
-    "slow": ("synthetic:pi0-small", "--robot", "aloha", "--config", "slow.json"),
-    "key": ("demo", "--api-key-file", "key.txt"),
+    "slow": ("synthetic:pi0-small", "--robot", "aloha", "--config", "{folder}/slow.json"),
+    "key": ("demo", "--api-key-file", "{folder}/key.txt"),
     "strict": ("synthetic:pi0-small", "--robot", "aloha", "--strict-openpi"),
 }
-# One thread: on a busy machine threads that wait for each other take many times as long.
-EVERY_SERVER = ("--port", "0", "--admin-port", "0", "--threads", "1")
 SLOW = {"num_steps": 800}  # Euler steps: one inference takes a second or more
-
-
-class Checks:
-    def __init__(self):
-        self.count, self.failures = 0, 0
-
-    def __call__(self, condition, what):
-        self.count += 1
-        if not condition:
-            self.failures += 1
-            print("FAILED", what, flush=True)
-
-    @contextlib.contextmanager
-    def refused(self, piece, what, error=RuntimeError):
-        """The block ends with `error`, whose text has `piece`."""
-        try:
-            yield
-        except error as e:
-            self(piece.lower() in str(e).lower(), f"{what}: '{piece}' is not in '{e}'")
-        else:
-            self(False, f"{what}: nothing was refused")
 
 
 # ---- environments ----
@@ -81,55 +53,6 @@ def python_for_clients():
 def clients_environment(folder, requirements):
     return environment(folder, requirements.read_text(),
                        ["--only-binary", ":all:", "-r", requirements], python_for_clients())
-
-
-# ---- servers ----
-
-
-class Server:
-    """A running `tendon serve` on ports of its own choice."""
-
-    def __init__(self, name, command, folder):
-        self.name, self.lines = name, []
-        self.child = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-        self.ports, self.told = None, threading.Event()
-        threading.Thread(target=self.listen, daemon=True).start()
-
-    def listen(self):
-        for line in self.child.stderr:
-            self.lines.append(line.rstrip())
-            ports = re.search(r"ws://[^ ]*:(\d+) .*http://[^ ]*:(\d+)", line)
-            if ports and not self.ports:
-                self.ports = tuple(map(int, ports.groups()))
-                self.told.set()
-        self.told.set()
-
-    def wait_until_ready(self, check):
-        self.told.wait(60)
-        if not self.ports:
-            sys.exit(f"FAILED server '{self.name}' never said that it serves:\n"
-                     + "\n".join(self.lines))
-        policy, admin = self.ports
-        check(get(admin, "/readyz") == (200, "ready\n"), f"{self.name}: /readyz")
-        check(get(admin, "/healthz") == (200, "OK\n"), f"{self.name}: /healthz, admin port")
-        check(get(policy, "/healthz") == (200, "OK\n"), f"{self.name}: /healthz, policy port")
-
-    def stop(self, check):
-        self.child.send_signal(signal.SIGTERM)
-        try:
-            code = self.child.wait(10)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            code = "none within 10 s"
-        check(code == 0, f"{self.name}: exit code {code} after SIGTERM; " + "\n".join(self.lines))
-
-
-def get(port, path):
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 # ---- inside the environments ----
@@ -402,48 +325,45 @@ def inside(text):
 # ---- outside ----
 
 
-def run(given, pythons, folder, check):
+def run(protocol, pythons, folder, check):
+    from serve_test import Server
     (folder / "key.txt").write_text(KEY + "\n")
     (folder / "slow.json").write_text(json.dumps(SLOW))
     replies = folder / "replies"
     replies.mkdir()
-    servers = [Server(name, [given.tendon, "serve", *options, *EVERY_SERVER], folder)
-               for name, options in SERVERS.items()]
-    try:
-        for server in servers:
-            server.wait_until_ready(check)
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(
+            Server(model=[word.format(folder=folder) for word in words]))
+            for name, words in SERVERS.items()}
+        for name, server in servers.items():
+            check(server.get("/readyz") == "ready\n", f"{name}: /readyz")
+            check(server.get("/healthz") == "OK\n", f"{name}: /healthz, admin port")
+            check(server.get("/healthz", server.port) == "OK\n", f"{name}: /healthz, policy port")
         for name, python in pythons.items():
-            role = {"name": name, "data": given.data, "replies": str(replies),
-                    "ports": {server.name: server.ports[0] for server in servers}}
+            role = {"name": name, "data": protocol, "replies": str(replies),
+                    "ports": {name: server.port for name, server in servers.items()}}
             child = subprocess.run([python, "-B", HERE, "--inside", json.dumps(role)], timeout=150)
             check(child.returncode == 0, f"environment '{name}'")
         counts = Replies(replies).compare(check)
         clients = len(pythons) + len(client_libraries.OTHERS)
         check(set(counts.values()) == {clients} and len(counts) == 2 * len(REQUESTS),
               f"{clients} clients should have answers to everything, got {counts}")
-    finally:
-        for server in servers:
-            server.stop(check)
+        for name, server in servers.items():
+            check(server.stop() == 0, f"{name}: exit code after SIGTERM; {server.log}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tendon", type=pathlib.Path, required=True)
-    parser.add_argument("--venvs", type=pathlib.Path, required=True)
-    parser.add_argument("--data", required=True)
-    given = parser.parse_args()
-    given.tendon, given.data = given.tendon.resolve(), os.path.abspath(given.data)
-    given.venvs.mkdir(parents=True, exist_ok=True)
-    venvs = given.venvs.absolute()
+def main(_, protocol, venvs):
+    venvs = pathlib.Path(venvs).absolute()
+    venvs.mkdir(parents=True, exist_ok=True)
     pythons = {name: clients_environment(venvs / f"clients-{name}", REQUIREMENTS / f"{name}.txt")
                for name in ROLES}
     check, begin = Checks(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tendon-clients-") as folder:
-        run(given, pythons, pathlib.Path(folder), check)
+        run(protocol, pythons, pathlib.Path(folder), check)
     print(f"{check.count} checks outside, {check.failures} failures, "
           f"{time.monotonic() - begin:.1f} s")
     return 1 if check.failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(inside(sys.argv[2]) if sys.argv[1:2] == ["--inside"] else main())
+    sys.exit(inside(sys.argv[2]) if sys.argv[1:2] == ["--inside"] else main(*sys.argv[1:]))

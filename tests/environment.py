@@ -1,4 +1,6 @@
-"""Virtual environments with packages from PyPI, for tests that need them; a limit on memory."""
+"""What the tests in Python share: the command, checks that are counted, a limit on memory, virtual
+environments with packages from PyPI."""
+import contextlib
 import resource
 import shutil
 import subprocess
@@ -6,6 +8,35 @@ import sys
 
 MEMORY_MIB_MAX = 1024
 NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
+
+
+def tendon(*arguments, before=(), **options):
+    """Runs the command, which is the first argument of every script that does."""
+    return subprocess.run([*before, sys.argv[1], *map(str, arguments)], capture_output=True,
+                          text=True, errors="replace", timeout=120, **options)
+
+
+class Checks:
+    """Says what does not hold, and goes on."""
+
+    def __init__(self):
+        self.count, self.failures = 0, 0
+
+    def __call__(self, condition, what):
+        self.count += 1
+        if not condition:
+            self.failures += 1
+            print("FAILED", what, flush=True)
+
+    @contextlib.contextmanager
+    def refused(self, piece, what, error=RuntimeError):
+        """The block ends with `error`, whose text has `piece`."""
+        try:
+            yield
+        except error as e:
+            self(piece.lower() in str(e).lower(), f"{what}: '{piece}' is not in '{e}'")
+        else:
+            self(False, f"{what}: nothing was refused")
 
 
 def skip(reason):

@@ -12,8 +12,8 @@ import sys
 import tempfile
 import unittest
 
-from environment import memory_was_bounded
-from hostile_test import DATA, SANITIZED, in_parallel, listed, measured, tendon, tiny
+from environment import memory_was_bounded, tendon
+from hostile_test import DATA, SANITIZED, in_parallel, listed, measured, tiny
 from serve_test import ALOHA, GREY, REQUEST, WITHOUT_PROMPT, Server, Socket, array, with_keys
 
 MIDDLE = {"vlm": {"width": 1024, "mlp": 4096, "heads": 4, "kv_heads": 1, "head_dim": 64,
@@ -127,6 +127,8 @@ class Ports(unittest.TestCase):
                 done = tendon("serve", "demo", *arguments, *free)
                 self.assertEqual(done.returncode, 7, f"{arguments}: {done.stderr}")
                 self.assertIn(word, done.stderr)
+                if arguments[0] == "--host" and word != "--port":
+                    self.assertIn(arguments[1], done.stderr)
         print(f"row 28: {len(cases)} ports, addresses and paths")
 
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 
-from environment import environment, skip
+import environment
+from environment import skip
 
 TENDON, GOLDEN_CASE = sys.argv[1:3]
 SOURCE, BUILD = map(pathlib.Path, sys.argv[3:5])
@@ -22,14 +23,14 @@ REQUIREMENTS = CONVERTER.with_name("requirements.txt")
 GOLDEN, ORBAX = SOURCE / "tests/data/golden", SOURCE / "tests/data/orbax"
 VENV = BUILD / "orbax_venv"
 PYTHON = VENV / "bin/python"
-failures = 0
+check = environment.Checks()
 
 
 def prepare_environment():
     """The packages have wheels for these versions of Python."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         skip(f"the packages are for Python 3.10 to 3.13, this is {sys.version.split()[0]}")
-    environment(VENV, REQUIREMENTS.read_text(), ["-r", REQUIREMENTS])
+    environment.environment(VENV, REQUIREMENTS.read_text(), ["-r", REQUIREMENTS])
 
 
 if pathlib.Path(sys.prefix).resolve() != VENV.resolve():
@@ -38,13 +39,6 @@ if pathlib.Path(sys.prefix).resolve() != VENV.resolve():
 
 import numpy as np  # noqa: E402  (only the environment above has it)
 import tensorstore as ts  # noqa: E402
-
-
-def check(condition, what):
-    global failures
-    if not condition:
-        failures += 1
-        print("FAILED", what)
 
 
 def called(*command):
@@ -290,5 +284,5 @@ with tempfile.TemporaryDirectory(dir=BUILD) as temporary:
     lora(place, ORBAX / "tiny-orbax-pi0")
     bad_checkpoints(place, ORBAX / "tiny-orbax-pi0")
     bad_places(place, ORBAX / "tiny-orbax-pi0", pi0)
-print("failures:", failures)
-sys.exit(1 if failures else 0)
+print("failures:", check.failures)
+sys.exit(1 if check.failures else 0)

@@ -17,6 +17,8 @@ import tempfile
 import threading
 import time
 
+from environment import Checks
+
 DATA = pathlib.Path(__file__).resolve().parent / "data/serve"
 READY = json.loads((DATA / "status_ready.json").read_text())
 LOADING = json.loads((DATA / "status_loading.json").read_text())
@@ -24,14 +26,7 @@ WAIT_S = 15
 POLICY = ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
           "script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'")
 HOSTILE = "<img src=x onerror=window.pwned=1>\"'&lt;<script>window.pwned=1</script>\u202e"
-failures = 0
-
-
-def check(condition, what):
-    global failures
-    if not condition:
-        failures += 1
-        print("FAILED", what, flush=True)
+check = Checks()
 
 
 class Server:
@@ -381,8 +376,8 @@ def main():
         finally:
             browser.end()
             server.stop()
-    print(f"{failures} failures")
-    sys.exit(failures > 0)
+    print(f"{check.failures} failures")
+    sys.exit(check.failures > 0)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
-import urllib.error
 import urllib.request
 
-from environment import memory_was_bounded
+from environment import memory_was_bounded, tendon
 
 TENDON = sys.argv[1]
 MESSAGES = pathlib.Path(sys.argv[2]) / "messages"
@@ -96,39 +96,64 @@ class Socket:
 
 
 class Server:
-    def __init__(self, *options, model=("demo",), before=()):
+    """A running `tendon serve`; what it prints is read all the time, so that it never waits."""
+
+    def __init__(self, *options, model=("demo",), before=(), port=0, wait=True):
         threads = () if "--threads" in options else ("--threads", "1")
         self.process = subprocess.Popen(
-            [*before, TENDON, "serve", *model, "--port", "0", "--admin-port", "0", *threads,
-             *options], stderr=subprocess.PIPE, text=True)
-        self.log = []
+            [*before, TENDON, "serve", *map(str, model), "--port", str(port), "--admin-port", "0",
+             *threads, *map(str, options)], stderr=subprocess.PIPE, text=True)
+        self.log, self.port, self.admin = [], None, None
+        self.told = threading.Event()  # that it serves, or all that it ever said
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
+        if wait:
+            self.wait_until_ready()
+
+    def read(self):
         for line in self.process.stderr:
             self.log.append(line)
             found = re.search(r"policy ws://[^:]+:(\d+) · page http://[^:]+:(\d+)/", line)
             if found:
                 self.port, self.admin = int(found[1]), int(found[2])
-                return
-        raise AssertionError(f"exit code {self.process.wait()}: {self.log}")
+                self.told.set()
+        self.told.set()
+
+    def wait_until_ready(self):
+        self.told.wait(120)
+        if not self.port:
+            raise AssertionError(f"exit code {self.process.wait(10)}: {self.log}")
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        self.process.kill()
+        self.wait()
+
+    def wait(self):
+        """The exit code; then the log is complete."""
+        code = self.process.wait(timeout=10)
+        self.reader.join()
+        return code
 
     def stop(self, *signals):
         for each in signals or (signal.SIGTERM,):
             self.process.send_signal(each)
             time.sleep(0.05)
-        code = self.process.wait(timeout=10)
-        self.log += self.process.stderr.readlines()
-        return code
+        return self.wait()
 
     def get(self, path, port=None):
         url = f"http://127.0.0.1:{port or self.admin}{path}"
-        return urllib.request.urlopen(url).read().decode()
+        return urllib.request.urlopen(url, timeout=10).read().decode()
+
+
+def with_library(folder, name, source):
+    """What stands before a command that is to run with this C code instead of the C library's."""
+    file = pathlib.Path(folder, f"{name}.c")
+    file.write_text(source)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", file.with_suffix(".so"), file], check=True)
+    return "env", f"LD_PRELOAD={file.with_suffix('.so')}"
 
 
 def actions(reply):
@@ -180,8 +205,7 @@ class Serve(unittest.TestCase):
 
     def test_the_demo_acts_behind_a_server_as_without(self):
         def episode(*where):
-            done = subprocess.run([TENDON, "demo", *where, "--episodes", "1", "--json"],
-                                  capture_output=True, text=True)
+            done = tendon("demo", *where, "--episodes", "1", "--json")
             self.assertEqual(done.returncode, 0, done.stderr)
             return json.loads(done.stdout)["rows"]
 
@@ -193,27 +217,16 @@ class Serve(unittest.TestCase):
             self.assertEqual(server.stop(signal.SIGINT), 130)
 
     def test_what_cannot_be_served_says_what_to_do(self):
-        with Server() as server:
-            cases = [
-                (["demo", "--port", str(server.port)], 7, "--port"),
-                (["demo", "--admin-port", str(server.admin)], 7, "in use"),
-                (["demo", "--host", "203.0.113.1"], 7, "203.0.113.1"),
-                (["demo", "--host", "nowhere.invalid"], 7, "nowhere.invalid"),
+        for arguments, code, word in [
                 (["/no/such/model"], 3, "/no/such/model"),
                 (["demo", "--dialect", "x"], 2, "roboarena"),
                 (["demo", "--api-key-file", "/no/such/file"], 2, "/no/such/file"),
                 ([*ALOHA, "--guard-factor", "2"], 2, "q01"),
-                (["demo", "--prot", "1"], 2, "'--port'"),
                 (["demo", "--robot", "droid"], 2, "names its own cameras"),
-                (["demo", "--record", "/proc/nowhere"], 2, "/proc/nowhere"),
-            ]
-            for arguments, code, word in cases:
-                ports = [] if "--admin-port" in arguments else ["--admin-port", "0"]
-                ports += [] if "--port" in arguments else ["--port", "0"]
-                done = subprocess.run([TENDON, "serve", *arguments, *ports], text=True,
-                                      stderr=subprocess.PIPE, timeout=30)
-                self.assertEqual(done.returncode, code, done.stderr)
-                self.assertIn(word, done.stderr)
+                (["demo", "--record", "/proc/nowhere"], 2, "/proc/nowhere")]:
+            done = tendon("serve", *arguments, "--port", "0", "--admin-port", "0")
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertIn(word, done.stderr)
 
     def test_api_keys_and_browsers(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -242,19 +255,15 @@ class Serve(unittest.TestCase):
             recording = next(pathlib.Path(folder).iterdir())
             with open(recording, "ab") as torn:
                 torn.write(ALOHA_REQUEST[:1000])
-            replay = [TENDON, "replay", folder]
-            done = subprocess.run([*replay, *ALOHA, "--json", "--tolerance", "0"],
-                                  capture_output=True, text=True)
+            done = tendon("replay", folder, *ALOHA, "--json", "--tolerance", "0")
             self.assertEqual(done.returncode, 0, done.stderr)
             result = json.loads(done.stdout)
             self.assertEqual((result["requests"], result["equal"]), (6, 5))
             self.assertIn("dropped", done.stderr)
             with Server(model=ALOHA) as server:
-                done = subprocess.run([*replay, "--url", f"ws://127.0.0.1:{server.port}", "--json"],
-                                      capture_output=True, text=True)
+                done = tendon("replay", folder, "--url", f"ws://127.0.0.1:{server.port}", "--json")
                 self.assertEqual(json.loads(done.stdout)["equal"], 5, done.stderr)
-            done = subprocess.run([*replay, *ALOHA, "--weights-seed", "1", "--tolerance", "0"],
-                                  capture_output=True, text=True)
+            done = tendon("replay", folder, *ALOHA, "--weights-seed", "1", "--tolerance", "0")
             self.assertEqual(done.returncode, 1, done.stdout)
             self.assertIn("recorded with another model", done.stderr)
 
@@ -331,8 +340,7 @@ class Serve(unittest.TestCase):
 
     def test_a_wall_clock_that_jumps_changes_nothing(self):
         with tempfile.TemporaryDirectory() as folder:
-            source = pathlib.Path(folder, "clock.c")
-            source.write_text("""
+            preloaded = with_library(folder, "clock", """
                 #define _GNU_SOURCE
                 #include <sys/syscall.h>
                 #include <time.h>
@@ -343,9 +351,6 @@ class Serve(unittest.TestCase):
                   if (id == CLOCK_REALTIME) at->tv_sec += ++calls % 2 ? 3600 : -3600;
                   return result;
                 }""")
-            library = f"{folder}/clock.so"
-            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
-            preloaded = ["env", f"LD_PRELOAD={library}"]
             with Server("--max-observation-age-ms", "100", before=preloaded) as server:
                 client = Socket(server.port)
                 for _ in range(20):

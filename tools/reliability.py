@@ -26,11 +26,11 @@ ROWS = {
     2: Row("Mutated frames and messages",
            r"Frames\.|Msgpack\.ten_thousand_mutations|serve\.autobahn",
            "mutated frames, 10,000 mutated messages, 301 Autobahn cases"),
-    3: Row("Truncated checkpoint", r"HostileCheckpoint\.cut|hostile_test$", ""),
+    3: Row("Truncated checkpoint", r"HostileCheckpoint\.cut|command_line$", ""),
     4: Row("Bit flips", r"HostileCheckpoint\.with_a_flipped|ConvertedFile\.with_any|"
            r"Recording\.a_flipped", ""),
     5: Row("A file shrinks while it is mapped", r"hostile_test$", ""),
-    6: Row("Hostile shapes", r"hostile_test$", ""),
+    6: Row("Hostile shapes", r"Safetensors\.hostile_headers|hostile_test$", ""),
     7: Row("kill -9", r"hostile_test$|Recording\.a_killed_writer|serve\.command", ""),
     8: Row("Disk full, read-only, EIO", r"hostile_test$|Recording\.a_(full_)?disk", ""),
     9: Row("Memory budget", r"hostile_process_test$", ""),
@@ -50,7 +50,7 @@ ROWS = {
             "each key of each robot missing, misnamed, of every other type and rank"),
     18: Row("NaN and infinity in observations", r"Request\.with_a_number|serve\.command",
             "every position, five values"),
-    19: Row("NaN, infinity and huge weights", r"HostileCheckpoint\.with_one_bad|hostile_test$", ""),
+    19: Row("NaN, infinity and huge weights", r"HostileCheckpoint\.with_one_bad|command_line$", ""),
     20: Row("Output guard", r"Server\.never_sends_bad",
             "not finite, beyond a factor, three in a row"),
     21: Row("Unicode prompts", r"HostilePrompt\.|hostile_process_test$|Tokenizer\.|"
