@@ -1,13 +1,10 @@
 // The cuda backend: op table, graphs, faults; on a GPU or on the model of CUDA (on_host/).
 #include "backends/cuda/cuda.h"
 
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-
 #include "../op_oracle.h"
-#include "tendon/error.h"
+#include "../refusals.h"
 #include "tensor/compare.h"
 #if TENDON_CUDA_ON_HOST
 #include "cublasLt.h"
@@ -193,30 +190,24 @@ TEST_F(CudaGraph, of_the_calls_used_last_are_kept_and_memory_is_bounded) {
   EXPECT_EQ(machine().captures, 2 * 20);
 }
 
-// What the backend says, and the fault that decides the exit code.
-void expect_error(const std::function<void()>& body, Fault fault, const std::string& text) {
-  try {
-    body();
-    ADD_FAILURE() << "no error: " << text;
-  } catch (const Error& e) {
-    EXPECT_EQ(e.fault(), fault) << e.what();
-    EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
-  }
-}
-
 struct CudaFaults : Cuda {};
+
+testing::AssertionResult refuses_to_open(std::string_view text) {
+  return refuses(Fault::backend, text, [] { open(); });
+}
 
 TEST_F(CudaFaults, without_a_fit_gpu_say_what_was_found) {
   machine().devices = 0;
-  expect_error([] { open(); }, Fault::backend, "no CUDA-capable device is detected; the driver");
+  EXPECT_TRUE(refuses_to_open("no CUDA-capable device is detected; the driver"));
   machine().driver = 0;
-  expect_error([] { open(); }, Fault::backend, "no NVIDIA driver is installed");
+  EXPECT_TRUE(refuses_to_open("no NVIDIA driver is installed"));
   machine() = {.major = 7, .minor = 5};
-  expect_error([] { open(); }, Fault::backend, "need compute capability 8.0 or newer, found");
+  EXPECT_TRUE(refuses_to_open("need compute capability 8.0 or newer, found"));
   machine() = {};
-  expect_error([] { make_cuda_backend({.device = 1}); }, Fault::backend, "there is no number 1");
-  expect_error([] { make_cuda_backend({.blas_library = "/nowhere/libcublasLt.so"}); },
-               Fault::backend, "/nowhere/libcublasLt.so");
+  EXPECT_TRUE(
+      refuses(Fault::backend, "there is no number 1", [] { make_cuda_backend({.device = 1}); }));
+  EXPECT_TRUE(refuses(Fault::backend, "/nowhere/libcublasLt.so",
+                      [] { make_cuda_backend({.blas_library = "/nowhere/libcublasLt.so"}); }));
 }
 
 TEST_F(CudaFaults, out_of_device_memory_is_one_and_gives_everything_back) {
@@ -224,11 +215,8 @@ TEST_F(CudaFaults, out_of_device_memory_is_one_and_gives_everything_back) {
   {
     const auto kernels = open();
     Ops ops(*kernels);
-    expect_error(
-        [&] {
-          ops.upload(std::vector<float>(4096), {4, 1024});
-        },
-        Fault::memory, "out of memory");
+    const std::vector<float> too_many(4096);
+    EXPECT_TRUE(refuses(Fault::memory, "out of memory", [&] { ops.upload(too_many, {4, 1024}); }));
     const Tensor fits = ops.upload(std::vector<float>(1024, 2.f), {1, 1024});
     EXPECT_EQ(ops.download(fits)[0], 2.f);
   }
@@ -241,7 +229,7 @@ TEST_F(CudaFaults, a_device_lost_in_the_middle_of_a_call_stays_lost) {
   for (int i = 0; i < 3; ++i) chain.call(5);
   machine().lost_after = machine().launches + 7;
   for (int i = 0; i < 3; ++i)
-    expect_error([&] { chain.call(5); }, Fault::backend, "unspecified launch failure");
+    EXPECT_TRUE(refuses(Fault::backend, "unspecified launch failure", [&] { chain.call(5); }));
 }
 
 TEST_F(CudaFaults, heads_beyond_the_kernels_are_refused) {
@@ -249,8 +237,8 @@ TEST_F(CudaFaults, heads_beyond_the_kernels_are_refused) {
   const OpCase wide{
       .op = Op::attention, .rows = 1, .inputs = 2, .outputs = 641, .heads = {1, 1, 641}};
   Ops ops(*kernels);
-  expect_error([&] { run_case(ops, wide, make_inputs(wide)); }, Fault::backend,
-               "no kernel for attention [1, 641]");
+  EXPECT_TRUE(refuses(Fault::backend, "no kernel for attention [1, 641]",
+                      [&] { run_case(ops, wide, make_inputs(wide)); }));
 }
 
 #endif

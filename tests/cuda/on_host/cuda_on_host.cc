@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "cuda_runtime.h"
+#include "cublasLt.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define CUDA_ON_HOST_SANITIZED 1
@@ -83,17 +83,17 @@ void resume(unsigned i) {
 #endif
 }
 
-cudaError_t alive() {
-  const Machine& m = machine();
-  return m.lost_after >= 0 && m.launches > m.lost_after ? cudaErrorLaunchFailure : cudaSuccess;
-}
-
 }  // namespace
 
 thread_local dim3 thread_index, block_index;
 
 Machine& machine() {
   static Machine the_machine;
+  return the_machine;
+}
+
+BlasMachine& blas_machine() {
+  static BlasMachine the_machine;
   return the_machine;
 }
 
@@ -142,122 +142,4 @@ void run_block(unsigned threads, const std::function<void()>& thread) {
   }
 }
 
-cudaError_t Stream::run(Work work) {
-  if (capturing) {
-    captured.push_back(std::move(work));
-    return cudaSuccess;
-  }
-  ++machine().launches;
-  if (alive() == cudaSuccess) work();
-  return alive();
-}
-
 }  // namespace cuda_on_host
-
-using cuda_on_host::alive;
-using cuda_on_host::machine;
-
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = machine().devices;
-  return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
-}
-cudaError_t cudaDriverGetVersion(int* version) {
-  *version = machine().driver;
-  return cudaSuccess;
-}
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  p->major = machine().major;
-  p->minor = machine().minor;
-  p->totalGlobalMem = static_cast<size_t>(machine().bytes_max);
-  return cudaSuccess;
-}
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t e) {
-  switch (e) {
-    case cudaSuccess: return "no error";
-    case cudaErrorMemoryAllocation: return "out of memory";
-    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
-    case cudaErrorLaunchFailure: return "unspecified launch failure";
-    default: return "invalid";
-  }
-}
-const char* cudaGetErrorName(cudaError_t e) {
-  switch (e) {
-    case cudaSuccess: return "cudaSuccess";
-    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-    case cudaErrorNoDevice: return "cudaErrorNoDevice";
-    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
-    default: return "cudaErrorInvalidValue";
-  }
-}
-
-// The size lies in front, so that memory can be counted when it is freed; AddressSanitizer watches
-// the end.
-cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  constexpr size_t kFront = 256;
-  ++machine().mallocs;
-  if (machine().bytes + static_cast<int64_t>(bytes) > machine().bytes_max)
-    return cudaErrorMemoryAllocation;
-  auto* all = static_cast<char*>(std::aligned_alloc(kFront, (kFront + bytes + 255) / 256 * 256));
-  std::memcpy(all, &bytes, sizeof bytes);
-  std::memset(all + kFront, 0xFF, bytes);  // NaNs: nothing is zero by itself
-  machine().bytes += static_cast<int64_t>(bytes);
-  *memory = all + kFront;
-  return cudaSuccess;
-}
-cudaError_t cudaFree(void* memory) {
-  if (!memory) return cudaSuccess;
-  char* all = static_cast<char*>(memory) - 256;
-  size_t bytes = 0;
-  std::memcpy(&bytes, all, sizeof bytes);
-  machine().bytes -= static_cast<int64_t>(bytes);
-  std::free(all);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t stream) {
-  if (kind != cudaMemcpyDeviceToDevice && stream->capturing)
-    return cudaErrorStreamCaptureUnsupported;
-  machine().copies_in += kind == cudaMemcpyHostToDevice;
-  machine().copies_out += kind == cudaMemcpyDeviceToHost;
-  return stream->run([=] { std::memcpy(to, from, bytes); });
-}
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new cuda_on_host::Stream;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete stream;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return alive(); }
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  ++machine().captures;
-  stream->capturing = true;
-  stream->captured.clear();
-  return cudaSuccess;
-}
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  stream->capturing = false;
-  *graph = new cudaGraph{std::exchange(stream->captured, {})};
-  return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned) {
-  *exec = new cudaGraph(*graph);
-  return cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  delete exec;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  ++machine().graph_launches;
-  for (const cuda_on_host::Work& work : exec->work)
-    if (const cudaError_t e = stream->run(work); e != cudaSuccess) return e;
-  return cudaSuccess;
-}

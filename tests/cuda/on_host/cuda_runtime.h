@@ -7,11 +7,13 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -43,7 +45,7 @@ using Work = std::function<void()>;
 struct Stream {
   bool capturing = false;
   std::vector<Work> captured;
-  cudaError_t run(Work work);  // now, or when the graph is launched
+  inline cudaError_t run(Work work);  // now, or when the graph is launched
 };
 
 // What the next calls do; a test may change it.
@@ -55,6 +57,20 @@ struct Machine {
   int64_t copies_in = 0, copies_out = 0;  // between host and device
 };
 Machine& machine();
+inline cudaError_t alive() {
+  const Machine& m = machine();
+  return m.lost_after >= 0 && m.launches > m.lost_after ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+inline cudaError_t Stream::run(Work work) {
+  if (capturing) {
+    captured.push_back(std::move(work));
+    return cudaSuccess;
+  }
+  ++machine().launches;
+  if (alive() == cudaSuccess) work();
+  return alive();
+}
 
 extern thread_local dim3 thread_index, block_index;
 void synchronize_block();
@@ -87,26 +103,111 @@ struct cudaFuncAttributes {
   int numRegs = 0;
 };
 
-cudaError_t cudaGetDeviceCount(int* count);
-cudaError_t cudaDriverGetVersion(int* version);
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int index);
-cudaError_t cudaSetDevice(int index);
-cudaError_t cudaGetLastError();
-const char* cudaGetErrorString(cudaError_t e);
-const char* cudaGetErrorName(cudaError_t e);
-cudaError_t cudaMalloc(void** memory, size_t bytes);
-cudaError_t cudaFree(void* memory);
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t stream);
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
-cudaError_t cudaStreamDestroy(cudaStream_t stream);
-cudaError_t cudaStreamSynchronize(cudaStream_t stream);
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned flags);
-cudaError_t cudaGraphDestroy(cudaGraph_t graph);
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = cuda_on_host::machine().devices;
+  return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = cuda_on_host::machine().driver;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+  p->major = cuda_on_host::machine().major;
+  p->minor = cuda_on_host::machine().minor;
+  p->totalGlobalMem = static_cast<size_t>(cuda_on_host::machine().bytes_max);
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t e) {
+  switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorLaunchFailure: return "unspecified launch failure";
+    default: return "invalid";
+  }
+}
+inline const char* cudaGetErrorName(cudaError_t e) {
+  switch (e) {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
+    default: return "cudaErrorInvalidValue";
+  }
+}
+
+// The size lies in front, so that memory can be counted when it is freed; AddressSanitizer watches
+// the end.
+inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  constexpr size_t kFront = 256;
+  ++cuda_on_host::machine().mallocs;
+  if (cuda_on_host::machine().bytes + static_cast<int64_t>(bytes) >
+      cuda_on_host::machine().bytes_max)
+    return cudaErrorMemoryAllocation;
+  auto* all = static_cast<char*>(std::aligned_alloc(kFront, (kFront + bytes + 255) / 256 * 256));
+  std::memcpy(all, &bytes, sizeof bytes);
+  std::memset(all + kFront, 0xFF, bytes);  // NaNs: nothing is zero by itself
+  cuda_on_host::machine().bytes += static_cast<int64_t>(bytes);
+  *memory = all + kFront;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* memory) {
+  if (!memory) return cudaSuccess;
+  char* all = static_cast<char*>(memory) - 256;
+  size_t bytes = 0;
+  std::memcpy(&bytes, all, sizeof bytes);
+  cuda_on_host::machine().bytes -= static_cast<int64_t>(bytes);
+  std::free(all);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t stream) {
+  if (kind != cudaMemcpyDeviceToDevice && stream->capturing)
+    return cudaErrorStreamCaptureUnsupported;
+  cuda_on_host::machine().copies_in += kind == cudaMemcpyHostToDevice;
+  cuda_on_host::machine().copies_out += kind == cudaMemcpyDeviceToHost;
+  return stream->run([=] { std::memcpy(to, from, bytes); });
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new cuda_on_host::Stream;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_on_host::alive(); }
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  ++cuda_on_host::machine().captures;
+  stream->capturing = true;
+  stream->captured.clear();
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  stream->capturing = false;
+  *graph = new cudaGraph{std::exchange(stream->captured, {})};
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned) {
+  *exec = new cudaGraph(*graph);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  ++cuda_on_host::machine().graph_launches;
+  for (const cuda_on_host::Work& work : exec->work)
+    if (const cudaError_t e = stream->run(work); e != cudaSuccess) return e;
+  return cudaSuccess;
+}
 
 template <class... Parameters>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)(Parameters...)) {
