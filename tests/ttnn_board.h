@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "backends/ttnn/tiles.h"
 #include "backends/ttnn/tt_api.h"
 #include "test_files.h"
 
@@ -21,10 +20,16 @@ class Board {
   TtApi& api() { return *api_; }
 
   TensorId put(const Spec& spec, const std::vector<float>& values) {
-    return api_->upload(spec, pack(spec, values)).id;
+    return api_->upload(spec, values).id;
   }
   TensorId put(const Dims& dims, float value) {
     return put({dims}, std::vector<float>(size_of(dims), value));
+  }
+  TensorId zeros(const Spec& spec) { return put(spec, std::vector<float>(size_of(spec.dims))); }
+  // `request` of tensors of zeros; 0 where there is no spec.
+  Request with_zeros(Request request, const std::vector<std::optional<Spec>>& inputs) {
+    for (const auto& x : inputs) request.inputs.push_back(x ? zeros(*x) : 0);
+    return request;
   }
   std::vector<Output> run_all(const Request& request) { return api_->run(request); }
   Output run(const Request& request) { return run_all(request).at(0); }

@@ -17,7 +17,6 @@
 #include <thread>
 #include <vector>
 
-#include "backends/ttnn/worker.h"
 #include "ttnn_board.h"
 
 namespace tendon::tt {
@@ -117,19 +116,6 @@ inline std::string lose(
   EXPECT_TRUE(all_end(family, 0.5));
   EXPECT_EQ(board.refusal(request, Fault::backend), error) << "the first error is the one to read";
   return error;
-}
-
-// Median of what `calls` times `request` took outside the library: socket, coding, waking up.
-inline double overhead_us(Board& board, const Request& request, int calls) {
-  std::vector<double> us;
-  for (int i = 0; i < calls; ++i) {
-    const WorkerTimes before = worker_times(board.api());
-    board.api().release(board.run(request).id);
-    const WorkerTimes after = worker_times(board.api());
-    us.push_back(1e6 * (after.total_s - before.total_s - (after.library_s - before.library_s)));
-  }
-  std::nth_element(us.begin(), us.begin() + calls / 2, us.end());
-  return us[static_cast<size_t>(calls) / 2];
 }
 
 inline std::set<std::string> shared_memory_names() {

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <set>
 
-#include "backends/ttnn/worker.h"
 #include "tensor/compare.h"
 #include "tensor/random.h"
 #include "ttnn_cases.h"
@@ -187,30 +186,11 @@ TEST(TtnnSimulator, nothing_runs_on_when_tendon_is_killed) {
   expect_all_end_with_tendon(options, "server.py");
 }
 
-TEST(TtnnSimulator, nothing_stays_in_shared_memory_and_the_cost_of_a_call_is_told) {
+TEST(TtnnSimulator, nothing_stays_in_shared_memory) {
   OPTIONS_OR_SKIP(options);
   const std::set<std::string> before = shared_memory_names();
-  {
-    Board board(open_worker(options));
-    const TensorId x = board.put({1, 1, 64, 64}, 1);
-    const Request reshape{.call = Call::reshape, .inputs = {x}, .dims = {1, 2, 32, 64}};
-    overhead_us(board, reshape, 100);
-    fmt::print("{:.1f} us per call outside the library\n", overhead_us(board, reshape, 400));
-  }
+  Board(open_worker(options)).put({1, 1, 64, 64}, 1);
   EXPECT_EQ(shared_memory_names(), before);
-}
-
-// The stand-in of the unit tests, here with the numpy that the real library brings.
-TEST(TtnnSimulator, a_library_with_another_tensor_file_packs_uploads_itself) {
-  OPTIONS_OR_SKIP(options);
-  options.environment = {"PYTHONPATH=" TENDON_TEST_DATA "/ttnn/stub", "STUB_FILES=other"};
-  Board board(open_worker(options));
-  EXPECT_SAYS(board.api().caps().description, "it packs uploads itself");
-  for (const Format format : {Format::bf16, Format::bfp8}) {
-    const Spec spec{{1, 2, 33, 40}, format};
-    const Values values = noise(spec.dims, 1);
-    EXPECT_EQ(board.get({board.put(spec, values), spec}), unpack(spec, pack(spec, values)));
-  }
 }
 
 }  // namespace

@@ -8,7 +8,6 @@
 
 #include "backends/reference/reference.h"
 #include "backends/ttnn/ttnn.h"
-#include "backends/ttnn/worker.h"
 #include "checkpoint/synthetic.h"
 #include "model/pi0.h"
 #include "tensor/compare.h"

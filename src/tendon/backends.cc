@@ -7,7 +7,6 @@
 #include "backends/cuda/cuda.h"
 #include "backends/reference/reference.h"
 #include "backends/ttnn/ttnn.h"
-#include "backends/ttnn/worker.h"
 #include "tendon/tendon.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"

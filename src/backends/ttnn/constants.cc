@@ -10,12 +10,13 @@ constexpr float kHidden = -1e9f;  // what a mask adds to the score of a key that
 }  // namespace
 
 // Half-split rotary embedding, θ = 10000, in double; both halves of a head hold the same values.
-void Constants::grow_rotary(RotaryTable& table, const HeadColumns& columns, int64_t positions) {
+void Constants::grow_rotary(Rotary& table, const HeadColumns& columns, int64_t positions) {
   constexpr int64_t kAtLeast = 256;
-  table.positions = round_up(std::max({kAtLeast, positions, 2 * table.positions}));
+  const int64_t before = table.cosine ? table.cosine->dims()[2] : 0;
+  positions = round_up(std::max({kAtLeast, positions, 2 * before}));
   const int64_t padded = columns.padded(), half = columns.width / 2;
-  std::vector<float> cosine(static_cast<size_t>(table.positions * padded)), sine(cosine.size());
-  for (int64_t p = 0; p < table.positions; ++p)
+  std::vector<float> cosine(static_cast<size_t>(positions * padded)), sine(cosine.size());
+  for (int64_t p = 0; p < positions; ++p)
     for (int64_t j = 0; j < half; ++j) {
       const double exponent = -2.0 * static_cast<double>(j) / static_cast<double>(columns.width);
       const double angle = static_cast<double>(p) * std::pow(10000.0, exponent);
@@ -25,18 +26,19 @@ void Constants::grow_rotary(RotaryTable& table, const HeadColumns& columns, int6
         sine[at] = static_cast<float>(std::sin(angle));
       }
     }
-  const Spec spec{.dims = {1, 1, table.positions, padded}};
+  const Spec spec{.dims = {1, 1, positions, padded}};
   table.cosine = device_.upload(spec, cosine);
   table.sine = device_.upload(spec, sine);
 }
 
 Constants::Rotary Constants::rotary(const HeadColumns& columns, int64_t first, int64_t rows) {
-  const std::array<int64_t, 3> key{columns.width, first, rows};
-  if (const Rotary* known = rotaries_.find(key)) return *known;
-  RotaryTable& table = tables_[columns.width];
-  if (first + rows > table.positions) grow_rotary(table, columns, first + rows);
-  return rotaries_.put(key, {reshaper_.slice_axis(table.cosine, 2, first, first + rows),
-                             reshaper_.slice_axis(table.sine, 2, first, first + rows)});
+  return rotaries_.get({columns.width, first, rows}, [&]() -> Rotary {
+    Rotary& table = tables_[columns.width];
+    if (!table.cosine || first + rows > table.cosine->dims()[2])
+      grow_rotary(table, columns, first + rows);
+    return {device_.slice_axis(table.cosine, 2, first, first + rows),
+            device_.slice_axis(table.sine, 2, first, first + rows)};
+  });
 }
 
 void Constants::grow_mask_tiles(int64_t rows, int64_t columns) {
@@ -83,12 +85,13 @@ TensorRef Constants::mask(AttentionMask m) {
   const bool sees_all = m.segments == 1 && m.visible.size() == 1 && m.visible[0] == keys;
   if (sees_all && keys == padded_keys) return nullptr;
   if (sees_all) m = {.visible = {}, .real_rows = m.rows, .rows = m.rows, .pieces = m.pieces};
-  if (const TensorRef* known = masks_.find(m)) return *known;
-  const Device::Serving serving(device_, Module::attention);
-  const TensorRef made = sees_all
-                             ? put_together(m.pieces, m.rows, padded_keys)
-                             : device_.upload({.dims = {1, 1, m.rows, padded_keys}}, additive(m));
-  return masks_.put(std::move(m), made);
+  return masks_.get(m, [&] {
+    device_.serve(Module::attention);
+    TensorRef made = sees_all ? put_together(m.pieces, m.rows, padded_keys)
+                              : device_.upload({.dims = {1, 1, m.rows, padded_keys}}, additive(m));
+    device_.serve({});
+    return made;
+  });
 }
 
 TensorRef Constants::put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys) {
@@ -96,7 +99,7 @@ TensorRef Constants::put_together(std::span<const KeyPiece> pieces, int64_t rows
   std::vector<TensorRef> parts;
   int64_t whole = 0;  // columns of whole tiles that are seen and not yet in `parts`
   const auto part = [&](const TensorRef& from, int64_t first, int64_t last) {
-    parts.push_back(reshaper_.slice(from, {0, 0, 0, first}, {1, 1, rows, last}));
+    parts.push_back(device_.slice(from, {0, 0, 0, first}, {1, 1, rows, last}));
   };
   for (const KeyPiece& p : pieces) {
     whole += p.rows / kTile * kTile;
@@ -106,7 +109,7 @@ TensorRef Constants::put_together(std::span<const KeyPiece> pieces, int64_t rows
     whole = 0;
   }
   if (whole > 0) part(seen_, 0, whole);
-  return reshaper_.concat(parts, 3);
+  return device_.concat(parts, 3);
 }
 
 }  // namespace tendon::tt

@@ -7,7 +7,7 @@
 #include <map>
 #include <vector>
 
-#include "backends/ttnn/forms.h"
+#include "backends/ttnn/layouts.h"
 
 namespace tendon::tt {
 
@@ -33,7 +33,7 @@ std::vector<float> additive(const AttentionMask& mask);
 
 class Constants {
  public:
-  Constants(Device& device, Reshaper& reshaper) : device_(device), reshaper_(reshaper) {}
+  explicit Constants(Device& device) : device_(device) {}
 
   // Cosines and sines [1, 1, rows, padded width] of positions first, first + 1, ...
   struct Rotary {
@@ -46,24 +46,20 @@ class Constants {
   TensorRef mask(AttentionMask m);
 
  private:
-  struct RotaryTable {
-    int64_t positions = 0;
-    TensorRef cosine, sine;
-  };
   // A few results by what they were made for; the one unused for longest goes. One call needs at
   // most four masks: what its first run used is there for the second.
   template <class Key, class Value>
   class Recent {
    public:
-    const Value* find(const Key& key) {
+    template <class Make>
+    const Value& get(const Key& key, const Make& make) {
       const auto found = std::ranges::find(entries_, key, &std::pair<Key, Value>::first);
-      if (found == entries_.end()) return nullptr;
-      entries_.splice(entries_.begin(), entries_, found);
-      return &found->second;
-    }
-    const Value& put(Key key, Value value) {
-      if (entries_.size() >= kEntriesMax) entries_.pop_back();
-      entries_.emplace_front(std::move(key), std::move(value));
+      if (found != entries_.end()) {
+        entries_.splice(entries_.begin(), entries_, found);
+      } else {
+        entries_.emplace_front(key, make());
+        if (entries_.size() > kEntriesMax) entries_.pop_back();
+      }
       return entries_.front().second;
     }
 
@@ -73,16 +69,15 @@ class Constants {
   };
 
   TensorRef put_together(std::span<const KeyPiece> pieces, int64_t rows, int64_t keys);
-  void grow_rotary(RotaryTable& table, const HeadColumns& columns, int64_t positions);
+  void grow_rotary(Rotary& table, const HeadColumns& columns, int64_t positions);
   void grow_mask_tiles(int64_t rows, int64_t columns);
 
   Device& device_;
-  Reshaper& reshaper_;
-  std::map<int64_t, RotaryTable> tables_;  // by head width
+  std::map<int64_t, Rotary> tables_;  // of positions 0, 1, ..., by head width
   Recent<std::array<int64_t, 3>, Rotary> rotaries_;
   Recent<AttentionMask, TensorRef> masks_;
-  TensorRef seen_,
-      partly_;  // zeros; 32 columns of tiles of which the first 0, 1, .. 31 columns are seen
+  TensorRef seen_;    // zeros
+  TensorRef partly_;  // 32 columns of tiles of which the first 0, 1, .. 31 columns are seen
 };
 
 }  // namespace tendon::tt

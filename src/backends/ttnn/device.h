@@ -9,41 +9,20 @@
 #include <vector>
 
 #include "backends/ttnn/tt_api.h"
-#include "ops/audit.h"
 
 namespace tendon::tt {
 
-class Device;
-
 // A tensor on the device; the last owner frees it.
-class DeviceTensor {
- public:
-  DeviceTensor(Device& device, const Output& output) : device_(device), output_(output) {}
-  ~DeviceTensor();
-  DeviceTensor(const DeviceTensor&) = delete;
-  DeviceTensor& operator=(const DeviceTensor&) = delete;
+using TensorRef = std::shared_ptr<const Output>;
 
-  TensorId id() const { return output_.id; }
-  const Spec& spec() const { return output_.spec; }
-  const Dims& dims() const { return output_.spec.dims; }
-
- private:
-  Device& device_;
-  Output output_;
-};
-using TensorRef = std::shared_ptr<const DeviceTensor>;
-
+// Every method throws what TtApi throws, and Error(Fault::internal) when the device answers with
+// another shape, format or memory than expected.
 class Device {
  public:
   explicit Device(std::unique_ptr<TtApi> api) : api_(std::move(api)) {}
 
   const Caps& caps() const { return api_->caps(); }
-
-  // Every method throws what TtApi throws, and Error(Fault::internal) when the device answers with
-  // another shape, format or memory than expected.
   TensorRef upload(const Spec& spec, std::span<const float> values);  // logical values
-  TensorRef upload_rows(const Spec& spec,
-                        const std::function<void(int64_t row, std::span<float> to)>& rows);
   std::vector<float> download(const TensorRef& x);
   // `request` without its inputs; the first output, or all of them.
   TensorRef run(Request request, std::initializer_list<TensorRef> inputs);
@@ -55,24 +34,29 @@ class Device {
   void replay(TensorId trace) { api_->replay_trace(trace); }
   void forget(TensorId trace) { api_->release(trace); }
 
-  void report_calls(std::vector<DeviceCall>* to) { calls_ = to; }
-  // Calls made during the life of this object are on behalf of `module`, not of the op's own.
-  class Serving {
-   public:
-    Serving(Device& device, Module module) : device_(device) { device.serving_ = module; }
-    ~Serving() { device_.serving_.reset(); }
-    Serving(const Serving&) = delete;
-    Serving& operator=(const Serving&) = delete;
+  // Calls that move values. None is made where nothing changes.
+  TensorRef reshape(const TensorRef& x, const Dims& dims);
+  TensorRef slice(const TensorRef& x, const Dims& begin, const Dims& end);
+  TensorRef slice_axis(const TensorRef& x, size_t axis, int64_t first, int64_t last);
+  TensorRef pad(const TensorRef& x, const Dims& dims);
+  TensorRef concat(std::span<const TensorRef> parts, int axis);
+  TensorRef typecast(const TensorRef& x, Format format);
+  // `n` rows from `first` on (axis 2), padded to whole tiles; a single row stays one.
+  TensorRef rows(const TensorRef& x, int64_t first, int64_t n);
+  // The first rows[i] rows of each part below each other, padded to whole tiles.
+  TensorRef stack(std::span<const TensorRef> parts, std::span<const int64_t> rows);
+  // All groups of rows below each other: [1, 1, b r, c].
+  TensorRef flat(const TensorRef& x);
+  // `count` heads of `width` columns from column `first` on, as matrices of their own.
+  TensorRef heads(const TensorRef& x, int64_t first, int64_t count, int64_t width);
 
-   private:
-    Device& device_;
-  };
+  void report_calls(std::vector<DeviceCall>* to) { calls_ = to; }
+  // From now on calls are made on behalf of this module, not of the op's own.
+  void serve(std::optional<Module> module) { serving_ = module; }
 
  private:
-  friend class DeviceTensor;
   TensorRef hold(const Output& output, const Spec& expected, std::string_view call);
-  void report(const Request& request, std::span<const TensorRef> inputs,
-              std::span<const Spec> outputs);
+  void report(DeviceCall call);
 
   std::unique_ptr<TtApi> api_;
   std::vector<DeviceCall>* calls_ = nullptr;

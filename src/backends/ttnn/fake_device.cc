@@ -1,11 +1,10 @@
 // A model of a TTNN device in this process: the library's rules, formats, memory and traces.
+#include "backends/ttnn/fake_device.h"
+
 #include <algorithm>
 #include <map>
 #include <unordered_map>
 
-#include "backends/ttnn/fake_ops.h"
-#include "backends/ttnn/fake_rules.h"
-#include "backends/ttnn/tiles.h"
 #include "tensor/check.h"
 #include "tensor/parallel.h"
 
@@ -87,7 +86,7 @@ class FakeDevice final : public TtApi {
         l1_{"L1", cores() * std::max<int64_t>(0, options.l1_bytes - kL1Base)} {}
 
   const Caps& caps() const override { return caps_; }
-  Output upload(const Spec& spec, std::span<const std::byte> bytes) override;
+  Output upload(const Spec& spec, std::span<const float> values) override;
   void download(TensorId x, std::span<float> to) override;
   std::vector<Output> run(const Request& request) override;
   void begin_trace() override;
@@ -135,11 +134,13 @@ const FakeTensor& FakeDevice::find(std::string_view call, TensorId x) const {
   return at->second;
 }
 
-Output FakeDevice::upload(const Spec& spec, std::span<const std::byte> bytes) {
+Output FakeDevice::upload(const Spec& spec, std::span<const float> values) {
   expect_no_capture("upload");
   check_spec(spec);
+  ensure(!compute_ || std::ssize(values) == count(spec.dims), Fault::internal,
+         "[upload] got {} values, expected those of {}", values.size(), to_string(spec));
   const FakeTensor tensor = create(spec);
-  if (compute_) tensor.storage->values = unpack(spec, bytes);
+  if (compute_) tensor.storage->values = rounded_for_upload(spec, values, threads_);
   return name_tensor(tensor);
 }
 

@@ -1,15 +1,18 @@
-#include "backends/ttnn/fake_ops.h"
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
+#include <limits>
 
+#include "backends/ttnn/fake_device.h"
 #include "tensor/bf16.h"
 #include "tensor/check.h"
 #include "tensor/parallel.h"
 
 namespace tendon::tt {
 namespace {
+
+using Operands = std::span<const Operand>;
 
 // Values that one thread computes before another is started.
 constexpr int64_t kFew = 1 << 16;
@@ -26,49 +29,79 @@ void for_each(int64_t count, int64_t values_each, int threads, const Body& body)
   });
 }
 
-// Copies a box: row (i0, i1, i2) of `box` goes from from[from_at + ...] to to[to_at + ...], each
-// with its own dims.
-struct Corner {
-  const Dims& dims;
-  Dims at{};
-  int64_t row(int64_t i0, int64_t i1, int64_t i2) const {
-    return (((at[0] + i0) * dims[1] + at[1] + i1) * dims[2] + at[2] + i2) * dims[3] + at[3];
-  }
+// ---- Moving ----
+
+// `dims` values of an input from corner `from` on go to an output at corner `to`.
+struct Box {
+  size_t input = 0, output = 0;
+  Dims from{}, to{}, dims{};
 };
-void copy_box(const Dims& box, const float* from, const Corner& source, float* to,
-              const Corner& target) {
-  for (int64_t i0 = 0; i0 < box[0]; ++i0)
-    for (int64_t i1 = 0; i1 < box[1]; ++i1)
-      for (int64_t i2 = 0; i2 < box[2]; ++i2)
-        std::copy_n(from + source.row(i0, i1, i2), box[3], to + target.row(i0, i1, i2));
+
+// All of a call that only moves values.
+std::vector<Box> boxes(const Request& r, Operands inputs, std::span<const Spec> outputs) {
+  const Dims& x = inputs[0].spec.dims;
+  if (r.call == Call::slice) return {{.from = r.begin, .dims = outputs[0].dims}};
+  if (r.call == Call::pad) return {{.dims = x}};
+  std::vector<Box> all;
+  if (r.call == Call::concat) {
+    Dims at{};
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      all.push_back({.input = i, .to = at, .dims = inputs[i].spec.dims});
+      at[static_cast<size_t>(r.axis)] += inputs[i].spec.dims[static_cast<size_t>(r.axis)];
+    }
+  } else if (r.call == Call::create_qkv_heads) {  // [heads d | kv d | kv d]
+    int64_t column = 0;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const auto [batches, heads, m, d] = outputs[i].dims;
+      for (int64_t h = 0; h < heads; ++h, column += d)
+        for (int64_t b = 0; b < batches; ++b)
+          all.push_back({0, i, {b, 0, 0, column}, {b, h, 0, 0}, {1, 1, m, d}});
+    }
+  } else if (r.call == Call::concat_heads) {
+    for (int64_t b = 0; b < x[0]; ++b)
+      for (int64_t h = 0; h < x[1]; ++h)
+        all.push_back({0, 0, {b, h, 0, 0}, {b, 0, 0, h * x[3]}, {1, 1, x[2], x[3]}});
+  }
+  return all;
 }
 
-std::vector<float> concat(const Request& request, std::span<const Operand> inputs,
-                          const Spec& out) {
-  std::vector<float> y = empty_values(out);
-  Dims at{};
-  for (const Operand& x : inputs) {
-    copy_box(x.spec.dims, x.values.data(), {x.spec.dims}, y.data(), {out.dims, at});
-    at[static_cast<size_t>(request.axis)] += x.spec.dims[static_cast<size_t>(request.axis)];
+std::vector<std::vector<float>> copy_boxes(std::span<const Box> boxes, Operands inputs,
+                                           std::span<const Spec> outputs) {
+  std::vector<std::vector<float>> all;
+  for (const Spec& y : outputs) all.push_back(empty_values(y));
+  const auto place = [](const Dims& dims, const Dims& at, int64_t i0, int64_t i1, int64_t i2) {
+    return (((at[0] + i0) * dims[1] + at[1] + i1) * dims[2] + at[2] + i2) * dims[3] + at[3];
+  };
+  for (const auto& [input, output, from, to, box] : boxes) {
+    const Operand& x = inputs[input];
+    for (int64_t i0 = 0; i0 < box[0]; ++i0)
+      for (int64_t i1 = 0; i1 < box[1]; ++i1)
+        for (int64_t i2 = 0; i2 < box[2]; ++i2)
+          std::copy_n(x.values.begin() + place(x.spec.dims, from, i0, i1, i2), box[3],
+                      all[output].begin() + place(outputs[output].dims, to, i0, i1, i2));
+  }
+  return all;
+}
+
+std::vector<float> embedding(Operands inputs) {
+  const Operand &ids = inputs[0], &table = inputs[1];
+  const int64_t rows = table.spec.dims[2], k = table.spec.dims[3];
+  std::vector<float> y;
+  for (const float id : ids.values) {
+    const auto row = static_cast<int64_t>(id);
+    ensure(row < rows, Fault::internal, "[embedding] got id {}, expected less than the table's {}",
+           row, rows);
+    const auto from = table.values.subspan(static_cast<size_t>(row * k), static_cast<size_t>(k));
+    y.insert(y.end(), from.begin(), from.end());
   }
   return y;
 }
 
-std::vector<float> pad(const Operand& x, const Spec& out) {
-  std::vector<float> y = empty_values(out);
-  copy_box(x.spec.dims, x.values.data(), {x.spec.dims}, y.data(), {out.dims});
-  return y;
-}
-
-std::vector<float> slice(const Request& request, const Operand& x, const Spec& out) {
-  std::vector<float> y = empty_values(out);
-  copy_box(out.dims, x.values.data(), {x.spec.dims, request.begin}, y.data(), {out.dims});
-  return y;
-}
+// ---- Row by row ----
 
 // (x - mean) / sqrt(var + epsilon) * scale + shift, or without mean and shift. Sums in f64: the
 // device's f32 sums run in another order, and neither order is right.
-std::vector<float> norm(const Request& request, std::span<const Operand> inputs, int threads) {
+std::vector<float> norm(const Request& request, Operands inputs, int threads) {
   const Operand &x = inputs[0], &scale = inputs[1];
   const bool centered = request.call == Call::layer_norm;
   const std::span<const float> shift = centered ? inputs[2].values : std::span<const float>{};
@@ -93,7 +126,7 @@ std::vector<float> norm(const Request& request, std::span<const Operand> inputs,
 }
 
 // x cos + (-x[d/2:], x[:d/2]) sin. The library fills the last tile: rows beyond m become zero.
-std::vector<float> rotary(std::span<const Operand> inputs, const Spec& out, int threads) {
+std::vector<float> rotary(Operands inputs, const Spec& out, int threads) {
   const Operand& x = inputs[0];
   const auto [batches, heads, m, d] = x.spec.dims;
   const int64_t rows = out.dims[2];
@@ -109,49 +142,8 @@ std::vector<float> rotary(std::span<const Operand> inputs, const Spec& out, int 
   return y;
 }
 
-// Columns [heads d | kv d | kv d] of x to three tensors [b, heads or kv, m, d].
-std::vector<std::vector<float>> create_heads(const Operand& x, std::span<const Spec> outputs) {
-  std::vector<std::vector<float>> all;
-  int64_t column = 0;
-  for (const Spec& out : outputs) {
-    std::vector<float> y = empty_values(out);
-    const auto [batches, heads, m, d] = out.dims;
-    for (int64_t b = 0; b < batches; ++b)
-      for (int64_t h = 0; h < heads; ++h)
-        copy_box({1, 1, m, d}, x.values.data(), {x.spec.dims, {b, 0, 0, column + h * d}}, y.data(),
-                 {out.dims, {b, h, 0, 0}});
-    all.push_back(std::move(y));
-    column += heads * d;
-  }
-  return all;
-}
-
-std::vector<float> concat_heads(const Operand& x, const Spec& out) {
-  std::vector<float> y = empty_values(out);
-  const auto [batches, heads, m, d] = x.spec.dims;
-  for (int64_t b = 0; b < batches; ++b)
-    for (int64_t h = 0; h < heads; ++h)
-      copy_box({1, 1, m, d}, x.values.data(), {x.spec.dims, {b, h, 0, 0}}, y.data(),
-               {out.dims, {b, 0, 0, h * d}});
-  return y;
-}
-
-std::vector<float> embedding(std::span<const Operand> inputs) {
-  const Operand &ids = inputs[0], &table = inputs[1];
-  const int64_t rows = table.spec.dims[2], k = table.spec.dims[3];
-  std::vector<float> y;
-  for (const float id : ids.values) {
-    const auto row = static_cast<int64_t>(id);
-    ensure(row < rows, Fault::internal, "[embedding] got id {}, expected less than the table's {}",
-           row, rows);
-    const auto from = table.values.subspan(static_cast<size_t>(row * k), static_cast<size_t>(k));
-    y.insert(y.end(), from.begin(), from.end());
-  }
-  return y;
-}
-
 // x op y, where y's axes of length 1 are repeated.
-std::vector<float> binary(Call call, std::span<const Operand> inputs, int threads) {
+std::vector<float> binary(Call call, Operands inputs, int threads) {
   const Operand &x = inputs[0], &y = inputs[1];
   const Dims &d = x.spec.dims, &e = y.spec.dims;
   std::vector<float> z(x.values.size());
@@ -177,15 +169,144 @@ std::vector<float> multiply_scalar(const Request& request, const Operand& x) {
   return y;
 }
 
-// To 7 significant bits, ties away from zero: the packer's first step with a 32-bit accumulator.
-uint32_t seven_bits(uint32_t u) { return (u + 0x10000u) & ~0x1FFFFu; }
+// ---- Products ----
 
-// One block of at most 16 values that share an exponent. Infinities do not occur on the device.
-void round_block(std::span<float> block, bool from_f32) {
+// Four floats, which every 64-bit machine adds and multiplies at once.
+using Lanes = float __attribute__((vector_size(16)));
+constexpr int64_t kPanel = 8;        // columns that are summed at once
+constexpr int64_t kRows = 4;         // and rows
+constexpr int64_t kSmall = 1 << 19;  // products with fewer multiplications stay on one thread
+constexpr int64_t kQueries = 64;     // rows of q whose scores are held at once
+
+// y [rows, columns] = a [rows, depth] b, where element (k, c) of b is at b[k * down + c * across].
+struct Product {
+  int64_t rows, depth, columns;
+  const float *a, *b;
+  int64_t down, across;
+  float* y;
+};
+
+// Columns [first, last) of y, each element summed in order of k: 64 FLOPs for 32 bytes of panel,
+// bound by the arithmetic. Beyond the last row it is done again.
+void multiply(const Product& p, int64_t first, int64_t last) {
+  std::vector<Lanes> panel(static_cast<size_t>(2 * p.depth));  // [depth, 8]
+  for (int64_t column = first; column < last; column += kPanel) {
+    const int64_t width = std::min(kPanel, last - column);
+    for (int64_t k = 0; k < p.depth; ++k)
+      for (int64_t c = 0; c < width; ++c)
+        panel[static_cast<size_t>(2 * k + c / 4)][c % 4] =
+            p.b[k * p.down + (column + c) * p.across];
+    for (int64_t r = 0; r < p.rows; r += kRows) {
+      const float* rows[kRows];
+      for (int64_t i = 0; i < kRows; ++i) rows[i] = p.a + std::min(r + i, p.rows - 1) * p.depth;
+      Lanes sums[kRows][2] = {};
+      for (size_t k = 0; k < static_cast<size_t>(p.depth); ++k)
+        for (int64_t i = 0; i < kRows; ++i) {
+          sums[i][0] += panel[2 * k] * rows[i][k];
+          sums[i][1] += panel[2 * k + 1] * rows[i][k];
+        }
+      for (int64_t i = 0; i < std::min(kRows, p.rows - r); ++i)
+        std::memcpy(p.y + (r + i) * p.columns + column, sums[i],
+                    static_cast<size_t>(width) * sizeof(float));
+    }
+  }
+}
+
+float activate(Activation activation, float x) {
+  switch (activation) {
+    case Activation::gelu_tanh:
+      return 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
+    case Activation::silu: return x / (1.0f + std::exp(-x));
+    case Activation::none: break;
+  }
+  return x;
+}
+
+std::vector<float> linear(const Request& request, Operands inputs, int threads) {
+  const Operand &x = inputs[0], &w = inputs[1], &bias = inputs[2];
+  const int64_t k = x.spec.dims[3], n = w.spec.dims[3], rows = std::ssize(x.values) / k;
+  std::vector<float> y(static_cast<size_t>(rows * n));  // [rows, n]
+  const Product product{rows, k, n, x.values.data(), w.values.data(), n, 1, y.data()};
+  const int64_t panels = divide_up(n, kPanel);
+  parallel_for(panels, rows * k * n < kSmall ? 1 : threads, [&](int64_t first, int64_t last) {
+    first *= kPanel;
+    last = std::min(last * kPanel, n);
+    multiply(product, first, last);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = first; c < last; ++c) {
+        float& value = y[static_cast<size_t>(r * n + c)];
+        if (!bias.values.empty()) value += bias.values[static_cast<size_t>(c)];
+        value = activate(request.activation, value);
+      }
+  });
+  return y;
+}
+
+// In place: softmax(scores * scale + mask), row by row. `mask` may be null.
+void softmax_rows(std::span<float> scores, int64_t n, float scale, const float* mask) {
+  for (float* row = scores.data(); row != scores.data() + scores.size(); row += n) {
+    float top = -std::numeric_limits<float>::infinity();
+    for (int64_t c = 0; c < n; ++c) {
+      row[c] = row[c] * scale + (mask ? mask[row - scores.data() + c] : 0.0f);
+      top = std::max(top, row[c]);
+    }
+    float sum = 0;
+    for (int64_t c = 0; c < n; ++c) sum += row[c] = std::exp(row[c] - top);
+    for (int64_t c = 0; c < n; ++c) row[c] /= sum;
+  }
+}
+
+std::vector<float> attention(const Request& request, Operands inputs, int threads) {
+  const Operand &q = inputs[0], &k = inputs[1], &v = inputs[2], &mask = inputs[3];
+  const auto [batches, heads, m, d] = q.spec.dims;
+  const int64_t groups = k.spec.dims[1], n = k.spec.dims[2];
+  const int64_t blocks = divide_up(m, kQueries);  // of queries, per head
+  std::vector<float> y(q.values.size());          // [batches, heads, m, d]
+  const bool small = batches * heads * m * n * d < kSmall;
+  const auto attend = [&, heads = heads, m = m, d = d](int64_t first, int64_t last) {
+    std::vector<float> scores(static_cast<size_t>(kQueries * n));
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t head = task / blocks, row = task % blocks * kQueries;  // of all batches
+      const int64_t rows = std::min(kQueries, m - row);
+      const int64_t group = head / (heads / groups);  // likewise
+      const int64_t at = (head * m + row) * d, keys = group * n * d;
+      multiply({rows, d, n, q.values.data() + at, k.values.data() + keys, 1, d, scores.data()}, 0,
+               n);
+      softmax_rows(std::span(scores).first(static_cast<size_t>(rows * n)), n, request.scalar,
+                   mask.values.empty() ? nullptr : mask.values.data() + row * n);
+      multiply({rows, n, d, scores.data(), v.values.data() + keys, d, 1, y.data() + at}, 0, d);
+    }
+  };
+  parallel_for(batches * heads * blocks, small ? 1 : threads, attend);
+  return y;
+}
+
+// ---- Rounding ----
+
+// Where values that are to be stored come from: the host, or a register of the device with 16 or
+// 32 bits per value.
+enum class From : uint8_t { host, bf16, f32 };
+
+From accumulator(const Request& request) {
+  switch (request.call) {
+    case Call::linear:
+    case Call::layer_norm:
+    case Call::rms_norm:
+    case Call::attention:
+    case Call::rotary: return request.compute.f32_accumulate ? From::f32 : From::bf16;
+    default: return From::bf16;
+  }
+}
+
+// At most 16 values that share an exponent. The device's packer rounds ties away from zero, and
+// what comes out of a 32-bit register first to 7 significant bits on its own; the host rounds to
+// nearest even. Infinities do not occur.
+void round_block(std::span<float> block, From from) {
   uint32_t top = 0;
   for (float& value : block) {
-    const auto u = std::bit_cast<uint32_t>(from_f32 ? value : from_bf16(to_bf16(value)));
-    value = std::bit_cast<float>(from_f32 ? seven_bits(u) : u);
+    if (from == From::bf16) value = from_bf16(to_bf16(value));
+    if (from == From::f32)
+      value = std::bit_cast<float>((std::bit_cast<uint32_t>(value) + 0x10000u) & ~0x1FFFFu);
     top = std::max(top, (std::bit_cast<uint32_t>(value) >> 23) & 0xFFu);
   }
   const double unit = std::ldexp(1.0, static_cast<int>(top) - 133);
@@ -193,17 +314,16 @@ void round_block(std::span<float> block, bool from_f32) {
     const auto u = std::bit_cast<uint32_t>(value);
     const uint32_t e = (u >> 23) & 0xFFu, shift = std::min(17 + top - e, 40u);
     const uint64_t m = e == 0 ? 0 : (u & 0x7FFFFFu) | 0x800000u;
-    const uint64_t magnitude = std::min<uint64_t>((m + (uint64_t{1} << (shift - 1))) >> shift, 127);
+    const uint64_t half = uint64_t{1} << (shift - 1);
+    const bool down = from == From::host && ((m >> shift) & 1) == 0;  // ties
+    const uint64_t magnitude = std::min<uint64_t>((m + half - (down ? 1 : 0)) >> shift, 127);
     const auto rounded = static_cast<float>(unit * static_cast<double>(magnitude));
     value = magnitude != 0 && u >> 31 != 0 ? -rounded : rounded;
   }
 }
 
-// To what the device's packer stores. bf16: nearest even. bfp8: blocks of 16 along the row, ties
-// away from zero; out of a 32-bit accumulator each value is first rounded to 7 significant bits on
-// its own, then again to the block's exponent.
-void round_to_format(const Spec& spec, bool from_f32, std::span<float> values, int threads) {
-  constexpr int64_t kBlock = 16;
+void round_to_format(const Spec& spec, From from, std::span<float> values, int threads) {
+  if (spec.format == Format::u32) return;
   const int64_t n = spec.dims[3];
   for_each(std::ssize(values) / n, n, threads, [&](int64_t r) {
     const std::span row = values.subspan(static_cast<size_t>(r * n), static_cast<size_t>(n));
@@ -213,34 +333,19 @@ void round_to_format(const Spec& spec, bool from_f32, std::span<float> values, i
       for (int64_t c = 0; c < n; c += kBlock)
         round_block(
             row.subspan(static_cast<size_t>(c), static_cast<size_t>(std::min(kBlock, n - c))),
-            from_f32);
+            from);
   });
 }
 
-bool from_f32_accumulator(const Request& request) {
-  switch (request.call) {
-    case Call::linear:
-    case Call::layer_norm:
-    case Call::rms_norm:
-    case Call::attention:
-    case Call::rotary: return request.compute.f32_accumulate;
-    default: return false;
-  }
-}
-
-std::vector<float> compute_one(const Request& request, std::span<const Operand> inputs,
-                               const Spec& out, int threads) {
+std::vector<float> compute_one(const Request& request, Operands inputs, const Spec& out,
+                               int threads) {
   const Operand& x = inputs[0];
   switch (request.call) {
-    case Call::slice: return slice(request, x, out);
-    case Call::pad: return pad(x, out);
-    case Call::concat: return concat(request, inputs, out);
     case Call::linear: return linear(request, inputs, threads);
     case Call::layer_norm:
     case Call::rms_norm: return norm(request, inputs, threads);
     case Call::attention: return attention(request, inputs, threads);
     case Call::rotary: return rotary(inputs, out, threads);
-    case Call::concat_heads: return concat_heads(x, out);
     case Call::embedding: return embedding(inputs);
     case Call::add:
     case Call::multiply: return binary(request.call, inputs, threads);
@@ -254,13 +359,20 @@ std::vector<float> compute_one(const Request& request, std::span<const Operand> 
 std::vector<std::vector<float>> compute(const Request& request, std::span<const Operand> inputs,
                                         std::span<const Spec> outputs, int threads) {
   std::vector<std::vector<float>> all;
-  if (request.call == Call::create_qkv_heads)
-    all = create_heads(inputs[0], outputs);
+  if (const std::vector<Box> moved = boxes(request, inputs, outputs); !moved.empty())
+    all = copy_boxes(moved, inputs, outputs);
   else
     all.push_back(compute_one(request, inputs, outputs[0], threads));
   for (size_t i = 0; i < all.size(); ++i)
-    round_to_format(outputs[i], from_f32_accumulator(request), all[i], threads);
+    round_to_format(outputs[i], accumulator(request), all[i], threads);
   return all;
+}
+
+std::vector<float> rounded_for_upload(const Spec& spec, std::span<const float> values,
+                                      int threads) {
+  std::vector<float> rounded(values.begin(), values.end());
+  round_to_format(spec, From::host, rounded, threads);
+  return rounded;
 }
 
 }  // namespace tendon::tt

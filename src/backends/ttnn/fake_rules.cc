@@ -1,7 +1,6 @@
-#include "backends/ttnn/fake_rules.h"
-
 #include <algorithm>
 
+#include "backends/ttnn/fake_device.h"
 #include "backends/ttnn/plan.h"
 #include "tensor/check.h"
 
@@ -9,28 +8,6 @@ namespace tendon::tt {
 namespace {
 
 std::string text(const Dims& dims) { return to_string(Shape(dims)); }
-
-// An input of a call by its name in messages.
-struct Operand {
-  std::string_view name;
-  bool may_be_bfp8 = true, may_be_absent = false;
-};
-
-std::vector<Operand> operands_of(Call call, size_t count) {
-  switch (call) {
-    case Call::concat: return std::vector<Operand>(count, {"input"});
-    case Call::linear: return {{"x"}, {"w"}, {"bias", true, true}};
-    case Call::layer_norm: return {{"x", false}, {"scale", false}, {"shift", false}};
-    case Call::rms_norm: return {{"x", false}, {"scale", false}};
-    case Call::attention: return {{"q"}, {"k"}, {"v"}, {"mask", false, true}};
-    case Call::rotary: return {{"x"}, {"cos", false}, {"sin", false}};
-    case Call::embedding: return {{"ids", false}, {"table", false}};
-    case Call::add:
-    case Call::multiply:
-    case Call::copy: return {{"x"}, {"y"}};
-    default: return {{"x"}};
-  }
-}
 
 // One call under examination, and the sentences of a refusal.
 struct Inspection {
@@ -45,8 +22,9 @@ struct Inspection {
            fmt::format(text, std::forward<Args>(args)...));
   }
   const Spec& at(size_t i) const { return *inputs[i]; }
-  void dims(size_t i, std::string_view what, const Dims& expected) const {
-    expect(at(i).dims == expected, "{} is {}, expected {}", what, to_string(at(i)), text(expected));
+  void dims(size_t i, const Dims& expected) const {
+    expect(at(i).dims == expected, "{} is {}, expected {}", info(request.call).inputs[i].name,
+           to_string(at(i)), text(expected));
   }
   void head_size(int64_t d) const {
     expect(d > 0 && d % kTile == 0, "got a head of {} columns, expected a multiple of {}", d,
@@ -58,160 +36,150 @@ struct Inspection {
            bytes, grid.l1_bytes);
   }
 
-  void operands() const;
+  void operands() const {
+    std::vector<CallInfo::Input> expected = info(request.call).inputs;
+    if (request.call == Call::concat) expected.resize(inputs.size(), expected[0]);
+    expect(!inputs.empty() && inputs.size() == expected.size(), "got {} inputs, expected {}",
+           inputs.size(), std::max<size_t>(expected.size(), 1));
+    const bool rows = request.call == Call::embedding;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const auto& [name, may_be_bfp8, may_be_absent] = expected[i];
+      expect(inputs[i] || may_be_absent, "got no {} (input {} is 0), expected a tensor", name, i);
+      if (!inputs[i]) continue;
+      const Spec& x = at(i);
+      expect((x.layout == Layout::row_major) == rows, "{} is {}, expected {}", name, to_string(x),
+             rows ? "row_major" : "tile layout");
+      const Format format = rows && i == 0 ? Format::u32 : Format::bf16;
+      expect(x.format == format || (may_be_bfp8 && x.format == Format::bfp8),
+             "{} is {}, expected {}", name, to_string(x),
+             may_be_bfp8 ? "bf16 or bfp8" : tt::name(format));
+    }
+  }
+
   void reshape() const {
     expect(tt::count(at(0).dims) == tt::count(request.dims),
            "x is {}, expected as many values as {}", to_string(at(0)), text(request.dims));
   }
-  void slice() const;
-  void pad() const;
-  void concat() const;
-  void linear() const;
-  void blocks() const;
-  void norm() const;
-  void attention() const;
-  void rotary() const;
-  void create_qkv_heads() const;
-  void embedding() const;
-  void binary() const;
+
+  void slice() const {
+    const Spec& x = at(0);
+    for (size_t i = 0; i < x.dims.size(); ++i)
+      expect(request.begin[i] >= 0 && request.begin[i] < request.dims[i] &&
+                 request.dims[i] <= x.dims[i],
+             "got [{}, {}) of axis {}, expected a part of {}", request.begin[i], request.dims[i], i,
+             to_string(x));
+  }
+
+  void pad() const {
+    for (size_t i = 0; i < request.dims.size(); ++i)
+      expect(request.dims[i] >= at(0).dims[i], "got {}, expected at least x, {}",
+             text(request.dims), to_string(at(0)));
+  }
+
+  void concat() const {
+    const Spec& x = at(0);
+    expect(request.axis >= 0 && request.axis < 4, "got axis {}, expected 0 to 3", request.axis);
+    const auto axis = static_cast<size_t>(request.axis);
+    for (size_t i = 1; i < inputs.size(); ++i) {
+      Spec y = at(i);
+      y.dims[axis] = x.dims[axis];
+      y.memory = x.memory;
+      expect(y == x, "input {} is {}, expected the like of {} but for axis {}", i, to_string(at(i)),
+             to_string(x), request.axis);
+    }
+  }
+
+  void linear() const {
+    const Spec &x = at(0), &w = at(1);
+    expect(w.dims[0] == 1 && w.dims[1] == 1 && w.dims[2] == x.dims[3],
+           "x is {} and w is {}, expected w [1, 1, {}, n]", to_string(x), to_string(w), x.dims[3]);
+    if (inputs[2]) dims(2, {1, 1, 1, w.dims[3]});
+    if (request.blocks.kind != Blocks::Kind::library) blocks();
+  }
+
+  void blocks() const {
+    const Blocks& b = request.blocks;
+    const Dims& x = at(0).dims;
+    const int64_t m = x[0] * x[1] * tiles(x[2]), k = tiles(x[3]), n = tiles(at(1).dims[3]);
+    expect(b.grid_x >= 1 && b.grid_y >= 1 && b.grid_x <= grid.x && b.grid_y <= grid.y,
+           "blocks are planned for a grid of {}x{}, but the device's grid is {}x{}", b.grid_x,
+           b.grid_y, grid.x, grid.y);
+    expect(std::min({b.k_block, b.subblock_m, b.subblock_n, b.core_m, b.core_n}) >= 1,
+           "got a block of 0 tiles, expected at least 1");
+    expect(k % b.k_block == 0, "got k_block {}, expected a divisor of k, {} tiles", b.k_block, k);
+    const int64_t registers = request.compute.f32_accumulate ? 4 : 8;
+    expect(b.subblock_m * b.subblock_n <= registers,
+           "got a subblock of {}x{} tiles, expected at most {}", b.subblock_m, b.subblock_n,
+           registers);
+    expect(b.core_m % b.subblock_m == 0 && b.core_n % b.subblock_n == 0,
+           "got a subblock of {}x{} tiles, expected divisors of the core's {}x{}", b.subblock_m,
+           b.subblock_n, b.core_m, b.core_n);
+    const bool one_way = b.kind == Blocks::Kind::multicast_1d;
+    const int64_t down = divide_up(m, b.core_m), across = divide_up(n, b.core_n);
+    const int64_t down_max = one_way ? 1 : b.grid_y;
+    const int64_t across_max = one_way ? b.grid_x * b.grid_y : b.grid_x;
+    expect(down <= down_max && across <= across_max,
+           "{}x{} tiles in blocks of {}x{} are {} down and {} across, expected at most {} and {}",
+           m, n, b.core_m, b.core_n, down, across, down_max, across_max);
+    fits_l1("blocks");
+  }
+
+  void norm() const {
+    const Dims row = {1, 1, 1, at(0).dims[3]};
+    dims(1, row);
+    if (inputs.size() > 2) dims(2, row);
+    expect(request.scalar > 0, "got epsilon {}, expected more than 0", request.scalar);
+  }
+
+  void attention() const {
+    const auto [batches, heads, m, d] = at(0).dims;
+    const Dims& k = at(1).dims;
+    head_size(d);
+    dims(1, {batches, k[1], k[2], d});
+    dims(2, k);
+    expect(heads % k[1] == 0, "got {} heads of q and {} of k, expected a multiple", heads, k[1]);
+    if (inputs[3]) {
+      dims(3, {1, 1, m, k[2]});
+      expect(m % kTile == 0 && k[2] % kTile == 0,
+             "got a mask for {}x{}, expected multiples of 32 (pad q, k, v and mask)", m, k[2]);
+    }
+    const Chunks& c = request.chunks;
+    expect(c.q > 0 && c.k > 0 && c.q % kTile == 0 && c.k % kTile == 0,
+           "got chunks {} and {}, expected multiples of 32", c.q, c.k);
+    fits_l1("chunks");
+  }
+
+  void rotary() const {
+    const Dims& x = at(0).dims;
+    expect(x[3] == kTile || x[3] % (2 * kTile) == 0,
+           "got a head of {} columns, expected 32 or a multiple of 64", x[3]);
+    dims(0, {1, x[1], x[2], x[3]});
+    dims(1, {1, 1, x[2], x[3]});
+    dims(2, {1, 1, x[2], x[3]});
+  }
+
+  void create_qkv_heads() const {
+    const Spec& x = at(0);
+    const int64_t heads = request.heads, kv = request.kv_heads;
+    expect(heads > 0 && kv > 0 && heads % kv == 0,
+           "got {} heads and {} kv heads, expected a multiple", heads, kv);
+    expect(x.dims[1] == 1 && x.dims[3] % (heads + 2 * kv) == 0,
+           "x is {}, expected [b, 1, m, {} heads of d columns]", to_string(x), heads + 2 * kv);
+    head_size(x.dims[3] / (heads + 2 * kv));
+  }
+
+  void embedding() const {
+    dims(0, {1, 1, 1, at(0).dims[3]});
+    dims(1, {1, 1, at(1).dims[2], at(1).dims[3]});
+  }
+
+  void binary() const {
+    const Spec &x = at(0), &y = at(1);
+    for (size_t i = 0; i < x.dims.size(); ++i)
+      expect(y.dims[i] == x.dims[i] || y.dims[i] == 1, "y is {}, expected axis {} of x {} or 1",
+             to_string(y), i, to_string(x));
+  }
 };
-
-void Inspection::operands() const {
-  const std::vector<Operand> expected = operands_of(request.call, inputs.size());
-  expect(!inputs.empty() && inputs.size() == expected.size(), "got {} inputs, expected {}",
-         inputs.size(), std::max<size_t>(expected.size(), 1));
-  const bool rows = request.call == Call::embedding;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const auto& [name, may_be_bfp8, may_be_absent] = expected[i];
-    expect(inputs[i] || may_be_absent, "got no {} (input {} is 0), expected a tensor", name, i);
-    if (!inputs[i]) continue;
-    const Spec& x = at(i);
-    expect((x.layout == Layout::row_major) == rows, "{} is {}, expected {}", name, to_string(x),
-           rows ? "row_major" : "tile layout");
-    const Format format = rows && i == 0 ? Format::u32 : Format::bf16;
-    expect(x.format == format || (may_be_bfp8 && x.format == Format::bfp8), "{} is {}, expected {}",
-           name, to_string(x), may_be_bfp8 ? "bf16 or bfp8" : tt::name(format));
-  }
-}
-
-void Inspection::slice() const {
-  const Spec& x = at(0);
-  for (size_t i = 0; i < x.dims.size(); ++i)
-    expect(
-        request.begin[i] >= 0 && request.begin[i] < request.dims[i] && request.dims[i] <= x.dims[i],
-        "got [{}, {}) of axis {}, expected a part of {}", request.begin[i], request.dims[i], i,
-        to_string(x));
-}
-
-void Inspection::pad() const {
-  for (size_t i = 0; i < request.dims.size(); ++i)
-    expect(request.dims[i] >= at(0).dims[i], "got {}, expected at least x, {}", text(request.dims),
-           to_string(at(0)));
-}
-
-void Inspection::concat() const {
-  const Spec& x = at(0);
-  expect(request.axis >= 0 && request.axis < 4, "got axis {}, expected 0 to 3", request.axis);
-  const auto axis = static_cast<size_t>(request.axis);
-  for (size_t i = 1; i < inputs.size(); ++i) {
-    Spec y = at(i);
-    y.dims[axis] = x.dims[axis];
-    y.memory = x.memory;
-    expect(y == x, "input {} is {}, expected the like of {} but for axis {}", i, to_string(at(i)),
-           to_string(x), request.axis);
-  }
-}
-
-void Inspection::linear() const {
-  const Spec &x = at(0), &w = at(1);
-  expect(w.dims[0] == 1 && w.dims[1] == 1 && w.dims[2] == x.dims[3],
-         "x is {} and w is {}, expected w [1, 1, {}, n]", to_string(x), to_string(w), x.dims[3]);
-  if (inputs[2]) dims(2, "bias", {1, 1, 1, w.dims[3]});
-  if (request.blocks.kind != Blocks::Kind::library) blocks();
-}
-
-void Inspection::blocks() const {
-  const Blocks& b = request.blocks;
-  const Dims& x = at(0).dims;
-  const int64_t m = x[0] * x[1] * tiles(x[2]), k = tiles(x[3]), n = tiles(at(1).dims[3]);
-  expect(b.grid_x >= 1 && b.grid_y >= 1 && b.grid_x <= grid.x && b.grid_y <= grid.y,
-         "blocks are planned for a grid of {}x{}, but the device's grid is {}x{}", b.grid_x,
-         b.grid_y, grid.x, grid.y);
-  expect(std::min({b.k_block, b.subblock_m, b.subblock_n, b.core_m, b.core_n}) >= 1,
-         "got a block of 0 tiles, expected at least 1");
-  expect(k % b.k_block == 0, "got k_block {}, expected a divisor of k, {} tiles", b.k_block, k);
-  const int64_t registers = request.compute.f32_accumulate ? 4 : 8;
-  expect(b.subblock_m * b.subblock_n <= registers,
-         "got a subblock of {}x{} tiles, expected at most {}", b.subblock_m, b.subblock_n,
-         registers);
-  expect(b.core_m % b.subblock_m == 0 && b.core_n % b.subblock_n == 0,
-         "got a subblock of {}x{} tiles, expected divisors of the core's {}x{}", b.subblock_m,
-         b.subblock_n, b.core_m, b.core_n);
-  const bool one_way = b.kind == Blocks::Kind::multicast_1d;
-  const int64_t down = divide_up(m, b.core_m), across = divide_up(n, b.core_n);
-  const int64_t down_max = one_way ? 1 : b.grid_y;
-  const int64_t across_max = one_way ? b.grid_x * b.grid_y : b.grid_x;
-  expect(down <= down_max && across <= across_max,
-         "{}x{} tiles in blocks of {}x{} are {} down and {} across, expected at most {} and {}", m,
-         n, b.core_m, b.core_n, down, across, down_max, across_max);
-  fits_l1("blocks");
-}
-
-void Inspection::norm() const {
-  const Dims row = {1, 1, 1, at(0).dims[3]};
-  dims(1, "scale", row);
-  if (inputs.size() > 2) dims(2, "shift", row);
-  expect(request.scalar > 0, "got epsilon {}, expected more than 0", request.scalar);
-}
-
-void Inspection::attention() const {
-  const auto [batches, heads, m, d] = at(0).dims;
-  const Dims& k = at(1).dims;
-  head_size(d);
-  dims(1, "k", {batches, k[1], k[2], d});
-  dims(2, "v", k);
-  expect(heads % k[1] == 0, "got {} heads of q and {} of k, expected a multiple", heads, k[1]);
-  if (inputs[3]) {
-    dims(3, "mask", {1, 1, m, k[2]});
-    expect(m % kTile == 0 && k[2] % kTile == 0,
-           "got a mask for {}x{}, expected multiples of 32 (pad q, k, v and mask)", m, k[2]);
-  }
-  const Chunks& c = request.chunks;
-  expect(c.q > 0 && c.k > 0 && c.q % kTile == 0 && c.k % kTile == 0,
-         "got chunks {} and {}, expected multiples of 32", c.q, c.k);
-  fits_l1("chunks");
-}
-
-void Inspection::rotary() const {
-  const Dims& x = at(0).dims;
-  expect(x[3] == kTile || x[3] % (2 * kTile) == 0,
-         "got a head of {} columns, expected 32 or a multiple of 64", x[3]);
-  dims(0, "x", {1, x[1], x[2], x[3]});
-  dims(1, "cos", {1, 1, x[2], x[3]});
-  dims(2, "sin", {1, 1, x[2], x[3]});
-}
-
-void Inspection::create_qkv_heads() const {
-  const Spec& x = at(0);
-  const int64_t heads = request.heads, kv = request.kv_heads;
-  expect(heads > 0 && kv > 0 && heads % kv == 0,
-         "got {} heads and {} kv heads, expected a multiple", heads, kv);
-  expect(x.dims[1] == 1 && x.dims[3] % (heads + 2 * kv) == 0,
-         "x is {}, expected [b, 1, m, {} heads of d columns]", to_string(x), heads + 2 * kv);
-  head_size(x.dims[3] / (heads + 2 * kv));
-}
-
-void Inspection::embedding() const {
-  dims(0, "ids", {1, 1, 1, at(0).dims[3]});
-  dims(1, "table", {1, 1, at(1).dims[2], at(1).dims[3]});
-}
-
-void Inspection::binary() const {
-  const Spec &x = at(0), &y = at(1);
-  for (size_t i = 0; i < x.dims.size(); ++i)
-    expect(y.dims[i] == x.dims[i] || y.dims[i] == 1, "y is {}, expected axis {} of x {} or 1",
-           to_string(y), i, to_string(x));
-}
 
 }  // namespace
 

@@ -1,12 +1,37 @@
 #include "backends/ttnn/tt_api.h"
 
-#include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 
-#include "backends/ttnn/tiles.h"
+#include "tensor/check.h"
 
 namespace tendon::tt {
+
+const CallInfo& info(Call call) {
+  using enum OpClass;
+  static const std::array<CallInfo, kCallCount> all = {{
+      {"reshape", utilities, {{"x"}}},
+      {"slice", utilities, {{"x"}}},
+      {"pad", utilities, {{"x"}}},
+      {"concat", concat, {{"input"}}},
+      {"typecast", utilities, {{"x"}}},
+      {"linear", linear, {{"x"}, {"w"}, {"bias", true, true}}},
+      {"layer_norm", norm, {{"x", false}, {"scale", false}, {"shift", false}}},
+      {"rms_norm", norm, {{"x", false}, {"scale", false}}},
+      {"attention", attention, {{"q"}, {"k"}, {"v"}, {"mask", false, true}}},
+      {"rotary", elementwise, {{"x"}, {"cos", false}, {"sin", false}}},
+      {"create_qkv_heads", utilities, {{"x"}}},
+      {"concat_heads", utilities, {{"x"}}},
+      {"embedding", embedding, {{"ids", false}, {"table", false}}},
+      {"add", elementwise, {{"x"}, {"y"}}},
+      {"multiply", elementwise, {{"x"}, {"y"}}},
+      {"multiply_scalar", elementwise, {{"x"}}},
+      {"copy", utilities, {{"x"}, {"y"}}},
+  }};
+  return all[static_cast<size_t>(call)];
+}
 
 Dims padded(const Spec& spec) {
   Dims dims = spec.dims;
@@ -16,9 +41,11 @@ Dims padded(const Spec& spec) {
   return dims;
 }
 
+// Of bfp8: one exponent per row of 16 values, then sign and 7 bits of each value.
 int64_t tile_bytes(Format format) {
-  if (format == Format::bfp8) return kBfp8TileBytes;
-  return kTile * kTile * (format == Format::bf16 ? 2 : 4);
+  constexpr int64_t kValues = kTile * kTile;
+  if (format == Format::bfp8) return kValues / kBlock + kValues;
+  return kValues * (format == Format::bf16 ? 2 : 4);
 }
 
 int64_t byte_size(const Spec& spec) {
@@ -27,26 +54,10 @@ int64_t byte_size(const Spec& spec) {
 
 std::string to_string(const Spec& spec) {
   return fmt::format("{} {} {} {}", to_string(Shape(spec.dims)), name(spec.format),
-                     spec.layout == Layout::tile ? "tile" : "row_major",
-                     spec.memory == Memory::dram ? "dram" : "l1");
-}
-
-std::string_view name(Format format) {
-  constexpr std::array<std::string_view, 3> kNames = {"bf16", "bfp8", "u32"};
-  return kNames[static_cast<size_t>(format)];
-}
-
-std::string_view name(Call call) {
-  constexpr std::array<std::string_view, 17> kNames = {
-      "reshape",          "slice",        "pad",       "concat",    "typecast",
-      "linear",           "layer_norm",   "rms_norm",  "attention", "rotary",
-      "create_qkv_heads", "concat_heads", "embedding", "add",       "multiply",
-      "multiply_scalar",  "copy"};
-  return kNames[static_cast<size_t>(call)];
+                     name_in(kLayouts, spec.layout), name_in(kMemories, spec.memory));
 }
 
 namespace {
-
 // Along the last two axes only whole tiles can be copied; the rest goes through rows.
 bool moves_whole_tiles(const Request& r, InputSpecs in) {
   if (r.call == Call::slice) return r.begin[2] % kTile == 0 && r.begin[3] % kTile == 0;
@@ -89,6 +100,18 @@ std::vector<Spec> output_specs(const Request& r, InputSpecs in) {
   Spec kv = y;
   kv.dims[1] = r.kv_heads;
   return {y, kv, kv};
+}
+
+WorkerOptions simulator_options(const std::string& folder) {
+  WorkerOptions options{.python = folder + "/venv/bin/python"};
+  std::ifstream file(folder + "/environment");
+  ensure(file.good() && access(options.python.c_str(), X_OK) == 0, Fault::backend,
+         "[ttnn] {} holds no TTNN library with a simulator (venv/bin/python and environment); run "
+         "scripts/ttnn-sim {}",
+         folder, folder);
+  for (std::string line; std::getline(file, line);)
+    if (!line.empty() && line[0] != '#') options.environment.push_back(line);
+  return options;
 }
 
 }  // namespace tendon::tt

@@ -15,14 +15,25 @@
 
 namespace tendon::tt {
 
-constexpr int64_t kTile = 32;  // tiles are 32 x 32, stored as four 16 x 16 faces
+constexpr int64_t kTile = 32;   // rows and columns of a tile
+constexpr int64_t kBlock = 16;  // values of a row that share an exponent in bfp8
 constexpr int64_t kF32TileBytes = 4 * kTile * kTile;  // of partial sums
 
-enum class Format : uint8_t { bf16, bfp8, u32 };  // ttnn: bfloat16, bfloat8_b, uint32
+// Tiles of bf16 or, 16 values sharing an exponent, bfp8; ttnn: bfloat16, bfloat8_b, uint32.
+enum class Format : uint8_t { bf16, bfp8, u32 };
 enum class Layout : uint8_t { tile, row_major };
 enum class Memory : uint8_t { dram, l1 };  // both interleaved
-using Dims = std::array<int64_t, 4>;       // logical shape, outermost first
-using TensorId = uint32_t;                 // 0: no tensor
+// Their names, in order.
+constexpr std::array<std::string_view, 3> kFormats = {"bf16", "bfp8", "u32"};
+constexpr std::array<std::string_view, 2> kLayouts = {"tile", "row_major"};
+constexpr std::array<std::string_view, 2> kMemories = {"dram", "l1"};
+template <size_t N, class Enum>
+constexpr std::string_view name_in(const std::array<std::string_view, N>& names, Enum value) {
+  return names[static_cast<size_t>(value)];
+}
+
+using Dims = std::array<int64_t, 4>;  // logical shape, outermost first
+using TensorId = uint32_t;            // 0: no tensor
 
 struct Spec {
   Dims dims{1, 1, 1, 1};
@@ -40,7 +51,7 @@ Dims padded(const Spec& spec);        // tile layout: the last two axes rounded 
 int64_t byte_size(const Spec& spec);  // on the device, padding included
 int64_t tile_bytes(Format format);
 std::string to_string(const Spec& spec);  // "[1, 1, 64, 96] bf16 tile dram"
-std::string_view name(Format format);
+inline std::string_view name(Format format) { return name_in(kFormats, format); }
 
 // The calls. x, y, w, ...: Request::inputs in this order. Everything runs on tile layout unless it
 // says otherwise. Every output lies in Request::memory; its format is that of x, but linear and
@@ -66,7 +77,20 @@ enum class Call : uint8_t {
   multiply_scalar,   // x scalar
   copy,              // the values of x into the tensor y, of the same spec; no output
 };
-std::string_view name(Call call);
+constexpr int kCallCount = static_cast<int>(Call::copy) + 1;
+
+// What is known of a call without its sizes.
+struct CallInfo {
+  struct Input {
+    std::string_view name;  // in messages
+    bool may_be_bfp8 = true, may_be_absent = false;
+  };
+  std::string_view name;
+  OpClass op_class = OpClass::utilities;
+  std::vector<Input> inputs;  // of concat: one of any number
+};
+const CallInfo& info(Call call);
+inline std::string_view name(Call call) { return info(call).name; }
 
 enum class Fidelity : uint8_t { hifi2, hifi4 };
 
@@ -116,6 +140,7 @@ std::vector<Spec> output_specs(const Request& request, InputSpecs inputs);
 struct Output {
   TensorId id = 0;
   Spec spec;  // what the library says it made
+  const Dims& dims() const { return spec.dims; }
 };
 
 struct Caps {
@@ -123,7 +148,7 @@ struct Caps {
   int64_t l1_bytes = 0;            // per core
   bool fast_dispatch = false;      // traces can be captured
   bool simulated = false;
-  bool shapes_only = false;  // values are neither kept nor computed; upload takes no bytes
+  bool shapes_only = false;  // values are neither kept nor computed; upload takes none
   // "fake device", "TTNN library on a simulated Wormhole", "Tenstorrent hardware"
   std::string description;
 };
@@ -136,8 +161,8 @@ class TtApi {
  public:
   virtual ~TtApi() = default;
   virtual const Caps& caps() const = 0;
-  // `bytes`: the tensor as the device stores it, packed by tiles.h; byte_size(spec) of them.
-  virtual Output upload(const Spec& spec, std::span<const std::byte> bytes) = 0;
+  // The logical shape, row-major: the provider pads, rounds and packs them.
+  virtual Output upload(const Spec& spec, std::span<const float> values) = 0;
   virtual void download(TensorId x, std::span<float> to) = 0;
   virtual std::vector<Output> run(const Request& request) = 0;
   // Everything between begin and end is recorded (and run by end); replay runs it again on the same
@@ -150,6 +175,7 @@ class TtApi {
 
 // ---- Providers ----
 
+// A model of a device in this process: the library's rules, formats, memory and traces.
 struct FakeOptions {
   int64_t grid_x = 8, grid_y = 9;
   int64_t l1_bytes = 1'499'136;  // per core
@@ -160,6 +186,7 @@ struct FakeOptions {
 };
 std::unique_ptr<TtApi> open_fake_device(const FakeOptions& options = {});
 
+// The ttnn library: a Python process that holds it and one device.
 struct WorkerOptions {
   std::string python;            // interpreter of an environment that has ttnn
   double open_deadline_s = 120;  // starting the library and the device
@@ -171,5 +198,10 @@ struct WorkerOptions {
 // Throws Error(Fault::backend) when the interpreter, the library or the device is missing, naming
 // what was tried and what to install.
 std::unique_ptr<TtApi> open_worker(const WorkerOptions& options);
+
+// Options that open the TTNN library on a simulated Wormhole, from a folder made by
+// scripts/ttnn-sim: its interpreter, and the lines of its file `environment`. Throws
+// Error(Fault::backend) when the folder does not hold both.
+WorkerOptions simulator_options(const std::string& folder);
 
 }  // namespace tendon::tt

@@ -4,9 +4,8 @@
 
 #include "backends/ttnn/constants.h"
 #include "backends/ttnn/device.h"
-#include "backends/ttnn/forms.h"
+#include "backends/ttnn/layouts.h"
 #include "backends/ttnn/plan.h"
-#include "backends/ttnn/ttnn_weight.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -18,10 +17,7 @@ constexpr float kNormEps = 1e-6f;
 class TtnnKernels final : public Kernels {
  public:
   TtnnKernels(std::unique_ptr<TtApi> api, TtPrecision precision)
-      : precision_(precision),
-        device_(std::move(api)),
-        reshaper_(device_),
-        constants_(device_, reshaper_) {}
+      : precision_(precision), device_(std::move(api)), layouts_(device_), constants_(device_) {}
 
   std::string_view name() const override { return "ttnn"; }
   std::string_view precision() const override { return bfp8() ? "bfp8" : "bf16"; }
@@ -50,13 +46,13 @@ class TtnnKernels final : public Kernels {
     if (r.trace == 0) {
       r.inputs.assign(inputs.begin(), inputs.end());
       r.trace = device_.capture([&] { r.outputs = body(inputs); });
-      return {fresh(r.outputs)};
+      return {r.outputs};
     }
     for (size_t i = 0; i < inputs.size(); ++i)
-      if (inputs[i] && buffer(inputs[i]).held != buffer(r.inputs[i]).held)
-        device_.copy(buffer(inputs[i]).held, buffer(r.inputs[i]).held);
+      if (inputs[i] && held(inputs[i]) != held(r.inputs[i]))
+        device_.copy(held(inputs[i]), held(r.inputs[i]));
     device_.replay(r.trace);
-    return {fresh(r.outputs), true};
+    return {r.outputs, true};
   }
 
   ~TtnnKernels() override { forget_traces(); }
@@ -68,35 +64,32 @@ class TtnnKernels final : public Kernels {
   Tensor upload(std::span<const float> values, const Shape& shape) override {
     const int64_t rows = shape[0], columns = shape[1];
     const Spec spec{.dims = {1, 1, rows == 1 ? 1 : round_up(rows), round_up(columns)}};
-    return make_tensor(shape, device_.upload_rows(spec, [&](int64_t row, std::span<float> to) {
-      std::ranges::fill(to, 0.f);
-      if (row < rows)
-        std::ranges::copy(
-            values.subspan(static_cast<size_t>(row * columns), static_cast<size_t>(columns)),
-            to.begin());
-    }));
+    std::vector<float> wide(static_cast<size_t>(count(spec.dims)));
+    for (int64_t r = 0; r < rows; ++r)
+      std::copy_n(values.begin() + r * columns, columns, wide.begin() + r * spec.dims[3]);
+    return make_tensor(shape, device_.upload(spec, wide));
   }
 
   void download(const Tensor& x, std::span<float> to) override {
-    const TensorRef held = buffer(x).form == Form::cache ? joined(buffer(x)) : buffer(x).held;
-    std::ranges::copy(gather(x, held, device_.download(held)), to.begin());
+    const TensorRef all = layouts_.joined(x);
+    std::ranges::copy(gather(x, all, device_.download(all)), to.begin());
   }
 
   Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
     const TtWeight& native = weight(w);
     ensure(native.outputs.width == 0, Fault::internal, "[ttnn] {} makes heads: use qkv", w.name);
     const TensorRef in =
-        native.inputs.width ? reshaper_.as_spread(x, native.inputs) : reshaper_.as_rows(x);
-    const TensorRef bias = e.bias ? reshaper_.operand_row(e.bias) : native.bias;
+        native.inputs.width ? layouts_.as_spread(x, native.inputs) : layouts_.as_rows(x);
+    const TensorRef bias = e.bias ? layouts_.operand_row(e.bias) : native.bias;
     TensorRef y = product(in, native.matrices[0], bias, e.activation, Format::bf16);
-    if (e.gate) y = device_.run({.call = Call::multiply}, {y, reshaper_.operand_row(e.gate)});
+    if (e.gate) y = device_.run({.call = Call::multiply}, {y, layouts_.operand_row(e.gate)});
     if (e.residual) y = add_residual(y, e.residual, x.rows());
     return make_tensor({x.rows(), w.outputs}, y);
   }
 
   Tensor gated_linear(const Tensor& x, const Weight& w) override {
     const std::vector<TensorRef>& halves = weight(w).matrices;
-    const TensorRef in = reshaper_.as_rows(x);
+    const TensorRef in = layouts_.as_rows(x);
     const TensorRef gate = product(in, halves[0], nullptr, Activation::gelu_tanh, Format::bf16);
     const TensorRef up = product(in, halves[1], nullptr, Activation::none, Format::bf16);
     return make_tensor({x.rows(), w.outputs / 2},
@@ -109,7 +102,7 @@ class TtnnKernels final : public Kernels {
 
   Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
     TensorRef y = norm(Call::rms_norm, x, scale, {});
-    if (shift) y = device_.run({.call = Call::add}, {y, reshaper_.operand_row(shift)});
+    if (shift) y = device_.run({.call = Call::add}, {y, layouts_.operand_row(shift)});
     return make_tensor(x.shape(), y);
   }
 
@@ -119,10 +112,19 @@ class TtnnKernels final : public Kernels {
     const HeadColumns columns = native.outputs;
     ensure(columns.width == heads.width, Fault::internal,
            "[ttnn] {} was prepared for heads of {}, not {}", w.name, columns.width, heads.width);
-    TensorRef all = product(reshaper_.as_rows(x), native.matrices[0], native.bias, Activation::none,
+    TensorRef all = product(layouts_.as_rows(x), native.matrices[0], native.bias, Activation::none,
                             bfp8() ? Format::bfp8 : Format::bf16);
-    if (all->dims()[2] == 1) all = reshaper_.pad(all, {1, 1, kTile, all->dims()[3]});
-    std::vector<TensorRef> parts = split_heads(all, heads, columns);
+    if (all->dims()[2] == 1) all = device_.pad(all, {1, 1, kTile, all->dims()[3]});
+    const int64_t width = columns.padded();
+    std::vector<TensorRef> parts(3);  // q, k, v; q is empty where the weight makes none
+    if (heads.query > 0)
+      parts = device_.run_all(
+          {.call = Call::create_qkv_heads, .heads = heads.query, .kv_heads = heads.kv},
+          std::span(&all, 1));
+    else
+      for (size_t i = 1; i < 3; ++i)
+        parts[i] =
+            device_.heads(all, static_cast<int64_t>(i - 1) * heads.kv * width, heads.kv, width);
     if (first_position) {
       const auto [cosine, sine] = constants_.rotary(columns, *first_position, all->dims()[2]);
       for (size_t i = heads.query == 0 ? 1 : 0; i < 2; ++i)
@@ -130,7 +132,7 @@ class TtnnKernels final : public Kernels {
             device_.run({.call = Call::rotary, .compute = compute()}, {parts[i], cosine, sine});
     }
     const auto made = [&](const TensorRef& part, int64_t count) {
-      return part ? make_tensor({x.rows(), count * heads.width}, part, Form::heads, columns)
+      return part ? make_tensor({x.rows(), count * heads.width}, part, TileLayout::heads, columns)
                   : Tensor{};
     };
     return {made(parts[0], heads.query), made(parts[1], heads.kv), made(parts[2], heads.kv)};
@@ -139,18 +141,25 @@ class TtnnKernels final : public Kernels {
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
                    const Visibility& visible) override {
     const HeadColumns columns{heads.width};
-    const TensorRef query = reshaper_.as_heads(q, heads.query, columns);
-    const TensorRef keys = reshaper_.as_heads(k, heads.kv, columns);
-    const TensorRef values = reshaper_.as_heads(v, heads.kv, columns);
-    const TensorRef mask = mask_of(q, k, {query, keys}, visible);
-    const std::array operands{query, keys, values, mask};
+    const TensorRef query = whole(layouts_.as_heads(q, heads.query, columns));
+    const std::vector<Piece> pieces = layouts_.as_heads(k, heads.kv, columns);
+    const TensorRef keys = whole(pieces), values = whole(layouts_.as_heads(v, heads.kv, columns));
+    const int64_t groups = query->dims()[0];
+    ensure(groups == 1 || groups == visible.segments, Fault::internal,
+           "[ttnn] {} groups of rows and {} segments", groups, visible.segments);
+    AttentionMask hidden{.visible = {visible.keys.begin(), visible.keys.end()},
+                         .segments = groups == 1 ? visible.segments : 1,
+                         .real_rows = q.rows() / groups,
+                         .rows = query->dims()[2]};
+    for (const Piece& p : pieces) hidden.pieces.push_back({p.rows / groups, p.held->dims()[2]});
+    const std::array operands{query, keys, values, constants_.mask(hidden)};
     Request r{.call = Call::attention,
               .scalar = 1.f / std::sqrt(static_cast<float>(heads.width)),
               .compute = {.fidelity = fidelity(), .f32_accumulate = false}};
     r.chunks = plan_chunks(r, specs_of(operands), device_.caps());
     const TensorRef y = device_.run_all(r, operands)[0];
     const TensorRef beside = device_.run({.call = Call::concat_heads}, {y});
-    return make_tensor(q.shape(), beside, Form::spread, columns);
+    return make_tensor(q.shape(), beside, TileLayout::spread, columns);
   }
 
   Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale) override {
@@ -165,42 +174,43 @@ class TtnnKernels final : public Kernels {
   }
 
   Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
-    const TensorRef a = reshaper_.as_rows(x);
-    const TensorRef b = reshaper_.reshape(scaled(reshaper_.as_rows(y), scale), a->dims());
+    const TensorRef a = layouts_.as_rows(x);
+    const TensorRef b = device_.reshape(scaled(layouts_.as_rows(y), scale), a->dims());
     return make_tensor(x.shape(), device_.run({.call = Call::add}, {a, b}));
   }
 
   Tensor multiply(const Tensor& x, const Tensor& y) override {
-    const TensorRef a = reshaper_.as_rows(x);
-    const TensorRef b = reshaper_.reshape(reshaper_.as_rows(y), a->dims());
+    const TensorRef a = layouts_.as_rows(x);
+    const TensorRef b = device_.reshape(layouts_.as_rows(y), a->dims());
     return make_tensor(x.shape(), device_.run({.call = Call::multiply}, {a, b}));
   }
 
   Tensor concat_rows(std::span<const Tensor> parts) override {
     std::vector<TensorRef> held;
     std::vector<int64_t> rows;
-    for (const Tensor& part : parts) {
-      held.push_back(reshaper_.flat(reshaper_.as_rows(part)));
-      rows.push_back(part.rows());
-    }
     int64_t total = 0;
-    for (const int64_t n : rows) total += n;
-    return make_tensor({total, parts[0].columns()}, reshaper_.stack(held, rows));
+    for (const Tensor& part : parts) {
+      held.push_back(device_.flat(layouts_.as_rows(part)));
+      rows.push_back(part.rows());
+      total += part.rows();
+    }
+    return make_tensor({total, parts[0].columns()}, device_.stack(held, rows));
   }
 
   Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
     const TtBuffer& b = buffer(x);
-    const Shape shape{last - first, x.columns()};
-    if (b.form == Form::heads || b.form == Form::cache) {
-      const TensorRef all = joined(b);
-      return make_tensor(shape, reshaper_.rows(all, first, last - first), Form::heads, b.columns);
-    }
-    return make_tensor(shape, reshaper_.rows(reshaper_.flat(b.held), first, last - first), b.form,
-                       b.columns);
+    const TensorRef all = layouts_.joined(x);
+    return make_tensor(
+        {last - first, x.columns()},
+        device_.rows(b.layout == TileLayout::heads ? all : device_.flat(all), first, last - first),
+        b.layout, b.columns);
   }
 
   void write_rows(Tensor& to, const Tensor& rows, int64_t first) override {
-    if (buffer(rows).form == Form::heads) return write_cache(to, rows, first);
+    if (buffer(rows).layout == TileLayout::heads) {
+      to = written(to, rows, first);
+      return;
+    }
     const int64_t last = first + rows.rows();
     std::vector<Tensor> parts;
     if (first > 0) parts.push_back(slice_rows(to, 0, first));
@@ -220,17 +230,6 @@ class TtnnKernels final : public Kernels {
       if (r.trace != 0) device_.forget(r.trace);
       r = {.compiled = r.compiled};
     }
-  }
-
-  // The same memory under buffers of their own: whoever gets them may write rows into a cache.
-  static std::vector<Tensor> fresh(const std::vector<Tensor>& outputs) {
-    std::vector<Tensor> all;
-    for (const Tensor& y : outputs) {
-      const TtBuffer& b = buffer(y);
-      all.push_back(make_tensor(y.shape(), b.held, b.form, b.columns));
-      buffer(all.back()).pieces = b.pieces;
-    }
-    return all;
   }
 
   bool bfp8() const { return precision_ == TtPrecision::bfp8; }
@@ -253,39 +252,39 @@ class TtnnKernels final : public Kernels {
 
   // y + residual; a residual of fewer rows repeats: its rows are one group of y's.
   TensorRef add_residual(const TensorRef& y, const Tensor& residual, int64_t rows) {
-    TensorRef r = reshaper_.as_rows(residual);
+    TensorRef r = layouts_.as_rows(residual);
     const int64_t group = residual.rows();
     if (group == rows) {
       if (r->dims()[2] < y->dims()[2]) return device_.run({.call = Call::add}, {y, r});
       if (r->dims()[2] > y->dims()[2]) return device_.run({.call = Call::add}, {r, y});
-      return device_.run({.call = Call::add}, {y, reshaper_.reshape(r, y->dims())});
+      return device_.run({.call = Call::add}, {y, device_.reshape(r, y->dims())});
     }
     if (group % kTile == 0) {
-      const TensorRef groups = reshaper_.reshape(y, {rows / group, 1, group, y->dims()[3]});
+      const TensorRef groups = device_.reshape(y, {rows / group, 1, group, y->dims()[3]});
       return device_.run({.call = Call::add}, {groups, r});
     }
-    if (group == 1) return device_.run({.call = Call::add}, {y, reshaper_.operand_row(residual)});
+    if (group == 1) return device_.run({.call = Call::add}, {y, layouts_.operand_row(residual)});
     const std::vector<TensorRef> parts(static_cast<size_t>(rows / group), r);
     const std::vector<int64_t> counts(parts.size(), group);
-    return device_.run({.call = Call::add}, {y, reshaper_.stack(parts, counts)});
+    return device_.run({.call = Call::add}, {y, device_.stack(parts, counts)});
   }
 
   // The library's norms run over the logical columns: a ragged width leaves its zero tail behind
   // and gets it back.
   TensorRef norm(Call call, const Tensor& x, const Tensor& scale, const Tensor& shift) {
-    TensorRef in = reshaper_.as_rows(x);
+    TensorRef in = layouts_.as_rows(x);
     const Dims whole = in->dims();
     const bool ragged = x.columns() != whole[3];
     const auto cut = [&](const TensorRef& h) {
-      return ragged ? reshaper_.slice_axis(h, 3, 0, x.columns()) : h;
+      return ragged ? device_.slice_axis(h, 3, 0, x.columns()) : h;
     };
-    const TensorRef weight = cut(reshaper_.operand_row(scale));
-    const TensorRef bias = shift ? cut(reshaper_.operand_row(shift)) : nullptr;
+    const TensorRef weight = cut(layouts_.operand_row(scale));
+    const TensorRef bias = shift ? cut(layouts_.operand_row(shift)) : nullptr;
     Request r{.call = call, .scalar = kNormEps, .compute = compute()};
-    if (!ragged && fits_l1(in->spec())) r.memory = Memory::l1;
+    if (!ragged && fits_l1(in->spec)) r.memory = Memory::l1;
     in = cut(in);
     const TensorRef y = shift ? device_.run(r, {in, weight, bias}) : device_.run(r, {in, weight});
-    return reshaper_.pad(y, whole);
+    return device_.pad(y, whole);
   }
 
   // A quarter of all cores' memory, so that the product that reads it finds room.
@@ -294,94 +293,41 @@ class TtnnKernels final : public Kernels {
     return byte_size(spec) <= c.grid_x * c.grid_y * c.l1_bytes / 4;
   }
 
-  // q, k and v; q is empty where the weight makes none.
-  std::vector<TensorRef> split_heads(const TensorRef& all, const Heads& heads,
-                                     HeadColumns columns) {
-    if (heads.query > 0)
-      return device_.run_all(
-          {.call = Call::create_qkv_heads, .heads = heads.query, .kv_heads = heads.kv},
-          std::span(&all, 1));
-    std::vector<TensorRef> parts{nullptr};
-    for (int64_t part = 0; part < 2; ++part) {
-      std::vector<TensorRef> each;
-      for (int64_t h = part * heads.kv; h < (part + 1) * heads.kv; ++h)
-        each.push_back(
-            reshaper_.slice_axis(all, 3, h * columns.padded(), (h + 1) * columns.padded()));
-      parts.push_back(reshaper_.concat(each, 1));
-    }
-    return parts;
-  }
-
-  TensorRef joined(const TtBuffer& b) {
-    if (b.form == Form::heads) return b.held;
+  // Pieces below each other, padding included.
+  TensorRef whole(std::span<const Piece> pieces) {
     std::vector<TensorRef> parts;
-    std::vector<int64_t> rows;
-    for (const CachePiece& piece : b.pieces) {
-      parts.push_back(piece.held);
-      rows.push_back(piece.rows);
-    }
-    return reshaper_.stack(parts, rows);
+    for (const Piece& piece : pieces) parts.push_back(piece.held);
+    return device_.concat(parts, 2);
   }
 
-  void join_pieces(TtBuffer& cache) {
-    if (cache.pieces.size() < 2) return;
-    const CachePiece& last = cache.pieces.back();
-    cache.pieces = {{0, last.first + last.rows, joined(cache)}};
-  }
-
-  // Pieces that lie before `first` become one, once per call: then every Euler step only replaces
-  // the last piece.
-  void write_cache(Tensor& to, const Tensor& rows, int64_t first) {
-    if (buffer(to).form != Form::cache) {  // uploaded: its first rows count
-      const HeadColumns columns = buffer(rows).columns;
-      Tensor cache = make_tensor(to.shape(), nullptr, Form::cache, columns);
-      if (first > 0) {
-        const TensorRef before =
-            reshaper_.as_heads(slice_rows(to, 0, first), to.columns() / columns.width, columns);
-        buffer(cache).pieces.push_back(
-            {0, first, reshaper_.typecast(before, buffer(rows).held->spec().format)});
-      }
-      to = cache;
-    }
-    TtBuffer& cache = buffer(to);
-    while (!cache.pieces.empty() && cache.pieces.back().first >= first) cache.pieces.pop_back();
-    if (!cache.pieces.empty()) {
-      CachePiece& last = cache.pieces.back();
+  // `to` with `rows` from `first` on, and nothing behind them. Pieces that lie before become one,
+  // once per call: then every Euler step only replaces the last piece.
+  Tensor written(const Tensor& to, const Tensor& rows, int64_t first) {
+    const HeadColumns columns = buffer(rows).columns;
+    const auto with = [&](std::vector<Piece> pieces) {
+      return make_tensor(to.shape(), std::move(pieces), TileLayout::heads, columns);
+    };
+    std::vector<Piece> pieces;
+    if (first > 0) pieces = layouts_.as_heads(to, to.columns() / columns.width, columns);
+    while (!pieces.empty() && pieces.back().first >= first) pieces.pop_back();
+    if (!pieces.empty()) {
+      Piece& last = pieces.back();
       ensure(last.first + last.rows >= first, Fault::internal,
              "[ttnn] rows {} to {} of a cache were never written", last.first + last.rows, first);
       last.rows = first - last.first;
       if (last.held->dims()[2] > round_up(last.rows))
-        last.held = reshaper_.slice_axis(last.held, 2, 0, round_up(last.rows));
-      join_pieces(cache);
+        last.held = device_.slice_axis(last.held, 2, 0, round_up(last.rows));
+      const TensorRef before = layouts_.joined(with(std::move(pieces)));
+      pieces = {{0, first, device_.typecast(before, held(rows)->spec.format)}};
     }
-    cache.pieces.push_back({first, rows.rows(), buffer(rows).held});
-  }
-
-  // `held`: q and k on the device.
-  TensorRef mask_of(const Tensor& q, const Tensor& k, const std::pair<TensorRef, TensorRef>& held,
-                    const Visibility& visible) {
-    const auto& [query, keys] = held;
-    const auto& [seen, segments] = visible;
-    const int64_t rows = query->dims()[2];
-    const int64_t groups = query->dims()[0];
-    std::vector<KeyPiece> pieces;
-    if (buffer(k).form == Form::cache)
-      for (const CachePiece& p : buffer(k).pieces) pieces.push_back({p.rows, p.held->dims()[2]});
-    else
-      pieces.push_back({k.rows() / groups, keys->dims()[2]});
-    ensure(groups == 1 || groups == segments, Fault::internal,
-           "[ttnn] {} groups of rows and {} segments", groups, segments);
-    return constants_.mask({.visible = {seen.begin(), seen.end()},
-                            .segments = groups == 1 ? segments : 1,
-                            .real_rows = q.rows() / groups,
-                            .rows = rows,
-                            .pieces = pieces});
+    pieces.push_back({first, rows.rows(), layouts_.joined(rows)});
+    return with(std::move(pieces));
   }
 
   TtPrecision precision_;
   Device device_;
   std::map<GraphKey, Recording> recordings_;  // of one kind of call
-  Reshaper reshaper_;
+  Layouts layouts_;
   Constants constants_;
 };
 

@@ -1,222 +1,336 @@
-#include "backends/ttnn/worker.h"
-
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cerrno>
-#include <charconv>
+#include <chrono>
 #include <cstring>
-#include <fstream>
-#include <map>
+#include <deque>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
 
-#include "backends/ttnn/worker_process.h"
+#include "backends/ttnn/tt_api.h"
 #include "tensor/check.h"
+#include "tensor/embed.h"
+
+TENDON_EMBED(char, tendon_ttnn_worker, TENDON_TTNN_WORKER);
 
 namespace tendon::tt {
 namespace {
 
-constexpr int kDevice = 0;                     // the library's number of the chip
-constexpr size_t kReleasedMax = 2048;          // ids that one message takes along
-constexpr size_t kSharedBytesKept = 64 << 20;  // after a transfer; a larger file is emptied
-constexpr double kCloseDeadlineS = 20;         // a chip is closed properly if that works at all
-// The shared memory file is a tensor file of the library: its header, written by the worker, then
-// the bytes as the device stores them. Downloads lie at its beginning.
-constexpr size_t kFileHeaderBytes = 4096;
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kFirstOfOurs = 16;  // above all of the child's, so that no copy overwrites another
+constexpr uint64_t kTextBytesMax = 1 << 20, kValuesMax = 1 << 30;  // of an answer
+constexpr off_t kLogBytesMax = 1 << 20;
+constexpr off_t kTailBytes = 16 << 10;
+constexpr size_t kTailLines = 6;
+constexpr double kEndingS = 10;
+constexpr int kDevice = 0;              // the library's number of the chip
+constexpr size_t kReleasedMax = 2048;   // ids that one message takes along
+constexpr double kCloseDeadlineS = 20;  // a chip is closed properly if that works at all
+
+// ---- The process ----
+
+class Descriptor {  // closes itself
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int number) : number_(number) {}
+  Descriptor(Descriptor&& other) noexcept { std::swap(number_, other.number_); }
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(number_, other.number_);
+    return *this;
+  }
+  ~Descriptor() {
+    if (number_ >= 0) close(number_);
+  }
+  int get() const { return number_; }
+
+ private:
+  int number_ = -1;
+};
+
+Descriptor checked(int number, const char* what) {
+  ensure(number >= 0, Fault::backend, "[ttnn] no {} for the worker: {}", what, strerror(errno));
+  const Descriptor low(number);
+  const int high = fcntl(number, F_DUPFD_CLOEXEC, kFirstOfOurs);
+  ensure(high >= 0, Fault::backend, "[ttnn] no {} for the worker: {}", what, strerror(errno));
+  return Descriptor(high);
+}
+
+Descriptor memory_file(const char* name) {
+  return checked(memfd_create(name, MFD_CLOEXEC), "memory");
+}
+
+// A file in memory from which Python reads what it is to do.
+Descriptor script() {
+  Descriptor file = memory_file("tendon-ttnn-worker.py");
+  const ssize_t bytes = tendon_ttnn_worker_end - tendon_ttnn_worker;
+  ensure(pwrite(file.get(), tendon_ttnn_worker, static_cast<size_t>(bytes), 0) == bytes,
+         Fault::backend, "[ttnn] no memory for the worker: {}", strerror(errno));
+  return file;
+}
+
+std::vector<char*> pointers(const std::vector<std::string>& words) {
+  std::vector<char*> found;
+  for (const std::string& word : words) found.push_back(const_cast<char*>(word.c_str()));
+  found.push_back(nullptr);
+  return found;
+}
+
+// `changes` ("NAME=value", of a name the last), this process's environment, and what keeps the
+// library and its MPI from leaving files in /dev/shm when they are killed.
+std::vector<std::string> environment_with(const std::vector<std::string>& changes) {
+  std::vector<std::string> all;
+  const auto add = [&](std::string_view entry) {
+    const std::string_view name = entry.substr(0, entry.find('=') + 1);
+    const auto same = [&](const std::string& other) { return other.starts_with(name); };
+    if (std::ranges::none_of(all, same)) all.emplace_back(entry);
+  };
+  for (auto change = changes.rbegin(); change != changes.rend(); ++change) add(*change);
+  for (char** entry = environ; *entry != nullptr; ++entry) add(*entry);
+  for (const char* quiet : {"OMPI_MCA_btl=self", "TT_METAL_SHM_TRACKING_DISABLED=1"}) add(quiet);
+  return all;
+}
+
+// What worker.py is to know: the interpreter's name, the device, and what the library will find in
+// its environment.
+std::vector<std::string> command(const WorkerOptions& options,
+                                 const std::vector<std::string>& environment) {
+  const auto has = [&](const std::string& name) {
+    return std::ranges::any_of(environment, [&](const std::string& entry) {
+      return entry.starts_with(name + "=") && entry.size() > name.size() + 1;
+    });
+  };
+  const bool simulator = has("TT_METAL_SIMULATOR"),
+             mock = !simulator && has("TT_METAL_MOCK_CLUSTER_DESC_PATH");
+  const bool fast = !mock && !has("TT_METAL_SLOW_DISPATCH_MODE");  // a mock has no command queues
+  return {options.python,
+          "-B",
+          "-",
+          options.python,
+          fmt::to_string(kDevice),
+          fmt::to_string(options.trace_region_bytes),
+          simulator ? "simulator"
+          : mock    ? "mock"
+                    : "chip",
+          fast ? "fast" : "slow"};
+}
+
+// Whether `descriptor` can do what `events` says before the deadline.
+bool wait(int descriptor, short events, Clock::time_point deadline) {
+  pollfd entry{descriptor, events, 0};
+  for (;;) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+    const int ready =
+        poll(&entry, 1, static_cast<int>(std::clamp<int64_t>(left.count(), 0, 1 << 30)));
+    if (ready >= 0 || errno != EINTR) return ready != 0;
+  }
+}
+
+Clock::time_point in(double seconds) {
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
+bool is_noise(std::string_view line) {
+  for (const char* word :
+       {"[DEADLOCK", "RISC: ", "RISC0: ", "RISC1: ", "RISC2: ", "(TT_SIM_", "[0x", "[server] "})
+    if (line.find(word) != line.npos) return true;
+  return line.find_first_not_of(' ') == line.npos || line.starts_with(" --- ");
+}
+
+// A Python process with one socket and everything that runs below it.
+class WorkerProcess {
+ public:
+  // Throws Error(Fault::backend) when the interpreter cannot be started.
+  explicit WorkerProcess(const WorkerOptions& options) {
+    std::array<int, 2> pair{-1, -1};
+    ensure(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) == 0, Fault::backend,
+           "[ttnn] no socket for the worker: {}", strerror(errno));
+    socket_ = checked(pair[0], "socket");
+    const Descriptor socket = checked(pair[1], "socket"), input = script();
+    log_ = memory_file("tendon-ttnn-log");
+    fcntl(log_.get(), F_SETFL, O_APPEND);  // several processes write to it
+    posix_spawn_file_actions_t files;
+    posix_spawn_file_actions_init(&files);
+    int last = -1;  // the child's descriptors, see worker.py
+    for (const int from : {input.get(), log_.get(), log_.get(), socket.get()})
+      posix_spawn_file_actions_adddup2(&files, from, ++last);
+    posix_spawn_file_actions_addclosefrom_np(&files, last + 1);
+    posix_spawnattr_t attributes;
+    posix_spawnattr_init(&attributes);
+    sigset_t none;  // a caller's blocked signals are not the worker's
+    sigemptyset(&none);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
+    const std::vector<std::string> environment = environment_with(options.environment);
+    const int error =
+        posix_spawnp(&keeper_, options.python.c_str(), &files, &attributes,
+                     pointers(command(options, environment)).data(), pointers(environment).data());
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&files);
+    if (error != 0) keeper_ = -1;
+    ensure(
+        error == 0, Fault::backend,
+        "[ttnn] '{}' is not a Python interpreter ({}); name one of an environment that has ttnn; "
+        "scripts/ttnn-sim makes one",
+        options.python, strerror(error));
+    exit_ = Descriptor(static_cast<int>(syscall(SYS_pidfd_open, keeper_, 0)));
+  }
+  WorkerProcess(const WorkerProcess&) = delete;
+  ~WorkerProcess() { end(); }
+
+  // Sends a message, if it is not empty, with values, and waits for the next one that comes.
+  // Nothing: the process ended, or it was late and has been ended.
+  struct Message {
+    std::string text;
+    std::vector<float> values;
+  };
+  std::optional<Message> exchange(std::string_view text, std::span<const float> values,
+                                  double deadline_s) {
+    const Clock::time_point deadline = in(deadline_s);
+    const auto transfer = [&](short event, const void* bytes, size_t size) {
+      auto* at = static_cast<char*>(const_cast<void*>(bytes));
+      while (size > 0) {
+        late_ = !wait(socket_.get(), event, deadline);
+        if (late_) return false;
+        const ssize_t n = event == POLLOUT
+                              ? send(socket_.get(), at, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+                              : recv(socket_.get(), at, size, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return false;
+        if (n > 0) at += n, size -= static_cast<size_t>(n);
+      }
+      return true;
+    };
+    const uint64_t sizes[] = {text.size(), values.size()};
+    uint64_t coming[] = {0, 0};
+    Message answer;
+    const bool sent = text.empty() || (transfer(POLLOUT, sizes, sizeof(sizes)) &&
+                                       transfer(POLLOUT, text.data(), text.size()) &&
+                                       transfer(POLLOUT, values.data(), values.size_bytes()));
+    if (sent && transfer(POLLIN, coming, sizeof(coming)) && coming[0] <= kTextBytesMax &&
+        coming[1] <= kValuesMax) {
+      answer.text.resize(coming[0]);
+      answer.values.resize(coming[1]);
+      if (transfer(POLLIN, answer.text.data(), answer.text.size()) &&
+          transfer(POLLIN, answer.values.data(), answer.values.size() * sizeof(float)))
+        return answer;
+    }
+    end();
+    return {};
+  }
+  bool late() const { return late_; }
+
+  // Kills whatever runs below, the simulator too, and waits until it is gone.
+  void end() {
+    if (keeper_ < 0) return;
+    socket_ = Descriptor();  // the keeper sees that and kills all that is below it
+    if (!wait(exit_.get(), POLLIN, in(kEndingS))) kill(-keeper_, SIGKILL);
+    int status = 0;
+    while (waitpid(keeper_, &status, 0) < 0 && errno == EINTR) {
+    }
+    // The keeper hands on the worker's end the way a shell does.
+    const int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+    ending_ = code > 128 ? fmt::format("signal {} ({})", code - 128, strsignal(code - 128))
+                         : fmt::format("exit code {}", code);
+    keeper_ = -1;
+  }
+  // After that: "exit code 3" or "signal 11 (Segmentation fault)".
+  const std::string& ending() const { return ending_; }
+
+  // What the process printed last, without the simulator's reports of idle cores.
+  std::string last_lines() const {
+    struct stat about {};
+    fstat(log_.get(), &about);
+    const off_t from = std::max<off_t>(about.st_size - kTailBytes, 0);
+    std::string text(static_cast<size_t>(about.st_size - from), '\0');
+    text.resize(static_cast<size_t>(
+        std::max<ssize_t>(pread(log_.get(), text.data(), text.size(), from), 0)));
+    std::istringstream all(text);
+    std::deque<std::string> lines;
+    for (std::string line; std::getline(all, line);) {
+      if (!is_noise(line)) lines.push_back(line);
+      if (lines.size() > kTailLines) lines.pop_front();
+    }
+    return fmt::format("{}", fmt::join(lines, " | "));
+  }
+
+  // Keeps a chatty library from filling the memory.
+  void forget_old_lines() {
+    struct stat about {};
+    if (fstat(log_.get(), &about) == 0 && about.st_size > kLogBytesMax)
+      (void)!ftruncate(log_.get(), 0);
+  }
+
+ private:
+  Descriptor socket_, log_, exit_;
+  pid_t keeper_ = -1;
+  bool late_ = false;
+  std::string ending_;
+};
 
 // ---- Messages ----
 
-// A message's fixed part is one 64-bit word per field, a float64 where the code is 'd'. This list
-// is the only description: the worker hears names and codes when it starts (argument()). Then
-// follow `begin` and `dims` of the request, the ids of its inputs, and ids that are free again.
-struct Field {
-  std::string_view name;
-  int64_t word = 0;
-  char code = 'q';  // of Python's struct
-};
-
-// What a worker does besides the calls of tt_api.h; numbered after them.
-constexpr std::array<std::string_view, 6> kVerbs = {"upload",    "download",     "begin_trace",
-                                                    "end_trace", "replay_trace", "close"};
-constexpr int64_t kCalls = static_cast<int64_t>(Call::copy) + 1;
-
-struct Message {
-  int64_t verb = 0;
-  Layout layout = Layout::tile;  // upload
-  TensorId first_output = 0;     // outputs are numbered from here
-  Request request;
-};
-
-std::string_view name_of(int64_t verb) {
-  return verb < kCalls ? name(static_cast<Call>(verb)) : kVerbs[static_cast<size_t>(verb - kCalls)];
-}
-
-std::vector<Field> fields_of(const Message& m) {
-  const Request& r = m.request;
+// What worker.py hears of a request; enumerators by their names.
+json message_of(const Request& r) {
+  constexpr std::array<std::string_view, 3> kActivations = {"none", "gelu_tanh", "silu"};
+  constexpr std::array<std::string_view, 3> kKinds = {"library", "multicast_2d", "multicast_1d"};
+  constexpr std::array<std::string_view, 2> kFidelities = {"hifi2", "hifi4"};
   const Blocks& b = r.blocks;
-  const auto number = [](auto value) { return static_cast<int64_t>(value); };
-  return {{"verb", m.verb},
-          {"first", m.first_output},
-          {"inputs", std::ssize(r.inputs)},
+  return {{"inputs", r.inputs},
+          {"begin", r.begin},
+          {"dims", r.dims},
           {"axis", r.axis},
-          {"scalar", std::bit_cast<int64_t>(static_cast<double>(r.scalar)), 'd'},
           {"heads", r.heads},
           {"kv_heads", r.kv_heads},
-          {"format", number(r.format)},
-          {"layout", number(m.layout)},
-          {"memory", number(r.memory)},
-          {"activation", number(r.activation)},
-          {"fidelity", number(r.compute.fidelity)},
-          {"f32_accumulate", number(r.compute.f32_accumulate)},
-          {"blocks", number(b.kind)},
-          {"grid_x", b.grid_x},
-          {"grid_y", b.grid_y},
-          {"k_block", b.k_block},
-          {"subblock_m", b.subblock_m},
-          {"subblock_n", b.subblock_n},
-          {"core_m", b.core_m},
-          {"core_n", b.core_n},
+          {"scalar", r.scalar},
+          {"format", name(r.format)},
+          {"memory", name_in(kMemories, r.memory)},
+          {"activation", name_in(kActivations, r.activation)},
+          {"fidelity", name_in(kFidelities, r.compute.fidelity)},
+          {"f32_accumulate", r.compute.f32_accumulate},
+          {"blocks",
+           {{"kind", name_in(kKinds, b.kind)},
+            {"grid_x", b.grid_x},
+            {"grid_y", b.grid_y},
+            {"k_block", b.k_block},
+            {"subblock_m", b.subblock_m},
+            {"subblock_n", b.subblock_n},
+            {"core_m", b.core_m},
+            {"core_n", b.core_n}}},
           {"q_chunk", r.chunks.q},
           {"k_chunk", r.chunks.k}};
 }
 
-std::vector<int64_t> words_of(const Message& message, std::span<const TensorId> released) {
-  std::vector<int64_t> words;
-  for (const Field& f : fields_of(message)) words.push_back(f.word);
-  const Request& r = message.request;
-  words.insert(words.end(), r.begin.begin(), r.begin.end());
-  words.insert(words.end(), r.dims.begin(), r.dims.end());
-  words.insert(words.end(), r.inputs.begin(), r.inputs.end());
-  words.insert(words.end(), released.begin(), released.end());
-  return words;
-}
-
-// "verb:q first:q ..." and "reshape slice ... upload ...".
-std::array<std::string, 2> vocabulary() {
-  std::array<std::string, 2> texts;
-  for (const Field& f : fields_of({})) texts[0] += fmt::format("{}:{} ", f.name, f.code);
-  for (int64_t i = 0; i < kCalls + std::ssize(kVerbs); ++i)
-    texts[1] += fmt::format("{} ", name_of(i));
-  return texts;
-}
-
-// A reply: exit code of the fault (0: none), nanoseconds inside the library and outputs as words,
-// seven more for each output, then the text of an error.
-struct Answer {
-  int64_t fault = 0, library_ns = 0;
-  std::vector<Spec> outputs;
-  std::string text;
-};
-
-// Nothing where the packet is no reply.
-std::optional<Answer> answer_of(std::span<const std::byte> packet) {
-  constexpr size_t kHead = 3, kEach = 7;
-  std::vector<int64_t> words(packet.size() / sizeof(int64_t));
-  if (words.size() < kHead) return {};
-  std::memcpy(words.data(), packet.data(), words.size() * sizeof(int64_t));
-  const auto outputs = static_cast<uint64_t>(words[2]);
-  const auto is = [&](Fault f) { return words[0] == static_cast<int64_t>(f); };
-  if (words[0] != 0 && !is(Fault::backend) && !is(Fault::memory) && !is(Fault::internal)) return {};
-  if (outputs > (words.size() - kHead) / kEach) return {};
-  Answer answer{words[0], words[1], {}, {}};
-  for (size_t i = 0; i < outputs; ++i) {
-    const int64_t* w = words.data() + kHead + i * kEach;
-    const bool known =
-        w[0] >= 0 && w[0] <= static_cast<int64_t>(Format::u32) && w[1] >> 1 == 0 && w[2] >> 1 == 0;
-    if (!known) return {};
-    answer.outputs.push_back({{w[3], w[4], w[5], w[6]},
-                              static_cast<Format>(w[0]),
-                              static_cast<Layout>(w[1]),
-                              static_cast<Memory>(w[2])});
-  }
-  const auto text = packet.subspan((kHead + outputs * kEach) * sizeof(int64_t));
-  answer.text.assign(reinterpret_cast<const char*>(text.data()), text.size());
-  return answer;
-}
-
-// ---- What the worker says of itself when it starts ----
-
-using Words = std::map<std::string, std::string>;
-
-Words parse(std::span<const std::byte> packet) {
-  Words words;
-  const std::string_view text(reinterpret_cast<const char*>(packet.data()), packet.size());
-  for (size_t begin = 0; begin < text.size();) {
-    const std::string_view line = text.substr(begin, text.find('\n', begin) - begin);
-    const size_t equals = std::min(line.find('='), line.size() - 1);
-    words[std::string(line.substr(0, equals))] = line.substr(equals + 1);
-    begin += line.size() + 1;
-  }
-  return words;
-}
-
-int64_t number(const Words& words, const std::string& name) {
-  const auto found = words.find(name);
-  int64_t value = -1;
-  if (found != words.end())
-    std::from_chars(found->second.data(), found->second.data() + found->second.size(), value);
-  ensure(value >= 0, Fault::internal, "[ttnn] the worker did not say its {}", name);
-  return value;
-}
-
-[[noreturn]] void refuse(const WorkerOptions& options, const std::string& version,
-                         const Words& said) {
-  const std::string& fault = said.at("fault");
-  const std::string text = said.contains("text") ? said.at("text") : "";
-  if (fault == "no_library")
-    fail(Fault::backend,
-         "[ttnn] the interpreter {} (Python {}) has no ttnn; scripts/ttnn-sim makes an environment "
-         "that has; name its bin/python",
-         options.python, version);
-  if (fault == "library")
-    fail(Fault::backend, "[ttnn] the interpreter {} (Python {}) cannot import ttnn: {}",
-         options.python, version, text);
-  if (fault == "version")
-    fail(Fault::backend, "[ttnn] ttnn {} of {} lacks {}; install a version that tendon knows ({})",
-         said.at("library"), options.python, text, said.at("known"));
-  fail(Fault::backend, "[ttnn] ttnn {} cannot open device {}: {}", said.at("library"), kDevice,
-       text);
-}
-
-// The library and its MPI leave files in /dev/shm when they are killed. A caller's own setting
-// wins.
-const std::vector<std::string>& quiet_environment() {
-  static const std::vector<std::string> names{"OMPI_MCA_btl=self",
-                                              "TT_METAL_SHM_TRACKING_DISABLED=1"};
-  return names;
-}
-
-// What the library will find in its environment.
-struct LibraryMode {
-  explicit LibraryMode(const std::vector<std::string>& environment)
-      : simulated(!value_of(environment, "TT_METAL_SIMULATOR").empty()),
-        mock(!simulated && !value_of(environment, "TT_METAL_MOCK_CLUSTER_DESC_PATH").empty()),
-        fast_dispatch(!mock && value_of(environment, "TT_METAL_SLOW_DISPATCH_MODE").empty()) {}
-  bool simulated, mock;
-  bool fast_dispatch;  // a mock device has no command queues
-};
-
-std::vector<std::string> arguments(const WorkerOptions& options, const LibraryMode& mode) {
-  const auto [fields, verbs] = vocabulary();
-  return {mode.simulated ? "simulated" : "chip",
-          fmt::to_string(kDevice),
-          fmt::to_string(options.trace_region_bytes),
-          mode.fast_dispatch ? "1" : "0",
-          fields,
-          verbs};
-}
-
-std::string description(const Words& hello, const LibraryMode& mode) {
-  std::string text = mode.simulated ? "TTNN library on a simulated Wormhole"
-                     : mode.mock    ? "TTNN library on a mock device, which computes nothing"
-                                    : "Tenstorrent hardware";
-  if (number(hello, "known") == 0)
-    text +=
-        fmt::format("; ttnn {} is not a version that tendon was tried with", hello.at("library"));
-  if (number(hello, "packed_upload") == 0)
-    text += "; its tensor file is another one, so it packs uploads itself";
-  return text;
+// What worker.py says of a tensor.
+Spec spec_of(const json& y) {
+  const auto index = [&](const auto& names, const char* key) {
+    const std::string word = y.at(key);
+    const auto at = std::ranges::find(names, word);
+    ensure(at != names.end(), Fault::backend,
+           "[ttnn] the worker made a tensor of an unknown {}: {}", key, word);
+    return at - names.begin();
+  };
+  return {.dims = y.at("dims"),
+          .format = static_cast<Format>(index(kFormats, "format")),
+          .layout = static_cast<Layout>(index(kLayouts, "layout")),
+          .memory = static_cast<Memory>(index(kMemories, "memory"))};
 }
 
 // ---- The device ----
@@ -228,64 +342,58 @@ class Worker final : public TtApi {
   ~Worker() override;
 
   const Caps& caps() const override { return caps_; }
-  Output upload(const Spec& spec, std::span<const std::byte> bytes) override;
+  Output upload(const Spec& spec, std::span<const float> values) override;
   void download(TensorId x, std::span<float> to) override;
-  std::vector<Output> run(const Request& request) override;
+  std::vector<Output> run(const Request& request) override {
+    return ask(name(request.call), request).outputs;
+  }
   void begin_trace() override { ask("begin_trace"); }
   TensorId end_trace() override;
   void replay_trace(TensorId trace) override { ask("replay_trace", {.inputs = {trace}}); }
   void release(TensorId x) noexcept override { released_.push_back(x); }  // with the next call
-  const WorkerTimes& times() const { return times_; }
 
  private:
-  Words hear(Clock::time_point deadline);
-  std::vector<Output> ask(std::string_view verb, Request request = {},
-                          Layout layout = Layout::tile);
-  std::vector<Output> call(Message message);
+  json hear(bool greeted);
+  struct Made {
+    std::vector<Output> outputs;
+    std::vector<float> values;  // of a download
+  };
+  Made ask(std::string_view call, const Request& request = {}, Layout layout = Layout::tile,
+           std::span<const float> values = {});
   [[noreturn]] void lose(std::string text);
-  void write_shared(std::span<const std::byte> bytes) const;
 
   WorkerOptions options_;
-  std::vector<std::string> environment_;
-  LibraryMode mode_;
   WorkerProcess python_;
   Caps caps_;
-  WorkerTimes times_;
   std::string lost_;  // why, once the device is lost
   TensorId next_ = 1;
   std::vector<TensorId> released_;
 };
 
-Clock::time_point in(double seconds) {
-  return Clock::now() +
-         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-}
-
-Worker::Worker(const WorkerOptions& options)
-    : options_(options),
-      environment_(environment_with(quiet_environment(), options.environment)),
-      mode_(environment_),
-      python_(options, environment_, arguments(options, mode_)) {
-  const Clock::time_point deadline = in(options.open_deadline_s);
-  const Words first = hear(deadline);
-  const Words hello = hear(deadline);
-  if (hello.contains("fault")) refuse(options, first.at("python"), hello);
-  caps_ = {.grid_x = number(hello, "grid_x"),
-           .grid_y = number(hello, "grid_y"),
-           .l1_bytes = number(hello, "l1_bytes"),
-           .fast_dispatch = mode_.fast_dispatch,
-           .simulated = mode_.simulated || mode_.mock,
-           .description = description(hello, mode_)};
+Worker::Worker(const WorkerOptions& options) : options_(options), python_(options) {
+  hear(false);  // of the interpreter alone
+  const json hello = hear(true);
+  try {
+    ensure(!hello.contains("fault"), Fault::backend, "[ttnn] {}",
+           hello.value("fault", std::string()));
+    const json& caps = hello.at("caps");
+    caps_ = {.grid_x = caps.at("grid_x"),
+             .grid_y = caps.at("grid_y"),
+             .l1_bytes = caps.at("l1_bytes"),
+             .fast_dispatch = caps.at("fast_dispatch"),
+             .simulated = caps.at("simulated"),
+             .description = caps.at("description")};
+  } catch (const json::exception& e) {
+    fail(Fault::internal, "[ttnn] the worker did not say what its device is: {}", e.what());
+  }
 }
 
 // What the worker says while it opens the device. The first message comes before the library.
-Words Worker::hear(Clock::time_point deadline) {
-  const bool greeted = !python_.packet().empty();
-  const auto received = python_.receive(deadline);
-  if (received == WorkerProcess::Received::message) return parse(python_.packet());
-  python_.end();
+json Worker::hear(bool greeted) {
+  const auto said = python_.exchange({}, {}, options_.open_deadline_s);
+  if (said) return json::parse(said->text, nullptr, false);
   const std::string lines = python_.last_lines();
-  ensure(received != WorkerProcess::Received::late, Fault::backend,
+  ensure(!python_.late(), Fault::backend,
          "[ttnn] device {} was not open after {} s; give it more time or look at what was printed "
          "last: {}",
          kDevice, options_.open_deadline_s, lines);
@@ -298,12 +406,13 @@ Words Worker::hear(Clock::time_point deadline) {
 
 Worker::~Worker() {
   // A simulated device has nothing to close, and the library takes 5 s for it.
-  const bool closes = lost_.empty() && !mode_.simulated;
-  options_.call_deadline_s = std::min(options_.call_deadline_s, kCloseDeadlineS);
-  try {
-    if (closes) ask("close");
-    if (closes) python_.receive(in(kCloseDeadlineS));  // until its end
-  } catch (const Error&) {                             // then it is ended like a simulator
+  if (lost_.empty() && !caps_.simulated) {
+    options_.call_deadline_s = std::min(options_.call_deadline_s, kCloseDeadlineS);
+    try {
+      ask("close");
+      python_.exchange({}, {}, kCloseDeadlineS);  // until its end
+    } catch (const Error&) {                      // then it is ended like a simulator
+    }
   }
   python_.end();
 }
@@ -314,86 +423,51 @@ void Worker::lose(std::string text) {
   fail(Fault::backend, "{}", lost_);
 }
 
-std::vector<Output> Worker::ask(std::string_view verb, Request request, Layout layout) {
-  const auto at = std::ranges::find(kVerbs, verb) - kVerbs.begin();
-  return call({.verb = kCalls + at, .layout = layout, .request = std::move(request)});
-}
-
-std::vector<Output> Worker::call(Message message) {
+Worker::Made Worker::ask(std::string_view call, const Request& request, Layout layout,
+                         std::span<const float> values) {
   ensure(lost_.empty(), Fault::backend, "{}", lost_);
-  const Clock::time_point start = Clock::now();
-  message.first_output = next_;
-  const size_t gone = std::min(released_.size(), kReleasedMax);
-  const std::vector<int64_t> words = words_of(message, std::span(released_).first(gone));
-  released_.erase(released_.begin(), released_.begin() + static_cast<ptrdiff_t>(gone));
-  const Clock::time_point deadline = in(options_.call_deadline_s);
-  auto received = python_.send(std::as_bytes(std::span(words)), deadline);
-  if (received == WorkerProcess::Received::message) received = python_.receive(deadline);
-  const std::string_view what = name_of(message.verb);
-  if (received != WorkerProcess::Received::message) {
-    python_.end();
+  const auto gone =
+      released_.begin() + static_cast<ptrdiff_t>(std::min(released_.size(), kReleasedMax));
+  json message = message_of(request);
+  message["call"] = call;
+  message["first"] = next_;  // outputs are numbered from here
+  message["layout"] = name_in(kLayouts, layout);
+  message["released"] = std::vector(released_.begin(), gone);
+  released_.erase(released_.begin(), gone);
+  auto said = python_.exchange(message.dump(), values, options_.call_deadline_s);
+  if (!said) {
     const std::string how =
-        received == WorkerProcess::Received::late
-            ? fmt::format("{} took longer than {} s; the worker was ended", what,
-                          options_.call_deadline_s)
-            : fmt::format("the worker ended during {} ({})", what, python_.ending());
+        python_.late() ? fmt::format("{} took longer than {} s; the worker was ended", call,
+                                     options_.call_deadline_s)
+                       : fmt::format("the worker ended during {} ({})", call, python_.ending());
     lose(fmt::format("[ttnn] {}; last lines: {}", how, python_.last_lines()));
   }
   python_.forget_old_lines();
-  const std::optional<Answer> answer = answer_of(python_.packet());
-  if (!answer) lose(fmt::format("[ttnn] the worker's answer to {} is no answer", what));
-  times_.total_s += std::chrono::duration<double>(Clock::now() - start).count();
-  times_.library_s += static_cast<double>(answer->library_ns) * 1e-9;
-  ensure(answer->fault == 0, static_cast<Fault>(answer->fault), "[ttnn] {}: {}", what,
-         answer->text);
-  std::vector<Output> outputs;
-  for (const Spec& spec : answer->outputs) outputs.push_back({next_++, spec});
-  return outputs;
-}
-
-std::vector<Output> Worker::run(const Request& request) {
-  return call({.verb = static_cast<int64_t>(request.call), .request = request});
-}
-
-// Behind the header that the worker will write.
-void Worker::write_shared(std::span<const std::byte> bytes) const {
-  const int file = python_.shared_memory();
-  bool fits = ftruncate(file, static_cast<off_t>(kFileHeaderBytes + bytes.size())) == 0;
-  for (size_t done = 0; fits && done < bytes.size();) {
-    const ssize_t n = pwrite(file, bytes.data() + done, bytes.size() - done,
-                             static_cast<off_t>(kFileHeaderBytes + done));
-    fits = n > 0;
-    if (fits) done += static_cast<size_t>(n);
+  Made made{.outputs = {}, .values = std::move(said->values)};
+  try {
+    const json answer = json::parse(said->text);
+    if (answer.contains("fault"))
+      fail(static_cast<Fault>(answer.at("fault").get<int>()), "[ttnn] {}: {}", call,
+           answer.at("text").get<std::string>());
+    for (const json& y : answer.at("outputs")) made.outputs.push_back({next_++, spec_of(y)});
+  } catch (const json::exception&) {
+    lose(fmt::format("[ttnn] the worker's answer to {} is no answer", call));
   }
-  ensure(fits, Fault::memory, "[ttnn] no shared memory for {} bytes: {}", bytes.size(),
-         strerror(errno));
+  return made;
 }
 
-Output Worker::upload(const Spec& spec, std::span<const std::byte> bytes) {
-  ensure(lost_.empty(), Fault::backend, "{}", lost_);
-  write_shared(bytes);
-  const std::vector<Output> made =
-      ask("upload", {.dims = spec.dims, .format = spec.format, .memory = spec.memory}, spec.layout);
-  if (bytes.size() > kSharedBytesKept) (void)!ftruncate(python_.shared_memory(), 0);
+Output Worker::upload(const Spec& spec, std::span<const float> values) {
+  const Request request{.dims = spec.dims, .format = spec.format, .memory = spec.memory};
+  const std::vector<Output> made = ask("upload", request, spec.layout, values).outputs;
   if (made.size() != 1) lose("[ttnn] the worker's answer to upload is no answer");
   return made[0];
 }
 
 void Worker::download(TensorId x, std::span<float> to) {
-  ensure(lost_.empty(), Fault::backend, "{}", lost_);
-  (void)!ftruncate(python_.shared_memory(), 0);
-  ask("download", {.inputs = {x}});
-  const off_t bytes = lseek(python_.shared_memory(), 0, SEEK_END);
-  ensure(bytes == static_cast<off_t>(to.size_bytes()), Fault::internal,
-         "[ttnn] tensor {} has {} values, not {}", x, bytes / static_cast<off_t>(sizeof(float)),
-         to.size());
-  const std::span<std::byte> target = std::as_writable_bytes(to);
-  for (size_t done = 0; done < target.size();) {
-    const ssize_t n = pread(python_.shared_memory(), target.data() + done, target.size() - done,
-                            static_cast<off_t>(done));
-    if (n <= 0) lose("[ttnn] the shared memory cannot be read");
-    done += static_cast<size_t>(n);
-  }
+  const std::vector<float> values = ask("download", {.inputs = {x}}).values;
+  ensure(values.size() == to.size(), Fault::internal, "[ttnn] tensor {} has {} values, not {}", x,
+         values.size(), to.size());
+  std::ranges::copy(values, to.begin());
 }
 
 TensorId Worker::end_trace() {
@@ -405,23 +479,6 @@ TensorId Worker::end_trace() {
 
 std::unique_ptr<TtApi> open_worker(const WorkerOptions& options) {
   return std::make_unique<Worker>(options);
-}
-
-WorkerTimes worker_times(const TtApi& api) {
-  const auto* const worker = dynamic_cast<const Worker*>(&api);
-  return worker != nullptr ? worker->times() : WorkerTimes{};
-}
-
-WorkerOptions simulator_options(const std::string& folder) {
-  WorkerOptions options{.python = folder + "/venv/bin/python"};
-  std::ifstream file(folder + "/environment");
-  ensure(file.good() && access(options.python.c_str(), X_OK) == 0, Fault::backend,
-         "[ttnn] {} holds no TTNN library with a simulator (venv/bin/python and environment); run "
-         "scripts/ttnn-sim {}",
-         folder, folder);
-  for (std::string line; std::getline(file, line);)
-    if (!line.empty() && line[0] != '#') options.environment.push_back(line);
-  return options;
 }
 
 }  // namespace tendon::tt

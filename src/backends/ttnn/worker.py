@@ -1,35 +1,44 @@
 """Holds the ttnn library and one device, and answers the calls of tt_api.h over a socket.
 
-Started by worker_keeper.py. A message is a row of 64-bit words, whose names tendon gives as an
-argument (worker.cc); tensors travel through a shared memory file that tendon sizes. Nothing here
-knows about padding, masks or blocks: that is the mapping layer's.
+A message or an answer is JSON (worker.cc) and the values of a tensor, as f32. Nothing here knows
+about padding, masks or blocks: that is the mapping layer's.
+
+Two processes: the keeper, which worker.cc starts, and below it the worker, which has the
+library. The keeper ends everything when tendon or the worker ends. A simulator makes itself a
+session, so that no process group reaches it, and outlives the worker that started it.
 """
-import collections
+import ctypes
 import functools
 import importlib
 import importlib.metadata
+import json
+import math
 import os
 import platform
+import select
+import shutil
+import signal
 import socket
 import struct
 import sys
-import time
+import tempfile
+import types
 
-from worker_files import SHARED, TensorFiles
-
+SOCKET = 3  # its descriptor, see worker.cc
 KNOWN_VERSIONS = ("0.81.1",)
-SOCKET = 3  # its descriptor, see worker_process.cc
-MESSAGE_BYTES_MAX = 1 << 16
-TEXT_BYTES_MAX = 4000
+TEXT_LETTERS_MAX = 4000
+SIZES = struct.Struct("<2Q")  # of the JSON in bytes, and values
+SEARCH_MS = 100
+BACKEND, MEMORY, INTERNAL = 5, 6, 70  # see include/tendon/error.h
 # Per core. The library tells only what its allocator may use of it.
 L1_BYTES = {"wormhole_b0": 1499136, "blackhole": 1572864}
-REPLY = struct.Struct("<3q")  # exit code of the fault, nanoseconds in the library, outputs
-OUTPUT = struct.Struct("<7q")  # format, layout, memory, dims
-OK, BACKEND, MEMORY, INTERNAL = 0, 5, 6, 70  # see include/tendon/error.h
+MODES = {"simulator": "TTNN library on a simulated Wormhole",
+         "mock": "TTNN library on a mock device, which computes nothing",
+         "chip": "Tenstorrent hardware"}
 
 # What is needed of the library.
 NEEDED = """
-    open_device close_device dump_tensor load_tensor zeros Tensor to_dtype to_memory_config
+    open_device close_device Tensor to_dtype to_device
     get_memory_view BufferType bfloat16 bfloat8_b float32 uint32 TILE_LAYOUT ROW_MAJOR_LAYOUT
     DRAM_MEMORY_CONFIG L1_MEMORY_CONFIG MathFidelity init_device_compute_kernel_config
     reshape slice pad concat typecast linear UnaryWithParam UnaryOpType.GELU_TANH UnaryOpType.SILU
@@ -40,14 +49,12 @@ NEEDED = """
     """.split()
 
 
+class Refusal(Exception):
+    """Why there is no device."""
+
+
 class Unsupported(Exception):
     """This device has no such call."""
-
-
-def attribute(root, path):
-    for name in path.split("."):
-        root = getattr(root, name, None)
-    return root
 
 
 def reason(error):
@@ -56,7 +63,7 @@ def reason(error):
     _, _, info = text.partition("info:\n")
     place = text.split("\n", 1)[0].split(" @ ")[0] if info else type(error).__name__
     text = (info or text).partition("backtrace:")[0]
-    return f"{place}: {' '.join(text.split())}"
+    return f"{place}: {' '.join(text.split())}"[:TEXT_LETTERS_MAX]
 
 
 def is_out_of_memory(error):
@@ -65,286 +72,293 @@ def is_out_of_memory(error):
         words in text for words in ("Out of Memory", "beyond max L1 size", "clash with L1 buffers"))
 
 
-class Library:
-    """The library, what it lacks, and its names for our formats, layouts and memories."""
+def has(root, path):
+    return functools.reduce(lambda x, name: getattr(x, name, None), path.split("."), root)
 
-    def __init__(self):
-        self.ttnn = ttnn = importlib.import_module("ttnn")
+
+def import_library(python):
+    """The library and its version. `python`: the interpreter as the user named it."""
+    interpreter = f"the interpreter {python} (Python {platform.python_version()})"
+    try:
+        ttnn = importlib.import_module("ttnn")
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "ttnn":
+            raise Refusal(f"{interpreter} has no ttnn; scripts/ttnn-sim makes an environment that "
+                          "has; name its bin/python") from error
+        raise Refusal(f"{interpreter} cannot import ttnn: {reason(error)}") from error
+    try:
+        version = importlib.metadata.version("ttnn")
+    except importlib.metadata.PackageNotFoundError:
+        version = getattr(ttnn, "__version__", "unknown")
+    if missing := [name for name in NEEDED if not has(ttnn, name)]:
+        raise Refusal(f"ttnn {version} of {python} lacks {', '.join(missing)}; install a version "
+                      f"that tendon knows ({', '.join(KNOWN_VERSIONS)})")
+    return ttnn, version
+
+
+def calls_of(ttnn, device):
+    """The calls of tt_api.h as calls of the library: w is the request, x its tensors."""
+    activations = {"none": None, "gelu_tanh": ttnn.UnaryWithParam(ttnn.UnaryOpType.GELU_TANH),
+                   "silu": ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)}
+    fidelities = {"hifi2": ttnn.MathFidelity.HiFi2, "hifi4": ttnn.MathFidelity.HiFi4}
+    grid = device.compute_with_storage_grid_size()
+
+    @functools.lru_cache(maxsize=None)
+    def compute(fidelity, f32_accumulate):
+        return ttnn.init_device_compute_kernel_config(
+            device.arch(), math_fidelity=fidelities[fidelity], fp32_dest_acc_en=f32_accumulate,
+            packer_l1_acc=False, math_approx_mode=False)
+
+    def memory(w):
+        return {"memory_config": w.memory}
+
+    def kernel(w):
+        return {"compute_kernel_config": compute(w.fidelity, w.f32_accumulate), **memory(w)}
+
+    @functools.lru_cache(maxsize=None)
+    def blocks(activation, kind, grid_x, grid_y, k_block, subblock_m, subblock_n, core_m, core_n):
+        options = {"compute_with_storage_grid_size": (grid_x, grid_y), "in0_block_w": k_block,
+                   "out_subblock_h": subblock_m, "out_subblock_w": subblock_n,
+                   "per_core_M": core_m, "per_core_N": core_n,
+                   "fused_activation": activations[activation]}
+        if kind == "multicast_2d":
+            return ttnn.MatmulMultiCoreReuseMultiCastProgramConfig(transpose_mcast=False, **options)
+        return ttnn.MatmulMultiCoreReuseMultiCast1DProgramConfig(fuse_batch=True, mcast_in0=True,
+                                                                 **options)
+
+    def linear(w, x):
+        cut = ({"activation": activations[w.activation]} if w.blocks.kind == "library" else
+               {"program_config": blocks(w.activation, **vars(w.blocks))})
+        return ttnn.linear(x[0], x[1], bias=x[2], dtype=w.format, **cut, **kernel(w))
+
+    def attention(w, x):
+        chunks = ttnn.SDPAProgramConfig(compute_with_storage_grid_size=grid, exp_approx_mode=False,
+                                        q_chunk_size=w.q_chunk, k_chunk_size=w.k_chunk)
+        return ttnn.transformer.scaled_dot_product_attention(
+            x[0], x[1], x[2], is_causal=False,  # the library's default is causal
+            attn_mask=x[3], scale=w.scalar, program_config=chunks, **kernel(w))
+
+    def copy(_, x):
+        ttnn.copy(*x)  # gives its target back, which has an id already
+
+    return {
+        "reshape": lambda w, x: ttnn.reshape(x[0], w.dims),
+        "slice": lambda w, x: ttnn.slice(x[0], w.begin, w.dims, **memory(w)),
+        "pad": lambda w, x: ttnn.pad(
+            x[0], [(0, to - n) for to, n in zip(w.dims, x[0].shape)], 0.0, **memory(w)),
+        "concat": lambda w, x: ttnn.concat(x, dim=w.axis, **memory(w)),
+        "typecast": lambda w, x: ttnn.typecast(x[0], w.format, **memory(w)),
+        "linear": linear,
+        "layer_norm": lambda w, x: ttnn.layer_norm(
+            x[0], weight=x[1], bias=x[2], epsilon=w.scalar, **kernel(w)),
+        "rms_norm": lambda w, x: ttnn.rms_norm(x[0], weight=x[1], epsilon=w.scalar, **kernel(w)),
+        "attention": attention,
+        "rotary": lambda w, x: ttnn.experimental.rotary_embedding(*x, **kernel(w)),
+        "create_qkv_heads": lambda w, x: ttnn.experimental.nlp_create_qkv_heads(
+            x[0], num_heads=w.heads, num_kv_heads=w.kv_heads, transpose_k_heads=False, **memory(w)),
+        "concat_heads": lambda w, x: ttnn.experimental.nlp_concat_heads(x[0], **memory(w)),
+        "embedding": lambda w, x: ttnn.embedding(*x, layout=ttnn.TILE_LAYOUT, **memory(w)),
+        "add": lambda w, x: ttnn.add(*x, **memory(w)),
+        "multiply": lambda w, x: ttnn.multiply(*x, **memory(w)),
+        "multiply_scalar": lambda w, x: ttnn.multiply(x[0], w.scalar, **memory(w)),
+        "copy": copy,
+    }
+
+
+class Device:
+    """The library and one device. Has a method for what else tendon asks."""
+
+    def __init__(self, python, number, trace_region_bytes, mode, dispatch):
+        ttnn, version = import_library(python)
+        self.ttnn, self.numpy = ttnn, importlib.import_module("numpy")
         try:
-            self.version = importlib.metadata.version("ttnn")
-        except importlib.metadata.PackageNotFoundError:
-            self.version = getattr(ttnn, "__version__", "unknown")
-        self.missing = [name for name in NEEDED if attribute(ttnn, name) is None]
-        if self.missing:
-            return
-        self.formats = (ttnn.bfloat16, ttnn.bfloat8_b, ttnn.uint32)
-        self.layouts = (ttnn.TILE_LAYOUT, ttnn.ROW_MAJOR_LAYOUT)
-        self.memories = (ttnn.DRAM_MEMORY_CONFIG, ttnn.L1_MEMORY_CONFIG)
-        self.fidelities = (ttnn.MathFidelity.HiFi2, ttnn.MathFidelity.HiFi4)
-        buffers = (ttnn.BufferType.DRAM, ttnn.BufferType.L1)
-        self.format_of, self.layout_of, self.buffer_of = (
-            {name: i for i, name in enumerate(names)}
-            for names in (self.formats, self.layouts, buffers))
-        self.activations = [None, ttnn.UnaryWithParam(ttnn.UnaryOpType.GELU_TANH),
-                            ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)]
-
-
-class Calls:
-    """Each method turns a request into (function, arguments, options) of the library."""
-
-    def __init__(self, library, device):
-        self.ttnn, self.library, self.device = library.ttnn, library, device
-        self.grid = device.compute_with_storage_grid_size()
-        self.kept = {}  # configurations made before, by their numbers
-
-    def compute(self, w):
-        key = (w.fidelity, w.f32_accumulate)
-        if key not in self.kept:
-            self.kept[key] = self.ttnn.init_device_compute_kernel_config(
-                self.device.arch(), math_fidelity=self.library.fidelities[w.fidelity],
-                fp32_dest_acc_en=bool(w.f32_accumulate), packer_l1_acc=False,
-                math_approx_mode=False)
-        return self.kept[key]
-
-    def memory(self, w):
-        return {"memory_config": self.library.memories[w.memory]}
-
-    def reshape(self, w, x):
-        return self.ttnn.reshape, (x[0], w.dims), {}
-
-    def slice(self, w, x):
-        return self.ttnn.slice, (x[0], w.begin, w.dims), self.memory(w)
-
-    def pad(self, w, x):
-        ends = [(0, to - n) for to, n in zip(w.dims, x[0].shape)]
-        return self.ttnn.pad, (x[0], ends, 0.0), self.memory(w)
-
-    def concat(self, w, x):
-        return self.ttnn.concat, (x,), {"dim": w.axis, **self.memory(w)}
-
-    def typecast(self, w, x):
-        return self.ttnn.typecast, (x[0], self.library.formats[w.format]), self.memory(w)
-
-    def linear(self, w, x):
-        options = {"bias": x[2], "compute_kernel_config": self.compute(w),
-                   "dtype": self.library.formats[w.format], **self.memory(w)}
-        if w.blocks:
-            options["program_config"] = self.blocks(w)
-        else:
-            options["activation"] = self.library.activations[w.activation]
-        return self.ttnn.linear, (x[0], x[1]), options
-
-    def blocks(self, w):
-        key = (w.blocks, w.grid_x, w.grid_y, w.k_block, w.subblock_m, w.subblock_n, w.core_m,
-               w.core_n, w.activation)
-        if key not in self.kept:
-            options = {
-                "compute_with_storage_grid_size": (w.grid_x, w.grid_y), "in0_block_w": w.k_block,
-                "out_subblock_h": w.subblock_m, "out_subblock_w": w.subblock_n,
-                "per_core_M": w.core_m, "per_core_N": w.core_n,
-                "fused_activation": self.library.activations[w.activation]}
-            if w.blocks == 1:
-                self.kept[key] = self.ttnn.MatmulMultiCoreReuseMultiCastProgramConfig(
-                    transpose_mcast=False, **options)
-            else:
-                self.kept[key] = self.ttnn.MatmulMultiCoreReuseMultiCast1DProgramConfig(
-                    fuse_batch=True, mcast_in0=True, **options)
-        return self.kept[key]
-
-    def layer_norm(self, w, x):
-        return self.ttnn.layer_norm, (x[0],), {
-            "weight": x[1], "bias": x[2], "epsilon": w.scalar,
-            "compute_kernel_config": self.compute(w), **self.memory(w)}
-
-    def rms_norm(self, w, x):
-        return self.ttnn.rms_norm, (x[0],), {
-            "weight": x[1], "epsilon": w.scalar, "compute_kernel_config": self.compute(w),
-            **self.memory(w)}
-
-    def attention(self, w, x):
-        key = ("attention", w.q_chunk, w.k_chunk)
-        if key not in self.kept:
-            self.kept[key] = self.ttnn.SDPAProgramConfig(
-                compute_with_storage_grid_size=self.grid, q_chunk_size=w.q_chunk,
-                k_chunk_size=w.k_chunk, exp_approx_mode=False)
-        # The library's default is causal.
-        return self.ttnn.transformer.scaled_dot_product_attention, (x[0], x[1], x[2]), {
-            "is_causal": False, "attn_mask": x[3], "scale": w.scalar,
-            "program_config": self.kept[key], "compute_kernel_config": self.compute(w),
-            **self.memory(w)}
-
-    def rotary(self, w, x):
-        return self.ttnn.experimental.rotary_embedding, (x[0], x[1], x[2]), {
-            "compute_kernel_config": self.compute(w), **self.memory(w)}
-
-    def create_qkv_heads(self, w, x):
-        return self.ttnn.experimental.nlp_create_qkv_heads, (x[0],), {
-            "num_heads": w.heads, "num_kv_heads": w.kv_heads, "transpose_k_heads": False,
-            **self.memory(w)}
-
-    def concat_heads(self, w, x):
-        return self.ttnn.experimental.nlp_concat_heads, (x[0],), self.memory(w)
-
-    def embedding(self, w, x):
-        return self.ttnn.embedding, (x[0], x[1]), {
-            "layout": self.ttnn.TILE_LAYOUT, **self.memory(w)}
-
-    def add(self, w, x):
-        return self.ttnn.add, (x[0], x[1]), self.memory(w)
-
-    def multiply(self, w, x):
-        return self.ttnn.multiply, (x[0], (*x[1:], w.scalar)[0]), self.memory(w)
-
-    multiply_scalar = multiply
-
-    def copy(self, w, x):
-        return self.ttnn.copy, (x[0], x[1]), {}
-
-
-class Worker:
-    def __init__(self, library, device_id, trace_region_bytes, fast_dispatch, fields, verbs):
-        self.ttnn, self.library = library.ttnn, library
-        options = {"trace_region_size": trace_region_bytes} if trace_region_bytes else {}
-        self.device = self.ttnn.open_device(device_id=device_id, **options)
-        self.fast_dispatch = fast_dispatch
-        self.tensors, self.traces, self.trace, self.library_ns = {}, set(), None, 0
-        self.closed = False
-        self.calls = Calls(library, self.device)
-        names, codes = zip(*(field.split(":") for field in fields.split()))
-        self.message = collections.namedtuple("Message", (*names, "begin", "dims"))
-        self.words = struct.Struct("<" + "".join(codes))
-        self.verbs = [getattr(self, verb, None) or functools.partial(self.run, verb)
-                      for verb in verbs.split()]
-        self.files = TensorFiles(self.ttnn, library.formats, library.layouts)
-        self.packed_upload = self.files.verify(self.values)
-
-    def capabilities(self):
-        grid, arch = self.calls.grid, str(self.device.arch()).rpartition(".")[2].lower()
-        l1 = self.ttnn.get_memory_view(self.device, self.ttnn.BufferType.L1)
-        return {"grid_x": grid.x, "grid_y": grid.y,
-                "l1_bytes": L1_BYTES.get(arch, l1.total_bytes_per_bank),
-                "packed_upload": int(self.packed_upload)}
-
-    def timed(self, function, *args, **options):
-        start = time.perf_counter_ns()
-        try:
-            return function(*args, **options)
-        finally:
-            self.library_ns += time.perf_counter_ns() - start
-
-    def values(self, x):
-        """Logical values as f32."""
-        host = x.cpu()
-        host = self.ttnn.to_dtype(host, self.ttnn.float32).to(self.ttnn.ROW_MAJOR_LAYOUT)
-        found = memoryview(host.to_numpy())
-        return found if found.c_contiguous else found.tobytes()
-
-    def run(self, call, w, inputs):
-        function, args, options = getattr(self.calls, call)(w, inputs)
-        made = self.timed(function, *args, **options)
-        if call == "copy":  # gives its target back, which has an id already
-            return ()
-        return made if isinstance(made, (tuple, list)) else (made,)
+            trace = int(trace_region_bytes)
+            options = {"trace_region_size": trace} if trace else {}
+            self.device = ttnn.open_device(device_id=int(number), **options)
+            self.calls = calls_of(ttnn, self.device)
+            grid = self.device.compute_with_storage_grid_size()
+            l1 = ttnn.get_memory_view(self.device, ttnn.BufferType.L1).total_bytes_per_bank
+        except Exception as error:
+            raise Refusal(f"ttnn {version} cannot open device {number}: {reason(error)}") from error
+        arch = str(self.device.arch()).rpartition(".")[2].lower()
+        self.caps = {"grid_x": grid.x, "grid_y": grid.y, "l1_bytes": L1_BYTES.get(arch, l1),
+                     "fast_dispatch": dispatch == "fast", "simulated": mode != "chip",
+                     "description": MODES[mode]}
+        if version not in KNOWN_VERSIONS:
+            self.caps["description"] += (
+                f"; ttnn {version} is not a version that tendon was tried with")
+        self.tensors, self.traces, self.trace, self.closed = {}, set(), None, False
+        self.words = {
+            "format": {"bf16": ttnn.bfloat16, "bfp8": ttnn.bfloat8_b, "u32": ttnn.uint32},
+            "layout": {"tile": ttnn.TILE_LAYOUT, "row_major": ttnn.ROW_MAJOR_LAYOUT},
+            "memory": {"dram": ttnn.DRAM_MEMORY_CONFIG, "l1": ttnn.L1_MEMORY_CONFIG}}
+        self.formats, self.layouts = (
+            {x: word for word, x in self.words[kind].items()} for kind in ("format", "layout"))
+        self.buffers = {ttnn.BufferType.DRAM: "dram", ttnn.BufferType.L1: "l1"}
 
     def upload(self, w, _):
-        made = self.timed(self.files.load, w.format, w.layout, tuple(w.dims), self.device)
-        return (self.ttnn.to_memory_config(made, self.library.memories[1]) if w.memory else made,)
+        given, expected = len(w.values) // 4, math.prod(w.dims)
+        if given != expected:
+            raise ValueError(f"{given} values for {w.dims}, expected {expected}")
+        kind = "u4" if w.format == self.ttnn.uint32 else "f4"
+        values = self.numpy.frombuffer(w.values, "f4").astype(kind).reshape(w.dims)
+        # On the host, which rounds once; on the device the library might convert otherwise.
+        packed = self.ttnn.Tensor(values, w.format, None, w.layout)
+        return self.ttnn.to_device(packed, self.device, memory_config=w.memory)
 
-    def download(self, _, inputs):
-        os.pwrite(SHARED, self.timed(self.values, inputs[0]), 0)
-        return ()
+    def download(self, _, x):
+        """Logical values as f32."""
+        host = self.ttnn.to_dtype(x[0].cpu(), self.ttnn.float32).to(self.ttnn.ROW_MAJOR_LAYOUT)
+        self.values = memoryview(host.to_numpy()).tobytes()
 
     def begin_trace(self, *_):
-        if not self.fast_dispatch:
+        if not self.caps["fast_dispatch"]:
             raise Unsupported("traces need fast dispatch, which this device does not run in")
-        self.trace = self.timed(self.ttnn.begin_trace_capture, self.device, cq_id=0)
-        return ()
+        self.trace = self.ttnn.begin_trace_capture(self.device, cq_id=0)
 
     def end_trace(self, w, _):
         if self.trace is None:
             raise ValueError("no trace was begun")
         trace, self.trace = self.trace, None
-        self.timed(self.ttnn.end_trace_capture, self.device, trace, cq_id=0)
+        self.ttnn.end_trace_capture(self.device, trace, cq_id=0)
         self.tensors[w.first] = trace
         self.traces.add(w.first)
-        return self.replay_trace(w, (trace,))  # capturing records and does not run
+        self.replay_trace(w, [trace])  # capturing records and does not run
 
-    def replay_trace(self, _, inputs):
-        self.timed(self.ttnn.execute_trace, self.device, inputs[0], cq_id=0, blocking=False)
-        return ()
+    def replay_trace(self, _, x):
+        self.ttnn.execute_trace(self.device, x[0], cq_id=0, blocking=False)
 
     def release(self, number):
         x = self.tensors.pop(number, None)
         if number in self.traces:
             self.traces.remove(number)
-            self.timed(self.ttnn.release_trace, self.device, x)
+            self.ttnn.release_trace(self.device, x)
 
     def close(self, *_):
         self.tensors.clear()
-        self.timed(self.ttnn.close_device, self.device)
+        self.ttnn.close_device(self.device)
         self.closed = True
-        return ()
+
+    # ---- Messages ----
 
     def describe(self, number, x):
         """Keeps an output under its number; what the library says it is."""
         if len(x.shape) < 4:
             x = self.ttnn.reshape(x, [1] * (4 - len(x.shape)) + list(x.shape))
         self.tensors[number] = x
-        library = self.library
-        return OUTPUT.pack(library.format_of[x.dtype], library.layout_of[x.layout],
-                           library.buffer_of[x.memory_config().buffer_type], *x.shape)
+        return {"format": self.formats[x.dtype], "layout": self.layouts[x.layout],
+                "memory": self.buffers[x.memory_config().buffer_type], "dims": list(x.shape)}
 
     def tensor(self, number):
         if number and number not in self.tensors:
             raise ValueError(f"no tensor has the number {number}")
         return self.tensors[number] if number else None
 
-    def answer(self, message):
-        lists = memoryview(message)[self.words.size:].cast("q").tolist()
-        w = self.message(*self.words.unpack_from(message), lists[:4], lists[4:8])
-        outputs, fault, text, self.library_ns = [], OK, b"", 0
+    def answer(self, message, values):
+        w = json.loads(message, object_hook=lambda fields: types.SimpleNamespace(**fields))
+        self.values, w.values = b"", values
+        for field, words in self.words.items():
+            setattr(w, field, words[getattr(w, field)])
         try:
-            for number in lists[8 + w.inputs:]:
+            for number in w.released:
                 self.release(number)
-            inputs = [self.tensor(number) for number in lists[8:8 + w.inputs]]
-            made = self.verbs[w.verb](w, inputs)
-            outputs = [self.describe(w.first + i, x) for i, x in enumerate(made)]
+            call = self.calls.get(w.call) or getattr(self, w.call)
+            made = call(w, [self.tensor(number) for number in w.inputs])
+            made = made if isinstance(made, (tuple, list)) else [] if made is None else [made]
+            return {"outputs": [self.describe(w.first + i, x) for i, x in enumerate(made)]}
         except Unsupported as error:
-            fault, text = BACKEND, str(error).encode()
+            return {"fault": BACKEND, "text": str(error)}
         except Exception as error:
-            fault = MEMORY if is_out_of_memory(error) else INTERNAL
-            text = reason(error).encode()[:TEXT_BYTES_MAX]
-        return b"".join((REPLY.pack(fault, self.library_ns, len(outputs)), *outputs, text))
-
-    def serve(self, channel):
-        while not self.closed and (message := channel.recv(MESSAGE_BYTES_MAX)):
-            channel.send(self.answer(message))
+            return {"fault": MEMORY if is_out_of_memory(error) else INTERNAL,
+                    "text": reason(error)}
 
 
-def say(channel, **words):
-    lines = (f"{name}={' '.join(str(value).split())}" for name, value in words.items())
-    channel.send("\n".join(lines).encode()[:MESSAGE_BYTES_MAX])
+def run_worker(keeper, folder):
+    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: this process ends with its keeper
+    if os.getppid() != keeper:
+        return
+    os.set_inheritable(SOCKET, False)  # compilers and simulators must not hold it open
+    os.chdir(folder)  # the library writes its logs below the current folder, its compilers there
+    os.putenv("TMPDIR", folder)
+    sys.path[:] = filter(None, sys.path)  # what the library leaves in this folder is no module
+    channel = socket.socket(fileno=SOCKET).makefile("rwb")
+
+    def say(fields, values=b""):
+        text = json.dumps(fields).encode()
+        channel.write(SIZES.pack(len(text), len(values) // 4) + text + values)
+        channel.flush()
+
+    say({})  # this is a Python; the library may take minutes
+    try:
+        device = Device(*sys.argv[1:])
+        say({"caps": device.caps})
+    except Refusal as refusal:
+        return say({"fault": str(refusal)})
+    while not device.closed and (head := channel.read(SIZES.size)):
+        text, values = SIZES.unpack(head)
+        say(device.answer(channel.read(text), channel.read(4 * values)), device.values)
+
+
+# ---- The keeper ----
+
+def prctl(option, value):
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def children(parent):
+    """(process, session) of every child."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as f:
+                fields = f.read().rpartition(b")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[1]) == parent:
+            yield int(name), int(fields[3])
+
+
+def end_everything(worker):
+    """Kills and reaps all that is left below this process; the exit code of the worker."""
+    code = 0
+    while True:
+        for child, _ in children(os.getpid()):
+            os.kill(child, signal.SIGKILL)
+        try:
+            child, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return code
+        if child == worker:
+            code = os.waitstatus_to_exitcode(status)
+
+
+def wait_for_an_end(worker):
+    """Returns when tendon or the worker has ended, or the simulator: without it the library would
+    wait for ever."""
+    poll, names = select.poll(), {SOCKET: "tendon", os.pidfd_open(worker): "worker"}
+    for descriptor in names:  # of the socket only that its other end was closed
+        poll.register(descriptor, 0 if descriptor == SOCKET else select.POLLIN)
+    searching = sys.argv[4] == "simulator"
+    while not (ready := poll.poll(SEARCH_MS if searching else None)):
+        for child, session in children(worker):
+            if child == session:  # compilers stay in the session of the worker
+                descriptor = os.pidfd_open(child)
+                names[descriptor] = f"simulator (process {child})"
+                poll.register(descriptor, select.POLLIN)
+                searching = False
+    if (ended := names[ready[0][0]]).startswith("simulator"):
+        print(f"the {ended} has ended", file=sys.stderr, flush=True)
 
 
 def main():
-    device_id, trace_region_bytes, fast_dispatch = map(int, sys.argv[2:5])
-    channel = socket.socket(fileno=SOCKET)
-    say(channel, python=platform.python_version())
-    try:
-        library = Library()
-    except ModuleNotFoundError as error:
-        return say(channel, fault="no_library" if error.name == "ttnn" else "library",
-                   text=str(error))
-    except Exception as error:
-        return say(channel, fault="library", text=reason(error))
-    if library.missing:
-        return say(channel, fault="version", library=library.version,
-                   text=", ".join(library.missing), known=", ".join(KNOWN_VERSIONS))
-    try:
-        worker = Worker(library, device_id, trace_region_bytes, fast_dispatch, *sys.argv[5:7])
-        capabilities = worker.capabilities()
-    except Exception as error:
-        return say(channel, fault="device", library=library.version, text=reason(error))
-    say(channel, library=library.version, known=int(library.version in KNOWN_VERSIONS),
-        **capabilities)
-    worker.serve(channel)
+    prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what is orphaned below comes to this process
+    keeper, folder = os.getpid(), tempfile.mkdtemp(prefix="tendon-ttnn-")
+    worker = os.fork()
+    if worker == 0:
+        return run_worker(keeper, folder)
+    wait_for_an_end(worker)
+    code = end_everything(worker)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+main()

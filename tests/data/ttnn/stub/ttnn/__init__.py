@@ -1,10 +1,9 @@
 """A stand-in for the ttnn library without numpy: enough for worker.py to open a device, move
-tensors and add them, and ops that misbehave on purpose. STUB_VERSION, STUB_OPEN, STUB_LACKS and
-STUB_FILES choose the trouble."""
+tensors and add them, and ops that misbehave on purpose. STUB_VERSION, STUB_OPEN and STUB_LACKS
+choose the trouble."""
 import array
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -18,16 +17,12 @@ DRAM_MEMORY_CONFIG = types.SimpleNamespace(buffer_type="dram")
 L1_MEMORY_CONFIG = types.SimpleNamespace(buffer_type="l1")
 MathFidelity = types.SimpleNamespace(LoFi=0, HiFi2=2, HiFi3=3, HiFi4=4)
 UnaryOpType = types.SimpleNamespace(GELU_TANH=1, SILU=2)
-KINDS = [bfloat16, bfloat8_b, float32, uint32]
-HEADER = struct.Struct("<QBB4q")  # bytes after the first eight, kind, row-major, dims
 
 
 class Tensor:
-    def __init__(self, values, dtype, device=None, layout=TILE_LAYOUT, shape=(), memory="dram"):
-        if not isinstance(values, list):  # an array of numpy
-            shape, values = values.shape, values.reshape(-1).tolist()
-        self.values, self.dtype, self.layout = values, dtype, layout
-        self.shape, self.memory = tuple(shape), memory
+    def __init__(self, values, dtype, device=None, layout=TILE_LAYOUT, shape=None, memory="dram"):
+        self.values, self.dtype, self.layout = list(values), dtype, layout
+        self.shape, self.memory = tuple(shape or values.shape), memory
 
     def memory_config(self):
         return types.SimpleNamespace(buffer_type=self.memory)
@@ -44,65 +39,6 @@ class Tensor:
     def like(self, values, shape=None, memory_config=DRAM_MEMORY_CONFIG):
         return Tensor(values, self.dtype, None, self.layout, shape or self.shape,
                       memory_config.buffer_type)
-
-
-def volume(shape):
-    return shape[0] * shape[1] * shape[2] * shape[3]
-
-
-def places(dtype, layout, shape):
-    """Where each stored value stands in the logical tensor, -1 for padding."""
-    if layout == ROW_MAJOR_LAYOUT:
-        return list(range(volume(shape)))
-    rows, columns = -(-shape[2] // 32), -(-shape[3] // 32)
-    found = []
-    for matrix in range(shape[0] * shape[1]):
-        for tile in range(rows * columns):
-            for n in range(1024):
-                r = tile // columns * 32 + n // 512 * 16 + n % 256 // 16
-                c = tile % columns * 32 + n // 256 % 2 * 16 + n % 16
-                inside = r < shape[2] and c < shape[3]
-                found.append((matrix * shape[2] + r) * shape[3] + c if inside else -1)
-    return found
-
-
-def stored_bytes(dtype, layout, shape):
-    whole = [*shape[:2], *(-(-n // 32) * 32 if layout == TILE_LAYOUT else n for n in shape[2:])]
-    n = volume(whole)
-    return {bfloat16: 2 * n, bfloat8_b: n // 1024 * 1088, float32: 4 * n, uint32: 4 * n}[dtype]
-
-
-def stored_values(dtype, data):
-    if dtype == bfloat16:
-        return [struct.unpack("<f", b"\0\0" + data[i:i + 2])[0] for i in range(0, len(data), 2)]
-    if dtype == bfloat8_b:
-        return [(-1) ** (b >> 7) * (b & 127) * 2.0 ** (data[t + n // 16] - 133)
-                for t in range(0, len(data), 1088) for n, b in enumerate(data[t + 64:t + 1088])]
-    return memoryview(data).cast("f" if dtype == float32 else "I").tolist()
-
-
-def zeros(shape, dtype, layout):
-    return Tensor([0] * volume(shape), dtype, None, layout, shape)
-
-
-def dump_tensor(path, x):
-    with open(path, "wb") as f:
-        if os.environ.get("STUB_FILES") == "other":
-            return f.write(b"another kind of file")
-        f.write(HEADER.pack(HEADER.size - 8, KINDS.index(x.dtype), x.layout != TILE_LAYOUT,
-                            *x.shape) + bytes(stored_bytes(x.dtype, x.layout, x.shape)))
-
-
-def load_tensor(path, device):
-    with open(path, "rb") as f:
-        data = f.read()
-    size, kind, row_major, *shape = HEADER.unpack_from(data)
-    dtype, layout = KINDS[kind], (TILE_LAYOUT, ROW_MAJOR_LAYOUT)[row_major]
-    values = [0] * volume(shape)
-    for place, value in zip(places(dtype, layout, shape), stored_values(dtype, data[8 + size:])):
-        if place >= 0:
-            values[place] = value
-    return Tensor(values, dtype, device, layout, shape)
 
 
 class Device:
@@ -145,7 +81,7 @@ def to_dtype(x, dtype):
     return Tensor(x.values, dtype, None, x.layout, x.shape, x.memory)
 
 
-def to_memory_config(x, memory_config):
+def to_device(x, device, memory_config):
     return x.like(x.values, memory_config=memory_config)
 
 
