@@ -5,11 +5,18 @@
 #include <vector>
 
 #include "backends/ttnn/tt_api.h"
+#include "tensor/random.h"
 #include "test_files.h"
 
 namespace tendon::tt {
 
 inline size_t size_of(const Dims& dims) { return static_cast<size_t>(count(dims)); }
+
+inline std::vector<float> noise(const Dims& dims, uint64_t seed) {
+  std::vector<float> values(size_of(dims));
+  normal_noise(seed, 0, values);
+  return values;
+}
 
 #define EXPECT_SAYS(text, piece) EXPECT_NE(std::string(text).find(piece), std::string::npos) << text
 

@@ -3,19 +3,12 @@
 // ttnn_op_test, what it refuses by ttnn_rules_test.
 #include <gtest/gtest.h>
 
-#include "tensor/random.h"
 #include "ttnn_board.h"
 
 namespace tendon::tt {
 namespace {
 
 using Values = std::vector<float>;
-
-Values noise(const Dims& dims, uint64_t seed) {
-  Values v(size_of(dims));
-  normal_noise(seed, 0, v);
-  return v;
-}
 
 // ---- Tiles ----
 

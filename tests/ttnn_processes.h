@@ -21,61 +21,49 @@
 
 namespace tendon::tt {
 
-inline std::string file_text(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
+struct Running {
+  pid_t id = 0;
+  std::string command;  // arguments, separated by zeros
+};
+
+// Empty for a process that has ended, also while it waits for its parent.
+inline std::string command_of(pid_t id) {
+  std::ifstream file("/proc/" + std::to_string(id) + "/cmdline", std::ios::binary);
   std::ostringstream text;
   text << file.rdbuf();  // swallows the error of a process that has ended meanwhile
   return text.str();
 }
 
-struct Running {
-  pid_t id = 0, parent = 0;
-  char state = '?';
-  std::string command;  // arguments, separated by zeros
-};
-
-inline std::vector<Running> all_running() {
-  std::vector<Running> found;
-  std::error_code gone;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc", gone)) {
-    const std::string name = entry.path().filename();
-    if (name.find_first_not_of("0123456789") != name.npos) continue;
-    const std::string stat = file_text(entry.path() / "stat");
-    const size_t end = stat.rfind(')');
-    if (end == stat.npos) continue;  // it has ended meanwhile
-    found.push_back({std::stoi(name), std::stoi(stat.substr(end + 4)), stat[end + 2],
-                     file_text(entry.path() / "cmdline")});
-  }
-  return found;
-}
-
 // Everything below `root`, parents before children.
 inline std::vector<Running> below(pid_t root) {
   std::vector<Running> found;
-  std::set<pid_t> family{root};
-  for (size_t before = 0; before != family.size();) {
-    before = family.size();
-    for (const Running& r : all_running())
-      if (family.contains(r.parent) && family.insert(r.id).second) found.push_back(r);
+  std::error_code gone;
+  const std::string tasks = "/proc/" + std::to_string(root) + "/task";
+  for (std::filesystem::directory_iterator task(tasks, gone), end; task != end;
+       task.increment(gone)) {
+    std::ifstream children(task->path() / "children");
+    for (pid_t id = 0; children >> id;) {
+      if (const std::string command = command_of(id); !command.empty())
+        found.push_back({id, command});
+      const std::vector<Running> more = below(id);
+      found.insert(found.end(), more.begin(), more.end());
+    }
   }
   return found;
 }
 
-// True once none of them runs any more (waiting for its parent counts as gone).
+// True once none of them runs any more.
 inline bool all_end(const std::vector<Running>& watched, double seconds = 60) {
+  const auto runs = [](const Running& r) { return command_of(r.id) == r.command; };
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-  while (std::chrono::steady_clock::now() < deadline) {
-    bool any = false;
-    for (const Running& now : all_running())
-      for (const Running& then : watched)
-        any |= now.id == then.id && now.command == then.command && now.state != 'Z';
-    if (!any) return true;
+  while (std::ranges::any_of(watched, runs)) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  return false;
+  return true;
 }
 
-// The processes of the worker that this process holds, and which of them is which.
+// The first whose command holds `piece`.
 inline Running find_running(const std::vector<Running>& all, const std::string& piece) {
   for (const Running& r : all)
     if (r.command.find(piece) != r.command.npos) return r;

@@ -9,7 +9,6 @@
 #include <set>
 
 #include "tensor/compare.h"
-#include "tensor/random.h"
 #include "ttnn_cases.h"
 #include "ttnn_processes.h"
 
@@ -28,12 +27,6 @@ using Values = std::vector<float>;
 // Results and some operands have 8 bits: PCC 0.9999, and as much of the largest value as four times
 // the mean error. The library's attention rounds inside too: PCC 0.999.
 const Bounds kRounded = Bounds::of_noise(.014, .056), kAttention = Bounds::of_noise(.045, .18);
-
-Values noise(const Dims& dims, uint64_t seed) {
-  Values values(size_of(dims));
-  normal_noise(seed, 0, values);
-  return values;
-}
 
 // ---- Every call ----
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "tensor/random.h"
 #include "test_files.h"
 #include "ttnn_board.h"
 #include "ttnn_processes.h"
@@ -61,8 +60,7 @@ TEST_F(TtnnWorker, tensors_travel_as_they_are) {
   EXPECT_EQ(caps.description, "Tenstorrent hardware");
   EXPECT_EQ(caps.grid_x * caps.grid_y, 4);
   EXPECT_TRUE(caps.fast_dispatch && !caps.simulated);
-  std::vector<float> values(size_of(kDims));
-  normal_noise(1, 0, values);
+  const std::vector<float> values = noise(kDims, 1);
   for (const Spec& spec : {Spec{kDims}, Spec{kDims, Format::bfp8},
                            Spec{kDims, Format::bf16, Layout::row_major, Memory::l1}}) {
     SCOPED_TRACE(to_string(spec));

@@ -10,7 +10,6 @@
 
 namespace tendon::tt {
 namespace {
-
 // Bytes in use of one kind of memory.
 struct Ledger {
   std::string_view name;
@@ -86,25 +85,139 @@ class FakeDevice final : public TtApi {
         l1_{"L1", cores() * std::max<int64_t>(0, options.l1_bytes - kL1Base)} {}
 
   const Caps& caps() const override { return caps_; }
-  Output upload(const Spec& spec, std::span<const float> values) override;
-  void download(TensorId x, std::span<float> to) override;
-  std::vector<Output> run(const Request& request) override;
-  void begin_trace() override;
-  TensorId end_trace() override;
-  void replay_trace(TensorId trace) override;
-  void release(TensorId x) noexcept override;
+  Output upload(const Spec& spec, std::span<const float> values) override {
+    expect_no_capture("upload");
+    check_spec(spec);
+    ensure(!compute_ || std::ssize(values) == count(spec.dims), Fault::internal,
+           "[upload] got {} values, expected those of {}", values.size(), to_string(spec));
+    const FakeTensor tensor = create(spec);
+    if (compute_) tensor.storage->values = rounded_for_upload(spec, values, threads_);
+    return name_tensor(tensor);
+  }
+
+  void download(TensorId x, std::span<float> to) override {
+    expect_no_capture("download");
+    const FakeTensor& tensor = find("download", x);
+    ensure(std::ssize(to) == count(tensor.spec.dims), Fault::internal,
+           "[download] got room for {} values, expected those of {}", to.size(),
+           to_string(tensor.spec));
+    std::ranges::fill(to, 0.0f);
+    std::ranges::copy(tensor.storage->values, to.begin());
+  }
+
+  std::vector<Output> run(const Request& request) override {
+    Step step = prepare(request);
+    if (request.call == Call::copy) return copy(step), std::vector<Output>{};
+    execute(step);
+    std::vector<Output> outputs;
+    for (const FakeTensor& y : step.outputs) outputs.push_back(name_tensor(y));
+    if (recording_) recording_->push_back(std::move(step));
+    return outputs;
+  }
+
+  void begin_trace() override {
+    ensure(caps_.fast_dispatch, Fault::backend, "[begin_trace] traces need fast dispatch");
+    expect_no_capture("begin_trace");
+    recording_.emplace();
+  }
+
+  TensorId end_trace() override {
+    ensure(recording_.has_value(), Fault::internal, "[end_trace] no trace is being captured");
+    traces_[next_] = *std::exchange(recording_, std::nullopt);
+    return next_++;
+  }
+
+  void replay_trace(TensorId trace) override {
+    expect_no_capture("replay_trace");
+    const auto at = traces_.find(trace);
+    ensure(at != traces_.end(), Fault::internal,
+           "[replay_trace] got id {}, expected a trace that was not released", trace);
+    for (Step& step : at->second) {
+      execute(step);
+      for (const std::shared_ptr<Storage>& storage : step.dropped) storage->drop();
+    }
+  }
+
+  // A storage that only a trace still knows stays, except one that was also made during the
+  // capture: the library hands its memory to the next tensor, and a replay makes it again.
+  void release(TensorId x) noexcept override {
+    traces_.erase(x);
+    const auto at = tensors_.find(x);
+    if (at == tensors_.end()) return;
+    const std::shared_ptr<Storage> storage = at->second.storage;
+    tensors_.erase(at);
+    if (--storage->ids > 0 || !recording_) return;
+    const bool made_here = std::ranges::any_of(*recording_, [&](const Step& step) {
+      return std::ranges::any_of(step.outputs,
+                                 [&](const FakeTensor& y) { return y.storage == storage; });
+    });
+    if (!made_here) return;
+    storage->drop();
+    recording_->back().dropped.push_back(storage);
+  }
 
  private:
   int64_t cores() const { return caps_.grid_x * caps_.grid_y; }
   void expect_no_capture(std::string_view call) const {
     ensure(!recording_, Fault::internal, "[{}] got a call while a trace is captured", call);
   }
-  const FakeTensor& find(std::string_view call, TensorId x) const;
-  FakeTensor create(const Spec& spec);
-  Output name_tensor(const FakeTensor& tensor);
-  Step prepare(const Request& request);
-  void execute(Step& step);
-  void copy(const Step& step) const;
+  const FakeTensor& find(std::string_view call, TensorId x) const {
+    const auto at = tensors_.find(x);
+    ensure(at != tensors_.end(), Fault::internal,
+           "[{}] got id {}, expected a tensor that was not released", call, x);
+    return at->second;
+  }
+
+  FakeTensor create(const Spec& spec) {
+    if (spec.memory == Memory::dram)
+      return {spec, std::make_shared<Storage>(dram_, byte_size(spec))};
+    return {spec, std::make_shared<Storage>(l1_, cores() * bytes_per_core(spec, cores()))};
+  }
+
+  Output name_tensor(const FakeTensor& tensor) {
+    ++tensor.storage->ids;
+    tensors_[next_] = tensor;
+    return {next_++, tensor.spec};
+  }
+
+  Step prepare(const Request& request) {
+    Step step{.request = request, .inputs = {}, .outputs = {}, .dropped = {}};
+    std::vector<std::optional<Spec>> specs;
+    for (const TensorId x : request.inputs) {
+      step.inputs.push_back(x == 0 ? FakeTensor{} : find(name(request.call), x));
+      specs.push_back(x == 0 ? std::nullopt : std::optional(step.inputs.back().spec));
+    }
+    // Tensors in L1 lie on all cores alike and leave less for the buffers of a kernel.
+    check_legal(request, specs, {caps_.grid_x, caps_.grid_y, caps_.l1_bytes - l1_.used / cores()});
+    for (const Spec& y : output_specs(request, specs)) {
+      check_spec(y);
+      const FakeTensor& x = step.inputs[0];
+      step.outputs.push_back(is_view(request, x.spec, y) ? FakeTensor{y, x.storage} : create(y));
+    }
+    return step;
+  }
+
+  void execute(Step& step) {
+    for (const FakeTensor& y : step.outputs) y.storage->fill();
+    if (!compute_ || step.outputs[0].storage == step.inputs[0].storage) return;
+    std::vector<Operand> operands;
+    for (const FakeTensor& x : step.inputs)
+      operands.push_back({x.spec, x.storage ? x.storage->values : std::span<const float>{}});
+    std::vector<Spec> specs;
+    for (const FakeTensor& y : step.outputs) specs.push_back(y.spec);
+    std::vector<std::vector<float>> results = compute(step.request, operands, specs, threads_);
+    for (size_t i = 0; i < results.size(); ++i)
+      step.outputs[i].storage->values = std::move(results[i]);
+  }
+
+  // Into memory that is there already: between replays, never while a trace is captured.
+  void copy(const Step& step) const {
+    expect_no_capture("copy");
+    const FakeTensor &x = step.inputs[0], &y = step.inputs[1];
+    ensure(x.spec == y.spec, Fault::internal, "[copy] got {} into {}, expected the same",
+           to_string(x.spec), to_string(y.spec));
+    y.storage->values = x.storage->values;
+  }
 
   bool compute_;
   int threads_;
@@ -115,134 +228,6 @@ class FakeDevice final : public TtApi {
   std::optional<Trace> recording_;
   TensorId next_ = 1;  // never used again, so that a stale id is noticed
 };
-
-FakeTensor FakeDevice::create(const Spec& spec) {
-  if (spec.memory == Memory::dram) return {spec, std::make_shared<Storage>(dram_, byte_size(spec))};
-  return {spec, std::make_shared<Storage>(l1_, cores() * bytes_per_core(spec, cores()))};
-}
-
-Output FakeDevice::name_tensor(const FakeTensor& tensor) {
-  ++tensor.storage->ids;
-  tensors_[next_] = tensor;
-  return {next_++, tensor.spec};
-}
-
-const FakeTensor& FakeDevice::find(std::string_view call, TensorId x) const {
-  const auto at = tensors_.find(x);
-  ensure(at != tensors_.end(), Fault::internal,
-         "[{}] got id {}, expected a tensor that was not released", call, x);
-  return at->second;
-}
-
-Output FakeDevice::upload(const Spec& spec, std::span<const float> values) {
-  expect_no_capture("upload");
-  check_spec(spec);
-  ensure(!compute_ || std::ssize(values) == count(spec.dims), Fault::internal,
-         "[upload] got {} values, expected those of {}", values.size(), to_string(spec));
-  const FakeTensor tensor = create(spec);
-  if (compute_) tensor.storage->values = rounded_for_upload(spec, values, threads_);
-  return name_tensor(tensor);
-}
-
-void FakeDevice::download(TensorId x, std::span<float> to) {
-  expect_no_capture("download");
-  const FakeTensor& tensor = find("download", x);
-  ensure(std::ssize(to) == count(tensor.spec.dims), Fault::internal,
-         "[download] got room for {} values, expected those of {}", to.size(),
-         to_string(tensor.spec));
-  std::ranges::fill(to, 0.0f);
-  std::ranges::copy(tensor.storage->values, to.begin());
-}
-
-// A storage that only a trace still knows stays, except one that was also made during the capture:
-// the library hands its memory to the next tensor, and a replay makes it again.
-void FakeDevice::release(TensorId x) noexcept {
-  traces_.erase(x);
-  const auto at = tensors_.find(x);
-  if (at == tensors_.end()) return;
-  const std::shared_ptr<Storage> storage = at->second.storage;
-  tensors_.erase(at);
-  if (--storage->ids > 0 || !recording_) return;
-  const bool made_here = std::ranges::any_of(*recording_, [&](const Step& step) {
-    return std::ranges::any_of(step.outputs,
-                               [&](const FakeTensor& y) { return y.storage == storage; });
-  });
-  if (!made_here) return;
-  storage->drop();
-  recording_->back().dropped.push_back(storage);
-}
-
-Step FakeDevice::prepare(const Request& request) {
-  Step step{.request = request, .inputs = {}, .outputs = {}, .dropped = {}};
-  std::vector<std::optional<Spec>> specs;
-  for (const TensorId x : request.inputs) {
-    step.inputs.push_back(x == 0 ? FakeTensor{} : find(name(request.call), x));
-    specs.push_back(x == 0 ? std::nullopt : std::optional(step.inputs.back().spec));
-  }
-  // Tensors in L1 lie on all cores alike and leave less for the buffers of a kernel.
-  check_legal(request, specs, {caps_.grid_x, caps_.grid_y, caps_.l1_bytes - l1_.used / cores()});
-  for (const Spec& y : output_specs(request, specs)) {
-    check_spec(y);
-    const FakeTensor& x = step.inputs[0];
-    step.outputs.push_back(is_view(request, x.spec, y) ? FakeTensor{y, x.storage} : create(y));
-  }
-  return step;
-}
-
-void FakeDevice::execute(Step& step) {
-  for (const FakeTensor& y : step.outputs) y.storage->fill();
-  if (!compute_ || step.outputs[0].storage == step.inputs[0].storage) return;
-  std::vector<Operand> operands;
-  for (const FakeTensor& x : step.inputs)
-    operands.push_back({x.spec, x.storage ? x.storage->values : std::span<const float>{}});
-  std::vector<Spec> specs;
-  for (const FakeTensor& y : step.outputs) specs.push_back(y.spec);
-  std::vector<std::vector<float>> results = compute(step.request, operands, specs, threads_);
-  for (size_t i = 0; i < results.size(); ++i)
-    step.outputs[i].storage->values = std::move(results[i]);
-}
-
-// Into memory that is there already: between replays, never while a trace is captured.
-void FakeDevice::copy(const Step& step) const {
-  expect_no_capture("copy");
-  const FakeTensor &x = step.inputs[0], &y = step.inputs[1];
-  ensure(x.spec == y.spec, Fault::internal, "[copy] got {} into {}, expected the same",
-         to_string(x.spec), to_string(y.spec));
-  y.storage->values = x.storage->values;
-}
-
-std::vector<Output> FakeDevice::run(const Request& request) {
-  Step step = prepare(request);
-  if (request.call == Call::copy) return copy(step), std::vector<Output>{};
-  execute(step);
-  std::vector<Output> outputs;
-  for (const FakeTensor& y : step.outputs) outputs.push_back(name_tensor(y));
-  if (recording_) recording_->push_back(std::move(step));
-  return outputs;
-}
-
-void FakeDevice::begin_trace() {
-  ensure(caps_.fast_dispatch, Fault::backend, "[begin_trace] traces need fast dispatch");
-  expect_no_capture("begin_trace");
-  recording_.emplace();
-}
-
-TensorId FakeDevice::end_trace() {
-  ensure(recording_.has_value(), Fault::internal, "[end_trace] no trace is being captured");
-  traces_[next_] = *std::exchange(recording_, std::nullopt);
-  return next_++;
-}
-
-void FakeDevice::replay_trace(TensorId trace) {
-  expect_no_capture("replay_trace");
-  const auto at = traces_.find(trace);
-  ensure(at != traces_.end(), Fault::internal,
-         "[replay_trace] got id {}, expected a trace that was not released", trace);
-  for (Step& step : at->second) {
-    execute(step);
-    for (const std::shared_ptr<Storage>& storage : step.dropped) storage->drop();
-  }
-}
 
 }  // namespace
 

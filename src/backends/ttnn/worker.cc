@@ -31,7 +31,6 @@ TENDON_EMBED(char, tendon_ttnn_worker, TENDON_TTNN_WORKER);
 
 namespace tendon::tt {
 namespace {
-
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
@@ -42,7 +41,6 @@ constexpr off_t kTailBytes = 16 << 10;
 constexpr size_t kTailLines = 6;
 constexpr double kEndingS = 10;
 constexpr int kDevice = 0;              // the library's number of the chip
-constexpr size_t kReleasedMax = 2048;   // ids that one message takes along
 constexpr double kCloseDeadlineS = 20;  // a chip is closed properly if that works at all
 
 // ---- The process ----
@@ -337,30 +335,122 @@ Spec spec_of(const json& y) {
 
 class Worker final : public TtApi {
  public:
-  explicit Worker(const WorkerOptions& options);
+  explicit Worker(const WorkerOptions& options) : options_(options), python_(options) {
+    hear(false);  // of the interpreter alone
+    const json hello = hear(true);
+    try {
+      ensure(!hello.contains("fault"), Fault::backend, "[ttnn] {}",
+             hello.value("fault", std::string()));
+      const json& caps = hello.at("caps");
+      caps_ = {.grid_x = caps.at("grid_x"),
+               .grid_y = caps.at("grid_y"),
+               .l1_bytes = caps.at("l1_bytes"),
+               .fast_dispatch = caps.at("fast_dispatch"),
+               .simulated = caps.at("simulated"),
+               .description = caps.at("description")};
+    } catch (const json::exception& e) {
+      fail(Fault::internal, "[ttnn] the worker did not say what its device is: {}", e.what());
+    }
+  }
+
   Worker(const Worker&) = delete;
-  ~Worker() override;
+  ~Worker() override {
+    // A simulated device has nothing to close, and the library takes 5 s for it.
+    if (lost_.empty() && !caps_.simulated) {
+      options_.call_deadline_s = std::min(options_.call_deadline_s, kCloseDeadlineS);
+      try {
+        ask("close");
+        python_.exchange({}, {}, kCloseDeadlineS);  // until its end
+      } catch (const Error&) {                      // then it is ended like a simulator
+      }
+    }
+    python_.end();
+  }
 
   const Caps& caps() const override { return caps_; }
-  Output upload(const Spec& spec, std::span<const float> values) override;
-  void download(TensorId x, std::span<float> to) override;
+  Output upload(const Spec& spec, std::span<const float> values) override {
+    const Request request{.dims = spec.dims, .format = spec.format, .memory = spec.memory};
+    const std::vector<Output> made = ask("upload", request, spec.layout, values).outputs;
+    if (made.size() != 1) lose("[ttnn] the worker's answer to upload is no answer");
+    return made[0];
+  }
+
+  void download(TensorId x, std::span<float> to) override {
+    const std::vector<float> values = ask("download", {.inputs = {x}}).values;
+    ensure(values.size() == to.size(), Fault::internal, "[ttnn] tensor {} has {} values, not {}", x,
+           values.size(), to.size());
+    std::ranges::copy(values, to.begin());
+  }
+
   std::vector<Output> run(const Request& request) override {
     return ask(name(request.call), request).outputs;
   }
   void begin_trace() override { ask("begin_trace"); }
-  TensorId end_trace() override;
+  TensorId end_trace() override {
+    ask("end_trace");
+    return next_++;
+  }
+
   void replay_trace(TensorId trace) override { ask("replay_trace", {.inputs = {trace}}); }
   void release(TensorId x) noexcept override { released_.push_back(x); }  // with the next call
 
  private:
-  json hear(bool greeted);
+  // What the worker says while it opens the device. The first message comes before the library.
+  json hear(bool greeted) {
+    const auto said = python_.exchange({}, {}, options_.open_deadline_s);
+    if (said) return json::parse(said->text, nullptr, false);
+    const std::string lines = python_.last_lines();
+    ensure(
+        !python_.late(), Fault::backend,
+        "[ttnn] device {} was not open after {} s; give it more time or look at what was printed "
+        "last: {}",
+        kDevice, options_.open_deadline_s, lines);
+    ensure(greeted, Fault::backend,
+           "[ttnn] '{}' is not a Python interpreter (3.9 or newer): {}; it printed: {}",
+           options_.python, python_.ending(), lines);
+    fail(Fault::backend, "[ttnn] the worker ended while it opened device {} ({}); last lines: {}",
+         kDevice, python_.ending(), lines);
+  }
+
   struct Made {
     std::vector<Output> outputs;
     std::vector<float> values;  // of a download
   };
   Made ask(std::string_view call, const Request& request = {}, Layout layout = Layout::tile,
-           std::span<const float> values = {});
-  [[noreturn]] void lose(std::string text);
+           std::span<const float> values = {}) {
+    ensure(lost_.empty(), Fault::backend, "{}", lost_);
+    json message = message_of(request);
+    message["call"] = call;
+    message["first"] = next_;  // outputs are numbered from here
+    message["layout"] = name_in(kLayouts, layout);
+    message["released"] = std::exchange(released_, {});
+    auto said = python_.exchange(message.dump(), values, options_.call_deadline_s);
+    if (!said) {
+      const std::string how =
+          python_.late() ? fmt::format("{} took longer than {} s; the worker was ended", call,
+                                       options_.call_deadline_s)
+                         : fmt::format("the worker ended during {} ({})", call, python_.ending());
+      lose(fmt::format("[ttnn] {}; last lines: {}", how, python_.last_lines()));
+    }
+    python_.forget_old_lines();
+    Made made{.outputs = {}, .values = std::move(said->values)};
+    try {
+      const json answer = json::parse(said->text);
+      if (answer.contains("fault"))
+        fail(static_cast<Fault>(answer.at("fault").get<int>()), "[ttnn] {}: {}", call,
+             answer.at("text").get<std::string>());
+      for (const json& y : answer.at("outputs")) made.outputs.push_back({next_++, spec_of(y)});
+    } catch (const json::exception&) {
+      lose(fmt::format("[ttnn] the worker's answer to {} is no answer", call));
+    }
+    return made;
+  }
+
+  [[noreturn]] void lose(std::string text) {
+    python_.end();
+    lost_ = std::move(text);
+    fail(Fault::backend, "{}", lost_);
+  }
 
   WorkerOptions options_;
   WorkerProcess python_;
@@ -369,111 +459,6 @@ class Worker final : public TtApi {
   TensorId next_ = 1;
   std::vector<TensorId> released_;
 };
-
-Worker::Worker(const WorkerOptions& options) : options_(options), python_(options) {
-  hear(false);  // of the interpreter alone
-  const json hello = hear(true);
-  try {
-    ensure(!hello.contains("fault"), Fault::backend, "[ttnn] {}",
-           hello.value("fault", std::string()));
-    const json& caps = hello.at("caps");
-    caps_ = {.grid_x = caps.at("grid_x"),
-             .grid_y = caps.at("grid_y"),
-             .l1_bytes = caps.at("l1_bytes"),
-             .fast_dispatch = caps.at("fast_dispatch"),
-             .simulated = caps.at("simulated"),
-             .description = caps.at("description")};
-  } catch (const json::exception& e) {
-    fail(Fault::internal, "[ttnn] the worker did not say what its device is: {}", e.what());
-  }
-}
-
-// What the worker says while it opens the device. The first message comes before the library.
-json Worker::hear(bool greeted) {
-  const auto said = python_.exchange({}, {}, options_.open_deadline_s);
-  if (said) return json::parse(said->text, nullptr, false);
-  const std::string lines = python_.last_lines();
-  ensure(!python_.late(), Fault::backend,
-         "[ttnn] device {} was not open after {} s; give it more time or look at what was printed "
-         "last: {}",
-         kDevice, options_.open_deadline_s, lines);
-  ensure(greeted, Fault::backend,
-         "[ttnn] '{}' is not a Python interpreter (3.9 or newer): {}; it printed: {}",
-         options_.python, python_.ending(), lines);
-  fail(Fault::backend, "[ttnn] the worker ended while it opened device {} ({}); last lines: {}",
-       kDevice, python_.ending(), lines);
-}
-
-Worker::~Worker() {
-  // A simulated device has nothing to close, and the library takes 5 s for it.
-  if (lost_.empty() && !caps_.simulated) {
-    options_.call_deadline_s = std::min(options_.call_deadline_s, kCloseDeadlineS);
-    try {
-      ask("close");
-      python_.exchange({}, {}, kCloseDeadlineS);  // until its end
-    } catch (const Error&) {                      // then it is ended like a simulator
-    }
-  }
-  python_.end();
-}
-
-void Worker::lose(std::string text) {
-  python_.end();
-  lost_ = std::move(text);
-  fail(Fault::backend, "{}", lost_);
-}
-
-Worker::Made Worker::ask(std::string_view call, const Request& request, Layout layout,
-                         std::span<const float> values) {
-  ensure(lost_.empty(), Fault::backend, "{}", lost_);
-  const auto gone =
-      released_.begin() + static_cast<ptrdiff_t>(std::min(released_.size(), kReleasedMax));
-  json message = message_of(request);
-  message["call"] = call;
-  message["first"] = next_;  // outputs are numbered from here
-  message["layout"] = name_in(kLayouts, layout);
-  message["released"] = std::vector(released_.begin(), gone);
-  released_.erase(released_.begin(), gone);
-  auto said = python_.exchange(message.dump(), values, options_.call_deadline_s);
-  if (!said) {
-    const std::string how =
-        python_.late() ? fmt::format("{} took longer than {} s; the worker was ended", call,
-                                     options_.call_deadline_s)
-                       : fmt::format("the worker ended during {} ({})", call, python_.ending());
-    lose(fmt::format("[ttnn] {}; last lines: {}", how, python_.last_lines()));
-  }
-  python_.forget_old_lines();
-  Made made{.outputs = {}, .values = std::move(said->values)};
-  try {
-    const json answer = json::parse(said->text);
-    if (answer.contains("fault"))
-      fail(static_cast<Fault>(answer.at("fault").get<int>()), "[ttnn] {}: {}", call,
-           answer.at("text").get<std::string>());
-    for (const json& y : answer.at("outputs")) made.outputs.push_back({next_++, spec_of(y)});
-  } catch (const json::exception&) {
-    lose(fmt::format("[ttnn] the worker's answer to {} is no answer", call));
-  }
-  return made;
-}
-
-Output Worker::upload(const Spec& spec, std::span<const float> values) {
-  const Request request{.dims = spec.dims, .format = spec.format, .memory = spec.memory};
-  const std::vector<Output> made = ask("upload", request, spec.layout, values).outputs;
-  if (made.size() != 1) lose("[ttnn] the worker's answer to upload is no answer");
-  return made[0];
-}
-
-void Worker::download(TensorId x, std::span<float> to) {
-  const std::vector<float> values = ask("download", {.inputs = {x}}).values;
-  ensure(values.size() == to.size(), Fault::internal, "[ttnn] tensor {} has {} values, not {}", x,
-         values.size(), to.size());
-  std::ranges::copy(values, to.begin());
-}
-
-TensorId Worker::end_trace() {
-  ask("end_trace");
-  return next_++;
-}
 
 }  // namespace
 
