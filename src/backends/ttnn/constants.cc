@@ -41,6 +41,21 @@ Constants::Rotary Constants::rotary(const HeadColumns& columns, int64_t first, i
   });
 }
 
+TensorRef Constants::mover(int64_t columns, const HeadColumns& heads, bool spread) {
+  TensorRef& mover = movers_[{columns, heads.width, spread}];
+  if (!mover) {
+    const int64_t plain = round_up(columns), wide = heads.count(columns);
+    const int64_t k = spread ? plain : wide, n = spread ? wide : plain;
+    std::vector<float> ones(static_cast<size_t>(k * n));
+    for (int64_t j = 0; j < columns; ++j) {
+      const int64_t from = spread ? j : heads.place(j), to = spread ? heads.place(j) : j;
+      ones[static_cast<size_t>(from * n + to)] = 1.f;
+    }
+    mover = device_.upload({.dims = {1, 1, k, n}}, ones);
+  }
+  return mover;
+}
+
 void Constants::grow_mask_tiles(int64_t rows, int64_t columns) {
   if (seen_ && seen_->dims()[2] >= rows && seen_->dims()[3] >= columns) return;
   if (seen_) {

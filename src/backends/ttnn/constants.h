@@ -1,5 +1,6 @@
-// Tensors that stay on the device between calls: rotary tables, and attention masks put together on
-// the device from constant tiles, so that a changing prompt uploads nothing.
+// Tensors that stay on the device between calls: rotary tables, matrices that move columns, and
+// attention masks put together on the device from constant tiles, so that a changing prompt uploads
+// nothing.
 #pragma once
 
 #include <algorithm>
@@ -41,6 +42,10 @@ class Constants {
   };
   Rotary rotary(const HeadColumns& columns, int64_t first, int64_t rows);
 
+  // A matrix of zeros and ones: a product with it moves `columns` columns to their places among
+  // padded heads (`spread`), or back, exactly.
+  TensorRef mover(int64_t columns, const HeadColumns& heads, bool spread);
+
   // [1, 1, rows, keys on the device], made once. Put together on the device where every real key is
   // seen, empty where there is no padding to hide either; uploaded otherwise.
   TensorRef mask(AttentionMask m);
@@ -76,6 +81,7 @@ class Constants {
   std::map<int64_t, Rotary> tables_;  // of positions 0, 1, ..., by head width
   Recent<std::array<int64_t, 3>, Rotary> rotaries_;
   Recent<AttentionMask, TensorRef> masks_;
+  std::map<std::tuple<int64_t, int64_t, bool>, TensorRef> movers_;
   TensorRef seen_;    // zeros
   TensorRef partly_;  // 32 columns of tiles of which the first 0, 1, .. 31 columns are seen
 };

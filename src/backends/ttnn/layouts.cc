@@ -63,58 +63,6 @@ Tensor make_tensor(const Shape& shape, const TensorRef& held, TileLayout layout,
   return make_tensor(shape, {{0, shape[0], held}}, layout, columns);
 }
 
-TensorRef Layouts::move_columns(const TensorRef& x, int64_t columns, HeadColumns heads,
-                                bool spread) {
-  TensorRef& mover = movers_[{columns, heads.width, spread}];
-  if (!mover) {
-    const int64_t plain = round_up(columns), wide = heads.count(columns);
-    const int64_t k = spread ? plain : wide, n = spread ? wide : plain;
-    std::vector<float> ones(static_cast<size_t>(k * n));
-    for (int64_t j = 0; j < columns; ++j) {
-      const int64_t from = spread ? j : heads.place(j), to = spread ? heads.place(j) : j;
-      ones[static_cast<size_t>(from * n + to)] = 1.f;
-    }
-    mover = device_.upload({.dims = {1, 1, k, n}}, ones);
-  }
-  return device_.run({.call = Call::linear}, {x, mover, nullptr});
-}
-
-TensorRef Layouts::as_rows(const Tensor& x) {
-  const TtBuffer& b = buffer(x);
-  ensure(b.layout != TileLayout::heads, Fault::internal, "[ttnn] heads of {} are used as a matrix",
-         to_string(x.shape()));
-  if (b.layout == TileLayout::rows) return held(x);
-  return move_columns(held(x), x.columns(), b.columns, false);
-}
-
-TensorRef Layouts::as_spread(const Tensor& x, HeadColumns columns) {
-  const TtBuffer& b = buffer(x);
-  if (b.layout == TileLayout::spread && b.columns.width == columns.width) return held(x);
-  TensorRef plain = as_rows(x);
-  if (columns.width % kTile == 0) return plain;
-  return move_columns(plain, x.columns(), columns, true);
-}
-
-std::vector<Piece> Layouts::as_heads(const Tensor& x, int64_t heads, HeadColumns columns) {
-  if (buffer(x).layout == TileLayout::heads) return buffer(x).pieces;
-  TensorRef wide = as_spread(x, columns);
-  if (wide->dims()[2] == 1) wide = device_.pad(wide, {1, 1, kTile, wide->dims()[3]});
-  return {{0, x.rows(), device_.heads(wide, 0, heads, columns.padded())}};
-}
-
-TensorRef Layouts::joined(const Tensor& x) {
-  if (buffer(x).pieces.size() == 1) return held(x);
-  std::vector<TensorRef> parts;
-  std::vector<int64_t> rows;
-  for (const Piece& piece : buffer(x).pieces) {
-    parts.push_back(piece.held);
-    rows.push_back(piece.rows);
-  }
-  return device_.stack(parts, rows);
-}
-
-TensorRef Layouts::operand_row(const Tensor& x) { return device_.slice_axis(as_rows(x), 2, 0, 1); }
-
 std::vector<float> gather(const Tensor& x, const TensorRef& held, std::span<const float> values) {
   const TtBuffer& b = buffer(x);
   const Dims& d = held->dims();

@@ -3,7 +3,6 @@
 // result.
 #pragma once
 
-#include <map>
 #include <vector>
 
 #include "backends/ttnn/device.h"
@@ -53,26 +52,6 @@ Tensor make_tensor(const Shape& shape, std::vector<Piece> pieces, TileLayout lay
                    HeadColumns columns);
 Tensor make_tensor(const Shape& shape, const TensorRef& held, TileLayout layout = TileLayout::rows,
                    HeadColumns columns = {});
-
-// A tensor of the model in the layout that a call needs.
-class Layouts {
- public:
-  explicit Layouts(Device& device) : device_(device) {}
-
-  TensorRef as_rows(const Tensor& x);                         // one group
-  TensorRef as_spread(const Tensor& x, HeadColumns columns);  // [b, 1, r, h d]
-  std::vector<Piece> as_heads(const Tensor& x, int64_t heads, HeadColumns columns);
-  TensorRef operand_row(const Tensor& x);  // [1, 1, 1, c], to be repeated
-  TensorRef joined(const Tensor& x);       // in its layout, without padding between pieces
-
- private:
-  // x [.., columns] with its columns moved to their places among padded heads, or back: a product
-  // with a matrix of zeros and ones, exact.
-  TensorRef move_columns(const TensorRef& x, int64_t columns, HeadColumns heads, bool spread);
-
-  Device& device_;
-  std::map<std::tuple<int64_t, int64_t, bool>, TensorRef> movers_;
-};
 
 // A checkpoint's matrix on the device: transposed for the library's linear, both axes padded with
 // zeros to whole tiles, the columns of attention heads moved to their places.

@@ -17,7 +17,7 @@ constexpr float kNormEps = 1e-6f;
 class TtnnKernels final : public Kernels {
  public:
   TtnnKernels(std::unique_ptr<TtApi> api, TtPrecision precision)
-      : precision_(precision), device_(std::move(api)), layouts_(device_), constants_(device_) {}
+      : precision_(precision), device_(std::move(api)), constants_(device_) {}
 
   std::string_view name() const override { return "ttnn"; }
   std::string_view precision() const override { return bfp8() ? "bfp8" : "bf16"; }
@@ -71,25 +71,24 @@ class TtnnKernels final : public Kernels {
   }
 
   void download(const Tensor& x, std::span<float> to) override {
-    const TensorRef all = layouts_.joined(x);
+    const TensorRef all = joined(x);
     std::ranges::copy(gather(x, all, device_.download(all)), to.begin());
   }
 
   Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
     const TtWeight& native = weight(w);
     ensure(native.outputs.width == 0, Fault::internal, "[ttnn] {} makes heads: use qkv", w.name);
-    const TensorRef in =
-        native.inputs.width ? layouts_.as_spread(x, native.inputs) : layouts_.as_rows(x);
-    const TensorRef bias = e.bias ? layouts_.operand_row(e.bias) : native.bias;
+    const TensorRef in = native.inputs.width ? as_spread(x, native.inputs) : as_rows(x);
+    const TensorRef bias = e.bias ? operand_row(e.bias) : native.bias;
     TensorRef y = product(in, native.matrices[0], bias, e.activation, Format::bf16);
-    if (e.gate) y = device_.run({.call = Call::multiply}, {y, layouts_.operand_row(e.gate)});
+    if (e.gate) y = device_.run({.call = Call::multiply}, {y, operand_row(e.gate)});
     if (e.residual) y = add_residual(y, e.residual, x.rows());
     return make_tensor({x.rows(), w.outputs}, y);
   }
 
   Tensor gated_linear(const Tensor& x, const Weight& w) override {
     const std::vector<TensorRef>& halves = weight(w).matrices;
-    const TensorRef in = layouts_.as_rows(x);
+    const TensorRef in = as_rows(x);
     const TensorRef gate = product(in, halves[0], nullptr, Activation::gelu_tanh, Format::bf16);
     const TensorRef up = product(in, halves[1], nullptr, Activation::none, Format::bf16);
     return make_tensor({x.rows(), w.outputs / 2},
@@ -102,7 +101,7 @@ class TtnnKernels final : public Kernels {
 
   Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
     TensorRef y = norm(Call::rms_norm, x, scale, {});
-    if (shift) y = device_.run({.call = Call::add}, {y, layouts_.operand_row(shift)});
+    if (shift) y = device_.run({.call = Call::add}, {y, operand_row(shift)});
     return make_tensor(x.shape(), y);
   }
 
@@ -112,7 +111,7 @@ class TtnnKernels final : public Kernels {
     const HeadColumns columns = native.outputs;
     ensure(columns.width == heads.width, Fault::internal,
            "[ttnn] {} was prepared for heads of {}, not {}", w.name, columns.width, heads.width);
-    TensorRef all = product(layouts_.as_rows(x), native.matrices[0], native.bias, Activation::none,
+    TensorRef all = product(as_rows(x), native.matrices[0], native.bias, Activation::none,
                             bfp8() ? Format::bfp8 : Format::bf16);
     if (all->dims()[2] == 1) all = device_.pad(all, {1, 1, kTile, all->dims()[3]});
     const int64_t width = columns.padded();
@@ -141,9 +140,9 @@ class TtnnKernels final : public Kernels {
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
                    const Visibility& visible) override {
     const HeadColumns columns{heads.width};
-    const TensorRef query = whole(layouts_.as_heads(q, heads.query, columns));
-    const std::vector<Piece> pieces = layouts_.as_heads(k, heads.kv, columns);
-    const TensorRef keys = whole(pieces), values = whole(layouts_.as_heads(v, heads.kv, columns));
+    const TensorRef query = whole(as_heads(q, heads.query, columns));
+    const std::vector<Piece> pieces = as_heads(k, heads.kv, columns);
+    const TensorRef keys = whole(pieces), values = whole(as_heads(v, heads.kv, columns));
     const int64_t groups = query->dims()[0];
     ensure(groups == 1 || groups == visible.segments, Fault::internal,
            "[ttnn] {} groups of rows and {} segments", groups, visible.segments);
@@ -174,14 +173,14 @@ class TtnnKernels final : public Kernels {
   }
 
   Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
-    const TensorRef a = layouts_.as_rows(x);
-    const TensorRef b = device_.reshape(scaled(layouts_.as_rows(y), scale), a->dims());
+    const TensorRef a = as_rows(x);
+    const TensorRef b = device_.reshape(scaled(as_rows(y), scale), a->dims());
     return make_tensor(x.shape(), device_.run({.call = Call::add}, {a, b}));
   }
 
   Tensor multiply(const Tensor& x, const Tensor& y) override {
-    const TensorRef a = layouts_.as_rows(x);
-    const TensorRef b = device_.reshape(layouts_.as_rows(y), a->dims());
+    const TensorRef a = as_rows(x);
+    const TensorRef b = device_.reshape(as_rows(y), a->dims());
     return make_tensor(x.shape(), device_.run({.call = Call::multiply}, {a, b}));
   }
 
@@ -190,7 +189,7 @@ class TtnnKernels final : public Kernels {
     std::vector<int64_t> rows;
     int64_t total = 0;
     for (const Tensor& part : parts) {
-      held.push_back(device_.flat(layouts_.as_rows(part)));
+      held.push_back(device_.flat(as_rows(part)));
       rows.push_back(part.rows());
       total += part.rows();
     }
@@ -199,7 +198,7 @@ class TtnnKernels final : public Kernels {
 
   Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
     const TtBuffer& b = buffer(x);
-    const TensorRef all = layouts_.joined(x);
+    const TensorRef all = joined(x);
     return make_tensor(
         {last - first, x.columns()},
         device_.rows(b.layout == TileLayout::heads ? all : device_.flat(all), first, last - first),
@@ -252,7 +251,7 @@ class TtnnKernels final : public Kernels {
 
   // y + residual; a residual of fewer rows repeats: its rows are one group of y's.
   TensorRef add_residual(const TensorRef& y, const Tensor& residual, int64_t rows) {
-    TensorRef r = layouts_.as_rows(residual);
+    TensorRef r = as_rows(residual);
     const int64_t group = residual.rows();
     if (group == rows) {
       if (r->dims()[2] < y->dims()[2]) return device_.run({.call = Call::add}, {y, r});
@@ -263,7 +262,7 @@ class TtnnKernels final : public Kernels {
       const TensorRef groups = device_.reshape(y, {rows / group, 1, group, y->dims()[3]});
       return device_.run({.call = Call::add}, {groups, r});
     }
-    if (group == 1) return device_.run({.call = Call::add}, {y, layouts_.operand_row(residual)});
+    if (group == 1) return device_.run({.call = Call::add}, {y, operand_row(residual)});
     const std::vector<TensorRef> parts(static_cast<size_t>(rows / group), r);
     const std::vector<int64_t> counts(parts.size(), group);
     return device_.run({.call = Call::add}, {y, device_.stack(parts, counts)});
@@ -272,14 +271,14 @@ class TtnnKernels final : public Kernels {
   // The library's norms run over the logical columns: a ragged width leaves its zero tail behind
   // and gets it back.
   TensorRef norm(Call call, const Tensor& x, const Tensor& scale, const Tensor& shift) {
-    TensorRef in = layouts_.as_rows(x);
+    TensorRef in = as_rows(x);
     const Dims whole = in->dims();
     const bool ragged = x.columns() != whole[3];
     const auto cut = [&](const TensorRef& h) {
       return ragged ? device_.slice_axis(h, 3, 0, x.columns()) : h;
     };
-    const TensorRef weight = cut(layouts_.operand_row(scale));
-    const TensorRef bias = shift ? cut(layouts_.operand_row(shift)) : nullptr;
+    const TensorRef weight = cut(operand_row(scale));
+    const TensorRef bias = shift ? cut(operand_row(shift)) : nullptr;
     Request r{.call = call, .scalar = kNormEps, .compute = compute()};
     if (!ragged && fits_l1(in->spec)) r.memory = Memory::l1;
     in = cut(in);
@@ -292,6 +291,51 @@ class TtnnKernels final : public Kernels {
     const Caps& c = device_.caps();
     return byte_size(spec) <= c.grid_x * c.grid_y * c.l1_bytes / 4;
   }
+
+  // ---- A tensor in the layout that a call needs ----
+
+  TensorRef moved(const TensorRef& x, const TensorRef& mover) {
+    return device_.run({.call = Call::linear}, {x, mover, nullptr});
+  }
+
+  TensorRef as_rows(const Tensor& x) {
+    const TtBuffer& b = buffer(x);
+    ensure(b.layout != TileLayout::heads, Fault::internal,
+           "[ttnn] heads of {} are used as a matrix", to_string(x.shape()));
+    if (b.layout == TileLayout::rows) return held(x);
+    return moved(held(x), constants_.mover(x.columns(), b.columns, false));
+  }
+
+  // [b, 1, r, h d]
+  TensorRef as_spread(const Tensor& x, HeadColumns columns) {
+    const TtBuffer& b = buffer(x);
+    if (b.layout == TileLayout::spread && b.columns.width == columns.width) return held(x);
+    TensorRef plain = as_rows(x);
+    if (columns.width % kTile == 0) return plain;
+    return moved(plain, constants_.mover(x.columns(), columns, true));
+  }
+
+  std::vector<Piece> as_heads(const Tensor& x, int64_t heads, HeadColumns columns) {
+    if (buffer(x).layout == TileLayout::heads) return buffer(x).pieces;
+    TensorRef wide = as_spread(x, columns);
+    if (wide->dims()[2] == 1) wide = device_.pad(wide, {1, 1, kTile, wide->dims()[3]});
+    return {{0, x.rows(), device_.heads(wide, 0, heads, columns.padded())}};
+  }
+
+  // In its layout, without padding between pieces.
+  TensorRef joined(const Tensor& x) {
+    if (buffer(x).pieces.size() == 1) return held(x);
+    std::vector<TensorRef> parts;
+    std::vector<int64_t> rows;
+    for (const Piece& piece : buffer(x).pieces) {
+      parts.push_back(piece.held);
+      rows.push_back(piece.rows);
+    }
+    return device_.stack(parts, rows);
+  }
+
+  // [1, 1, 1, c], to be repeated.
+  TensorRef operand_row(const Tensor& x) { return device_.slice_axis(as_rows(x), 2, 0, 1); }
 
   // Pieces below each other, padding included.
   TensorRef whole(std::span<const Piece> pieces) {
@@ -308,7 +352,7 @@ class TtnnKernels final : public Kernels {
       return make_tensor(to.shape(), std::move(pieces), TileLayout::heads, columns);
     };
     std::vector<Piece> pieces;
-    if (first > 0) pieces = layouts_.as_heads(to, to.columns() / columns.width, columns);
+    if (first > 0) pieces = as_heads(to, to.columns() / columns.width, columns);
     while (!pieces.empty() && pieces.back().first >= first) pieces.pop_back();
     if (!pieces.empty()) {
       Piece& last = pieces.back();
@@ -317,17 +361,16 @@ class TtnnKernels final : public Kernels {
       last.rows = first - last.first;
       if (last.held->dims()[2] > round_up(last.rows))
         last.held = device_.slice_axis(last.held, 2, 0, round_up(last.rows));
-      const TensorRef before = layouts_.joined(with(std::move(pieces)));
+      const TensorRef before = joined(with(std::move(pieces)));
       pieces = {{0, first, device_.typecast(before, held(rows)->spec.format)}};
     }
-    pieces.push_back({first, rows.rows(), layouts_.joined(rows)});
+    pieces.push_back({first, rows.rows(), joined(rows)});
     return with(std::move(pieces));
   }
 
   TtPrecision precision_;
   Device device_;
   std::map<GraphKey, Recording> recordings_;  // of one kind of call
-  Layouts layouts_;
   Constants constants_;
 };
 

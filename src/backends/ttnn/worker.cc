@@ -106,29 +106,21 @@ std::vector<std::string> environment_with(const std::vector<std::string>& change
   return all;
 }
 
-// What worker.py is to know: the interpreter's name, the device, and what the library will find in
-// its environment.
-std::vector<std::string> command(const WorkerOptions& options,
-                                 const std::vector<std::string>& environment) {
-  const auto has = [&](const std::string& name) {
-    return std::ranges::any_of(environment, [&](const std::string& entry) {
-      return entry.starts_with(name + "=") && entry.size() > name.size() + 1;
-    });
-  };
-  const bool simulator = has("TT_METAL_SIMULATOR"),
-             mock = !simulator && has("TT_METAL_MOCK_CLUSTER_DESC_PATH");
-  const bool fast = !mock && !has("TT_METAL_SLOW_DISPATCH_MODE");  // a mock has no command queues
-  return {options.python,
-          "-B",
-          "-",
-          options.python,
-          fmt::to_string(kDevice),
-          fmt::to_string(options.trace_region_bytes),
-          simulator ? "simulator"
-          : mock    ? "mock"
-                    : "chip",
-          fast ? "fast" : "slow"};
-}
+// What the library will find in its environment.
+struct Mode {
+  explicit Mode(const std::vector<std::string>& environment) {
+    const auto has = [&](const std::string& name) {
+      return std::ranges::any_of(environment, [&](const std::string& entry) {
+        return entry.starts_with(name + "=") && entry.size() > name.size() + 1;
+      });
+    };
+    simulator = has("TT_METAL_SIMULATOR");
+    mock = !simulator && has("TT_METAL_MOCK_CLUSTER_DESC_PATH");
+    fast_dispatch = !mock && !has("TT_METAL_SLOW_DISPATCH_MODE");
+  }
+  bool simulator, mock;
+  bool fast_dispatch;  // a mock has no command queues
+};
 
 // Whether `descriptor` can do what `events` says before the deadline.
 bool wait(int descriptor, short events, Clock::time_point deadline) {
@@ -157,7 +149,8 @@ bool is_noise(std::string_view line) {
 class WorkerProcess {
  public:
   // Throws Error(Fault::backend) when the interpreter cannot be started.
-  explicit WorkerProcess(const WorkerOptions& options) {
+  WorkerProcess(const WorkerOptions& options, const std::vector<std::string>& environment,
+                const std::string& mode) {
     std::array<int, 2> pair{-1, -1};
     ensure(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) == 0, Fault::backend,
            "[ttnn] no socket for the worker: {}", strerror(errno));
@@ -177,10 +170,15 @@ class WorkerProcess {
     sigemptyset(&none);
     posix_spawnattr_setsigmask(&attributes, &none);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
-    const std::vector<std::string> environment = environment_with(options.environment);
-    const int error =
-        posix_spawnp(&keeper_, options.python.c_str(), &files, &attributes,
-                     pointers(command(options, environment)).data(), pointers(environment).data());
+    const std::vector<std::string> command{options.python,
+                                           "-B",
+                                           "-",
+                                           options.python,
+                                           fmt::to_string(kDevice),
+                                           fmt::to_string(options.trace_region_bytes),
+                                           mode};
+    const int error = posix_spawnp(&keeper_, options.python.c_str(), &files, &attributes,
+                                   pointers(command).data(), pointers(environment).data());
     posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&files);
     if (error != 0) keeper_ = -1;
@@ -335,7 +333,11 @@ Spec spec_of(const json& y) {
 
 class Worker final : public TtApi {
  public:
-  explicit Worker(const WorkerOptions& options) : options_(options), python_(options) {
+  explicit Worker(const WorkerOptions& options)
+      : options_(options),
+        environment_(environment_with(options.environment)),
+        mode_(environment_),
+        python_(options, environment_, mode_.simulator ? "simulator" : "library") {
     hear(false);  // of the interpreter alone
     const json hello = hear(true);
     try {
@@ -345,9 +347,12 @@ class Worker final : public TtApi {
       caps_ = {.grid_x = caps.at("grid_x"),
                .grid_y = caps.at("grid_y"),
                .l1_bytes = caps.at("l1_bytes"),
-               .fast_dispatch = caps.at("fast_dispatch"),
-               .simulated = caps.at("simulated"),
-               .description = caps.at("description")};
+               .fast_dispatch = mode_.fast_dispatch,
+               .simulated = mode_.simulator || mode_.mock,
+               .description = mode_.simulator ? "TTNN library on a simulated Wormhole"
+                              : mode_.mock ? "TTNN library on a mock device, which computes nothing"
+                                           : "Tenstorrent hardware"};
+      caps_.description += caps.at("note").get<std::string>();
     } catch (const json::exception& e) {
       fail(Fault::internal, "[ttnn] the worker did not say what its device is: {}", e.what());
     }
@@ -385,7 +390,11 @@ class Worker final : public TtApi {
   std::vector<Output> run(const Request& request) override {
     return ask(name(request.call), request).outputs;
   }
-  void begin_trace() override { ask("begin_trace"); }
+  void begin_trace() override {
+    ensure(caps_.fast_dispatch, Fault::backend,
+           "[ttnn] begin_trace: traces need fast dispatch, which this device does not run in");
+    ask("begin_trace");
+  }
   TensorId end_trace() override {
     ask("end_trace");
     return next_++;
@@ -453,6 +462,8 @@ class Worker final : public TtApi {
   }
 
   WorkerOptions options_;
+  std::vector<std::string> environment_;
+  Mode mode_;
   WorkerProcess python_;
   Caps caps_;
   std::string lost_;  // why, once the device is lost

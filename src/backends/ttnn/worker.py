@@ -29,13 +29,9 @@ KNOWN_VERSIONS = ("0.81.1",)
 TEXT_LETTERS_MAX = 4000
 SIZES = struct.Struct("<2Q")  # of the JSON in bytes, and values
 SEARCH_MS = 100
-BACKEND, MEMORY, INTERNAL = 5, 6, 70  # see include/tendon/error.h
+MEMORY, INTERNAL = 6, 70  # see include/tendon/error.h
 # Per core. The library tells only what its allocator may use of it.
 L1_BYTES = {"wormhole_b0": 1499136, "blackhole": 1572864}
-MODES = {"simulator": "TTNN library on a simulated Wormhole",
-         "mock": "TTNN library on a mock device, which computes nothing",
-         "chip": "Tenstorrent hardware"}
-
 # What is needed of the library.
 NEEDED = """
     open_device close_device Tensor to_dtype to_device
@@ -51,10 +47,6 @@ NEEDED = """
 
 class Refusal(Exception):
     """Why there is no device."""
-
-
-class Unsupported(Exception):
-    """This device has no such call."""
 
 
 def reason(error):
@@ -168,7 +160,7 @@ def calls_of(ttnn, device):
 class Device:
     """The library and one device. Has a method for what else tendon asks."""
 
-    def __init__(self, python, number, trace_region_bytes, mode, dispatch):
+    def __init__(self, python, number, trace_region_bytes, _):
         ttnn, version = import_library(python)
         self.ttnn, self.numpy = ttnn, importlib.import_module("numpy")
         try:
@@ -182,11 +174,8 @@ class Device:
             raise Refusal(f"ttnn {version} cannot open device {number}: {reason(error)}") from error
         arch = str(self.device.arch()).rpartition(".")[2].lower()
         self.caps = {"grid_x": grid.x, "grid_y": grid.y, "l1_bytes": L1_BYTES.get(arch, l1),
-                     "fast_dispatch": dispatch == "fast", "simulated": mode != "chip",
-                     "description": MODES[mode]}
-        if version not in KNOWN_VERSIONS:
-            self.caps["description"] += (
-                f"; ttnn {version} is not a version that tendon was tried with")
+                     "note": "" if version in KNOWN_VERSIONS else
+                             f"; ttnn {version} is not a version that tendon was tried with"}
         self.tensors, self.traces, self.trace, self.closed = {}, set(), None, False
         self.words = {
             "format": {"bf16": ttnn.bfloat16, "bfp8": ttnn.bfloat8_b, "u32": ttnn.uint32},
@@ -212,8 +201,6 @@ class Device:
         self.values = memoryview(host.to_numpy()).tobytes()
 
     def begin_trace(self, *_):
-        if not self.caps["fast_dispatch"]:
-            raise Unsupported("traces need fast dispatch, which this device does not run in")
         self.trace = self.ttnn.begin_trace_capture(self.device, cq_id=0)
 
     def end_trace(self, w, _):
@@ -266,8 +253,6 @@ class Device:
             made = call(w, [self.tensor(number) for number in w.inputs])
             made = made if isinstance(made, (tuple, list)) else [] if made is None else [made]
             return {"outputs": [self.describe(w.first + i, x) for i, x in enumerate(made)]}
-        except Unsupported as error:
-            return {"fault": BACKEND, "text": str(error)}
         except Exception as error:
             return {"fault": MEMORY if is_out_of_memory(error) else INTERNAL,
                     "text": reason(error)}
