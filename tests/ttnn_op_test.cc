@@ -46,24 +46,5 @@ void run_rows(bool full_size) {
 TEST(TtnnOpTable, agrees_with_the_formulas) { run_rows(false); }
 TEST(TtnnOpTable, slow_agrees_at_full_size) { run_rows(true); }
 
-TEST(TtnnOpTable, q_and_k_turn_with_the_position_of_their_row) {
-  const auto kernels = make_ttnn_backend(tt::open_fake_device());
-  Ops ops(*kernels);
-  const Heads heads{2, 1, 16};
-  const std::vector<float> values(static_cast<size_t>(4 * 32), 0.5f);
-  const Tensor x = ops.upload(values, {4, 32});
-  const Weight w = ops.prepare({"qkv",
-                                WeightKind::linear,
-                                {host_tensor("qkv", {64, 32}, std::vector<float>(64 * 32, 0.25f))},
-                                {},
-                                16});
-  const std::vector<float> late = ops.download(ops.qkv(x, w, heads, 37).q);
-  const std::vector<float> early = ops.download(ops.qkv(x, w, heads, 0).q);
-  EXPECT_GT(compare(late, early).relative_l2, 0.5);
-  // Row 3 at first position 37 is row 0 at first position 40.
-  const std::vector<float> later = ops.download(ops.qkv(x, w, heads, 40).q);
-  for (size_t c = 0; c < 32; ++c) EXPECT_EQ(late[3 * 32 + c], later[c]);
-}
-
 }  // namespace
 }  // namespace tendon

@@ -7,7 +7,8 @@ namespace {
 
 // Kept free in every core: the library's own buffers, semaphores, kernel arguments.
 constexpr int64_t kReserve = 180 << 10;
-constexpr int64_t kBlockMax = 8;  // tiles of K per step
+constexpr int64_t kBlockMax = 8;                      // tiles of K per step
+constexpr int64_t kF32TileBytes = 4 * kTile * kTile;  // of partial sums
 
 // Two blocks of each operand (one when k is not cut), a row of bias, the output, and the partial
 // sums where they have another format.

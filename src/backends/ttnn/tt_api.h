@@ -17,7 +17,6 @@ namespace tendon::tt {
 
 constexpr int64_t kTile = 32;   // rows and columns of a tile
 constexpr int64_t kBlock = 16;  // values of a row that share an exponent in bfp8
-constexpr int64_t kF32TileBytes = 4 * kTile * kTile;  // of partial sums
 
 // Tiles of bf16 or, 16 values sharing an exponent, bfp8; ttnn: bfloat16, bfloat8_b, uint32.
 enum class Format : uint8_t { bf16, bfp8, u32 };
@@ -109,7 +108,6 @@ struct Blocks {
   int64_t k_block = 1;                     // in0_block_w
   int64_t subblock_m = 1, subblock_n = 1;  // out_subblock_h, out_subblock_w
   int64_t core_m = 1, core_n = 1;          // per_core_M, per_core_N
-  bool operator==(const Blocks&) const = default;
 };
 
 // SDPAProgramConfig: rows of q and of k and v per step, multiples of 32.

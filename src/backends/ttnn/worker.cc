@@ -86,6 +86,7 @@ Descriptor script() {
 
 std::vector<char*> pointers(const std::vector<std::string>& words) {
   std::vector<char*> found;
+  found.reserve(words.size() + 1);
   for (const std::string& word : words) found.push_back(const_cast<char*>(word.c_str()));
   found.push_back(nullptr);
   return found;
