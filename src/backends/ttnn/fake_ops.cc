@@ -189,18 +189,18 @@ struct Product {
 // Columns [first, last) of y, each element summed in order of k: 64 FLOPs for 32 bytes of panel,
 // bound by the arithmetic. Beyond the last row it is done again.
 void multiply(const Product& p, int64_t first, int64_t last) {
-  std::vector<Lanes> panel(static_cast<size_t>(2 * p.depth));  // [depth, 8]
+  std::vector<Lanes> made(static_cast<size_t>(2 * p.depth));
+  Lanes* panel = made.data();  // [depth, 8]
   for (int64_t column = first; column < last; column += kPanel) {
     const int64_t width = std::min(kPanel, last - column);
     for (int64_t k = 0; k < p.depth; ++k)
       for (int64_t c = 0; c < width; ++c)
-        panel[static_cast<size_t>(2 * k + c / 4)][c % 4] =
-            p.b[k * p.down + (column + c) * p.across];
+        panel[2 * k + c / 4][c % 4] = p.b[k * p.down + (column + c) * p.across];
     for (int64_t r = 0; r < p.rows; r += kRows) {
       const float* rows[kRows];
       for (int64_t i = 0; i < kRows; ++i) rows[i] = p.a + std::min(r + i, p.rows - 1) * p.depth;
       Lanes sums[kRows][2] = {};
-      for (size_t k = 0; k < static_cast<size_t>(p.depth); ++k)
+      for (int64_t k = 0; k < p.depth; ++k)
         for (int64_t i = 0; i < kRows; ++i) {
           sums[i][0] += panel[2 * k] * rows[i][k];
           sums[i][1] += panel[2 * k + 1] * rows[i][k];
