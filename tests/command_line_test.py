@@ -15,6 +15,11 @@ from environment import memory_was_bounded
 DATA = pathlib.Path(sys.argv[2])
 LEROBOT = DATA / "golden/tiny-checkpoint-lerobot-pi0"
 OPENPI = DATA / "golden/tiny-checkpoint-openpi-pi05"
+FLOWER = DATA / "preprocess/images/flower_96x128_small.png"
+TOKENIZER = ("--tokenizer", DATA / "tokenizer/small_tokenizer.json")
+# What a robot with 14 joints and one camera sees.
+SCENE = ("--prompt", "pick up the red cube", "--state", ",".join(["0.25"] * 14), "--image",
+         f"base_0_rgb={FLOWER}")
 ALOHA = ("synthetic:pi0-small", "--robot", "aloha")
 check = environment.Checks()
 
@@ -37,6 +42,11 @@ def copied(scratch, source, name):
     shutil.copytree(source / "checkpoint", target)
     shutil.copy(source / "config.json", target / "golden.json")
     return target
+
+
+def opened(folder):
+    """The arguments that open a copy."""
+    return folder, "--config", folder / "golden.json"
 
 
 def edit_json(path, change):
@@ -233,12 +243,10 @@ def validations(scratch):
           "validate --json has PCC and relative L2 of modules, within their gates")
     expect(2, "nearest: 'siglip.norm'", "validate", *fake, "--module", "siglip.nrm")
     folder = copied(scratch, DATA / "golden/tiny-checkpoint-lerobot-pi0", "validated")
-    opened = (folder, "--config", folder / "golden.json",
-              "--tokenizer", DATA / "tokenizer/small_tokenizer.json")
-    expect(0, "sound", "validate", *opened, "--health-only")
-    expect(0, "actions", "validate", *opened, *fake)
+    expect(0, "sound", "validate", *opened(folder), *TOKENIZER, "--health-only")
+    expect(0, "actions", "validate", *opened(folder), *TOKENIZER, *fake)
     (folder / "model.safetensors").write_bytes(b"not a tensor")
-    expect(1, "NOT SOUND", "validate", *opened, *fake)
+    expect(1, "NOT SOUND", "validate", *opened(folder), *TOKENIZER, *fake)
 
 
 def doctor():
@@ -264,11 +272,10 @@ def bad_inputs(scratch):
     grey.write_bytes(b"P5\n1 1\n255\nx")
     expect(4, "1 channel", "run", "demo", "--image", f"top={grey}")
     expect(4, "cannot open image", "run", "demo", "--image", "top=nothing.png")
-    flower = DATA / "preprocess/images/flower_96x128_small.png"
     reach = ("--prompt", "reach the red disc")
-    expect(0, "'gripper' is absent", "run", "demo", *reach, "--image", f"top={flower}")
-    expect(0, "left_waist", "run", *ALOHA, *reach, "--image", f"cam_high={flower}")
-    expect(4, "nearest: 'top'", "run", "demo", *reach, "--image", f"tpo={flower}")
+    expect(0, "'gripper' is absent", "run", "demo", *reach, "--image", f"top={FLOWER}")
+    expect(0, "left_waist", "run", *ALOHA, *reach, "--image", f"cam_high={FLOWER}")
+    expect(4, "nearest: 'top'", "run", "demo", *reach, "--image", f"tpo={FLOWER}")
     expect(2, "expected NAME=FILE", "run", "demo", "--image", "x.png")
     expect(4, "expects 3", "run", "demo", "--state", "1,2")
     expect(4, "finite", "run", "demo", "--state", "nan,nan,nan")
@@ -280,51 +287,47 @@ def bad_inputs(scratch):
 
 def bad_checkpoints(scratch):
     good = copied(scratch, LEROBOT, "good")
-    config = ("--config", good / "golden.json")
-    expect(0, "lerobot", "inspect", good, *config)
+    expect(0, "lerobot", "inspect", *opened(good))
     expect(3, "heads of 72", "inspect", good)
-    expect(3, "tokenizer", "run", good, *config, "--prompt", "x")
+    expect(3, "tokenizer", "run", *opened(good), "--prompt", "x")
 
     weights = (good / "model.safetensors").read_bytes()
     cut = copied(scratch, LEROBOT, "cut")
     (cut / "model.safetensors").write_bytes(weights[:-100])
-    expect(3, "model.safetensors", "inspect", cut, "--config", cut / "golden.json")
+    expect(3, "model.safetensors", "inspect", *opened(cut))
     (cut / "model.safetensors").write_bytes(weights.replace(b"action_in_proj", b"action_it_proj"))
-    expect(3, "action_in_proj", "inspect", cut, "--config", cut / "golden.json")
+    expect(3, "action_in_proj", "inspect", *opened(cut))
     tensors = read_tensors(good / "model.safetensors")
     (name,) = (name for name in tensors if name.endswith("action_out_proj.weight"))
     entry, content = tensors[name]
     write_tensors(cut / "model.safetensors",
                   {**tensors, name: (entry, struct.pack("<f", float("nan")) + content[4:])})
-    given = (cut, "--config", cut / "golden.json", "--tokenizer",
-             DATA / "tokenizer/small_tokenizer.json")
-    expect(1, "action_out_proj.weight", "validate", *given, "--health-only")
-    expect(3, "action_out_proj.weight", "serve", *given, "--port", "0", "--admin-port", "0")
+    expect(1, "action_out_proj.weight", "validate", *opened(cut), *TOKENIZER, "--health-only")
+    expect(3, "action_out_proj.weight", "serve", *opened(cut), *TOKENIZER, "--port", "0",
+           "--admin-port", "0")
     (cut / "model.safetensors").unlink()
-    expect(3, "neither model.safetensors", "inspect", cut, "--config", cut / "golden.json")
+    expect(3, "neither model.safetensors", "inspect", *opened(cut))
 
     stats = copied(scratch, LEROBOT, "stats")
     state_file = next(stats.glob("policy_preprocessor_step_*"))
     state_file.unlink()
-    expect(3, state_file.name, "inspect", stats, "--config", stats / "golden.json")
-    expect(0, "not normalised", "inspect", stats, "--config", stats / "golden.json",
-           "--statistics", "none", "--json")
+    expect(3, state_file.name, "inspect", *opened(stats))
+    expect(0, "not normalised", "inspect", *opened(stats), "--statistics", "none", "--json")
     edit_json(stats / "policy_preprocessor.json",
               lambda c: c["steps"][0].update(registry_name="rename_observation_processor"))
-    expect(3, "nearest: 'rename_observations_processor'", "inspect", stats, "--config",
-           stats / "golden.json")
+    expect(3, "nearest: 'rename_observations_processor'", "inspect", *opened(stats))
 
     size = copied(scratch, LEROBOT, "size")
     edit_json(size / "config.json",
               lambda c: c["input_features"]["observation.state"].update(shape=[13]))
-    expect(3, "expected F32 [13]", "inspect", size, "--config", size / "golden.json")
+    expect(3, "expected F32 [13]", "inspect", *opened(size))
     edit_json(size / "config.json", lambda c: c.update(type="pi05"))
-    expect(3, "the tensors are pi0", "inspect", size, "--config", size / "golden.json")
+    expect(3, "the tensors are pi0", "inspect", *opened(size))
 
     openpi = copied(scratch, OPENPI, "openpi")
-    expect(0, "openpi", "inspect", openpi, "--config", openpi / "golden.json")
+    expect(0, "openpi", "inspect", *opened(openpi))
     (openpi / "assets/demo/norm_stats.json").unlink()
-    expect(3, "norm_stats.json", "inspect", openpi, "--config", openpi / "golden.json")
+    expect(3, "norm_stats.json", "inspect", *opened(openpi))
 
 
 def read_tensors(path):
@@ -347,13 +350,10 @@ def write_tensors(path, tensors):
 
 def layouts(scratch):
     """The same weights and settings, stored in other ways, give the same actions."""
-    flower = DATA / "preprocess/images/flower_96x128_small.png"
 
     def actions(folder, dims):
-        code, out, err = tendon("run", folder, "--config", folder / "golden.json", "--json",
-                                "--tokenizer", DATA / "tokenizer/small_tokenizer.json",
-                                "--prompt", "pick up the red cube", "--state",
-                                ",".join(["0.25"] * dims), "--image", f"base_0_rgb={flower}")
+        code, out, err = tendon("run", *opened(folder), *TOKENIZER, "--json", *SCENE[:3],
+                                ",".join(["0.25"] * dims), *SCENE[4:])
         check(code == 0, f"{folder.name} runs: {err}")
         return json.loads(out)["actions"] if code == 0 else None
 
@@ -369,8 +369,7 @@ def layouts(scratch):
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
     check(actions(sharded, 14) == plain, "a sharded checkpoint is the same model")
     edit_json(index, lambda c: c["weight_map"].update({next(iter(where)): "../model.safetensors"}))
-    expect(3, "not a file name in the same folder", "inspect", sharded, "--config",
-           sharded / "golden.json")
+    expect(3, "not a file name in the same folder", "inspect", *opened(sharded))
 
     old = copied(scratch, LEROBOT, "old")
     tower = "paligemma.model.vision_tower."
@@ -397,24 +396,21 @@ def layouts(scratch):
 
 def said_by_every_verb(scratch):
     """What would make actions other than those of the training is refused, or one warning."""
-    given = ["--tokenizer", DATA / "tokenizer/small_tokenizer.json"]
-    seen = ["--prompt", "pick up the red cube", "--image",
-            f"base_0_rgb={DATA / 'preprocess/images/flower_96x128_small.png'}", "--state"]
     guessed = copied(scratch, OPENPI, "guessed")
     edit_json(guessed / "config.json", lambda c: c.pop("action_horizon"))
     edit_json(guessed / "golden.json", lambda c: c.pop("horizon"))
     strange = copied(scratch, LEROBOT, "strange")
     edit_json(strange / "config.json", lambda c: c.update(mirror_arms="\x1b[2Jyes"))
     for verb, more, refusal in (
-            ("run", [*seen, ",".join(["0.25"] * 14)], 3), ("serve", ["--port", "0"], 3),
+            ("run", SCENE, 3), ("serve", ["--port", "0"], 3),
             ("convert", [scratch / "said.safetensors"], 3), ("inspect", [], 3),
-            ("bench", ["--calls", "1", *seen, ",".join(["0.25"] * 14)], 3),
-            ("coverage", [*seen, ",".join(["0.25"] * 14)], 3), ("validate", ["--health-only"], 1)):
-        expect(refusal, "does not tell the action horizon", verb, guessed, "--config",
-               guessed / "golden.json", *given, *more)
+            ("bench", ["--calls", "1", *SCENE], 3), ("coverage", SCENE, 3),
+            ("validate", ["--health-only"], 1)):
+        expect(refusal, "does not tell the action horizon", verb, *opened(guessed), *TOKENIZER,
+               *more)
         if verb == "serve":  # its log: serve_test.py
             continue
-        code, _, err = tendon(verb, strange, "--config", strange / "golden.json", *given, *more)
+        code, _, err = tendon(verb, *opened(strange), *TOKENIZER, *more)
         lines = [line for line in err.splitlines() if line.startswith("warning: ") and
                  "mirror_arms" in line and "\x1b" not in line]
         check(code == 0 and len(lines) == 1, f"{verb}: exit {code}, one warning: {err}")
@@ -423,24 +419,21 @@ def said_by_every_verb(scratch):
 
 def conversions(scratch):
     """tendon convert: the same actions from one file; altered, cut and newer files are refused."""
-    given = ["--prompt", "pick up the red cube", "--state", ",".join(["0.25"] * 14), "--json",
-             "--image", f"base_0_rgb={DATA / 'preprocess/images/flower_96x128_small.png'}"]
     folder = copied(scratch, LEROBOT, "to_convert")
-    opened = [folder, "--config", folder / "golden.json", "--tokenizer",
-              DATA / "tokenizer/small_tokenizer.json"]
+    model = (*opened(folder), *TOKENIZER)
     for precision in ("bf16", "int8", "f32"):
         file = scratch / f"{precision}.safetensors"
-        expect(0, "self-check: same actions", "convert", *opened, file, "--precision", precision)
-        whole = json.loads(tendon("run", *opened, *given, "--precision", precision)[1])
-        packed = json.loads(tendon("run", file, *given)[1])
+        expect(0, "self-check: same actions", "convert", *model, file, "--precision", precision)
+        whole = json.loads(tendon("run", *model, *SCENE, "--json", "--precision", precision)[1])
+        packed = json.loads(tendon("run", file, *SCENE, "--json")[1])
         check(packed["actions"] == whole["actions"], f"{precision}: converted gives the same")
     expect(0, "converted", "inspect", file)
-    expect(2, "packed as f32", "run", file, *given, "--precision", "bf16")
-    expect(2, "packed for the cpu", "run", file, *given, "--backend", "reference")
+    expect(2, "packed as f32", "run", file, *SCENE, "--json", "--precision", "bf16")
+    expect(2, "packed for the cpu", "run", file, *SCENE, "--json", "--backend", "reference")
     expect(2, "already converted", "convert", file, scratch / "again.safetensors")
-    expect(2, "OUT.safetensors", "convert", *opened, scratch / "x.bin")
-    expect(3, "cannot write", "convert", *opened, scratch / "nowhere/x.safetensors")
-    expect(3, "no tokenizer", "convert", *opened[:3], scratch / "y.safetensors")
+    expect(2, "OUT.safetensors", "convert", *model, scratch / "x.bin")
+    expect(3, "cannot write", "convert", *model, scratch / "nowhere/x.safetensors")
+    expect(3, "no tokenizer", "convert", *opened(folder), scratch / "y.safetensors")
     check(not list(scratch.glob("y.safetensors*")), "nothing half-written remains")
 
     content = file.read_bytes()
@@ -449,7 +442,7 @@ def conversions(scratch):
             ("cut", content[:-100], "cut.safetensors"),
             ("newer", content.replace(b'"tendon.format":"1"', b'"tendon.format":"2"'), "format 2")):
         (scratch / f"{name}.safetensors").write_bytes(altered)
-        expect(3, message, "run", scratch / f"{name}.safetensors", *given)
+        expect(3, message, "run", scratch / f"{name}.safetensors", *SCENE, "--json")
 
 
 def benchmark(scratch):
