@@ -64,7 +64,10 @@ struct Close {
 };
 using Gif = std::unique_ptr<GifFileType, Close>;
 
-Gif read_gif(const std::filesystem::path& path) {
+// The film as giflib reads it.
+Gif filmed(const Record& record) {
+  const Scratch scratch("film");
+  const auto path = scratch.write("a.gif", film_gif(record, kPush));
   int error = 0;
   Gif gif(DGifOpenFileName(path.c_str(), &error));
   EXPECT_NE(gif, nullptr) << GifErrorString(error);
@@ -106,11 +109,9 @@ int largest_error(const Image& film, const Image& drawn, int left, int top, int 
 }
 
 TEST(Film, has_a_frame_per_step_and_loops) {
-  const Scratch scratch("film_frames");
   const Record record = expert_record(kPush);
   ASSERT_TRUE(record.solved);
-  scratch.write("a.gif", film_gif(record, kPush));
-  const Gif gif = read_gif(scratch.path() / "a.gif");
+  const Gif gif = filmed(record);
   EXPECT_EQ(gif->SWidth, 514);
   EXPECT_EQ(gif->SHeight, 380);
   ASSERT_EQ(gif->ImageCount, record.steps() + 1);
@@ -124,14 +125,11 @@ TEST(Film, has_a_frame_per_step_and_loops) {
   };
   EXPECT_EQ(text(0), "NETSCAPE2.0");
   EXPECT_EQ(text(1), std::string("\x01\x00\x00", 3));
-  EXPECT_FALSE(std::filesystem::exists(scratch.path() / "a.gif.part"));
 }
 
 TEST(Film, shows_what_the_cameras_see) {
-  const Scratch scratch("film_pixels");
   for (const Record& record : {expert_record(kPush), wandering_record()}) {
-    scratch.write("a.gif", film_gif(record, kPush));
-    const Gif gif = read_gif(scratch.path() / "a.gif");
+    const Gif gif = filmed(record);
     ASSERT_EQ(gif->ImageCount, record.steps() + 1);
     Image picture = {.height = 380, .width = 514, .rgb = std::vector<uint8_t>(3 * 380 * 514)};
     for (int i = 0; i < gif->ImageCount; ++i) {
@@ -150,12 +148,10 @@ TEST(Film, shows_what_the_cameras_see) {
 }
 
 TEST(Film, of_the_longest_episode_is_small) {
-  const Scratch scratch("film_size");
   const Record record = wandering_record();
   ASSERT_EQ(record.steps(), kPushSteps);
-  scratch.write("a.gif", film_gif(record, kPush));
-  EXPECT_LT(std::filesystem::file_size(scratch.path() / "a.gif"), 300'000u);
-  const Gif gif = read_gif(scratch.path() / "a.gif");
+  EXPECT_LT(film_gif(record, kPush).size(), 300'000u);
+  const Gif gif = filmed(record);
   for (int i = 1; i + 1 < gif->ImageCount; ++i) {  // the last one has the border
     const GifImageDesc& d = gif->SavedImages[i].ImageDesc;
     EXPECT_LT(d.Width * d.Height, 514 * 380) << i;
@@ -172,9 +168,7 @@ TEST(Film, writes_only_ascii_and_cuts_long_prompts) {
 }
 
 TEST(Film, of_nothing_is_one_frame) {
-  const Scratch scratch("film_empty");
-  scratch.write("a.gif", film_gif({.episode = episode_of(kPush)}, kPush));
-  const Gif gif = read_gif(scratch.path() / "a.gif");
+  const Gif gif = filmed({.episode = episode_of(kPush)});
   ASSERT_EQ(gif->ImageCount, 1);
   EXPECT_EQ(control(gif, 0).DelayTime, 150);
 }
@@ -273,22 +267,23 @@ TEST(Sketch, outlines_are_those_of_the_picture) {
     record.episode.world.objects = {{{Colour::red, shape}, {0.4, 0.7}}};
     // 440 pixels per side as in the sketch; the room around takes 22.
     const auto seen = seen_box(draw(record.episode.world, View::top, 484), 66);
-    const std::string svg = sketch_svg(record, ""), number = "([0-9.]+)";
-    std::smatch m;
+    const std::string svg = sketch_svg(record, "");
+    // The numbers of the red shape that has these attributes, each # one number.
+    const auto numbers_in = [&](const std::string& attributes) {
+      const std::regex pattern(std::regex_replace(attributes, std::regex("#"), "([0-9.]+)") +
+                               "\"[^>]* fill=\"#e2282c\"");
+      std::vector<double> found;
+      if (std::smatch m; std::regex_search(svg, m, pattern))
+        for (size_t i = 1; i < m.size(); ++i) found.push_back(std::stod(m[i]));
+      return found;
+    };
     std::array<double, 4> box = {};
-    const auto at = [&](size_t i) { return std::stod(m[i]); };
-    const std::string red = "\"[^>]* fill=\"#e2282c\"";
-    if (std::regex_search(
-            svg, m, std::regex("cx=\"" + number + "\" cy=\"" + number + "\" r=\"" + number + red)))
-      box = {at(1) - at(3), at(2) - at(3), at(1) + at(3), at(2) + at(3)};
-    else if (std::regex_search(svg, m,
-                               std::regex("x=\"" + number + "\" y=\"" + number + "\" width=\"" +
-                                          number + "\" height=\"" + number + red)))
-      box = {at(1), at(2), at(1) + at(3), at(2) + at(4)};
-    else if (std::regex_search(svg, m,
-                               std::regex("points=\"" + number + "," + number + " " + number + "," +
-                                          number + " " + number + "," + number + red)))
-      box = {at(5), at(2), at(3), at(4)};
+    if (const auto v = numbers_in("cx=\"#\" cy=\"#\" r=\"#"); !v.empty())
+      box = {v[0] - v[2], v[1] - v[2], v[0] + v[2], v[1] + v[2]};
+    else if (const auto r = numbers_in("x=\"#\" y=\"#\" width=\"#\" height=\"#"); !r.empty())
+      box = {r[0], r[1], r[0] + r[2], r[1] + r[3]};
+    else if (const auto t = numbers_in("points=\"#,# #,# #,#"); !t.empty())
+      box = {t[4], t[1], t[2], t[3]};
     for (size_t i = 0; i < 4; ++i)
       EXPECT_NEAR(box[i] - (i % 2 ? 65 : 20), seen[i] - 22, 1.5) << name(shape) << i;
   }
