@@ -8,7 +8,7 @@
 namespace tendon::tt {
 namespace {
 
-constexpr int64_t kFew = 1 << 18;  // values that one thread brings to their places
+constexpr int64_t kPlacedAlone = 1 << 18;  // values that one thread brings to their places
 
 // The stacked matrices [outputs, inputs] one after another.
 std::vector<float> stacked(const WeightParts& parts, int64_t outputs, int64_t inputs) {
@@ -26,7 +26,7 @@ std::vector<float> stacked(const WeightParts& parts, int64_t outputs, int64_t in
 std::vector<float> transposed(std::span<const float> values, int64_t inputs, const TtWeight& w) {
   const int64_t outputs = std::ssize(values) / inputs, columns = w.outputs.count(outputs);
   std::vector<float> y(static_cast<size_t>(w.inputs.count(inputs) * columns));
-  const int threads = std::ssize(y) < kFew ? 1 : hardware_threads();
+  const int threads = std::ssize(y) < kPlacedAlone ? 1 : hardware_threads();
   parallel_for(inputs, threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
       for (int64_t o = 0; o < outputs; ++o)

@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
@@ -92,33 +93,26 @@ std::vector<char*> pointers(const std::vector<std::string>& words) {
   return found;
 }
 
-// `changes` ("NAME=value", of a name the last), this process's environment, and what keeps the
-// library and its MPI from leaving files in /dev/shm when they are killed.
-std::vector<std::string> environment_with(const std::vector<std::string>& changes) {
-  std::vector<std::string> all;
-  const auto add = [&](std::string_view entry) {
-    const std::string_view name = entry.substr(0, entry.find('=') + 1);
-    const auto same = [&](const std::string& other) { return other.starts_with(name); };
-    if (std::ranges::none_of(all, same)) all.emplace_back(entry);
+// What keeps the library and its MPI from leaving files in /dev/shm when they are killed, this
+// process's environment, and `changes` ("NAME=value"); the last of a name holds.
+std::map<std::string, std::string> environment_with(const std::vector<std::string>& changes) {
+  std::map<std::string, std::string> all{{"OMPI_MCA_btl", "self"},
+                                         {"TT_METAL_SHM_TRACKING_DISABLED", "1"}};
+  const auto set = [&](const std::string& entry) {
+    const size_t equals = std::min(entry.find('='), entry.size());
+    all[entry.substr(0, equals)] = entry.substr(std::min(equals + 1, entry.size()));
   };
-  for (auto change = changes.rbegin(); change != changes.rend(); ++change) add(*change);
-  for (char** entry = environ; *entry != nullptr; ++entry) add(*entry);
-  for (const char* quiet : {"OMPI_MCA_btl=self", "TT_METAL_SHM_TRACKING_DISABLED=1"}) add(quiet);
+  for (char** entry = environ; *entry != nullptr; ++entry) set(*entry);
+  for (const std::string& change : changes) set(change);
   return all;
 }
 
 // What the library will find in its environment.
 struct Mode {
-  explicit Mode(const std::vector<std::string>& environment) {
-    const auto has = [&](const std::string& name) {
-      return std::ranges::any_of(environment, [&](const std::string& entry) {
-        return entry.starts_with(name + "=") && entry.size() > name.size() + 1;
-      });
-    };
-    simulator = has("TT_METAL_SIMULATOR");
-    mock = !simulator && has("TT_METAL_MOCK_CLUSTER_DESC_PATH");
-    fast_dispatch = !mock && !has("TT_METAL_SLOW_DISPATCH_MODE");
-  }
+  explicit Mode(std::map<std::string, std::string> environment)
+      : simulator(!environment["TT_METAL_SIMULATOR"].empty()),
+        mock(!simulator && !environment["TT_METAL_MOCK_CLUSTER_DESC_PATH"].empty()),
+        fast_dispatch(!mock && environment["TT_METAL_SLOW_DISPATCH_MODE"].empty()) {}
   bool simulator, mock;
   bool fast_dispatch;  // a mock has no command queues
 };
@@ -150,7 +144,7 @@ bool is_noise(std::string_view line) {
 class WorkerProcess {
  public:
   // Throws Error(Fault::backend) when the interpreter cannot be started.
-  WorkerProcess(const WorkerOptions& options, const std::vector<std::string>& environment,
+  WorkerProcess(const WorkerOptions& options, const std::map<std::string, std::string>& environment,
                 const std::string& mode) {
     std::array<int, 2> pair{-1, -1};
     ensure(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) == 0, Fault::backend,
@@ -178,8 +172,12 @@ class WorkerProcess {
                                            fmt::to_string(kDevice),
                                            fmt::to_string(options.trace_region_bytes),
                                            mode};
+    std::vector<std::string> variables(environment.size());
+    std::ranges::transform(environment, variables.begin(), [](const auto& variable) {
+      return fmt::format("{}={}", variable.first, variable.second);
+    });
     const int error = posix_spawnp(&keeper_, options.python.c_str(), &files, &attributes,
-                                   pointers(command).data(), pointers(environment).data());
+                                   pointers(command).data(), pointers(variables).data());
     posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&files);
     if (error != 0) keeper_ = -1;
@@ -463,7 +461,7 @@ class Worker final : public TtApi {
   }
 
   WorkerOptions options_;
-  std::vector<std::string> environment_;
+  std::map<std::string, std::string> environment_;
   Mode mode_;
   WorkerProcess python_;
   Caps caps_;

@@ -107,20 +107,20 @@ def calls_of(ttnn, device):
     def kernel(w):
         return {"compute_kernel_config": compute(w.fidelity, w.f32_accumulate), **memory(w)}
 
-    @functools.lru_cache(maxsize=None)
-    def blocks(activation, kind, grid_x, grid_y, k_block, subblock_m, subblock_n, core_m, core_n):
-        options = {"compute_with_storage_grid_size": (grid_x, grid_y), "in0_block_w": k_block,
-                   "out_subblock_h": subblock_m, "out_subblock_w": subblock_n,
-                   "per_core_M": core_m, "per_core_N": core_n,
-                   "fused_activation": activations[activation]}
-        if kind == "multicast_2d":
+    def program(w):
+        b = w.blocks
+        options = {"compute_with_storage_grid_size": (b.grid_x, b.grid_y), "in0_block_w": b.k_block,
+                   "out_subblock_h": b.subblock_m, "out_subblock_w": b.subblock_n,
+                   "per_core_M": b.core_m, "per_core_N": b.core_n,
+                   "fused_activation": activations[w.activation]}
+        if b.kind == "multicast_2d":
             return ttnn.MatmulMultiCoreReuseMultiCastProgramConfig(transpose_mcast=False, **options)
         return ttnn.MatmulMultiCoreReuseMultiCast1DProgramConfig(fuse_batch=True, mcast_in0=True,
                                                                  **options)
 
     def linear(w, x):
         cut = ({"activation": activations[w.activation]} if w.blocks.kind == "library" else
-               {"program_config": blocks(w.activation, **vars(w.blocks))})
+               {"program_config": program(w)})
         return ttnn.linear(x[0], x[1], bias=x[2], dtype=w.format, **cut, **kernel(w))
 
     def attention(w, x):
