@@ -198,8 +198,8 @@ TEST(Processors, that_do_not_normalise_the_state_or_make_actions_absolute_are_fo
   Checkpoint checkpoint("lerobot-pi0");
   set_step("normalizer_processor", "/normalize_observation_keys", json::array())(checkpoint);
   const OpenedModel model = opened(checkpoint);
-  EXPECT_EQ(model.spec.state.method, NormMethod::identity);
-  EXPECT_EQ(model.spec.action.method, NormMethod::mean_std);
+  EXPECT_EQ(model.spec.normalize().state.method, NormMethod::identity);
+  EXPECT_EQ(model.spec.normalize().action.method, NormMethod::mean_std);
   const Change relative = set_step("relative_actions_processor", "/enabled", true);
   const Change absolute = set_step("absolute_actions_processor", "/enabled", true);
   for (const char* kind : {"lerobot-pi0", "lerobot-pi05"}) {
@@ -289,7 +289,7 @@ TEST(Aloha, joints_that_are_adapted_are_said_and_may_be_left_as_they_are) {
     EXPECT_TRUE(said(open_model(model, options)));
     options.adapt_to_pi = false;
     const OpenedModel as_it_is = open_model(model, options);
-    EXPECT_FALSE(said(as_it_is) || as_it_is.spec.adapt_to_pi);
+    EXPECT_FALSE(said(as_it_is) || find<AlohaJoints>(as_it_is.spec.transforms));
   }
   EXPECT_FALSE(said(open_model("synthetic:pi0-small", {.robot = "droid"})));
   const Error e = refused([] { open_model("demo", {.adapt_to_pi = false}); });

@@ -106,6 +106,15 @@ def runs(scratch):
     expect(0, "3238048528", "inspect", "synthetic:pi0", "--json")
     expect(0, "3353433872", "inspect", "synthetic:pi05", "--json")
     expect(0, "horizon", "inspect", "synthetic:pi05", "--config", "pi05_droid")
+    saved = scratch / "saved.json"
+    towel = tendon("inspect", "synthetic:pi0-small", "--config", "pi0_aloha_towel", "--tendon-json")
+    saved.write_text(towel[1])
+    again = tendon("inspect", "synthetic:pi0-small", "--config", saved, "--tendon-json")
+    check(towel[0] == again[0] == 0 and towel[1] == again[1] and "fold the towel" in towel[1],
+          "a robot that was printed as a tendon.json is read back")
+    expect(4, "'front' is missing", "run", "synthetic:pi0-small", "--config",
+           DATA / "../../examples/lab_arm.json", "--state", "1,2,3,4,5,6,7", "--image",
+           f"wrist={DATA / 'preprocess/images/flower_96x128_small.png'}")
     hostile = scratch / "hostile.json"
     hostile.write_text(json.dumps({"\x1b[2Jcleared": 1}))
     expect(2, "unknown key '\\x1b[2Jcleared'", "inspect", "synthetic:pi0", "--config", hostile)
@@ -440,7 +449,7 @@ def conversions(scratch):
     for name, altered, message in (
             ("flipped", content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], "altered"),
             ("cut", content[:-100], "cut.safetensors"),
-            ("newer", content.replace(b'"tendon.format":"1"', b'"tendon.format":"2"'), "format 2")):
+            ("newer", content.replace(b'"tendon.format":"2"', b'"tendon.format":"3"'), "format 3")):
         (scratch / f"{name}.safetensors").write_bytes(altered)
         expect(3, message, "run", scratch / f"{name}.safetensors", *SCENE, "--json")
 

@@ -62,7 +62,7 @@ TEST(DemoPolicy, opens_as_a_lerobot_checkpoint_from_the_library) {
     const OpenedModel m = open_model(model, {});
     EXPECT_EQ(m.layout, "demo");
     EXPECT_EQ(m.config.pi05(), model == "demo:pi05");
-    EXPECT_EQ(m.spec.cameras, (std::vector<std::string>{"top", "gripper"}));
+    EXPECT_EQ(m.spec.slots, (std::vector<std::string>{"top", "gripper"}));
     EXPECT_EQ(m.spec.state_dim, 3);
     EXPECT_EQ(m.spec.action_dim, 3);
     EXPECT_EQ(m.config.horizon, 10);
@@ -96,7 +96,7 @@ TEST(DemoPolicy, never_returns_an_action_that_is_not_finite) {
   Ops ops(*kernels);
   for (size_t d = 0; d < 3; ++d) {
     OpenedModel m = open_model("demo", {});
-    m.spec.action.centre[d] = 1e300;  // infinite as a float, in which lerobot computes
+    m.spec.normalize().action.centre[d] = 1e300;  // infinite as a float, in which lerobot computes
     const Model model{m.config, load_weights(ops, *m.weights, m.config)};
     tendon::Policy policy(ops, model, std::move(m.spec));
     EXPECT_TRUE(refuses(Fault::internal, "action " + std::to_string(d) + " of row 0 is inf",
@@ -107,7 +107,8 @@ TEST(DemoPolicy, never_returns_an_action_that_is_not_finite) {
 TEST(DemoPolicy, is_described_with_every_statistic_and_the_bytes_of_every_tensor) {
   const nlohmann::json about = nlohmann::json::parse(describe("demo", {.precision = "f32"}));
   const OpenedModel m = open_model("demo", {});
-  for (const auto& [which, n] : {std::pair("state", &m.spec.state), {"action", &m.spec.action}}) {
+  const Normalize& by = m.spec.normalize();
+  for (const auto& [which, n] : {std::pair("state", &by.state), {"action", &by.action}}) {
     const nlohmann::json& values = about.at("statistics").at(which).at("values");
     ASSERT_EQ(values.size(), 3u);
     for (size_t d = 0; d < 3; ++d) {

@@ -48,15 +48,14 @@ Observation observe(const Engine& engine) {
 
 // One robot with one way to normalise, around the small network.
 struct Meeting {
-  Robot robot = Robot::lerobot;
-  NormFamily family = NormFamily::lerobot;
+  std::string robot = "lerobot";
+  Family family = Family::lerobot;
   NormMethod method = NormMethod::mean_std;
   bool relative = false, adapt_to_pi = true, quantiles = true;
 };
 
 std::string to_text(const Meeting& m) {
-  return fmt::format("{} {} {}{}{}", name(m.robot),
-                     m.family == NormFamily::openpi ? "openpi" : "lerobot", name(m.method),
+  return fmt::format("{} {} {}{}{}", m.robot, name(m.family), name(m.method),
                      m.relative ? " relative" : "", m.adapt_to_pi ? "" : " not adapted");
 }
 
@@ -89,17 +88,19 @@ struct Robotic {
     OpenedModel opened =
         open_model("synthetic:pi0", {.config = scratch.write("wide.json", wide).string()});
     PolicySpec& s = opened.spec;
-    s.robot = m.robot;
-    s.adapt_to_pi = m.adapt_to_pi;
-    s.state_dim = std::max<int64_t>(facts(m.robot).state_dim, 8);
-    s.action_dim = std::max<int64_t>(facts(m.robot).action_dim, 7);
-    s.state = some_statistics(m, s.state_dim);
-    s.action = some_statistics(m, s.action_dim);
-    if (m.relative)
-      for (int64_t d = 0; d < s.action_dim; ++d) s.delta.push_back(d % 7 != 6);
+    s.state_dim = m.robot == "aloha" ? 14 : 8;
+    s.action_dim = m.robot == "aloha" ? 14 : m.robot == "droid" ? 8 : 7;
+    s.action_names.assign(static_cast<size_t>(s.action_dim), "joint");
+    DeltaActions delta{.family = m.family};
+    for (int64_t d = 0; d < s.action_dim; ++d) delta.mask.push_back(d % 7 != 6);
+    s.transforms.clear();
+    if (m.robot == "aloha" && m.adapt_to_pi) s.transforms.push_back(AlohaJoints{});
+    if (m.relative) s.transforms.push_back(delta);
+    s.transforms.push_back(
+        Normalize{some_statistics(m, s.state_dim), some_statistics(m, s.action_dim)});
     for (int64_t d = 0; d < s.state_dim; ++d)
       observation.state.push_back(0.3 - 0.05 * static_cast<double>(d));
-    for (const std::string& camera : s.cameras) observation.images[camera] = picture(3);
+    for (const std::string& camera : s.slots) observation.images[camera] = picture(3);
     Weights weights = load_weights(ops, *opened.weights, opened.config);
     policy = std::make_unique<Policy>(ops, Model{opened.config, std::move(weights)},
                                       std::move(opened.spec));
@@ -132,13 +133,13 @@ void expect_close(const std::vector<float>& a, const std::vector<float>& b,
 std::vector<Meeting> meetings() {
   std::vector<Meeting> all;
   for (const bool relative : {false, true}) {
-    for (const Robot robot : {Robot::aloha, Robot::droid, Robot::libero})
+    for (const char* robot : {"aloha", "droid", "libero"})
       for (const NormMethod m : {NormMethod::mean_std, NormMethod::quantiles})
-        all.push_back({robot, NormFamily::openpi, m, relative});
-    all.push_back({Robot::aloha, NormFamily::openpi, NormMethod::mean_std, relative, false});
+        all.push_back({robot, Family::openpi, m, relative});
+    all.push_back({"aloha", Family::openpi, NormMethod::mean_std, relative, false});
     for (const NormMethod m : {NormMethod::identity, NormMethod::mean_std, NormMethod::quantiles,
                                NormMethod::min_max, NormMethod::quantile10})
-      all.push_back({Robot::lerobot, NormFamily::lerobot, m, relative});
+      all.push_back({"lerobot", Family::lerobot, m, relative});
   }
   return all;
 }
@@ -285,7 +286,7 @@ TEST(PreviousChunk, is_refused_when_it_is_neither_or_both_or_does_not_fit) {
 }
 
 TEST(Quantiles, of_actions_come_in_the_robots_units_at_the_state_of_now) {
-  const Meeting m{Robot::aloha, NormFamily::openpi, NormMethod::mean_std, true};
+  const Meeting m{"aloha", Family::openpi, NormMethod::mean_std, true};
   Robotic robotic(m);
   const Actions a = robotic.infer();
   const Normalizer n = some_statistics(m, 14);

@@ -141,9 +141,11 @@ Prepared prepare(Case& c, int64_t b, const std::vector<float>& image_mask) {
   const VisionConfig& v = c.config.vision;
   for (int64_t camera = 0; camera < std::ssize(image_mask); ++camera) {
     if (image_mask[static_cast<size_t>(camera)] == 0.f) continue;
-    const std::vector<float> image =
-        patches(pixels(c, b, camera), static_cast<int>(v.image), static_cast<int>(v.patch));
-    all.insert(all.end(), image.begin(), image.end());
+    const std::vector<float> image = pixels(c, b, camera);  // [side, side, 3]
+    const PatchLayout layout{static_cast<int>(v.image), static_cast<int>(v.patch)};
+    in_patch_order(layout, [&](int row, int column, int channel) {
+      all.push_back(image[static_cast<size_t>(3 * (row * layout.side + column) + channel)]);
+    });
     p.cameras.push_back(camera);
   }
   p.inputs.images = std::ssize(p.cameras);
@@ -405,7 +407,7 @@ int run_pipeline(const Options& options) {
   }
   for (const float v : expected("state.raw")) observation.state.push_back(v);
 
-  const std::vector<double> state = around.state.normalize(observation.state);
+  const std::vector<double> state = state_to_model(around.transforms, observation.state).back();
   bool ok =
       report("state.normalized", {state.begin(), state.end()}, expected("state.normalized"), 1e-6);
   const std::vector<int32_t> ids =

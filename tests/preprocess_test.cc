@@ -1,5 +1,5 @@
 // labels: unit
-// Images, statistics and robots against the outputs of openpi, lerobot and Pillow.
+// Images, statistics and transforms against the outputs of openpi, lerobot and Pillow.
 #include <gtest/gtest.h>
 #include <jpeglib.h>
 
@@ -12,9 +12,8 @@
 #include "policy/images.h"
 #include "policy/policy_spec_json.h"
 #include "policy/processors.h"
-#include "policy/robots.h"
 #include "policy/statistics.h"
-#include "policy/training_configs.h"
+#include "policy/transforms.h"
 #include "test_files.h"
 
 using namespace tendon;
@@ -37,7 +36,7 @@ Normalizer lerobot(NormMethod method, const std::string& feature) {
                            : method == NormMethod::quantiles ? std::pair("q01", "q99")
                            : method == NormMethod::min_max   ? std::pair("min", "max")
                                                              : std::pair("q10", "q90");
-  return {.family = NormFamily::lerobot,
+  return {.family = Family::lerobot,
           .method = method,
           .centre = stored("stats." + feature + "." + low),
           .range = stored("stats." + feature + "." + high)};
@@ -51,17 +50,32 @@ void expect_close(const std::vector<double>& got, const std::vector<double>& exp
         << what << "[" << i << "]: " << got[i] << " and " << expected[i];
 }
 
-std::vector<double> normalize_rows(const Normalizer& n, const std::vector<double>& all,
-                                   size_t dim) {
-  std::vector<double> out;
-  for (size_t i = 0; i < all.size(); i += dim) {
-    const auto row = n.normalize(std::span(all).subspan(i, dim));
-    out.insert(out.end(), row.begin(), row.end());
-  }
-  return out;
+// `values` as rows of `dim`, each of them through one of a normalizer's functions.
+std::vector<double> rows_through(void (Normalizer::*step)(std::span<double>) const,
+                                 const Normalizer& n, std::vector<double> values, size_t dim) {
+  for (size_t i = 0; i < values.size(); i += dim)
+    (n.*step)(std::span(values).subspan(i, std::min(dim, values.size() - i)));
+  return values;
 }
 
-std::vector<float> to_float(const std::vector<double>& v) { return {v.begin(), v.end()}; }
+std::vector<double> cut_rows(const std::vector<double>& values, size_t dim, size_t kept) {
+  std::vector<double> cut;
+  for (size_t i = 0; i < values.size(); ++i)
+    if (i % dim < kept) cut.push_back(values[i]);
+  return cut;
+}
+
+// [side, side, 3], as a picture is stored.
+std::vector<float> model_pixels(const Image& image, int side, Family resizer,
+                                const std::string& name = "the picture") {
+  const PatchLayout whole{side, side};
+  std::vector<float> planes(whole.values()), pixels(whole.values());
+  write_patches(image, resizer, whole, name, planes);
+  in_patch_order(whole, [&, next = planes.begin()](int r, int c, int ch) mutable {
+    pixels[static_cast<size_t>(3 * (r * side + c) + ch)] = *next++;
+  });
+  return pixels;
+}
 
 // Every picture of the resizing goldens.
 std::map<std::string, Image> pictures() {
@@ -87,66 +101,65 @@ TEST(Statistics, lerobot_methods_agree_in_float) {
   for (const NormMethod m :
        {NormMethod::mean_std, NormMethod::quantiles, NormMethod::min_max, NormMethod::quantile10}) {
     const std::string base = "lerobot." + std::string(name(m));
-    expect_close(normalize_rows(lerobot(m, "observation.state"), stored("state"), 8),
-                 stored(base + ".state"), 1e-6, base + ".state");
-    expect_close(lerobot(m, "action").unnormalize(to_float(stored("model_actions")), 7),
-                 stored(base + ".actions"), 1e-6, base + ".actions");
+    expect_close(
+        rows_through(&Normalizer::normalize, lerobot(m, "observation.state"), stored("state"), 8),
+        stored(base + ".state"), 1e-6, base + ".state");
+    expect_close(
+        rows_through(&Normalizer::unnormalize, lerobot(m, "action"), stored("model_actions"), 7),
+        stored(base + ".actions"), 1e-6, base + ".actions");
   }
 }
 
-TEST(Statistics, openpi_methods_agree_in_double_also_beyond_the_statistics) {
+TEST(Statistics, openpi_methods_agree_in_double) {
   for (const bool quantiles : {false, true}) {
-    const Statistics s = read_norm_stats(test_data("preprocess/norm_stats.json"), quantiles);
+    const Normalize s = read_norm_stats(test_data("preprocess/norm_stats.json"), quantiles);
     const std::string base = quantiles ? "openpi.quantile" : "openpi.mean_std";
-    expect_close(normalize_rows(s.state, stored("state"), 8), stored(base + ".state"), 1e-12,
-                 base + ".state");
-    expect_close(s.action.unnormalize(to_float(stored(base + ".actions_padded_input")), 32),
-                 stored(base + ".actions"), 1e-12, base + ".actions");
+    expect_close(rows_through(&Normalizer::normalize, s.state, stored("state"), 8),
+                 stored(base + ".state"), 1e-12, base + ".state");
+    // The model's rows are padded; those columns are cut off.
+    expect_close(rows_through(&Normalizer::unnormalize, s.action,
+                              cut_rows(stored(base + ".actions_padded_input"), 32, 7), 7),
+                 cut_rows(stored(base + ".actions"), 32, 7), 1e-12, base + ".actions");
   }
 }
 
-TEST(Statistics, renormalize_undoes_unnormalize_in_every_method_also_beyond_the_statistics) {
-  const std::vector<float> model = to_float(stored("model_actions"));
-  const auto undone = [&](const Normalizer& n, int64_t dim, const std::string& what) {
-    const std::vector<double> back = n.renormalize(n.unnormalize(model, dim), dim);
+TEST(Statistics, renormalize_undoes_unnormalize_in_every_method) {
+  const std::vector<double> model = stored("model_actions");
+  const auto undone = [&](const Normalizer& n, const std::string& what) {
+    const std::vector<double> back = rows_through(
+        &Normalizer::renormalize, n, rows_through(&Normalizer::unnormalize, n, model, 7), 7);
     ASSERT_EQ(back.size(), model.size()) << what;
     for (size_t i = 0; i < back.size(); ++i) {
-      const size_t d = i % static_cast<size_t>(dim);
+      const size_t d = i % 7;
       const bool mean_std = n.method == NormMethod::mean_std;
       const bool constant = d < n.range.size() && n.range[d] == (mean_std ? 0 : n.centre[d]);
       const double expected = !constant ? model[i] : mean_std ? 0 : -1;
       // lerobot un-normalises in float; openpi's 1e-6 beside a range must show.
-      const double relative = n.family == NormFamily::openpi ? 5e-7 : 1e-5;
+      const double relative = n.family == Family::openpi ? 5e-7 : 1e-5;
       EXPECT_NEAR(back[i], expected, relative * std::max(1.0, std::abs(expected))) << what << i;
     }
   };
   for (const NormMethod m : {NormMethod::identity, NormMethod::mean_std, NormMethod::quantiles,
                              NormMethod::min_max, NormMethod::quantile10})
-    undone(m == NormMethod::identity ? Normalizer{} : lerobot(m, "action"), 7,
-           std::string(name(m)));
-  for (const bool quantiles : {false, true}) {
-    Statistics s = read_norm_stats(test_data("preprocess/norm_stats.json"), quantiles);
-    undone(s.action, 7, "openpi");
-    s.action.centre.resize(5);
-    s.action.range.resize(5);
-    undone(s.action, 7, "openpi beyond");
-  }
+    undone(m == NormMethod::identity ? Normalizer{} : lerobot(m, "action"), std::string(name(m)));
+  for (const bool quantiles : {false, true})
+    undone(read_norm_stats(test_data("preprocess/norm_stats.json"), quantiles).action, "openpi");
 }
 
 TEST(Statistics, a_column_that_is_always_the_same_stays_at_its_centre) {
-  for (const NormFamily family : {NormFamily::openpi, NormFamily::lerobot}) {
+  for (const Family family : {Family::openpi, Family::lerobot}) {
     const Normalizer mean{
         .family = family, .method = NormMethod::mean_std, .centre = {3}, .range = {0}};
     const Normalizer ends{
         .family = family, .method = NormMethod::quantiles, .centre = {3}, .range = {3}};
-    EXPECT_EQ(mean.renormalize(std::vector<double>{3.5}, 1), std::vector<double>{0});
-    EXPECT_EQ(ends.renormalize(std::vector<double>{3.5}, 1), std::vector<double>{-1});
+    EXPECT_EQ(rows_through(&Normalizer::renormalize, mean, {3.5}, 1), std::vector<double>{0});
+    EXPECT_EQ(rows_through(&Normalizer::renormalize, ends, {3.5}, 1), std::vector<double>{-1});
   }
 }
 
 TEST(Statistics, quantiles_are_kept_whatever_normalises) {
   const auto file = test_data("preprocess/norm_stats.json");
-  const Statistics mean = read_norm_stats(file, false), quantile = read_norm_stats(file, true);
+  const Normalize mean = read_norm_stats(file, false), quantile = read_norm_stats(file, true);
   EXPECT_EQ(mean.action.method, NormMethod::mean_std);
   EXPECT_EQ(mean.action.q01, quantile.action.centre);
   EXPECT_EQ(mean.action.q99, quantile.action.range);
@@ -183,24 +196,23 @@ TEST(Statistics, pi0_needs_no_quantiles_but_refuses_damaged_ones) {
     EXPECT_EQ(refused([&] { read(bad); }).fault(), Fault::checkpoint) << bad;
 }
 
-TEST(Statistics, a_converted_file_keeps_quantiles_and_an_older_one_without_them_opens) {
-  PolicySpec around;
-  const Statistics s = read_norm_stats(test_data("preprocess/norm_stats.json"), false);
-  around.state = s.state;
-  around.action = s.action;
-  nlohmann::json j = policy_spec_json(around);
-  const PolicySpec again = read_policy_spec(j, "x");
-  EXPECT_EQ(again.action.q01, s.action.q01);
-  EXPECT_EQ(again.state.q99, s.state.q99);
+TEST(Statistics, a_converted_file_keeps_quantiles_and_may_have_none) {
+  PolicySpec spec;
+  spec.normalize() = read_norm_stats(test_data("preprocess/norm_stats.json"), false);
+  nlohmann::json j = policy_spec_json(spec);
+  const Normalize again = read_policy_spec(j, "x").normalize();
+  EXPECT_EQ(again.action.q01, spec.normalize().action.q01);
+  EXPECT_EQ(again.state.q99, spec.normalize().state.q99);
+  nlohmann::json& normalize = j["transforms"][0];
   for (const char* what : {"state", "action"}) {
-    j[what].erase("q01");
-    j[what].erase("q99");
+    normalize[what].erase("q01");
+    normalize[what].erase("q99");
   }
-  const PolicySpec older = read_policy_spec(j, "x");
-  EXPECT_TRUE(older.action.q01.empty());
-  EXPECT_EQ(older.action.centre, s.action.centre);
-  j["action"]["q01"] = {1, 2};
-  EXPECT_EQ(refused([&] { read_policy_spec(j, "x"); }).fault(), Fault::checkpoint);
+  const Normalize without = read_policy_spec(j, "x").normalize();
+  EXPECT_TRUE(without.action.q01.empty());
+  EXPECT_EQ(without.action.centre, spec.normalize().action.centre);
+  normalize["action"]["q01"] = {1, 2};
+  EXPECT_EQ(refused([&] { read_policy_spec(j, "x"); }).fault(), Fault::usage);
 }
 
 TEST(Statistics, a_missing_or_infinite_statistic_is_refused_by_name) {
@@ -236,7 +248,7 @@ TEST(Images, torch_resize_agrees_to_a_millionth) {
   for (const auto& [name, entry] : json.at("images").items()) {
     const Image image = load_image(
         test_data("preprocess/" + entry.at("files").at("input").get<std::string>()).string());
-    const std::vector<float> pixels = model_pixels(image, 224, Resizer::lerobot);
+    const std::vector<float> pixels = model_pixels(image, 224, Family::lerobot);
     const std::vector<double> expected = numbers(*results->find(name + ".lerobot"));
     const size_t row = 224 * 3, stride = entry.at("row_stride").at("lerobot").get<size_t>();
     for (size_t i = 0; i < expected.size(); ++i)
@@ -267,7 +279,7 @@ TEST(Images, planar_pictures_and_views_give_the_same_values) {
     Image seen = image;
     seen.rgb = Pixels::view(image.rgb.bytes());
     ASSERT_NE(channels.rgb, image.rgb);
-    for (const Resizer resizer : {Resizer::openpi, Resizer::lerobot})
+    for (const Family resizer : {Family::openpi, Family::lerobot})
       // The last two sides: as it is, and padding alone.
       for (const int side : {224, 56, image.height, std::max(image.height, image.width)}) {
         const std::vector<float> expected = model_pixels(image, side, resizer);
@@ -281,7 +293,7 @@ TEST(Images, planar_pictures_and_views_give_the_same_values) {
 
 TEST(Images, a_square_picture_of_the_right_size_is_only_scaled) {
   const Image image{2, 2, std::vector<uint8_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 254, 255}};
-  for (const Resizer resizer : {Resizer::openpi, Resizer::lerobot})
+  for (const Family resizer : {Family::openpi, Family::lerobot})
     for (const Image& given : {image, planar(image)}) {
       const std::vector<float> pixels = model_pixels(given, 2, resizer);
       for (size_t i = 0; i < pixels.size(); ++i)
@@ -300,7 +312,7 @@ TEST(Images, bad_pictures_are_refused_by_name_with_what_was_got_and_wanted) {
       {{2, 1, some, true}, "camera 'top' of 2 by 1 pixels has 12 bytes, expected 6"},
       {{1, 3000, std::vector<uint8_t>(9000)}, "camera 'top' of 1 by 3000 pixels is too thin"}};
   for (const auto& [image, text] : bad)
-    for (const Resizer resizer : {Resizer::openpi, Resizer::lerobot}) {
+    for (const Family resizer : {Family::openpi, Family::lerobot}) {
       const Error e =
           refused([&, &image = image] { model_pixels(image, 224, resizer, "camera 'top'"); });
       EXPECT_EQ(e.fault(), Fault::input);
@@ -308,60 +320,63 @@ TEST(Images, bad_pictures_are_refused_by_name_with_what_was_got_and_wanted) {
     }
 }
 
-TEST(Robots, relative_actions_become_absolute_as_in_openpi_and_lerobot) {
+namespace {
+
+// One row through transforms without statistics, at a state.
+std::vector<double> to_robot(const Transforms& transforms, const std::vector<double>& state,
+                             std::vector<double> row) {
+  actions_to_robot(transforms, state_to_model(transforms, state), row);
+  return row;
+}
+std::vector<double> to_model(const Transforms& transforms, const std::vector<double>& state,
+                             std::vector<double> row) {
+  actions_to_model(transforms, state_to_model(transforms, state), row);
+  return row;
+}
+
+}  // namespace
+
+TEST(Transforms, relative_actions_become_absolute_as_in_openpi_and_lerobot) {
   std::vector<double> state = stored("state");
   state.resize(8);
-  std::vector<bool> relative;
-  for (const double m : stored("openpi.absolute.mask")) relative.push_back(m != 0);
-  for (const std::string family : {"openpi", "lerobot"}) {
-    std::vector<double> actions = stored("model_actions");
-    actions.resize(5 * 7);
-    to_absolute(actions, 7, state, relative, family == "lerobot");
-    expect_close(actions, stored(family + ".absolute.actions"), 1e-6, family);
+  DeltaActions delta;
+  for (const double m : stored("openpi.absolute.mask")) delta.mask.push_back(m != 0);
+  for (const Family family : {Family::openpi, Family::lerobot}) {
+    delta.family = family;
+    std::vector<double> actions;
+    for (size_t r = 0; r < 5; ++r) {
+      const std::vector<double> all = stored("model_actions");
+      const auto row = all.begin() + static_cast<int64_t>(7 * r);
+      const std::vector<double> absolute = to_robot({delta}, state, {row, row + 7});
+      actions.insert(actions.end(), absolute.begin(), absolute.end());
+    }
+    const std::string what(name(family));
+    expect_close(actions, stored(what + ".absolute.actions"), 1e-6, what);
   }
 }
 
-TEST(Robots, bring_cameras_and_sizes_but_lerobots_keeps_those_of_the_checkpoint) {
-  PolicySpec s{.required = {"top"}, .state_dim = 5, .action_dim = 6};
-  set_robot(s, Robot::lerobot);
-  EXPECT_TRUE(s.rename.empty());
-  EXPECT_EQ(s.required, std::vector<std::string>({"top"}));
-  EXPECT_EQ(std::pair(s.state_dim, s.action_dim), std::pair(int64_t{5}, int64_t{6}));
-  set_robot(s, Robot::libero);
-  EXPECT_EQ(s.rename.at("wrist_image"), "left_wrist_0_rgb");
-  EXPECT_EQ(s.required, std::vector<std::string>({"base_0_rgb", "left_wrist_0_rgb"}));
-  EXPECT_EQ(std::pair(s.state_dim, s.action_dim), std::pair(int64_t{8}, int64_t{7}));
-  EXPECT_EQ(s.action_names.back(), "gripper");
+TEST(Transforms, relative_dims_are_those_of_openpi_and_lerobot) {
+  const auto mask = [](const std::string& runs) {
+    const auto j = nlohmann::json::parse(R"({"transforms": [{"type": "delta_actions", "mask": )" +
+                                         runs + R"(}, {"type": "normalize"}]})");
+    return find<DeltaActions>(read_policy_spec(j, "x").transforms)->mask;
+  };
+  EXPECT_EQ(mask("[6, -1]"), std::vector<bool>({1, 1, 1, 1, 1, 1, 0}));
+  EXPECT_EQ(mask("[true, false, true]"), std::vector<bool>({1, 0, 1}));
+  EXPECT_EQ(mask_of_names({"Left_Gripper", "elbow"}, {"gripper"}, 2), std::vector<bool>({0, 1}));
+  const Transforms first = {DeltaActions{{true, false}}};
+  EXPECT_EQ(to_robot(first, {10, 20}, {1, 2}), std::vector<double>({11, 2}));
+  EXPECT_EQ(to_model(first, {1, 20}, {11, 2}), std::vector<double>({10, 2}));
 }
 
-TEST(Robots, training_configurations_are_those_of_openpi) {
-  const TrainingConfig droid = training_config("pi05_droid");
-  EXPECT_EQ(droid.policy, PolicyType::pi05);
-  EXPECT_EQ(droid.horizon, 15);
-  EXPECT_EQ(droid.tokens_max, 200);
-  EXPECT_TRUE(droid.state_in_prompt);
-  EXPECT_EQ(droid.asset, "droid");
-  const TrainingConfig libero = training_config("pi05_libero");
-  EXPECT_EQ(libero.horizon, 10);
-  EXPECT_FALSE(libero.state_in_prompt);
-  const TrainingConfig aloha = training_config("pi0_aloha_towel");
-  EXPECT_EQ(aloha.tokens_max, 48);
-  EXPECT_EQ(aloha.default_prompt, "fold the towel");
-  EXPECT_EQ(aloha.relative.size(), 14u);
-  EXPECT_EQ(training_config_names().size(), 21u);
-  for (const std::string& name : training_config_names())
-    EXPECT_EQ(training_config(name).name, name);
-  EXPECT_NE(std::string(refused([] { training_config("pi05_driod"); }).what()).find("pi05_droid"),
-            std::string::npos);
-}
-
-TEST(Robots, aloha_grippers_match_openpi) {
+TEST(Transforms, aloha_grippers_match_openpi) {
+  const Transforms aloha = {AlohaJoints{}};
   const std::pair<double, double> states[] = {
       {0, -1.0798655}, {0.25, -0.5130776}, {0.5, -0.1400560}, {0.75, 0.2233276}, {1, 0.9456528}};
   for (const auto& [travel, angle] : states) {
     std::vector<double> state(14, 0.25);
     state[6] = state[13] = travel;
-    aloha_state_to_pi(state);
+    state = state_to_model(aloha, state).back();
     EXPECT_NEAR(state[6], angle, 1e-7);
     EXPECT_NEAR(state[13], angle, 1e-7);
     for (const size_t j : {1u, 2u, 8u, 9u}) EXPECT_EQ(state[j], -0.25);
@@ -369,25 +384,13 @@ TEST(Robots, aloha_grippers_match_openpi) {
   }
   const std::pair<double, double> actions[] = {{0, 0.5533778}, {0.5, 0.7900866}, {1, 1.0267954}};
   for (const auto& [action, travel] : actions) {
-    std::vector<double> row(32, action);
-    aloha_actions_from_pi(row, 32);
+    const std::vector<double> state(14, 0.25);
+    const std::vector<double> row = to_robot(aloha, state, std::vector<double>(32, action));
     EXPECT_NEAR(row[6], travel, 1e-7);
     EXPECT_EQ(row[1], -action);
     EXPECT_EQ(row[14], action);
-    aloha_actions_to_pi(row, 32);
-    for (const double v : row) EXPECT_NEAR(v, action, 1e-12);
+    for (const double v : to_model(aloha, state, row)) EXPECT_NEAR(v, action, 1e-12);
   }
-}
-
-TEST(Robots, relative_dims_are_those_of_openpi_and_lerobot) {
-  static constexpr int kRuns[] = {6, -1};
-  EXPECT_EQ(relative_mask(kRuns), std::vector<bool>({1, 1, 1, 1, 1, 1, 0}));
-  EXPECT_EQ(relative_mask({"Left_Gripper", "elbow"}, {"gripper"}, 2), std::vector<bool>({0, 1}));
-  std::vector<double> actions = {1, 2, 3, 4};
-  to_absolute(actions, 2, std::vector<double>{10, 20}, {true, false}, false);
-  EXPECT_EQ(actions, std::vector<double>({11, 2, 13, 4}));
-  to_relative(actions, 2, std::vector<double>{1, 20}, {true, false});
-  EXPECT_EQ(actions, std::vector<double>({10, 2, 12, 4}));
 }
 
 namespace {

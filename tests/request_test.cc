@@ -152,6 +152,23 @@ TEST(Request, of_lerobot_uses_its_own_names) {
   EXPECT_EQ(r.observation.prompt, "fold");
 }
 
+TEST(Request, may_name_cameras_by_slot_and_bring_those_that_are_not_used) {
+  ModelCard own = card("lerobot");
+  own.cameras = {"front"};
+  own.other_cameras = {"base_0_rgb", "overview"};
+  const auto images = [&](const char* key) {
+    const std::string bytes = message({{key, array("|u1", {2, 2, 3}, 12)},
+                                       {"state", doubles(std::vector<double>(8, 1.0))},
+                                       {"prompt", text("fold")}});
+    return read_request(msgpack::decode(bytes_of(bytes)), own, Dialect::openpi)
+        .observation.images.size();
+  };
+  for (const char* key :
+       {"observation.images.front", "observation.images.base_0_rgb", "observation.images.overview"})
+    EXPECT_EQ(images(key), 1u) << key;
+  EXPECT_THROW(images("observation.images.side"), Error);
+}
+
 TEST(Request, of_roboarena_has_an_endpoint) {
   Fields fields = {{"observation/exterior_image_0_left", array("|u1", {2, 2, 3}, 12)},
                    {"observation/wrist_image_left", array("|u1", {2, 2, 3}, 12)},

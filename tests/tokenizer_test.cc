@@ -20,7 +20,7 @@ namespace {
 const std::string kModel = TENDON_TEST_TOKENIZER;
 
 const Tokenizer& paligemma() {
-  static const Tokenizer tokenizer = Tokenizer::from_model_file(kModel);
+  static const Tokenizer tokenizer = Tokenizer::open(kModel);
   return tokenizer;
 }
 
@@ -125,7 +125,7 @@ TEST(Tokenizer, every_golden_text_has_its_published_ids) {
       for (const int bin : row.value("state_bins", std::vector<int>()))
         state.push_back((bin + 0.5) / 128.0 - 1.0);
       const PromptOptions options{
-          .style = PromptStyle::openpi, .state_in_prompt = kind == "pi05", .tokens_max = 1000};
+          .style = Family::openpi, .state_in_prompt = kind == "pi05", .tokens_max = 1000};
       const auto prompt = row.at("prompt").get<std::string>();
       expect_ids(row, tokenize_prompt(paligemma(), prompt, state, options).ids);
     }
@@ -196,7 +196,7 @@ TEST(Tokenizer, a_hugging_face_file_of_another_kind_is_refused_by_its_field) {
     json[nlohmann::json::json_pointer(pointer)] = value;
     const std::string text = json.dump();
     EXPECT_TRUE(refuses(Fault::checkpoint, part, [&text] {
-      Tokenizer::from_json_bytes(std::as_bytes(std::span(text)), "tokenizer.json");
+      Tokenizer::from_bytes(std::as_bytes(std::span(text)), "tokenizer.json");
     }));
   };
   refused_for("/model/type", "Unigram", "BPE");
@@ -229,7 +229,7 @@ TEST(Tokenizer, a_cut_or_altered_model_file_is_refused_or_reads_but_never_crashe
       bytes[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
     // No cut file has all byte pieces and specifications.
     EXPECT_TRUE(refuses(Fault::checkpoint, "", [&] {
-      Tokenizer::from_model_bytes(std::as_bytes(std::span(bytes)), "cut.model");
+      Tokenizer::from_bytes(std::as_bytes(std::span(bytes)), "cut.model");
     }));
   }
 }
@@ -246,7 +246,7 @@ TEST(Tokenizer, a_model_file_without_pieces_trainer_or_normalizer_is_refused) {
       at = end + bytes;
     }
     EXPECT_TRUE(refuses(Fault::checkpoint, "no pieces, trainer or normalizer", [&] {
-      Tokenizer::from_model_bytes(std::as_bytes(std::span(kept)), "part.model");
+      Tokenizer::from_bytes(std::as_bytes(std::span(kept)), "part.model");
     }));
   }
 }
@@ -272,7 +272,7 @@ TEST(Prompt, every_golden_prompt_has_the_ids_of_its_front_end) {
   for (const std::string key : {"pi0_openpi", "pi0_lerobot", "pi05_openpi", "pi05_lerobot"})
     for (const auto& row : json.at(key)) {
       const PromptOptions options{
-          .style = key.ends_with("openpi") ? PromptStyle::openpi : PromptStyle::lerobot,
+          .style = key.ends_with("openpi") ? Family::openpi : Family::lerobot,
           .state_in_prompt = key.starts_with("pi05"),
           .tokens_max = row.at("max_len").get<int64_t>()};
       const auto state = row.value("state", std::vector<double>());

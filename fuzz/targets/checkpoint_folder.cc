@@ -56,6 +56,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     folder.set(i, part.empty() ? kReal / kNames[i] : files[i].path());
   }
   fuzz::taken({Fault::checkpoint, Fault::usage},
-              [&] { open_folder(folder.path(), OpenOptions{}, GivenConfig{}); });
+              [&] { open_folder(folder.path(), OpenOptions{}); });
   return 0;
 }

@@ -1,4 +1,5 @@
-// JSON that stands alone: sizes of a model, policy spec of a converted file, openpi's statistics.
+// JSON that stands alone: sizes of a model, a robot (alone and inside of them), openpi's
+// statistics.
 #include "../target.h"
 #include "checkpoint/json.h"
 #include "model/config_file.h"
@@ -16,16 +17,27 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const Config config = read_config(json, "fuzz.json");
     fuzz::require(config_json(read_config(config_json(config), "again")) == config_json(config));
   });
-  fuzz::taken({Fault::checkpoint}, [&] {
-    const PolicySpec around = read_policy_spec(json, "fuzz.json");
-    const nlohmann::json written = policy_spec_json(around);
-    fuzz::require(policy_spec_json(read_policy_spec(written, "again")) == written);
-  });
+  for (const nlohmann::json& robot :
+       {json, json.is_object() ? json.value("robot", nlohmann::json()) : nlohmann::json()})
+    fuzz::taken({Fault::checkpoint, Fault::usage}, [&] {
+      const PolicySpec spec = read_policy_spec(robot, "fuzz.json");
+      const nlohmann::json written = policy_spec_json(spec);
+      fuzz::require(policy_spec_json(read_policy_spec(written, "again")) == written);
+      Config config;
+      check_spec(spec, config);
+      const States states =
+          state_to_model(spec.transforms, std::vector<double>(static_cast<size_t>(spec.state_dim)));
+      std::vector<double> row(static_cast<size_t>(spec.action_dim));
+      actions_to_robot(spec.transforms, states, row);
+      actions_to_model(spec.transforms, states, row);
+    });
   file.fill(text);
   for (const bool quantiles : {false, true})
     fuzz::taken({Fault::checkpoint}, [&] {
-      const Statistics s = read_norm_stats(file.path(), quantiles);
-      fuzz::require(s.state.normalize(s.state.centre).size() == s.state.centre.size());
+      const Normalize s = read_norm_stats(file.path(), quantiles);
+      std::vector<double> row = s.state.centre;
+      s.state.normalize(row);
+      fuzz::require(row.size() == s.state.range.size());
     });
   return 0;
 }

@@ -7,7 +7,7 @@ using namespace tendon;
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto bytes = fuzz::copy_of(data, size);
   fuzz::taken({Fault::checkpoint}, [&] {
-    const Tokenizer tokenizer = Tokenizer::from_json_bytes(*bytes, "tokenizer.json");
+    const Tokenizer tokenizer = Tokenizer::from_bytes(*bytes, "tokenizer.json");
     for (const int32_t id : tokenizer.encode("pick up the red block\n\xC3\xA9 <bos>  2 55"))
       fuzz::require(id >= 0 && id < tokenizer.vocabulary());
   });

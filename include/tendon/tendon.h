@@ -103,6 +103,10 @@ MachineLimits measure_limits(const OpenOptions& options = {});
 // tensors, statistics, memory plan. Opens no backend.
 std::string describe(const std::string& model, const OpenOptions& options = {});
 
+// The model's sizes and its robot as JSON text in the form of tendon.json and --config FILE, ready
+// to be saved and changed (docs/robots.md).
+std::string tendon_json(const std::string& model, const OpenOptions& options = {});
+
 std::vector<std::string> backends();  // names that OpenOptions::backend may take
 std::vector<std::string> isas();      // names that OpenOptions::isa may take here, slowest first
 std::string version();                // "0.1.0"

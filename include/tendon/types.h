@@ -30,7 +30,7 @@ struct LoadProgress {
 struct OpenOptions {
   std::string backend = "cpu";  // see backends(), or "auto"
   std::string fallback;         // "reference": ops that the backend lacks run there and are counted
-  std::string config;           // sizes as a JSON file, or the name of an openpi training config
+  std::string config;      // sizes and robot as a JSON file, or an openpi training config by name
   std::string tokenizer;   // SentencePiece .model or Hugging Face tokenizer.json; else beside the
                            // model
   std::string statistics;  // openpi's norm_stats.json, or "none": state and actions as they are

@@ -12,7 +12,7 @@ namespace {
 struct InspectOptions {
   std::string model, diff;
   OpenOptions open;
-  bool json = false;
+  bool json = false, tendon_json = false;
 };
 
 // Objects become indented blocks; arrays of objects become one line each.
@@ -51,6 +51,10 @@ int print_differences(const Json& a, const Json& b) {
 }
 
 void inspect(const InspectOptions& o) {
+  if (o.tendon_json) {
+    fmt::print("{}\n", tendon_json(o.model, o.open));
+    return;
+  }
   const Json model = Json::parse(describe(o.model, o.open));
   if (!o.diff.empty()) {
     const int n = print_differences(model, Json::parse(describe(o.diff, o.open)));
@@ -70,6 +74,8 @@ void add_inspect(CLI::App& app) {
   add_model_options(*verb, o->model, o->open);
   verb->add_option("--diff", o->diff, "another model: show only what differs");
   verb->add_flag("--json", o->json, "one JSON object on standard output");
+  verb->add_flag("--tendon-json", o->tendon_json,
+                 "only sizes and robot, as a tendon.json that says the same");
   verb->callback([o] { inspect(*o); });
 }
 

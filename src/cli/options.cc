@@ -55,8 +55,10 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
           "demo, demo:pi05, synthetic:pi0, synthetic:pi05, a checkpoint folder of lerobot or "
           "openpi, or a file of tendon convert")
       ->required(model.empty());
-  verb.add_option("--config", o.config,
-                  "sizes as a JSON file, or an openpi training config such as pi05_droid");
+  verb.add_option(
+      "--config", o.config,
+      "an openpi training config such as pi05_droid, or a JSON file: sizes, and the robot's "
+      "cameras, units, relative actions and prompt (docs/robots.md)");
   verb.add_option("--tokenizer", o.tokenizer,
                   "paligemma_tokenizer.model or tokenizer.json; default: beside the model");
   verb.add_option("--statistics", o.statistics,

@@ -49,8 +49,8 @@ Config read_config(const nlohmann::json& json, const std::string& file,
     ensure(c.policy == type, Fault::usage, "{}: policy is '{}' but the model is '{}'", file, policy,
            name(c.policy));
   }
-  std::vector<std::string> others = {"format", "policy",     "vision",    "vlm",
-                                     "expert", "min_period", "max_period"};
+  std::vector<std::string> others = {"format", "policy",     "vision",     "vlm",
+                                     "expert", "min_period", "max_period", "robot"};
   if (golden)  // says more than sizes
     for (const auto& [key, value] : json.items()) others.push_back(key);
   read_sizes(json, file, c, "", others);

@@ -11,7 +11,9 @@
 #include "checkpoint/json.h"
 #include "model/config_file.h"
 #include "model/parameters.h"
+#include "policy/policy_spec_json.h"
 #include "policy/processors.h"
+#include "policy/training_configs.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -111,27 +113,24 @@ std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
   return open_weights(std::move(files));
 }
 
-bool tells_heads(const json& sizes) {
-  return sizes.is_object() && sizes.contains("vision") && sizes.at("vision").is_object() &&
-         sizes.at("vision").contains("heads");
+bool tell(const std::vector<Description>& told, const char* pointer) {
+  const json::json_pointer key(pointer);
+  return std::ranges::any_of(told, [&](const Description& d) { return d.json.contains(key); });
 }
 
-// Sizes from the tensors; what they cannot tell from tendon.json and then from --config.
+// Sizes from the tensors; what they cannot tell from config.json and then from what was told.
 // `from_config_json` tells whether it knows the horizon, for which there is no usual value.
-Config sizes(const fs::path& folder, const WeightSource& weights, const GivenConfig& given,
+Config sizes(const fs::path& folder, const WeightSource& weights,
+             const std::vector<Description>& told,
              const std::function<bool(Config&)>& from_config_json) {
-  const fs::path beside = folder / "tendon.json";
-  const json own = is_file(beside) ? read_json(beside) : json();
-  Config c = config_from_weights(weights, tells_heads(own) || tells_heads(given.sizes));
-  ensure(from_config_json(c) || own.contains("horizon") || given.sizes.contains("horizon"),
-         Fault::checkpoint,
+  Config c = config_from_weights(weights, tell(told, "/vision/heads"));
+  ensure(from_config_json(c) || tell(told, "/horizon"), Fault::checkpoint,
          "{} does not tell the action horizon (rows of a chunk) that it was trained with, and rows "
          "depend on each other: say --config NAME (its openpi training config) or --config "
          "FILE.json with {{\"horizon\": N}}; train_pytorch.py stores it in metadata.pt as config, "
          "model, action_horizon",
          folder.string());
-  if (!own.is_null()) c = read_config(own, beside.string(), c);
-  if (!given.sizes.is_null()) c = read_config(given.sizes, given.file, c);
+  for (const Description& d : told) c = read_config(d.json, d.file, c);
   check(c);
   return c;
 }
@@ -248,27 +247,15 @@ bool read_lerobot_sizes(const json& config, const std::string& file, Config& c) 
   return true;  // lerobot's files mean its default by a chunk_size that is absent
 }
 
-void prepare_prompt(const Processors& p, OpenedModel& m) {
-  PromptOptions& prompt = m.spec.prompt;
-  prompt = {.style = PromptStyle::lerobot, .tokens_max = m.config.max_token_len};
-  if (m.config.pi05()) {
-    ensure(p.writes_state, Fault::checkpoint,
-           "policy_preprocessor.json has no step that writes the state into the prompt, which "
-           "pi0.5 needs");
-    prompt.state_in_prompt = p.state_in_prompt.value_or(true);
-  }
-}
-
 // What releases before 0.5 did in another way, of which their files say nothing.
 void warn_of_lerobot_0_4(const json& config, const std::string& file, const Features& features,
-                         const Processors& p, const OpenOptions& o, OpenedModel& m) {
-  if (p.relative_step) return;
+                         const OpenOptions& o, OpenedModel& m) {
   const std::string age = fmt::format(
       "{}: policy_preprocessor.json has no relative_actions_processor: {} of lerobot 0.4, which",
       file, config.contains("rtc_config") ? "it may be" : "without rtc_config here, it is");
   const PolicySpec& s = m.spec;
   if (o.state_in_prompt.value_or(s.prompt.state_in_prompt) && s.state_dim < m.config.state_dim &&
-      !o.pad_state_in_prompt)
+      !s.prompt.padded_state && !o.pad_state_in_prompt)
     m.warnings.push_back(age + " padded the state in the prompt; say --pad-state for such a model");
   if (!features.square)
     m.warnings.push_back(age +
@@ -276,48 +263,68 @@ void warn_of_lerobot_0_4(const json& config, const std::string& file, const Feat
                          "-1; give such a model square pictures, or fine-tune it again");
 }
 
-OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
+// The model's cameras under their own names, except those that the robot calls otherwise.
+void name_cameras(PolicySpec& s, const std::map<std::string, std::string>& rename) {
+  for (const auto& [own, slot] : rename)
+    if (std::ranges::find(s.slots, slot) != s.slots.end()) s.cameras[own] = slot;
+  for (const std::string& slot : s.slots)
+    if (std::ranges::none_of(s.cameras, [&](const auto& pair) { return pair.second == slot; }))
+      s.cameras[slot] = slot;
+}
+
+PolicySpec spec_of(const Processors& p, const Features& features, const Config& c) {
+  PolicySpec s{.slots = features.cameras,
+               .transforms = {Normalize{.state = p.state, .action = p.action}},
+               .state_dim = features.state_dim,
+               .action_dim = features.action_dim};
+  name_cameras(s, p.rename);
+  s.prompt.tokens_max = c.max_token_len;
+  ensure(!c.pi05() || p.writes_state, Fault::checkpoint,
+         "policy_preprocessor.json has no step that writes the state into the prompt, which pi0.5 "
+         "needs");
+  s.prompt.state_in_prompt = c.pi05() && p.state_in_prompt.value_or(true);
+  if (std::ssize(p.action_names) == s.action_dim) s.action_names = p.action_names;
+  if (p.relative)
+    s.transforms.insert(
+        s.transforms.begin(),
+        DeltaActions{mask_of_names(p.action_names, p.relative_excluded, s.action_dim),
+                     Family::lerobot});
+  return s;
+}
+
+OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o) {
   OpenedModel m{.layout = "lerobot"};
   const std::string file = (folder / "config.json").string();
   const json config = read_json(folder / "config.json");
+  const std::vector<Description> told = descriptions(folder, o);
   refuse_unsupported(config, file);
   ensure(o.robot.empty() || o.robot == "lerobot", Fault::usage,
          "--robot {} is for openpi checkpoints; {} names its own cameras and joints", o.robot,
          file);
-  ensure(!given.training, Fault::usage, "--config {} is for openpi checkpoints; {} is lerobot's",
-         o.config, file);
+  ensure(std::ranges::none_of(told, &Description::named), Fault::usage,
+         "--config {} is for openpi checkpoints; {} is lerobot's", o.config, file);
   m.weights = open_files(folder);
   ensure_type(policy_from_weights(*m.weights), config.at("type"), file);
-  m.config = sizes(folder, *m.weights, given,
+  m.config = sizes(folder, *m.weights, told,
                    [&](Config& c) { return read_lerobot_sizes(config, file, c); });
   const Features features = read_features(read_ordered_json(folder / "config.json"), file);
-  PolicySpec& s = m.spec;
-  s.robot = Robot::lerobot;
-  s.cameras = features.cameras;
-  s.resizer = Resizer::lerobot;
-  s.state_dim = features.state_dim;
-  s.action_dim = features.action_dim;
-  m.config.cameras = std::ssize(s.cameras);
-  const Processors p = read_processors(
-      folder,
-      {.state_dim = s.state_dim, .action_dim = s.action_dim, .statistics = o.statistics.empty()});
+  const Processors p = read_processors(folder, {.state_dim = features.state_dim,
+                                                .action_dim = features.action_dim,
+                                                .statistics = o.statistics.empty()});
   ensure_same(config.value("normalization_mapping", json()), "VISUAL", p.visual, file);
   ensure_same(config, "use_relative_actions", p.relative, file);
-  s.rename = p.rename;
-  s.state = p.state;
-  s.action = p.action;
-  if (!o.statistics.empty() && o.statistics != "none") {
-    const Statistics statistics = read_norm_stats(o.statistics, m.config.pi05());
-    s.state = statistics.state;
-    s.action = statistics.action;
-  }
   m.config.max_token_len = p.tokens_max.value_or(m.config.max_token_len);
-  prepare_prompt(p, m);
+  m.spec = spec_of(p, features, m.config);
+  describe_robot(m.spec, told);
+  Normalize& n = m.spec.normalize();
+  ensure(!n.asset && n.method.value_or(NormMethod::identity) == NormMethod::identity, Fault::usage,
+         "{} has its statistics in its processors: leave out 'asset' and 'method' of 'normalize'",
+         folder.string());
+  if (n.method || o.statistics == "none") n.state.method = n.action.method = NormMethod::identity;
+  if (!o.statistics.empty() && o.statistics != "none")
+    n = read_norm_stats(o.statistics, m.config.pi05());
   warn_of_unknown_keys(config, file, kLerobotKeys, m);
-  warn_of_lerobot_0_4(config, file, features, p, o, m);
-  s.action_names = p.action_names;
-  if (std::ssize(s.action_names) != s.action_dim) s.action_names = numbered_actions(s.action_dim);
-  if (p.relative) s.delta = relative_mask(p.action_names, p.relative_excluded, s.action_dim);
+  if (!p.relative_step) warn_of_lerobot_0_4(config, file, features, o, m);
   return m;
 }
 
@@ -346,104 +353,134 @@ fs::path find_statistics(const fs::path& folder, const std::string& wanted) {
   return assets / wanted / "norm_stats.json";
 }
 
-std::string asset_of(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
-  if (!o.asset.empty()) return o.asset;
-  // A fine-tuned checkpoint may hold statistics under its own id only.
-  if (given.training && fs::exists(folder / "assets" / given.training->asset / "norm_stats.json"))
-    return given.training->asset;
-  return "";
+// The statistics that the description, --asset or --statistics names, and the sizes that they tell.
+void add_statistics(const fs::path& folder, const OpenOptions& o,
+                    const std::vector<Description>& told, OpenedModel& m) {
+  PolicySpec& s = m.spec;
+  Normalize& n = s.normalize();
+  const bool pi05 = m.config.pi05();
+  const NormMethod method = n.method.value_or(pi05 ? NormMethod::quantiles : NormMethod::mean_std);
+  ensure(method == NormMethod::identity || method == NormMethod::mean_std ||
+             method == NormMethod::quantiles,
+         Fault::usage, "{} is normalised by {}, expected MEAN_STD, QUANTILES or IDENTITY",
+         folder.string(), name(method));
+  const bool none = o.statistics == "none" || (method == NormMethod::identity && !n.given);
+  if (none) {
+    n.state = n.action = {.family = Family::openpi};
+  } else if (!o.statistics.empty() || !n.given) {
+    std::string asset = o.asset.empty() ? n.asset.value_or("") : o.asset;
+    // A checkpoint fine-tuned by a named config may hold statistics under its own id only.
+    if (o.asset.empty() && std::ranges::any_of(told, &Description::named) &&
+        !fs::exists(folder / "assets" / asset / "norm_stats.json"))
+      asset.clear();
+    const Normalize read = read_norm_stats(
+        o.statistics.empty() ? find_statistics(folder, asset) : fs::path(o.statistics),
+        method == NormMethod::quantiles);
+    n.state = read.state;
+    n.action = read.action;
+  }
+  const auto known = [](const Normalizer& of, int64_t most) {
+    return of.centre.empty() ? most : std::min<int64_t>(std::ssize(of.centre), most);
+  };
+  if (s.state_dim == 0) s.state_dim = known(n.state, m.config.state_dim);
+  if (s.action_dim == 0) s.action_dim = known(n.action, m.config.action_dim);
 }
 
-OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
+// What would change the actions and is in no checkpoint of openpi.
+void ask_for_transforms(const std::vector<Description>& told, const OpenOptions& o,
+                        const fs::path& folder, OpenedModel& m) {
+  if (!tell(told, "/robot")) {
+    m.notes.push_back(
+        "no openpi training config was named (--config NAME) and no robot described (\"robot\" in "
+        "tendon.json or --config FILE): no robot transform, absolute actions, prompt as this kind "
+        "of model has it by default");
+    return;
+  }
+  const bool named_robot = !o.robot.empty();
+  ensure(named_robot || tell(told, "/robot/transforms"), Fault::usage,
+         "{} does not tell whether actions are relative to the state: say \"transforms\" in "
+         "\"robot\", such as [{{\"type\": \"delta_actions\", \"mask\": [6, -1]}}, {{\"type\": "
+         "\"normalize\"}}], or --config NAME",
+         folder.string());
+  ensure(named_robot || !m.config.pi05() || o.state_in_prompt || tell(told, "/robot/prompt/state"),
+         Fault::usage,
+         "{} does not tell whether its prompt has the state in it: say \"prompt\": {{\"state\": "
+         "true}} in \"robot\", --state-in-prompt or --no-state-in-prompt",
+         folder.string());
+}
+
+OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o) {
   OpenedModel m{.layout = "openpi"};
   const std::string file = (folder / "config.json").string();
   const json config =
       fs::exists(folder / "config.json") ? read_json(folder / "config.json") : json::object();
+  const std::vector<Description> told = descriptions(folder, o);
   m.weights = open_files(folder);
-  m.config = sizes(folder, *m.weights, given, [&](Config& c) {
+  m.config = sizes(folder, *m.weights, told, [&](Config& c) {
     ensure_agrees(config, "action_dim", c.action_dim, file);
-    if (given.training) {  // a converted JAX checkpoint does not know its horizon
-      c.horizon = given.training->horizon;
-      c.max_token_len = given.training->tokens_max;
-    }
     if (config.contains("action_horizon")) c.horizon = json_int(config, "action_horizon", file);
-    return given.training || config.contains("action_horizon");
+    for (const Description& d : told) {
+      if (!d.named) continue;
+      ensure(d.json.at("action_dim") == c.action_dim, Fault::checkpoint,
+             "{} has {} action dims, the model {}", d.file, d.json.at("action_dim").dump(),
+             c.action_dim);
+      ensure(!config.contains("action_horizon") || d.json.at("horizon") == c.horizon,
+             Fault::checkpoint, "{}: action_horizon is {}, but {} has {}", file, c.horizon, d.file,
+             d.json.at("horizon").dump());
+    }
+    return config.contains("action_horizon");
   });
   warn_of_unknown_keys(config, file, kOpenpiKeys, m);
-  PolicySpec& s = m.spec;
-  s.cameras = kSlots;
-  m.config.cameras = std::ssize(s.cameras);
-  s.resizer = Resizer::openpi;
-  s.prompt = {.style = PromptStyle::openpi,
-              .state_in_prompt = m.config.pi05(),
-              .tokens_max = m.config.max_token_len};
-  if (o.statistics != "none") {
-    const fs::path path = o.statistics.empty() ? find_statistics(folder, asset_of(folder, o, given))
-                                               : fs::path(o.statistics);
-    const Statistics statistics = read_norm_stats(path, m.config.pi05());
-    s.state = statistics.state;
-    s.action = statistics.action;
-    s.state_dim = std::min<int64_t>(std::ssize(s.state.centre), m.config.state_dim);
-    s.action_dim = std::min<int64_t>(std::ssize(s.action.centre), m.config.action_dim);
-  } else {
-    s.state.family = s.action.family = NormFamily::openpi;
-  }
-  s.action_names = numbered_actions(s.action_dim);
-  if (!o.robot.empty()) set_robot(s, robot_named(o.robot));
-  if (given.training) {
-    if (config.contains("action_horizon"))
-      ensure(m.config.horizon == given.training->horizon, Fault::checkpoint,
-             "{}: action_horizon is {}, but {} has {}", file, m.config.horizon,
-             given.training->name, given.training->horizon);
-    apply_training_config(m, *given.training);
-  } else if (o.robot.empty()) {
-    m.notes.push_back(
-        "no openpi training config was named (--config NAME): no robot transform, absolute "
-        "actions, prompt as this kind of model has it by default");
-  }
+  m.spec = {.slots = kSlots,
+            .resizer = Family::openpi,
+            .prompt = {.style = Family::openpi,
+                       .state_in_prompt = m.config.pi05(),
+                       .tokens_max = m.config.max_token_len},
+            .transforms = {Normalize{{.family = Family::openpi}, {.family = Family::openpi}}},
+            .state_dim = 0,
+            .action_dim = 0};
+  name_cameras(m.spec, {});
+  describe_robot(m.spec, told);
+  add_statistics(folder, o, told, m);
+  ask_for_transforms(told, o, folder, m);
   return m;
 }
 
 }  // namespace
 
-std::vector<std::string> numbered_actions(int64_t dim) {
-  std::vector<std::string> names;
-  for (int64_t d = 0; d < dim; ++d) names.push_back(fmt::format("action_{}", d));
-  return names;
+std::vector<Description> descriptions(const fs::path& folder, const OpenOptions& o) {
+  std::vector<Description> told;
+  if (!o.robot.empty()) told.push_back({{{"robot", robot_json(o.robot)}}, "--robot"});
+  const bool file = o.config.ends_with(".json") || fs::exists(o.config);
+  if (!o.config.empty() && !file)
+    told.push_back({training_config(o.config), "--config " + o.config, true});
+  const fs::path beside = folder / "tendon.json";
+  if (!folder.empty() && is_file(beside)) told.push_back({read_json(beside), beside.string()});
+  if (!o.config.empty() && file) {
+    try {
+      told.push_back({read_json(o.config), o.config});
+    } catch (const Error& error) {  // what the command line names is the command line's fault
+      throw Error(Fault::usage, error.what());
+    }
+  }
+  return told;
 }
 
-void set_robot(PolicySpec& s, Robot robot) {
-  const RobotFacts& f = facts(robot);
-  s.robot = robot;
-  if (f.cameras.empty()) return;
-  s.rename = f.cameras;
-  s.required.clear();
-  for (const std::string& camera : f.required_cameras) s.required.push_back(f.cameras.at(camera));
-  s.state_dim = f.state_dim;
-  s.action_dim = f.action_dim;
-  s.action_names = f.action_names;
+void describe_robot(PolicySpec& spec, const std::vector<Description>& told) {
+  for (const Description& d : told)
+    if (d.json.contains("robot"))
+      spec = read_policy_spec(d.json.at("robot"), d.file + ": robot", std::move(spec));
 }
 
-void apply_training_config(OpenedModel& m, const TrainingConfig& t) {
-  ensure(t.policy == m.config.policy, Fault::usage, "--config {} is for {}, but the model is {}",
-         t.name, name(t.policy), name(m.config.policy));
-  ensure(t.action_dim == m.config.action_dim, Fault::checkpoint,
-         "--config {} has {} action dims, the model {}", t.name, t.action_dim, m.config.action_dim);
-  PolicySpec& s = m.spec;
-  set_robot(s, t.robot);
-  s.delta = t.relative;
-  s.default_prompt = t.default_prompt;
-  s.prompt.state_in_prompt = t.state_in_prompt;
-  s.prompt.style = PromptStyle::openpi;
-}
-
-OpenedModel open_folder(const fs::path& folder, const OpenOptions& o, const GivenConfig& given) {
+OpenedModel open_folder(const fs::path& folder, const OpenOptions& o) {
   ensure(!fs::is_directory(folder / "params"), Fault::checkpoint,
          "{} is a JAX (orbax) checkpoint; convert it first: tools/convert_orbax/convert_orbax.py",
          folder.string());
   const bool has_config = is_file(folder / "config.json");
   const bool lerobot = has_config && read_json(folder / "config.json").contains("type");
-  OpenedModel m = lerobot ? open_lerobot(folder, o, given) : open_openpi(folder, o, given);
+  OpenedModel m = lerobot ? open_lerobot(folder, o) : open_openpi(folder, o);
+  m.config.cameras = std::ssize(m.spec.slots);
+  check(m.config);
   if (o.statistics == "none")
     m.notes.push_back("--statistics none: state and actions are not normalised");
   m.unused = check_parameters(*m.weights, m.config);

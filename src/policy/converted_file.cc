@@ -18,7 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
 
 HostTensor file_content(const std::string& name, const std::string& path) {
   auto bytes = std::make_shared<const std::string>(read_file(path, kTokenizerBytesMax));
@@ -46,6 +46,16 @@ std::string required(const SafetensorsFile& file, const std::string& key) {
   return found->second;
 }
 
+// What a file holds is the file's fault, whatever is wrong with it.
+PolicySpec stored_spec(const SafetensorsFile& file) {
+  const json robot = parse_json(required(file, "tendon.robot"), file.name());
+  try {
+    return read_policy_spec(robot, file.name() + ": robot");
+  } catch (const Error& error) {
+    throw Error(Fault::checkpoint, error.what());
+  }
+}
+
 }  // namespace
 
 Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
@@ -71,15 +81,14 @@ Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
   if (!bytewise) tensors.push_back(file_content("tokenizer", model.tokenizer));
   check_space(out, tensors);
 
-  std::map<std::string, std::string> metadata{
-      {"tendon.format", std::to_string(kFormat)},
-      {"tendon.version", conversion.version},
-      {"tendon.precision", conversion.precision},
-      {"tendon.source", conversion.source},
-      {"tendon.source_layout", model.layout},
-      {"tendon.config", config_json(model.config).dump()},
-      {"tendon.surroundings", policy_spec_json(model.spec).dump()},
-      {"tendon.tokenizer", bytewise ? "bytes" : "file"}};
+  std::map<std::string, std::string> metadata{{"tendon.format", std::to_string(kFormat)},
+                                              {"tendon.version", conversion.version},
+                                              {"tendon.precision", conversion.precision},
+                                              {"tendon.source", conversion.source},
+                                              {"tendon.source_layout", model.layout},
+                                              {"tendon.config", config_json(model.config).dump()},
+                                              {"tendon.robot", policy_spec_json(model.spec).dump()},
+                                              {"tendon.tokenizer", bytewise ? "bytes" : "file"}};
   if (!model.warnings.empty())
     metadata["tendon.warnings"] = fmt::format("{}", fmt::join(model.warnings, "\n"));
   metadata["tendon.hash"] = content_hash(tensors, metadata, 0);
@@ -112,22 +121,19 @@ OpenedModel open_converted(const fs::path& path, const OpenOptions& options) {
 OpenedModel read_converted(const std::shared_ptr<const SafetensorsFile>& file) {
   const std::string& name = file->name();
   const json config = parse_json(required(*file, "tendon.config"), name);
-  OpenedModel m{
-      .layout = "converted",
-      .config = read_config(config, name),
-      .weights = open_weights({file}),
-      .spec = read_policy_spec(parse_json(required(*file, "tendon.surroundings"), name), name),
-      .precision = required(*file, "tendon.precision")};
+  OpenedModel m{.layout = "converted",
+                .config = read_config(config, name),
+                .weights = open_weights({file}),
+                .spec = stored_spec(*file),
+                .precision = required(*file, "tendon.precision")};
   if (required(*file, "tendon.tokenizer") == "bytes") {
     m.spec.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::of_bytes());
     m.tokenizer = "one token per byte";
   } else {
     const HostTensor* stored = file->find("tokenizer");
     ensure(stored, Fault::checkpoint, "{} lacks its tokenizer", name);
-    const bool is_json = !stored->bytes.empty() && stored->bytes[0] == std::byte{'{'};
-    m.spec.tokenizer = std::make_shared<const Tokenizer>(
-        is_json ? Tokenizer::from_json_bytes(stored->bytes, name)
-                : Tokenizer::from_model_bytes(stored->bytes, name));
+    m.spec.tokenizer =
+        std::make_shared<const Tokenizer>(Tokenizer::from_bytes(stored->bytes, name));
     m.tokenizer = name;
   }
   if (const auto said = file->metadata().find("tendon.warnings"); said != file->metadata().end()) {

@@ -4,6 +4,7 @@
 #include "model/config_file.h"
 #include "model/weights.h"
 #include "policy/open_model.h"
+#include "policy/policy_spec_json.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -17,26 +18,25 @@ json describe_statistics(const Normalizer& n) {
   for (size_t d = 0; d < n.centre.size(); ++d)
     rows.push_back(
         {{"dim", d}, {mean ? "mean" : "low", n.centre[d]}, {mean ? "std" : "high", n.range[d]}});
-  return {{"method", name(n.method)},
-          {"formulas", n.family == NormFamily::openpi ? "openpi" : "lerobot"},
-          {"values", rows}};
+  return {{"method", name(n.method)}, {"formulas", name(n.family)}, {"values", rows}};
 }
 
 json describe_spec(const OpenedModel& m) {
   const PolicySpec& s = m.spec;
   json relative = json::array();
-  for (size_t d = 0; d < s.delta.size(); ++d)
-    if (s.delta[d]) relative.push_back(d);
-  return {{"robot", name(s.robot)},
+  if (const DeltaActions* delta = find<DeltaActions>(s.transforms))
+    for (size_t d = 0; d < delta->mask.size(); ++d)
+      if (delta->mask[d]) relative.push_back(d);
+  return {{"robot", s.robot},
           {"cameras", robot_cameras(s)},
-          {"camera_slots", s.cameras},
-          {"resize", s.resizer == Resizer::openpi ? "Pillow bilinear, antialiased"
-                                                  : "torch bilinear, not antialiased"},
+          {"camera_slots", s.slots},
+          {"resize", s.resizer == Family::openpi ? "Pillow bilinear, antialiased"
+                                                 : "torch bilinear, not antialiased"},
           {"state_dim", s.state_dim},
           {"action_names", s.action_names},
           {"relative_action_dims", relative},
           {"prompt",
-           {{"style", s.prompt.style == PromptStyle::openpi ? "openpi" : "lerobot"},
+           {{"style", name(s.prompt.style)},
             {"state_in_prompt", s.prompt.state_in_prompt},
             {"tokens_max", s.prompt.tokens_max},
             {"default", s.default_prompt ? json(*s.default_prompt) : json()},
@@ -76,6 +76,12 @@ MemoryPlan plan_memory(const OpenedModel& m, const OpenOptions& o, bool table_on
   return plan;
 }
 
+json tendon_json(const OpenedModel& m) {
+  json all = config_json(m.config);
+  all["robot"] = policy_spec_json(m.spec);
+  return all;
+}
+
 json describe_model(const OpenedModel& m, const OpenOptions& options, bool table_on_device) {
   const NamedTensors& stored = m.weights->tensors();
   std::map<Part, Group> groups;
@@ -108,8 +114,8 @@ json describe_model(const OpenedModel& m, const OpenOptions& options, bool table
               {"tensors", tensors},
               {"unused_tensors", m.unused},
               {"statistics",
-               {{"state", describe_statistics(m.spec.state)},
-                {"action", describe_statistics(m.spec.action)}}},
+               {{"state", describe_statistics(m.spec.normalize().state)},
+                {"action", describe_statistics(m.spec.normalize().action)}}},
               {"memory_bytes", memory},
               {"notes", m.notes}};
   result.update(describe_spec(m));

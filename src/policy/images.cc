@@ -22,6 +22,10 @@ void check_image(const Image& image, const std::string& name) {
 // How far apart neighbours stand, in bytes.
 struct Steps {
   size_t row, column, channel;
+  size_t at(int r, int c, int ch) const {
+    return static_cast<size_t>(r) * row + static_cast<size_t>(c) * column +
+           static_cast<size_t>(ch) * channel;
+  }
 };
 
 Steps steps(const Image& image) {
@@ -133,31 +137,28 @@ std::vector<Sample> torch_samples(int in, int out) {
   return samples;
 }
 
-std::vector<float> torch_pixels(const Image& image, int side, const std::string& name) {
-  const Placement p = place(image, side, side, name);
+void write_torch(const Image& image, PatchLayout layout, const std::string& name,
+                 std::span<float> to) {
+  const Placement p = place(image, layout.side, layout.side, name);
   const std::vector<Sample> rows = torch_samples(image.height, p.height);
   const std::vector<Sample> columns = torch_samples(image.width, p.width);
   const Steps from = steps(image);
   const uint8_t* bytes = image.rgb.data();
   const auto value = [&](int r, int c, int ch) {
-    return static_cast<float>(
-               bytes[static_cast<size_t>(r) * from.row + static_cast<size_t>(c) * from.column +
-                     static_cast<size_t>(ch) * from.channel]) /
-           255.f;
+    return static_cast<float>(bytes[from.at(r, c, ch)]) / 255.f;
   };
-  std::vector<float> pixels(static_cast<size_t>(3 * side * side), -1.f);
-  for (int r = 0; r < p.height; ++r)
-    for (int c = 0; c < p.width; ++c)
-      for (int ch = 0; ch < 3; ++ch) {
-        const auto& [top, bottom, wy] = rows[static_cast<size_t>(r)];
-        const auto& [left, right, wx] = columns[static_cast<size_t>(c)];
-        const float upper = (1.f - wx) * value(top, left, ch) + wx * value(top, right, ch);
-        const float lower = (1.f - wx) * value(bottom, left, ch) + wx * value(bottom, right, ch);
-        const float v = std::clamp((1.f - wy) * upper + wy * lower, 0.f, 1.f);
-        pixels[static_cast<size_t>(int64_t{3} * ((r + p.top) * side + c + p.left) + ch)] =
-            v * 2.f - 1.f;
-      }
-  return pixels;
+  in_patch_order(layout, [&, next = to.begin()](int row, int column, int ch) mutable {
+    const int r = row - p.top, c = column - p.left;
+    float v = -1.f;
+    if (r >= 0 && r < p.height && c >= 0 && c < p.width) {
+      const auto& [top, bottom, wy] = rows[static_cast<size_t>(r)];
+      const auto& [left, right, wx] = columns[static_cast<size_t>(c)];
+      const float upper = (1.f - wx) * value(top, left, ch) + wx * value(top, right, ch);
+      const float lower = (1.f - wx) * value(bottom, left, ch) + wx * value(bottom, right, ch);
+      v = std::clamp((1.f - wy) * upper + wy * lower, 0.f, 1.f) * 2.f - 1.f;
+    }
+    *next++ = v;
+  });
 }
 
 }  // namespace
@@ -172,49 +173,27 @@ Image resize_with_pad_pil(const Image& image, int height, int width, const std::
   const Steps from = steps(small), to = steps(out);
   uint8_t* corner = out.rgb.owned().data() + static_cast<size_t>(p.top) * to.row +
                     static_cast<size_t>(p.left) * to.column;
-  for (size_t r = 0; r < static_cast<size_t>(p.height); ++r)
-    for (size_t c = 0; c < static_cast<size_t>(p.width); ++c)
-      for (size_t ch = 0; ch < 3; ++ch)
-        corner[r * to.row + c * to.column + ch] =
-            small.rgb.data()[r * from.row + c * from.column + ch * from.channel];
+  for (int r = 0; r < p.height; ++r)
+    for (int c = 0; c < p.width; ++c)
+      for (int ch = 0; ch < 3; ++ch) corner[to.at(r, c, ch)] = small.rgb.data()[from.at(r, c, ch)];
   return out;
 }
 
-std::vector<float> model_pixels(const Image& image, int side, Resizer resizer,
-                                const std::string& name) {
+void write_patches(const Image& image, Family resizer, PatchLayout layout, const std::string& name,
+                   std::span<float> to) {
+  const int side = layout.side;
+  ensure(to.size() == layout.values() && side % layout.patch == 0, Fault::internal,
+         "{} values for patches of {} in a square of {}", to.size(), layout.patch, side);
   check_image(image, name);
-  if (resizer == Resizer::lerobot) return torch_pixels(image, side, name);
+  if (resizer == Family::lerobot) return write_torch(image, layout, name, to);
   const bool fits = image.height == side && image.width == side;
   const Image resized = fits ? Image{} : resize_with_pad_pil(image, side, side, name);
   const Image& square = fits ? image : resized;
   const Steps from = steps(square);
   const uint8_t* bytes = square.rgb.data();
-  const auto count = static_cast<size_t>(side);
-  std::vector<float> pixels(3 * count * count);
-  float* next = pixels.data();
-  for (size_t r = 0; r < count; ++r)
-    for (size_t c = 0; c < count; ++c)
-      for (size_t ch = 0; ch < 3; ++ch) {
-        const uint8_t v = bytes[r * from.row + c * from.column + ch * from.channel];
-        *next++ = static_cast<float>(v) / 255.f * 2.f - 1.f;
-      }
-  return pixels;
-}
-
-std::vector<float> patches(std::span<const float> pixels, int side, int patch) {
-  ensure(std::ssize(pixels) == int64_t{3} * side * side && side % patch == 0, Fault::internal,
-         "{} values for patches of {} in a square of {}", pixels.size(), patch, side);
-  std::vector<float> rows;
-  rows.reserve(pixels.size());
-  const int grid = side / patch;
-  for (int p = 0; p < grid * grid; ++p)
-    for (int c = 0; c < 3; ++c)
-      for (int i = 0; i < patch; ++i)
-        for (int j = 0; j < patch; ++j) {
-          const int r = p / grid * patch + i, column = p % grid * patch + j;
-          rows.push_back(pixels[static_cast<size_t>(int64_t{3} * (r * side + column) + c)]);
-        }
-  return rows;
+  in_patch_order(layout, [&, next = to.begin()](int r, int c, int ch) mutable {
+    *next++ = static_cast<float>(bytes[from.at(r, c, ch)]) / 255.f * 2.f - 1.f;
+  });
 }
 
 }  // namespace tendon

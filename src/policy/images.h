@@ -4,33 +4,44 @@
 
 #include <span>
 #include <string>
-#include <vector>
 
+#include "policy/family.h"
 #include "tendon/types.h"
 
 namespace tendon {
 
-enum class Resizer {
-  openpi,   // Pillow's bilinear filter on bytes, antialiased when shrinking; black padding
-  lerobot,  // torch's bilinear interpolation on floats, no antialias; padding -1
-};
-
 constexpr int kImageSideMax = 8192;
 
-// [side, side, 3] in [-1, 1], row-major, channels last, of an interleaved or planar picture. The
-// aspect ratio is kept, the rest is padding. Throws Error(Fault::input), naming the picture as
-// `name`: no pixels, more than kImageSideMax per side, another number of bytes than pixels say, or
-// so thin that a side becomes 0.
-std::vector<float> model_pixels(const Image& image, int side, Resizer resizer,
-                                const std::string& name = "the picture");
+struct PatchLayout {
+  int side, patch;  // pixels
+  size_t values() const { return static_cast<size_t>(3 * side * side); }
+};
+
+// Calls use(row, column, channel) for every value of a square picture in the order in which the
+// model reads them: patch after patch, in each one as a torch convolution weight (channel, row,
+// column).
+template <class Use>
+void in_patch_order(PatchLayout layout, Use use) {
+  const int patch = layout.patch;
+  for (int top = 0; top < layout.side; top += patch)
+    for (int left = 0; left < layout.side; left += patch)
+      for (int channel = 0; channel < 3; ++channel)
+        for (int i = 0; i < patch; ++i)
+          for (int j = 0; j < patch; ++j) use(top + i, left + j, channel);
+}
+
+// Writes an interleaved or planar picture as layout.values() numbers in [-1, 1]. The aspect ratio
+// is kept, the rest is padding. openpi resizes by Pillow's bilinear filter on bytes, antialiased
+// when shrinking, with black padding; lerobot by torch's bilinear interpolation on floats, not
+// antialiased, with padding -1. Throws Error(Fault::input), naming the picture as `name`: no
+// pixels, more than kImageSideMax per side, another number of bytes than pixels say, or so thin
+// that a side becomes 0.
+void write_patches(const Image& image, Family resizer, PatchLayout layout, const std::string& name,
+                   std::span<float> to);
 
 // Pillow's resize with padding, bit-exact. Interleaved, but unchanged when the size already fits.
-// Throws as model_pixels does.
+// Throws as write_patches does.
 Image resize_with_pad_pil(const Image& image, int height, int width,
                           const std::string& name = "the picture");
-
-// [tokens, 3 * patch * patch]: patches row by row; columns in the order of a torch convolution
-// weight (channel, row, column). `pixels` is [side, side, 3].
-std::vector<float> patches(std::span<const float> pixels, int side, int patch);
 
 }  // namespace tendon

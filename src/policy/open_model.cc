@@ -15,27 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What the command line names is the command line's fault, whatever is wrong with it.
-nlohmann::json given_json(const std::string& path) {
-  try {
-    return read_json(path);
-  } catch (const Error& error) {
-    throw Error(Fault::usage, error.what());
-  }
-}
-
-GivenConfig given_config(const std::string& config) {
-  GivenConfig given;
-  if (config.empty()) return given;
-  if (!config.ends_with(".json") && !fs::exists(config)) {
-    given.training = training_config(config);
-    return given;
-  }
-  given.file = config;
-  given.sizes = given_json(config);
-  return given;
-}
-
 // Cameras are called as in the published checkpoints.
 std::vector<std::string> slots(int64_t count) {
   static const std::array<std::string, 3> kNames = {"base_0_rgb", "left_wrist_0_rgb",
@@ -56,21 +35,6 @@ std::unique_ptr<WeightSource> generate(const Config& config, const OpenOptions& 
                                            .threads = o.threads});
 }
 
-OpenedModel open_synthetic(const Config& config, const OpenOptions& o) {
-  OpenedModel m{.layout = "synthetic", .config = config, .weights = generate(config, o)};
-  PolicySpec& s = m.spec;
-  s.cameras = slots(config.cameras);
-  s.state_dim = config.state_dim;
-  s.action_dim = config.action_dim;
-  s.action_names = numbered_actions(s.action_dim);
-  s.prompt = {.style = PromptStyle::openpi,
-              .state_in_prompt = config.pi05(),
-              .tokens_max = config.max_token_len};
-  m.notes.push_back("the weights are synthetic: actions mean nothing");
-  m.notes.push_back("a synthetic model has no statistics: state and actions are not normalised");
-  return m;
-}
-
 // Small enough for an action in a moment.
 Config small_config(PolicyType type) {
   Config c = full_size(type);
@@ -81,8 +45,7 @@ Config small_config(PolicyType type) {
   return c;
 }
 
-OpenedModel open_synthetic(const std::string& model, const OpenOptions& o,
-                           const GivenConfig& given) {
+OpenedModel open_synthetic(const std::string& model, const OpenOptions& o) {
   std::string kind = model.substr(std::string_view("synthetic:").size());
   const bool small = kind.ends_with("-small");
   if (small) kind.resize(kind.size() - std::string_view("-small").size());
@@ -90,23 +53,27 @@ OpenedModel open_synthetic(const std::string& model, const OpenOptions& o,
          "'{}': expected synthetic:pi0 or synthetic:pi05, or either with -small", model);
   const PolicyType type = kind == "pi05" ? PolicyType::pi05 : PolicyType::pi0;
   Config config = small ? small_config(type) : full_size(type);
-  if (given.training) {
-    config.horizon = given.training->horizon;
-    config.max_token_len = given.training->tokens_max;
-    config.action_dim = given.training->action_dim;
-  }
-  if (!given.sizes.is_null()) config = read_config(given.sizes, given.file, config);
-  OpenedModel m = open_synthetic(config, o);
-  if (!o.robot.empty()) set_robot(m.spec, robot_named(o.robot));
-  if (given.training) apply_training_config(m, *given.training);
+  const std::vector<Description> told = descriptions("", o);
+  for (const Description& d : told) config = read_config(d.json, d.file, config);
+  OpenedModel m{.layout = "synthetic", .config = config, .weights = generate(config, o)};
+  m.spec = {.slots = slots(config.cameras),
+            .prompt = {.style = Family::openpi,
+                       .state_in_prompt = config.pi05(),
+                       .tokens_max = config.max_token_len},
+            .state_dim = config.state_dim,
+            .action_dim = config.action_dim};
+  for (const std::string& slot : m.spec.slots) m.spec.cameras[slot] = slot;
+  describe_robot(m.spec, told);
+  m.notes.push_back("the weights are synthetic: actions mean nothing");
+  m.notes.push_back("a synthetic model has no statistics: state and actions are not normalised");
   return m;
 }
 
 // The trained policies inside the library.
-OpenedModel open_demo(const std::string& model, const OpenOptions& o, const GivenConfig& given) {
-  ensure(o.config.empty() && given.sizes.is_null(), Fault::usage,
+OpenedModel open_demo(const std::string& model, const OpenOptions& o) {
+  ensure(o.config.empty(), Fault::usage,
          "the demo is what it is; --config belongs to synthetic:pi0 or a checkpoint folder");
-  OpenedModel m = open_folder(demo_folder(model), o, given);
+  OpenedModel m = open_folder(demo_folder(model), o);
   m.layout = "demo";
   return m;
 }
@@ -152,38 +119,50 @@ void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& 
 
 }  // namespace
 
-OpenedModel open_model(const std::string& model, const OpenOptions& options) {
-  const GivenConfig given = given_config(options.config);
-  OpenedModel m;
-  if (is_demo(model)) {
-    m = open_demo(model, options, given);
-  } else if (model.starts_with("synthetic:")) {
-    m = open_synthetic(model, options, given);
-  } else if (fs::is_regular_file(model)) {
-    m = open_converted(model, options);
-  } else {
-    ensure(fs::is_directory(model), Fault::checkpoint,
-           "{} is no folder; MODEL is demo, demo:pi05, synthetic:pi0, synthetic:pi05, a checkpoint "
-           "folder of lerobot or openpi, or a file of tendon convert",
-           model);
-    m = open_folder(model, options, given);
-  }
-  ensure(options.adapt_to_pi || m.spec.robot == Robot::aloha, Fault::usage,
+namespace {
+
+OpenedModel open_layout(const std::string& model, const OpenOptions& options) {
+  if (is_demo(model)) return open_demo(model, options);
+  if (model.starts_with("synthetic:")) return open_synthetic(model, options);
+  if (fs::is_regular_file(model)) return open_converted(model, options);
+  ensure(fs::is_directory(model), Fault::checkpoint,
+         "{} is no folder; MODEL is demo, demo:pi05, synthetic:pi0, synthetic:pi05, a checkpoint "
+         "folder of lerobot or openpi, or a file of tendon convert",
+         model);
+  return open_folder(model, options);
+}
+
+// What the command line says otherwise than the checkpoint.
+void apply_options(PolicySpec& s, const Config& config, const OpenOptions& o) {
+  ensure(o.adapt_to_pi || s.robot == "aloha", Fault::usage,
          "--no-adapt-to-pi: only an ALOHA's joints are adapted, and the robot is {}; say --robot "
          "aloha or leave it out",
-         name(m.spec.robot));
-  if (!options.adapt_to_pi) m.spec.adapt_to_pi = false;
-  check_spec(m.spec, m.config);
-  if (options.default_prompt) m.spec.default_prompt = options.default_prompt;
-  if (m.config.pi05() && options.state_in_prompt)
-    m.spec.prompt.state_in_prompt = *options.state_in_prompt;
-  ensure(m.config.pi05() || !options.state_in_prompt.value_or(false), Fault::usage,
+         s.robot);
+  if (!o.adapt_to_pi) {
+    std::erase_if(s.transforms, [](const Transform& t) { return std::get_if<AlohaJoints>(&t); });
+    s.reset_pose.clear();
+  }
+  if (o.default_prompt) s.default_prompt = o.default_prompt;
+  if (config.pi05() && o.state_in_prompt) s.prompt.state_in_prompt = *o.state_in_prompt;
+  ensure(config.pi05() || !o.state_in_prompt.value_or(false), Fault::usage,
          "--state-in-prompt: only pi0.5 reads the state from the prompt");
-  if (options.pad_state_in_prompt) m.spec.prompt.padded_state = m.config.state_dim;
+  if (o.pad_state_in_prompt) s.prompt.padded_state = config.state_dim;
+}
+
+}  // namespace
+
+OpenedModel open_model(const std::string& model, const OpenOptions& options) {
+  OpenedModel m = open_layout(model, options);
+  PolicySpec& s = m.spec;
+  if (s.action_names.empty())
+    for (int64_t d = 0; d < s.action_dim; ++d)
+      s.action_names.push_back(fmt::format("action_{}", d));
+  apply_options(s, m.config, options);
+  check_spec(s, m.config);
   if (m.layout != "converted" || !options.tokenizer.empty()) add_tokenizer(m, model, options);
   for (const std::string& name : m.unused)
     m.notes.push_back(fmt::format("tensor {} is not used by the model", name));
-  if (m.spec.robot == Robot::aloha && m.spec.adapt_to_pi)
+  if (find<AlohaJoints>(s.transforms))
     m.notes.push_back(
         "joints 1, 2, 8 and 9 are flipped and grippers 6 and 13 go through ALOHA's linkage, in "
         "state and actions (openpi's adapt_to_pi); --no-adapt-to-pi leaves them as they are");

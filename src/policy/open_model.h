@@ -41,6 +41,9 @@ std::string find_tokenizer(const std::string& model);
 nlohmann::json describe_model(const OpenedModel& model, const OpenOptions& options,
                               bool table_on_device = false);
 
+// The same sizes and robot as what tendon.json or --config FILE would say.
+nlohmann::json tendon_json(const OpenedModel& model);
+
 // An upper bound of what opening it with `options`, whose precision is given, takes.
 // `table_on_device`: the backend keeps token embeddings in its own memory, as bf16.
 MemoryPlan plan_memory(const OpenedModel& model, const OpenOptions& options,

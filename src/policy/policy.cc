@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <set>
 #include <tuple>
 #include <utility>
 
 #include "policy/processors.h"
-#include "policy/robots.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 #include "tensor/random.h"
@@ -56,37 +56,83 @@ std::string quoted(const std::vector<std::string>& names) {
 
 std::vector<std::string> robot_cameras(const PolicySpec& spec) {
   std::vector<std::string> names;
-  for (const std::string& slot : spec.cameras) {
-    const auto renamed =
-        std::ranges::find_if(spec.rename, [&](const auto& pair) { return pair.second == slot; });
-    // A robot with names of its own has no camera for the slots it does not rename.
-    if (renamed != spec.rename.end())
-      names.push_back(renamed->first);
-    else if (facts(spec.robot).cameras.empty())
-      names.push_back(slot);
+  for (const std::string& slot : spec.slots) {
+    const auto camera =
+        std::ranges::find_if(spec.cameras, [&](const auto& pair) { return pair.second == slot; });
+    if (camera != spec.cameras.end()) names.push_back(camera->first);
   }
   return names;
 }
+
+namespace {
+
+void check_cameras(const PolicySpec& spec, const Config& config) {
+  const std::set<std::string> slots(spec.slots.begin(), spec.slots.end());
+  ensure(!slots.empty() && slots.size() == spec.slots.size() &&
+             std::cmp_less_equal(slots.size(), config.cameras),
+         Fault::checkpoint, "the model's camera slots are {}, expected 1 to {} different names",
+         quoted(spec.slots), config.cameras);
+  for (const auto& [camera, slot] : spec.cameras)
+    ensure(slot.empty() || std::ranges::find(spec.slots, slot) != spec.slots.end(),
+           Fault::checkpoint,
+           "camera '{}' is to be the model's '{}', which it does not have; it has {}; nearest: "
+           "'{}'",
+           camera, slot, quoted(spec.slots), nearest(slot, spec.slots));
+  for (const std::string& camera : spec.required) {
+    const auto found = spec.cameras.find(camera);
+    ensure(found != spec.cameras.end() && !found->second.empty(), Fault::checkpoint,
+           "camera '{}' is required, but is none that the model uses; those are {}", camera,
+           quoted(robot_cameras(spec)));
+  }
+}
+
+void check_transform(const AlohaJoints&, const PolicySpec& spec) {
+  ensure(std::cmp_greater_equal(std::min(spec.state_dim, spec.action_dim), AlohaJoints::kJoints),
+         Fault::checkpoint, "an ALOHA with {} joints and {} actions", spec.state_dim,
+         spec.action_dim);
+}
+
+void check_transform(const Affine& a, const PolicySpec& spec) {
+  const int64_t dim = a.of == Affine::Of::state     ? spec.state_dim
+                      : a.of == Affine::Of::actions ? spec.action_dim
+                                                    : std::min(spec.state_dim, spec.action_dim);
+  ensure(a.scale.size() == a.offset.size() && std::ssize(a.scale) <= dim, Fault::checkpoint,
+         "an affine transform with {} scales and {} offsets for {} values", a.scale.size(),
+         a.offset.size(), dim);
+  ensure(std::ranges::find(a.scale, 0.0) == a.scale.end(), Fault::checkpoint,
+         "an affine transform with a scale of 0, which has no inverse");
+}
+
+void check_transform(const DeltaActions& delta, const PolicySpec& spec) {
+  for (size_t d = 0; d < delta.mask.size(); ++d)
+    ensure(!delta.mask[d] || std::cmp_less(d, spec.state_dim), Fault::checkpoint,
+           "action {} is relative to the state, which has {} values", d, spec.state_dim);
+}
+
+void check_transform(const Normalize& normalize, const PolicySpec& spec) {
+  for (const auto& [what, n, dim] : {std::tuple("state", &normalize.state, spec.state_dim),
+                                     std::tuple("action", &normalize.action, spec.action_dim)})
+    ensure(n->method == NormMethod::identity ||
+               (std::ssize(n->centre) >= dim && n->range.size() == n->centre.size()),
+           Fault::checkpoint, "the {} statistics have {} and {} values, this model needs {}", what,
+           n->centre.size(), n->range.size(), dim);
+}
+
+}  // namespace
 
 void check_spec(const PolicySpec& spec, const Config& config) {
   ensure(spec.state_dim >= 1 && spec.state_dim <= config.state_dim && spec.action_dim >= 1 &&
              spec.action_dim <= config.action_dim,
          Fault::checkpoint, "this robot has {} state and {} action dims, the model {} and {}",
          spec.state_dim, spec.action_dim, config.state_dim, config.action_dim);
-  ensure(
-      spec.robot != Robot::aloha || !spec.adapt_to_pi ||
-          std::min(spec.state_dim, spec.action_dim) >= std::ssize(facts(Robot::aloha).action_names),
-      Fault::checkpoint, "an ALOHA with {} joints and {} actions", spec.state_dim, spec.action_dim);
-  for (const auto& [what, n, dim] : {std::tuple("state", &spec.state, spec.state_dim),
-                                     std::tuple("action", &spec.action, spec.action_dim)})
-    ensure(n->method == NormMethod::identity ||
-               (std::ssize(n->centre) >= dim && n->range.size() == n->centre.size()),
-           Fault::checkpoint, "the {} statistics have {} and {} values, this model needs {}", what,
-           n->centre.size(), n->range.size(), dim);
-  for (size_t d = 0; d < spec.delta.size(); ++d)
-    ensure(!spec.delta[d] || std::cmp_less(d, spec.state_dim), Fault::checkpoint,
-           "action {} is relative to the state, which has {} values", d, spec.state_dim);
+  check_cameras(spec, config);
+  for (const Transform& transform : spec.transforms)
+    std::visit([&](const auto& t) { check_transform(t, spec); }, transform);
+  ensure(std::ssize(spec.action_names) == spec.action_dim, Fault::checkpoint,
+         "{} action names for {} actions", spec.action_names.size(), spec.action_dim);
   const PromptOptions& prompt = spec.prompt;
+  ensure(config.pi05() || !prompt.state_in_prompt, Fault::checkpoint,
+         "the state is to be in the prompt, from which only pi0.5 reads it");
   ensure(prompt.tokens_max >= 1 && prompt.tokens_max <= config.max_token_len, Fault::checkpoint,
          "prompts of at most {} tokens, the model's {}", prompt.tokens_max, config.max_token_len);
   const int64_t padded = prompt.padded_state.value_or(spec.state_dim);
@@ -125,22 +171,20 @@ std::vector<double> Policy::robot_state(const Observation& observation) const {
   for (size_t i = 0; i < state.size(); ++i)
     ensure(std::isfinite(state[i]), Fault::input, "state[{}] is {}, expected a finite number", i,
            state[i]);
-  if (spec_.robot == Robot::aloha && spec_.adapt_to_pi) aloha_state_to_pi(state);
   return state;
 }
 
 // Present cameras in the model's order, as one stack of patches; absent ones are left out.
 void Policy::add_images(const Observation& observation, Prepared& p) {
-  const VisionConfig& vision = model_.config.vision;
   std::map<std::string, decltype(observation.images.begin())> by_slot;
   for (auto given = observation.images.begin(); given != observation.images.end(); ++given) {
     const std::string& key = given->first;
     const std::string own = camera_name(key);
-    const auto renamed = spec_.rename.find(own);
-    const std::string slot = renamed == spec_.rename.end() ? own : renamed->second;
+    const auto known = spec_.cameras.find(own);
+    const std::string slot = known == spec_.cameras.end() ? own : known->second;
     if (slot.empty()) continue;  // known to the robot, not used by the model
     const std::vector<std::string> expected = robot_cameras(spec_);
-    ensure(std::ranges::find(spec_.cameras, slot) != spec_.cameras.end(), Fault::input,
+    ensure(std::ranges::find(spec_.slots, slot) != spec_.slots.end(), Fault::input,
            "no camera is called '{}'; this model expects {}; nearest: '{}'", key, quoted(expected),
            nearest(own, expected));
     ensure(!by_slot.contains(slot), Fault::input, "two images for camera '{}'", slot);
@@ -149,30 +193,31 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
   ensure(!by_slot.empty(), Fault::input, "no image given; this model expects {}",
          quoted(robot_cameras(spec_)));
   for (const std::string& camera : spec_.required)
-    ensure(by_slot.contains(camera), Fault::input,
+    ensure(by_slot.contains(spec_.cameras.at(camera)), Fault::input,
            "the image of camera '{}' is missing; this robot needs it", camera);
-  std::vector<float> all;
-  for (const std::string& camera : spec_.cameras) {
-    const auto found = by_slot.find(camera);
+  const VisionConfig& vision = model_.config.vision;
+  const PatchLayout layout{static_cast<int>(vision.image), static_cast<int>(vision.patch)};
+  p.inputs.images = std::ssize(by_slot);
+  std::vector<float> all(by_slot.size() * layout.values());
+  std::span<float> rest = all;
+  for (const std::string& slot : spec_.slots) {
+    const auto found = by_slot.find(slot);
     if (found == by_slot.end()) {
-      p.warnings.push_back(fmt::format("camera '{}' is absent and masked", camera));
+      p.warnings.push_back(fmt::format("camera '{}' is absent and masked", slot));
       continue;
     }
-    const int side = static_cast<int>(vision.image);
     const auto& [key, image] = *found->second;
-    const std::vector<float> pixels =
-        model_pixels(image, side, spec_.resizer, fmt::format("camera '{}': the picture", key));
-    const std::vector<float> rows = patches(pixels, side, static_cast<int>(vision.patch));
-    all.insert(all.end(), rows.begin(), rows.end());
-    ++p.inputs.images;
+    write_patches(image, spec_.resizer, layout, fmt::format("camera '{}': the picture", key),
+                  rest.first(layout.values()));
+    rest = rest.subspan(layout.values());
   }
   p.inputs.patches = ops_.upload(all, {p.inputs.images * vision.tokens(), vision.patch_values()});
 }
 
 Policy::Prepared Policy::preprocess(const Observation& observation) {
   Prepared p;
-  p.state = robot_state(observation);
-  p.normalized_state = spec_.state.normalize(p.state);
+  p.states = state_to_model(spec_.transforms, robot_state(observation));
+  const std::vector<double>& state = p.states.back();
   add_images(observation, p);
   const std::optional<std::string>& text =
       observation.prompt ? observation.prompt : spec_.default_prompt;
@@ -180,7 +225,7 @@ Policy::Prepared Policy::preprocess(const Observation& observation) {
   check_utf8(*text, "the prompt");
   ensure(!clean_prompt(*text).empty(), Fault::input,
          "the prompt is empty; say what the robot shall do, such as \"fold the towel\"");
-  PromptTokens tokens = tokenize_prompt(*spec_.tokenizer, *text, p.normalized_state, spec_.prompt);
+  PromptTokens tokens = tokenize_prompt(*spec_.tokenizer, *text, state, spec_.prompt);
   if (tokens.untruncated > std::ssize(tokens.ids))
     p.warnings.push_back(fmt::format("the prompt has {} tokens and was cut to {}",
                                      tokens.untruncated, tokens.ids.size()));
@@ -190,8 +235,7 @@ Policy::Prepared Policy::preprocess(const Observation& observation) {
   p.inputs.prompt = std::move(tokens.ids);
   if (!model_.config.pi05()) {
     std::vector<float> padded(static_cast<size_t>(model_.config.state_dim), 0.f);
-    std::ranges::transform(p.normalized_state, padded.begin(),
-                           [](double v) { return static_cast<float>(v); });
+    std::ranges::transform(state, padded.begin(), [](double v) { return static_cast<float>(v); });
     p.inputs.state = ops_.upload(padded, {1, model_.config.state_dim});
   }
   return p;
@@ -255,47 +299,26 @@ std::optional<Policy::Leftover> Policy::leftover(const InferOptions& options,
   return left;
 }
 
-// What relative actions are relative to. openpi: the state that went through the model's floats and
-// back; lerobot: the raw state, in float.
-std::vector<double> Policy::anchor(const Prepared& p) const {
-  if (spec_.action.family == NormFamily::lerobot) {
-    const std::vector<float> state(p.state.begin(), p.state.end());
-    return {state.begin(), state.end()};
-  }
-  const std::vector<float> seen(p.normalized_state.begin(), p.normalized_state.end());
-  return spec_.state.unnormalize(seen, std::ssize(seen));
-}
-
-// openpi: un-normalise all dims, add the state, map to the robot. lerobot: cut to the real dims
-// first, un-normalise, add the state; float throughout.
+// The robot's dims only: what the model adds to fill its width means nothing.
 std::vector<double> Policy::to_robot(std::span<const float> normalized, const Prepared& p) const {
-  const Config& c = model_.config;
-  const bool openpi = spec_.action.family == NormFamily::openpi;
-  const int64_t rows = std::ssize(normalized) / c.action_dim;
-  const int64_t dim = openpi ? c.action_dim : spec_.action_dim;
-  std::vector<float> cut;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < dim; ++d)
-      cut.push_back(normalized[static_cast<size_t>(r * c.action_dim + d)]);
-  std::vector<double> actions = spec_.action.unnormalize(cut, dim);
-  if (!spec_.delta.empty()) to_absolute(actions, dim, anchor(p), spec_.delta, !openpi);
-  if (spec_.robot == Robot::aloha && spec_.adapt_to_pi) aloha_actions_from_pi(actions, dim);
-  std::vector<double> real;
-  for (int64_t r = 0; r < rows; ++r)
-    real.insert(real.end(), actions.begin() + r * dim,
-                actions.begin() + r * dim + spec_.action_dim);
-  return real;
+  std::vector<double> actions;
+  for (; !normalized.empty();
+       normalized = normalized.subspan(static_cast<size_t>(model_.config.action_dim))) {
+    std::vector<double> row(normalized.begin(), normalized.begin() + spec_.action_dim);
+    actions_to_robot(spec_.transforms, p.states, row);
+    actions.insert(actions.end(), row.begin(), row.end());
+  }
+  return actions;
 }
 
 // The inverse of to_robot at the state of this observation; rows of the robot's dims both.
 std::vector<float> Policy::from_robot(std::span<const double> actions, const Prepared& p) const {
-  const int64_t dim = spec_.action_dim;
   std::vector<double> rows(actions.begin(), actions.end());
-  if (spec_.robot == Robot::aloha && spec_.adapt_to_pi) aloha_actions_to_pi(rows, dim);
-  if (!spec_.delta.empty()) to_relative(rows, dim, anchor(p), spec_.delta);
-  const std::vector<double> normalized = spec_.action.renormalize(rows, dim);
-  std::vector<float> out(normalized.size());
-  std::ranges::transform(normalized, out.begin(), [](double v) { return static_cast<float>(v); });
+  const auto dim = static_cast<size_t>(spec_.action_dim);
+  for (size_t i = 0; i < rows.size(); i += dim)
+    actions_to_model(spec_.transforms, p.states, std::span(rows).subspan(i, dim));
+  std::vector<float> out(rows.size());
+  std::ranges::transform(rows, out.begin(), [](double v) { return static_cast<float>(v); });
   return out;
 }
 
@@ -312,26 +335,25 @@ std::vector<double> Policy::postprocess(std::span<const float> normalized,
 
 // Two more rows through to_robot: relative actions become absolute, ALOHA's joints flip.
 void Policy::add_quantiles(const Prepared& p, Actions& out) const {
-  const auto columns = static_cast<size_t>(model_.config.action_dim);
-  const Normalizer &state = spec_.state, &action = spec_.action;
-  if (state.has_quantiles(std::ssize(p.state)))
-    for (size_t i = 0; i < p.state.size(); ++i) {
+  const Normalizer &state = spec_.normalize().state, &action = spec_.normalize().action;
+  const std::vector<double>& before = p.states[p.states.size() - 2];  // as they are normalised
+  if (state.has_quantiles(std::ssize(before)))
+    for (size_t i = 0; i < before.size(); ++i) {
       // lerobot's statistics are floats: a state equal to its quantile is not outside.
       const auto seen = [&](double v) {
-        return state.family == NormFamily::openpi ? v : static_cast<float>(v);
+        return state.family == Family::openpi ? v : static_cast<float>(v);
       };
-      const double v = seen(p.state[i]);
+      const double v = seen(before[i]);
       out.state_outside.push_back(v < seen(state.q01[i]) || v > seen(state.q99[i]));
     }
   if (!action.has_quantiles(out.dim)) return;
-  std::vector<float> rows(2 * columns, 0.f);
-  auto row = rows.begin();
+  std::vector<float> rows(static_cast<size_t>(2 * out.model_dim), 0.f);
+  auto to = rows.begin();
   for (const std::vector<double>* quantile : {&action.q01, &action.q99}) {
-    const std::vector<double> normalized = action.renormalize(*quantile, std::ssize(*quantile));
-    std::transform(normalized.begin(),
-                   normalized.begin() + std::min(std::ssize(normalized), std::ssize(rows) / 2), row,
-                   [](double v) { return static_cast<float>(v); });
-    row += std::ssize(rows) / 2;
+    std::vector<double> row(quantile->begin(), quantile->begin() + out.dim);
+    action.renormalize(row);
+    std::ranges::transform(row, to, [](double v) { return static_cast<float>(v); });
+    to += out.model_dim;
   }
   const std::vector<double> pair = to_robot(rows, p);
   if (!std::ranges::all_of(pair, [](double v) { return std::isfinite(v); })) return;

@@ -13,29 +13,31 @@
 #include "model/pi0.h"
 #include "policy/images.h"
 #include "policy/prompt.h"
-#include "policy/robots.h"
-#include "policy/statistics.h"
 #include "policy/tokenizer.h"
+#include "policy/transforms.h"
 #include "tendon/types.h"
 
 namespace tendon {
 
 // How one model meets one robot: everything around the network, as data.
 struct PolicySpec {
-  Robot robot = Robot::lerobot;
-  bool adapt_to_pi = true;                    // ALOHA: joint flips and gripper maps
-  std::vector<std::string> cameras;           // model's camera slots in order
-  std::map<std::string, std::string> rename;  // robot's name -> model's name; "": not used
-  std::vector<std::string> required;          // model's cameras that may not be absent
-  Resizer resizer = Resizer::lerobot;
+  // Whose form of requests a server reads: "aloha", "droid", "libero", or any other robot's.
+  std::string robot = "lerobot";
+  std::vector<std::string> slots;              // model's cameras in order
+  std::map<std::string, std::string> cameras;  // robot's name -> slot; "": accepted, not used
+  std::vector<std::string> required;           // robot's cameras that may not be absent
+  Family resizer = Family::lerobot;
   PromptOptions prompt;
   std::optional<std::string> default_prompt;
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::optional<int64_t> folded_vocab;  // tiny test models: ids >= V become 3 + id mod (V - 3)
-  Normalizer state, action;
+  std::optional<int64_t> folded_vocab;      // tiny test models: ids >= V become 3 + id mod (V - 3)
+  Transforms transforms = {Normalize{}};    // the last one is Normalize
   int64_t state_dim = 32, action_dim = 32;  // real ones, without padding
-  std::vector<bool> delta;                  // action dims that are relative to the state
   std::vector<std::string> action_names;
+  std::vector<double> reset_pose;  // joints of one arm where an episode begins; may be empty
+
+  Normalize& normalize() { return std::get<Normalize>(transforms.back()); }
+  const Normalize& normalize() const { return std::get<Normalize>(transforms.back()); }
 };
 
 // Throws Error(Fault::checkpoint) for policy spec that do not fit together or to the model,
@@ -72,8 +74,7 @@ class Policy {
  private:
   struct Prepared {
     Inputs inputs;
-    std::vector<double> state;  // in the policy's joint space
-    std::vector<double> normalized_state;
+    States states;
     std::vector<std::string> warnings;
   };
   // What guidance pulls towards and how much, still on the host.
@@ -84,7 +85,6 @@ class Policy {
   Prepared preprocess(const Observation& observation);
   void add_images(const Observation& observation, Prepared& p);
   std::vector<double> robot_state(const Observation& observation) const;
-  std::vector<double> anchor(const Prepared& p) const;
   std::vector<double> to_robot(std::span<const float> normalized, const Prepared& p) const;
   std::vector<float> from_robot(std::span<const double> actions, const Prepared& p) const;
   std::vector<double> postprocess(std::span<const float> normalized, const Prepared& p) const;

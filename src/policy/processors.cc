@@ -100,7 +100,7 @@ std::vector<double> statistic(const SafetensorsFile& file, const std::string& na
 // `kind`: "STATE" or "ACTION"; `feature`: the name of the statistics in the state file.
 Normalizer read_normalizer(const Step& step, const std::string& kind, const std::string& feature,
                            int64_t dim, bool statistics) {
-  Normalizer n{.family = NormFamily::lerobot};
+  Normalizer n{.family = Family::lerobot};
   const json map = step.config.value("norm_map", json::object());
   n.method = norm_method(json_string(map, kind, step.where + ": norm_map"), step.where);
   if (!statistics) n.method = NormMethod::identity;

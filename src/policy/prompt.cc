@@ -68,7 +68,7 @@ PromptTokens tokenize_prompt(const Tokenizer& tokenizer, std::string_view text,
   };
   if (options.state_in_prompt) {
     append(task_and_state(text, state, options));
-  } else if (options.style == PromptStyle::openpi) {
+  } else if (options.style == Family::openpi) {
     append(clean_prompt(text));
     append("\n");
   } else {

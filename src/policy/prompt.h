@@ -8,14 +8,13 @@
 #include <string_view>
 #include <vector>
 
+#include "policy/family.h"
 #include "policy/tokenizer.h"
 
 namespace tendon {
 
-enum class PromptStyle { openpi, lerobot };
-
 struct PromptOptions {
-  PromptStyle style = PromptStyle::lerobot;
+  Family style = Family::lerobot;
   // pi0.5's "Task: ..., State: ...;\nAction: "; else the cleaned text and a line break.
   bool state_in_prompt = false;
   // Old lerobot releases padded the state with zeros to this many values before writing it.

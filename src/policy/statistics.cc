@@ -37,6 +37,7 @@ float lerobot_range(double low, double high, double eps) {
 
 }  // namespace
 
+std::span<const std::string> norm_methods() { return kMethods; }
 std::string_view name(NormMethod method) { return kMethods[static_cast<size_t>(method)]; }
 
 NormMethod norm_method(const std::string& name, const std::string& file) {
@@ -46,74 +47,56 @@ NormMethod norm_method(const std::string& name, const std::string& file) {
        nearest(name, kMethods));
 }
 
-std::vector<double> Normalizer::normalize(std::span<const double> row) const {
-  std::vector<double> out(row.begin(), row.end());
-  if (method == NormMethod::identity) return out;
-  ensure(row.size() <= centre.size(), Fault::input, "{} values, but statistics for {}", row.size(),
-         centre.size());
-  for (size_t i = 0; i < row.size(); ++i) {
+void Normalizer::normalize(std::span<double> row) const {
+  if (method == NormMethod::identity) return;
+  for (size_t i = 0; i < std::min(row.size(), centre.size()); ++i) {
     const double c = centre[i], r = range[i];
-    if (family == NormFamily::openpi) {
-      out[i] = method == NormMethod::mean_std ? (row[i] - c) / (r + 1e-6)
+    if (family == Family::openpi) {
+      row[i] = method == NormMethod::mean_std ? (row[i] - c) / (r + 1e-6)
                                               : (row[i] - c) / (r - c + 1e-6) * 2.0 - 1.0;
     } else {
       const float x = static_cast<float>(row[i]) - static_cast<float>(c);
-      out[i] = method == NormMethod::mean_std
+      row[i] = method == NormMethod::mean_std
                    ? x / (static_cast<float>(r) + static_cast<float>(eps))
                    : 2.f * x / lerobot_range(c, r, eps) - 1.f;
     }
   }
-  return out;
 }
 
-std::vector<double> Normalizer::unnormalize(std::span<const float> rows, int64_t dim) const {
-  std::vector<double> out(rows.begin(), rows.end());
-  if (method == NormMethod::identity) return out;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const size_t d = i % static_cast<size_t>(dim);
-    const float x = rows[i];
-    if (d >= centre.size()) {
-      if (family == NormFamily::openpi && method == NormMethod::mean_std) out[i] = x * (1.0 + 1e-6);
-      continue;
-    }
-    const double c = centre[d], r = range[d];
+void Normalizer::unnormalize(std::span<double> row) const {
+  if (method == NormMethod::identity) return;
+  for (size_t i = 0; i < std::min(row.size(), centre.size()); ++i) {
+    const auto x = static_cast<float>(row[i]);
+    const double c = centre[i], r = range[i];
     const auto c32 = static_cast<float>(c);
-    if (family == NormFamily::openpi) {
+    if (family == Family::openpi) {
       // NumPy keeps (x + 1) / 2 in the float of the network's output; the product is double.
-      out[i] = method == NormMethod::mean_std ? x * (r + 1e-6) + c
+      row[i] = method == NormMethod::mean_std ? x * (r + 1e-6) + c
                                               : (x + 1.f) / 2.f * (r - c + 1e-6) + c;
     } else if (method == NormMethod::mean_std) {
-      out[i] = x * static_cast<float>(r) + c32;
+      row[i] = x * static_cast<float>(r) + c32;
     } else if (method == NormMethod::min_max) {
-      out[i] = (x + 1.f) / 2.f * lerobot_range(c, r, eps) + c32;
+      row[i] = (x + 1.f) / 2.f * lerobot_range(c, r, eps) + c32;
     } else {
-      out[i] = (x + 1.f) * lerobot_range(c, r, eps) / 2.f + c32;
+      row[i] = (x + 1.f) * lerobot_range(c, r, eps) / 2.f + c32;
     }
   }
-  return out;
 }
 
-std::vector<double> Normalizer::renormalize(std::span<const double> rows, int64_t dim) const {
-  std::vector<double> out(rows.begin(), rows.end());
-  if (method == NormMethod::identity) return out;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const size_t d = i % static_cast<size_t>(dim);
-    if (d >= centre.size()) {
-      if (family == NormFamily::openpi && method == NormMethod::mean_std) out[i] /= 1.0 + 1e-6;
-      continue;
-    }
-    const bool openpi = family == NormFamily::openpi, mean_std = method == NormMethod::mean_std;
+void Normalizer::renormalize(std::span<double> row) const {
+  if (method == NormMethod::identity) return;
+  const bool openpi = family == Family::openpi, mean_std = method == NormMethod::mean_std;
+  for (size_t i = 0; i < std::min(row.size(), centre.size()); ++i) {
     // lerobot's statistics are floats, as in unnormalize.
-    const double c = openpi ? centre[d] : static_cast<float>(centre[d]);
-    const double r = openpi ? range[d] : static_cast<float>(range[d]);
+    const double c = openpi ? centre[i] : static_cast<float>(centre[i]);
+    const double r = openpi ? range[i] : static_cast<float>(range[i]);
     const double spread = mean_std ? r : openpi ? r - c : lerobot_range(c, r, 0);
-    const double x = spread == 0 ? 0 : (out[i] - c) / (openpi ? spread + 1e-6 : spread);
-    out[i] = mean_std ? x : 2.0 * x - 1.0;
+    const double x = spread == 0 ? 0 : (row[i] - c) / (openpi ? spread + 1e-6 : spread);
+    row[i] = mean_std ? x : 2.0 * x - 1.0;
   }
-  return out;
 }
 
-Statistics read_norm_stats(const std::filesystem::path& path, bool quantiles) {
+Normalize read_norm_stats(const std::filesystem::path& path, bool quantiles) {
   const std::string file = path.string();
   const nlohmann::json root = read_json(path);
   ensure(root.is_object() && root.contains("norm_stats") && root.at("norm_stats").is_object(),
@@ -123,7 +106,7 @@ Statistics read_norm_stats(const std::filesystem::path& path, bool quantiles) {
     const std::string where = file + ": norm_stats." + what;
     ensure(all.contains(what) && all.at(what).is_object(), Fault::checkpoint, "{} is missing",
            where);
-    Normalizer n{.family = NormFamily::openpi,
+    Normalizer n{.family = Family::openpi,
                  .method = quantiles ? NormMethod::quantiles : NormMethod::mean_std};
     n.centre = read_row(all.at(what), quantiles ? "q01" : "mean", where);
     n.range = read_row(all.at(what), quantiles ? "q99" : "std", where);

@@ -5,25 +5,27 @@
 #include <cstdint>
 #include <filesystem>
 #include <iterator>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "policy/family.h"
+
 namespace tendon {
 
-// Whose formulas: they differ in epsilon and in arithmetic.
-enum class NormFamily {
-  openpi,   // double; 1e-6 added to every range, also on the way back
-  lerobot,  // float; 1e-8 added to std on the way in, ranges replaced only where they are 0
-};
 enum class NormMethod { identity, mean_std, quantiles, min_max, quantile10 };
 
-std::string_view name(NormMethod method);  // lerobot's: "MEAN_STD", "QUANTILES", ...
+std::span<const std::string> norm_methods();  // lerobot's: "IDENTITY", "MEAN_STD", ...
+std::string_view name(NormMethod method);
 NormMethod norm_method(const std::string& name, const std::string& file);  // its inverse
 
+// The families differ in epsilon and in arithmetic. openpi: double; 1e-6 added to every range, also
+// on the way back. lerobot: float; 1e-8 added to std on the way in, ranges replaced only where they
+// are 0.
 struct Normalizer {
-  NormFamily family = NormFamily::lerobot;
+  Family family = Family::lerobot;
   NormMethod method = NormMethod::identity;
   double eps = 1e-8;                  // lerobot: from the processor file
   std::vector<double> centre, range;  // mean and std, or low and high; empty for identity
@@ -31,28 +33,31 @@ struct Normalizer {
   // minimum is no quantile). For guards and displays.
   std::vector<double> q01, q99;
 
-  // One row of at most as many values as there are statistics.
-  std::vector<double> normalize(std::span<const double> row) const;
-  // Rows of `dim` values, as the network gives them. Values beyond the statistics: openpi's
-  // mean/std treats them as mean 0, std 1 (so they grow by 1e-6), its quantiles leave them.
-  std::vector<double> unnormalize(std::span<const float> rows, int64_t dim) const;
+  // A row, in place: of at most as many values as there are statistics.
+  void normalize(std::span<double> row) const;
+  void unnormalize(std::span<double> row) const;  // of the network's floats
   // The inverse of unnormalize, without its rounding. A column whose range is 0 becomes what its
   // centre is for the network: unnormalize makes it constant, and dividing by an epsilon would give
   // values that spoil the other columns.
-  std::vector<double> renormalize(std::span<const double> rows, int64_t dim) const;
+  void renormalize(std::span<double> row) const;
   // Whether the first `dim` values have quantiles.
   bool has_quantiles(int64_t dim) const {
     return dim > 0 && std::min(std::ssize(q01), std::ssize(q99)) >= dim;
   }
 };
 
-struct Statistics {
+// By the statistics of the training data. Always the last transform of a robot.
+struct Normalize {
   Normalizer state, action;
+  // A description that does not give the numbers says which of the checkpoint's it means.
+  bool given = false;
+  std::optional<std::string> asset;  // assets/<id>
+  std::optional<NormMethod> method;  // nothing: as the type of the policy has it
 };
 
 // openpi's norm_stats.json: mean/std for pi0, q01/q99 for pi0.5; pi0's may lack q01 and q99. Throws
 // Error(Fault::checkpoint) naming file and key when a statistic is missing, not finite, or of
 // another length than the rest.
-Statistics read_norm_stats(const std::filesystem::path& path, bool quantiles);
+Normalize read_norm_stats(const std::filesystem::path& path, bool quantiles);
 
 }  // namespace tendon

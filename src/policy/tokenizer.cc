@@ -15,14 +15,6 @@ constexpr size_t kTextBytesMax = size_t{16} << 20;
 constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
 constexpr int32_t kNone = -1;
 
-std::string read_tokenizer(const std::filesystem::path& path) {
-  ensure(is_file(path), Fault::checkpoint,
-         "{} is not a readable file; name the paligemma_tokenizer.model or tokenizer.json of the "
-         "checkpoint with --tokenizer FILE",
-         path.string());
-  return read_file(path, kTokenizerBytesMax);
-}
-
 std::string escape_spaces(std::string_view text) {
   std::string escaped;
   escaped.reserve(text.size() + text.size() / 2);
@@ -57,22 +49,10 @@ struct Tokenizer::Candidate {
   }
 };
 
-Tokenizer Tokenizer::from_model_bytes(std::span<const std::byte> bytes, const std::string& name) {
-  return Tokenizer(read_sentencepiece(bytes, name));
-}
-
-Tokenizer Tokenizer::from_json_bytes(std::span<const std::byte> bytes, const std::string& name) {
-  return Tokenizer(read_tokenizer_json(bytes, name));
-}
-
-Tokenizer Tokenizer::from_model_file(const std::filesystem::path& path) {
-  const std::string bytes = read_tokenizer(path);
-  return from_model_bytes(std::as_bytes(std::span(bytes)), path.string());
-}
-
-Tokenizer Tokenizer::from_json_file(const std::filesystem::path& path) {
-  const std::string bytes = read_tokenizer(path);
-  return from_json_bytes(std::as_bytes(std::span(bytes)), path.string());
+Tokenizer Tokenizer::from_bytes(std::span<const std::byte> bytes, const std::string& name) {
+  const bool braces = !bytes.empty() && bytes[0] == std::byte{'{'};
+  const bool json = name.ends_with(".json") || (braces && !name.ends_with(".model"));
+  return Tokenizer(json ? read_tokenizer_json(bytes, name) : read_sentencepiece(bytes, name));
 }
 
 Tokenizer Tokenizer::of_bytes() {
@@ -82,12 +62,12 @@ Tokenizer Tokenizer::of_bytes() {
 }
 
 Tokenizer Tokenizer::open(const std::filesystem::path& path) {
-  if (path.extension() == ".model") return from_model_file(path);
-  if (path.extension() == ".json") return from_json_file(path);
-  const std::string text = read_tokenizer(path);
-  const auto bytes = std::as_bytes(std::span(text));
-  const bool json = !bytes.empty() && bytes[0] == std::byte{'{'};
-  return json ? from_json_bytes(bytes, path.string()) : from_model_bytes(bytes, path.string());
+  ensure(is_file(path), Fault::checkpoint,
+         "{} is not a readable file; name the paligemma_tokenizer.model or tokenizer.json of the "
+         "checkpoint with --tokenizer FILE",
+         path.string());
+  const std::string text = read_file(path, kTokenizerBytesMax);
+  return from_bytes(std::as_bytes(std::span(text)), path.string());
 }
 
 void check_utf8(std::string_view text, std::string_view what) {

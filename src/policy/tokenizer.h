@@ -16,20 +16,16 @@ namespace tendon {
 // Immutable and safe to share between threads.
 class Tokenizer {
  public:
-  // All of these throw Error(Fault::checkpoint) naming the file, the field and what is needed.
-
-  // SentencePiece: `paligemma_tokenizer.model`, `tokenizer.model`. Ids are SentencePiece's.
-  static Tokenizer from_model_file(const std::filesystem::path& path);
-  static Tokenizer from_model_bytes(std::span<const std::byte> bytes, const std::string& name);
-  // Hugging Face: `tokenizer.json`. Ids are those of its tokenizers library, which differ from
-  // SentencePiece's where the text spells a special token ("<bos>") or holds more than 31 spaces.
-  static Tokenizer from_json_file(const std::filesystem::path& path);
-  static Tokenizer from_json_bytes(std::span<const std::byte> bytes, const std::string& name);
+  // By the extension of the file's name (.model, .json), else by its first byte. SentencePiece
+  // (`paligemma_tokenizer.model`, `tokenizer.model`): ids are SentencePiece's. Hugging Face
+  // (`tokenizer.json`): ids are those of its tokenizers library, which differ from SentencePiece's
+  // where the text spells a special token ("<bos>") or holds more than 31 spaces. Both throw
+  // Error(Fault::checkpoint) naming the file, the field and what is needed.
+  static Tokenizer open(const std::filesystem::path& path);
+  static Tokenizer from_bytes(std::span<const std::byte> bytes, const std::string& name);
   // For synthetic models: every byte of the text is one token, by PaliGemma's ids of byte pieces
   // (217 + byte).
   static Tokenizer of_bytes();
-  // Either kind by extension (.model, .json), else by the first byte.
-  static Tokenizer open(const std::filesystem::path& path);
 
   // Ids of the text without BOS, in O(n log n) time. Throws Error(Fault::input) when the text is
   // not valid UTF-8, with the position of the byte, or longer than 16 MiB.

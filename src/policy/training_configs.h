@@ -1,31 +1,23 @@
-// The named training configurations of openpi that a checkpoint may belong to: what its five-key
-// config.json does not say.
+// The robots of openpi and its named training configurations (assets/openpi.json), as descriptions
+// in the form of tendon.json: what a checkpoint with a five-key config.json does not say.
 #pragma once
 
-#include <optional>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
-#include "model/config.h"
-#include "policy/robots.h"
+#include "policy/policy.h"
 
 namespace tendon {
 
-struct TrainingConfig {
-  std::string name;
-  PolicyType policy = PolicyType::pi0;
-  int64_t horizon = 50, tokens_max = 48;
-  std::string asset;  // folder below assets/
-  Robot robot = Robot::aloha;
-  std::vector<bool> relative;  // action dims that are relative to the state
-  bool state_in_prompt = false;
-  std::optional<std::string> default_prompt;
-  int64_t action_dim = 32;
-};
+// The value of "robot" for "aloha", "droid", "libero" or "lerobot" (which leaves all as it is).
+// Throws Error(Fault::usage) with the nearest name and `where` the other one stood.
+const nlohmann::json& robot_json(const std::string& name, const std::string& where = "--robot");
+// The same, read; of these four names.
+const PolicySpec& robot_named(const std::string& name);
 
 // Throws Error(Fault::usage) with the nearest name, also for pi0-FAST configurations.
-TrainingConfig training_config(const std::string& name);
-
+nlohmann::json training_config(const std::string& name);
 std::vector<std::string> training_config_names();
 
 }  // namespace tendon

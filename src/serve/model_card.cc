@@ -30,13 +30,6 @@ Observation empty_scene(const PolicySpec& spec) {
   return scene;
 }
 
-// openpi's configurations of real ALOHA robots tell clients where to go at first; its simulator's,
-// whose joints need no adapting, has no such pose.
-std::vector<double> reset_pose(const PolicySpec& spec) {
-  if (spec.robot != Robot::aloha || !spec.adapt_to_pi) return {};
-  return {0, -1.5, 1.5, 0, 0, 0};
-}
-
 ModelCard describe_opened(const std::string& model, const Engine& engine,
                           const OpenedEngine& opened) {
   const PolicySpec& spec = opened.policy->spec();
@@ -50,8 +43,10 @@ ModelCard describe_opened(const std::string& model, const Engine& engine,
   card.method = engine.method();
   card.version = version();
   card.server = "tendon " + card.version;
-  card.robot = name(spec.robot);
+  card.robot = spec.robot;
   card.cameras = engine.cameras();
+  card.other_cameras = spec.slots;
+  for (const auto& [camera, slot] : spec.cameras) card.other_cameras.push_back(camera);
   card.action_names = engine.action_names();
   card.horizon = config.horizon;
   card.action_dim = spec.action_dim;
@@ -60,8 +55,8 @@ ModelCard describe_opened(const std::string& model, const Engine& engine,
   card.steps = config.num_steps;
   card.demo = generated;
   card.default_prompt = spec.default_prompt.has_value();
-  card.joint_positions = !spec.delta.empty();
-  card.reset_pose = reset_pose(spec);
+  card.joint_positions = find<DeltaActions>(spec.transforms) != nullptr;
+  card.reset_pose = spec.reset_pose;
   card.notes = engine.notes();
   card.load_ms = engine.load_ms();
   return card;

@@ -19,6 +19,8 @@ struct ModelCard : RemotePolicy {
   bool action_ranges = false;    // q01 and q99 of the actions are known
   bool default_prompt = false;   // there is one: requests may come without
   bool joint_positions = false;  // DROID: actions are positions, else velocities
+  // Accepted beside `cameras`: the model's own names, second ones, those that it does not use.
+  std::vector<std::string> other_cameras;
   std::vector<std::string> notes;
   double load_ms = 0, warm_up_ms = 0;
   // Of the answer to the warm-up's observation: weights, statistics, backend and precision in one.

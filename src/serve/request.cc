@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "client/wire_fields.h"
-#include "policy/robots.h"
+#include "policy/training_configs.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 
@@ -101,23 +101,22 @@ void read_aloha(const Value& map, const ModelCard& card, Observation& out) {
   const Value& images = needed(map, "images", wanted);
   ensure(images.kind == Kind::map, Fault::input, "'images' is {}, expected {}", describe(images),
          wanted);
-  const RobotFacts& robot = facts(Robot::aloha);
+  const PolicySpec& robot = robot_named("aloha");
   std::vector<std::string> known;
   for (const auto& [camera, slot] : robot.cameras) known.push_back(camera);
   for (const msgpack::Entry& entry : images.map)
     read_camera(entry.value, "images/", std::string(entry.key), known, out);
-  for (const std::string& camera : robot.required_cameras)
+  for (const std::string& camera : robot.required)
     ensure(out.images.contains(camera), Fault::input,
            "'images' lacks '{}', which this robot needs; got {}", camera, keys_of(images));
   out.state = read_row(map, "state", card.state_dim);
 }
 
 // DROID and LIBERO: flat keys with a prefix.
-void read_pictures(const Value& map, const RobotFacts& robot, Observation& out) {
+void read_pictures(const Value& map, const PolicySpec& robot, Observation& out) {
   for (const auto& [camera, slot] : robot.cameras) {
     const std::string key = "observation/" + camera;
-    const bool required =
-        std::ranges::find(robot.required_cameras, camera) != robot.required_cameras.end();
+    const bool required = std::ranges::find(robot.required, camera) != robot.required.end();
     const Value* found = map.find(key);
     if (!found && !required) continue;
     out.images[camera] = read_picture(needed(map, key, "a picture"), key);
@@ -144,15 +143,16 @@ void read_roboarena(const Value& map, Observation& out) {
 // lerobot's names, "observation.images.top" and "observation.state"; also a map "images" and
 // "state", so that a model with own camera names can be asked in openpi's shortest form.
 void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
+  std::vector<std::string> known = card.cameras;
+  known.insert(known.end(), card.other_cameras.begin(), card.other_cameras.end());
   for (const msgpack::Entry& entry : map.map) {
     for (const std::string_view prefix : {"observation.images.", "observation/images/"})
       if (entry.key.starts_with(prefix))
-        read_camera(entry.value, prefix, std::string(entry.key.substr(prefix.size())), card.cameras,
-                    out);
+        read_camera(entry.value, prefix, std::string(entry.key.substr(prefix.size())), known, out);
   }
   if (const Value* images = map.find("images")) {
     for (const msgpack::Entry& entry : images->map) {
-      read_camera(entry.value, "images/", std::string(entry.key), card.cameras, out);
+      read_camera(entry.value, "images/", std::string(entry.key), known, out);
     }
   }
   ensure(!out.images.empty(), Fault::input,
@@ -278,10 +278,10 @@ Request read_request(const Value& message, const ModelCard& card, Dialect dialec
   } else if (card.robot == "aloha") {
     read_aloha(message, card, out.observation);
   } else if (card.robot == "droid") {
-    read_pictures(message, facts(Robot::droid), out.observation);
+    read_pictures(message, robot_named("droid"), out.observation);
     out.observation.state = read_droid_state(message);
   } else if (card.robot == "libero") {
-    read_pictures(message, facts(Robot::libero), out.observation);
+    read_pictures(message, robot_named("libero"), out.observation);
     out.observation.state = read_row(message, "observation/state", card.state_dim);
   } else {
     read_lerobot(message, card, out.observation);

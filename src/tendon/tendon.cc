@@ -165,6 +165,10 @@ std::string describe(const std::string& model, const OpenOptions& options) {
   return describe_model(open_model(model, o), o, keeps_table(o)).dump();
 }
 
+std::string tendon_json(const std::string& model, const OpenOptions& options) {
+  return tendon_json(open_model(model, resolved(options))).dump(2);
+}
+
 std::vector<std::string> isas() { return cpu_isas(); }
 std::string version() { return TENDON_VERSION; }
 

@@ -4,7 +4,6 @@
 
 #include "checkpoint/json.h"
 #include "policy/processors.h"
-#include "policy/robots.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 #include "validate/health_checks.h"
@@ -52,8 +51,8 @@ void judge_cameras(const std::vector<std::string>& sent, const std::string& file
                    const PolicySpec& around, Report& r) {
   const std::vector<std::string> own = robot_cameras(around);
   for (const std::string& camera : sent)
-    if (std::ranges::find(around.cameras, camera) == around.cameras.end() &&
-        !around.rename.contains(camera))
+    if (std::ranges::find(around.slots, camera) == around.slots.end() &&
+        !around.cameras.contains(camera))
       r.error("observation.camera", camera,
               fmt::format("{}: the model has no camera '{}'; it has {}; nearest: '{}'", file,
                           camera, fmt::join(own, ", "), nearest(camera, own)));
@@ -97,8 +96,10 @@ std::vector<Finding> check_observation(const std::string& file, const Examined& 
       const PolicySpec& around = m.opened->spec;
       dim = around.state_dim;
       judge_cameras(read_cameras(root), file, around, r);
-      const bool flips = around.robot == Robot::aloha && around.adapt_to_pi;
-      if (flips && std::ssize(state) == dim) aloha_state_to_pi(state);
+      if (std::ssize(state) == dim) {  // as it is normalised
+        const States states = state_to_model(around.transforms, state);
+        state = states[states.size() - 2];
+      }
     }
     if (dim > 0 && std::ssize(sent) != dim)
       r.error(

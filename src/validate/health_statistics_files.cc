@@ -75,9 +75,11 @@ std::vector<fs::path> norm_stats_files(const Examined& m) {
   const fs::path assets = m.folder / "assets";
   const std::vector<std::string> known = training_config_names();
   const bool trained = std::ranges::find(known, m.options.config) != known.end();
-  const std::string wanted = !m.options.asset.empty() ? m.options.asset
-                             : trained                ? training_config(m.options.config).asset
-                                                      : "";
+  std::string wanted = m.options.asset;
+  if (wanted.empty() && m.opened)
+    wanted = m.opened->spec.normalize().asset.value_or("");
+  else if (wanted.empty() && trained)
+    wanted = training_config(m.options.config).at("robot").at("transforms").back().at("asset");
   const fs::path one = assets / wanted / "norm_stats.json";
   if (fs::exists(one)) return {one};
   std::vector<fs::path> all;
@@ -172,11 +174,11 @@ StatisticsOfModel check_statistics(const Examined& m) {
   StatisticsOfModel s;
   if (m.options.statistics == "none") return s;
   Report r;
-  if (m.layout == "converted" && m.opened) {
+  if (m.opened && (m.layout == "converted" || m.opened->spec.normalize().given)) {
     const PolicySpec& around = m.opened->spec;
-    s.state = of_converted(around.state, "state", around.state_dim, m.model);
+    s.state = of_converted(around.normalize().state, "state", around.state_dim, m.model);
     r.append(judge(*s.state));
-    r.append(judge(of_converted(around.action, "actions", around.action_dim, m.model)));
+    r.append(judge(of_converted(around.normalize().action, "actions", around.action_dim, m.model)));
   } else if (m.layout == "lerobot" && m.options.statistics.empty()) {
     s = check_lerobot(m, true);
     r.append(std::move(s.findings));
