@@ -287,6 +287,7 @@ def bad_inputs(scratch):
     expect(4, "nearest: 'top'", "run", "demo", *reach, "--image", f"tpo={FLOWER}")
     expect(2, "expected NAME=FILE", "run", "demo", "--image", "x.png")
     expect(4, "expects 3", "run", "demo", "--state", "1,2")
+    expect(4, "expects 3", "run", "demo", "--state", ",".join(["0.12345678901234567"] * 40))
     expect(4, "finite", "run", "demo", "--state", "nan,nan,nan")
     expect(4, "empty", "run", "demo", "--prompt", "")
     expect(0, "was cut to 12", "run", "demo", "--prompt", "reach the red disc " * 20)
