@@ -71,7 +71,7 @@ class TtnnKernels final : public Kernels {
   }
 
   void download(const Tensor& x, std::span<float> to) override {
-    const TensorRef all = joined(x);
+    const TensorRef all = joined(buffer(x).pieces);
     std::ranges::copy(gather(x, all, device_.download(all)), to.begin());
   }
 
@@ -198,7 +198,7 @@ class TtnnKernels final : public Kernels {
 
   Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
     const TtBuffer& b = buffer(x);
-    const TensorRef all = joined(x);
+    const TensorRef all = joined(buffer(x).pieces);
     return make_tensor(
         {last - first, x.columns()},
         device_.rows(b.layout == TileLayout::heads ? all : device_.flat(all), first, last - first),
@@ -322,18 +322,6 @@ class TtnnKernels final : public Kernels {
     return {{0, x.rows(), device_.heads(wide, 0, heads, columns.padded())}};
   }
 
-  // In its layout, without padding between pieces.
-  TensorRef joined(const Tensor& x) {
-    if (buffer(x).pieces.size() == 1) return held(x);
-    std::vector<TensorRef> parts;
-    std::vector<int64_t> rows;
-    for (const Piece& piece : buffer(x).pieces) {
-      parts.push_back(piece.held);
-      rows.push_back(piece.rows);
-    }
-    return device_.stack(parts, rows);
-  }
-
   // [1, 1, 1, c], to be repeated.
   TensorRef operand_row(const Tensor& x) { return device_.slice_axis(as_rows(x), 2, 0, 1); }
 
@@ -344,13 +332,22 @@ class TtnnKernels final : public Kernels {
     return device_.concat(parts, 2);
   }
 
+  // And without padding between them.
+  TensorRef joined(std::span<const Piece> pieces) {
+    if (pieces.size() == 1) return pieces[0].held;
+    std::vector<TensorRef> parts;
+    std::vector<int64_t> rows;
+    for (const Piece& piece : pieces) {
+      parts.push_back(piece.held);
+      rows.push_back(piece.rows);
+    }
+    return device_.stack(parts, rows);
+  }
+
   // `to` with `rows` from `first` on, and nothing behind them. Pieces that lie before become one,
   // once per call: then every Euler step only replaces the last piece.
   Tensor written(const Tensor& to, const Tensor& rows, int64_t first) {
     const HeadColumns columns = buffer(rows).columns;
-    const auto with = [&](std::vector<Piece> pieces) {
-      return make_tensor(to.shape(), std::move(pieces), TileLayout::heads, columns);
-    };
     std::vector<Piece> pieces;
     if (first > 0) pieces = as_heads(to, to.columns() / columns.width, columns);
     while (!pieces.empty() && pieces.back().first >= first) pieces.pop_back();
@@ -361,11 +358,10 @@ class TtnnKernels final : public Kernels {
       last.rows = first - last.first;
       if (last.held->dims()[2] > round_up(last.rows))
         last.held = device_.slice_axis(last.held, 2, 0, round_up(last.rows));
-      const TensorRef before = joined(with(std::move(pieces)));
-      pieces = {{0, first, device_.typecast(before, held(rows)->spec.format)}};
+      pieces = {{0, first, device_.typecast(joined(pieces), held(rows)->spec.format)}};
     }
-    pieces.push_back({first, rows.rows(), joined(rows)});
-    return with(std::move(pieces));
+    pieces.push_back({first, rows.rows(), joined(buffer(rows).pieces)});
+    return make_tensor(to.shape(), std::move(pieces), TileLayout::heads, columns);
   }
 
   TtPrecision precision_;
