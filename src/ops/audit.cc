@@ -81,8 +81,8 @@ void Audit::add(const OpEvent& e) {
     entries.push_back({call, call.module.value_or(e.module), e.layer, e.native, e.replayed,
                        e.provider, ups, downs});
   };
-  for (const DeviceCall& c : e.calls) entry(c, c.bytes_up > 0 ? 1 : 0, c.bytes_down > 0 ? 1 : 0);
-  if (e.calls.empty()) entry(call_of(e), e.ups, e.downs);
+  if (!e.calls) return entry(call_of(e), e.ups, e.downs);
+  for (const DeviceCall& c : *e.calls) entry(c, c.bytes_up > 0 ? 1 : 0, c.bytes_down > 0 ? 1 : 0);
 }
 
 AuditSum Audit::total() const {

@@ -76,17 +76,17 @@ struct DeviceCall {
 struct OpEvent {
   Op op = Op::upload;
   Module module = Module::pi0;
-  int layer = -1;                 // of the module; -1: none
-  bool native = true;             // false: on the fallback
-  bool replayed = false;          // part of a replay, whose single ops nobody timed
-  std::string_view provider;      // the backend that ran it
-  std::string_view dtype;         // of its products
-  int64_t flops = 0;              // of products and attention; 0 for the rest
-  int64_t bytes = 0;              // activations read and written
-  int64_t weight_bytes = 0;       // read
-  int64_t ups = 0, downs = 0;     // transfers that it is or that the fallback needed
-  double seconds = 0;             // of the host's clock
-  std::vector<DeviceCall> calls;  // of a backend that makes several of an op; else empty
+  int layer = -1;                                // of the module; -1: none
+  bool native = true;                            // false: on the fallback
+  bool replayed = false;                         // part of a replay, whose single ops nobody timed
+  std::string_view provider;                     // the backend that ran it
+  std::string_view dtype;                        // of its products
+  int64_t flops = 0;                             // of products and attention; 0 for the rest
+  int64_t bytes = 0;                             // activations read and written
+  int64_t weight_bytes = 0;                      // read
+  int64_t ups = 0, downs = 0;                    // transfers that it is or that the fallback needed
+  double seconds = 0;                            // of the host's clock
+  std::optional<std::vector<DeviceCall>> calls;  // of a backend that reports them: none to many
 };
 
 using OpObserver = std::function<void(const OpEvent&)>;

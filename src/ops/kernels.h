@@ -117,9 +117,9 @@ class Kernels {
   // How it computes, in words; empty: as the formulas say.
   virtual std::string method() const { return {}; }
   virtual bool simulated() const { return false; }  // its times say nothing about a device
-  // From now on every call made of the device is appended to `to`; null: no more. A backend that
-  // makes one call per op appends nothing.
-  virtual void report_calls(std::vector<DeviceCall>* /*to*/) {}
+  // From now on every call made of the device is appended to `to`; null: no more. False: this
+  // backend makes one call per op, and appends nothing.
+  virtual bool report_calls(std::vector<DeviceCall>* /*to*/) { return false; }
   // Returns when what was asked of the device is done.
   virtual void synchronize() {}
 

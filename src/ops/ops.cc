@@ -81,7 +81,8 @@ std::vector<Tensor> Ops::graph(const GraphKey& key, std::span<const Tensor> inpu
   for (OpEvent event : recorded.events) {
     event.replayed = true;
     event.seconds = 0;
-    for (DeviceCall& call : event.calls) call.seconds = 0;
+    if (event.calls)
+      for (DeviceCall& call : *event.calls) call.seconds = 0;
     tell(std::move(event));
   }
   return std::move(r.outputs);
@@ -116,7 +117,7 @@ Qkv Ops::qkv_tapped(const Tensor& x, const Weight& w, const Heads& heads, int64_
 void Ops::tell(OpEvent event) {
   event.provider = (event.native ? kernels_ : *fallback_).name();
   // Transfers of the fallback are counted by the op, not as calls of the device.
-  if (event.native && event.calls.empty()) event.calls = calls_;
+  if (event.native && reports_ && !event.calls) event.calls = calls_;
   calls_.clear();
   coverage_.add(event);
   if (observer_) observer_(event);

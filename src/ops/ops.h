@@ -26,7 +26,7 @@ class Ops {
   // `fallback` may be null. Both must outlive this object.
   explicit Ops(Kernels& kernels, Kernels* fallback = nullptr)
       : kernels_(kernels), fallback_(fallback) {
-    kernels_.report_calls(&calls_);
+    reports_ = kernels_.report_calls(&calls_);
   }
   ~Ops() { kernels_.report_calls(nullptr); }
   Ops(const Ops&) = delete;
@@ -132,6 +132,7 @@ class Ops {
   Place place_;
   Tap tap_;
   uint32_t host_modules_ = 0;      // one bit each
+  bool reports_ = false;           // the backend makes any number of calls per op
   std::vector<DeviceCall> calls_;  // of the running op, where the backend makes several
 };
 

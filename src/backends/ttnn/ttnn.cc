@@ -25,7 +25,10 @@ class TtnnKernels final : public Kernels {
     return fmt::format("{}, {}", device_.caps().description, precision());
   }
   bool simulated() const override { return device_.caps().simulated; }
-  void report_calls(std::vector<DeviceCall>* to) override { device_.report_calls(to); }
+  bool report_calls(std::vector<DeviceCall>* to) override {
+    device_.report_calls(to);
+    return true;
+  }
 
   // Compile run, capture, replays. A run that is no replay may leave new tensors (masks, tables)
   // where recorded intermediates used to lie: it forgets what was recorded before. Calls of another
