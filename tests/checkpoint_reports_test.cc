@@ -2,6 +2,7 @@
 // What public reports say of checkpoints that act wrongly: each kind is refused by name, said, or
 // done right; by every verb, since all of them open a model by open_model.
 #include <algorithm>
+#include <cmath>
 
 #include "damaged_checkpoint.h"
 #include "policy/open_model.h"
@@ -277,6 +278,98 @@ TEST(FirstPi0, keys_that_change_actions_are_refused_and_unknown_ones_said) {
     j["num_steps"] = 7;
   });
   EXPECT_EQ(opened(checkpoint).config.num_steps, 7);
+}
+
+// What lerobot's policy reads of it: the same as of the checkpoint before `change`.
+void expect_same(const std::string& kind, const Change& change) {
+  const OpenedModel as_it_was = opened(Checkpoint(kind));
+  Checkpoint checkpoint(kind);
+  change(checkpoint);
+  const OpenedModel now = opened(checkpoint);
+  const Normalize &before = as_it_was.spec.normalize(), &after = now.spec.normalize();
+  for (const auto& [a, b] :
+       {std::pair(&before.state, &after.state), {&before.action, &after.action}}) {
+    EXPECT_EQ(a->centre, b->centre);
+    EXPECT_EQ(a->range, b->range);
+  }
+  EXPECT_EQ(as_it_was.spec.state_dim, now.spec.state_dim);
+  EXPECT_EQ(as_it_was.spec.action_dim, now.spec.action_dim);
+  for (const Finding& f : checkpoint.health().findings)
+    EXPECT_NE(f.level, Finding::Level::error) << f.text;
+}
+
+const char* kPreState = "policy_preprocessor_step_6_normalizer_processor.safetensors";
+
+template <class T>
+Change stored_as(DType dtype) {
+  return [=](Checkpoint& c) {
+    c.tensors(kPreState, [&](std::vector<HostTensor>& all) {
+      for (HostTensor& t : all) {
+        const auto bytes = std::make_shared<std::vector<std::byte>>();
+        for (int64_t i = 0; i < t.shape.count(); ++i) {
+          const T value = static_cast<T>(element(t, i));
+          const auto* at = reinterpret_cast<const std::byte*>(&value);
+          bytes->insert(bytes->end(), at, at + sizeof(T));
+        }
+        t.dtype = dtype;
+        t.bytes = *bytes;
+        t.owner = bytes;
+      }
+    });
+  };
+}
+
+TEST(Statistics, of_any_type_are_read_as_float32_and_what_nobody_reads_may_be_anything) {
+  expect_same("lerobot-pi0", stored_as<double>(DType::f64));
+  Checkpoint whole("lerobot-pi0");
+  stored_as<int64_t>(DType::i64)(whole);
+  const OpenedModel of_integers = opened(whole);
+  for (const double mean : of_integers.spec.normalize().state.centre)
+    EXPECT_EQ(mean, std::trunc(mean));
+  expect_same("lerobot-pi0", [](Checkpoint& c) {  // normalises by mean and std
+    c.value(kPreState, "observation.state.q01", 1, std::nanf(""));
+  });
+  expect_same("lerobot-pi0", [](Checkpoint& c) {
+    c.tensor(kPreState, "observation.state.q99", [](HostTensor& t) {
+      t = host_tensor(t.name, {3, 5}, std::vector<float>(15, 1.f));
+    });
+  });
+}
+
+TEST(Features, of_type_state_or_action_beside_those_that_a_policy_reads_do_not_matter) {
+  for (const char* kind : {"lerobot-pi0", "lerobot-pi05"})
+    for (const json& shape : {json({1}), json({2, 3}), json()})
+      expect_same(kind, [&](Checkpoint& c) {
+        c.edit("config.json", [&](json& j) {
+          for (const char* name : {"observation.tactile", "a", "observation.state.joints"})
+            j["input_features"][name] = {{"type", "STATE"}, {"shape", shape}};
+          for (const char* name : {"action.joint_pos", "a"})
+            j["output_features"][name] = {{"type", "ACTION"}, {"shape", shape}};
+        });
+      });
+}
+
+TEST(StateOfPi05, is_as_wide_as_its_feature_whatever_max_state_dim_and_the_tensors_say) {
+  for (const int width : {1, 5, 64}) expect_same("lerobot-pi05", set_key("max_state_dim", width));
+  expect_refused("lerobot-pi0", {"max_state_dim is 64, but the tensors say"},
+                 set_key("max_state_dim", 64));
+}
+
+TEST(FolderAbove, a_checkpoint_is_refused_with_the_folder_that_is_meant) {
+  const Checkpoint checkpoint("lerobot-pi0");
+  const Scratch run("run");
+  const fs::path meant = run.path() / "checkpoints/005000/pretrained_model";
+  fs::create_directories(meant.parent_path());
+  fs::copy(checkpoint.scratch().path(), meant, fs::copy_options::recursive);
+  fs::copy(run.path() / "checkpoints/005000/pretrained_model/config.json", run.path());
+  for (const fs::path& named : {run.path(), run.path() / "checkpoints/005000"}) {
+    const Error e = refused([&] { open_model(named.string(), checkpoint.options); });
+    EXPECT_EQ(e.fault(), Fault::checkpoint);
+    EXPECT_TRUE(holds(e.what(), meant.string())) << e.what();
+  }
+  const Error file =
+      refused([&] { open_model((meant / "model.safetensors").string(), checkpoint.options); });
+  EXPECT_TRUE(holds(file.what(), "name the folder: " + meant.string())) << file.what();
 }
 
 TEST(Aloha, joints_that_are_adapted_are_said_and_may_be_left_as_they_are) {

@@ -154,7 +154,7 @@ TEST(Request, of_lerobot_uses_its_own_names) {
 
 TEST(Request, may_name_cameras_by_slot_and_bring_those_that_are_not_used) {
   ModelCard own = card("lerobot");
-  own.cameras = {"front"};
+  own.cameras = {"front", "observation.image.wrist"};  // the name of a feature without "images."
   own.other_cameras = {"base_0_rgb", "overview"};
   const auto images = [&](const char* key) {
     const std::string bytes = message({{key, array("|u1", {2, 2, 3}, 12)},
@@ -163,8 +163,8 @@ TEST(Request, may_name_cameras_by_slot_and_bring_those_that_are_not_used) {
     return read_request(msgpack::decode(bytes_of(bytes)), own, Dialect::openpi)
         .observation.images.size();
   };
-  for (const char* key :
-       {"observation.images.front", "observation.images.base_0_rgb", "observation.images.overview"})
+  for (const char* key : {"observation.images.front", "observation.images.base_0_rgb",
+                          "observation.images.overview", "front", "observation.image.wrist"})
     EXPECT_EQ(images(key), 1u) << key;
   EXPECT_THROW(images("observation.images.side"), Error);
 }

@@ -71,6 +71,25 @@ void refuse_adapters(const fs::path& folder) {
            entry.path().string(), kMergeFirst, folder.string());
 }
 
+// Of a training run or a download cache: "run/checkpoints/005000/pretrained_model". At most five.
+std::vector<std::string> folders_with_weights(const fs::path& folder) {
+  constexpr int kDepthMax = 4, kEntriesMax = 10'000;
+  std::vector<std::string> found;
+  std::error_code ec;
+  fs::recursive_directory_iterator at(folder, fs::directory_options::skip_permission_denied, ec);
+  for (int n = 0; !ec && at != fs::recursive_directory_iterator() && n < kEntriesMax;
+       at.increment(ec), ++n) {
+    if (at.depth() >= kDepthMax) at.disable_recursion_pending();
+    const std::string name = at->path().filename().string();
+    const std::string parent = at->path().parent_path().string();
+    const bool weights = name == "model.safetensors" || name == "model.safetensors.index.json";
+    if (weights && std::ranges::find(found, parent) == found.end()) found.push_back(parent);
+  }
+  std::ranges::sort(found);
+  if (found.size() > 5) found.resize(5);
+  return found;
+}
+
 }  // namespace
 
 std::vector<fs::path> weight_files(const fs::path& folder) {
@@ -78,10 +97,16 @@ std::vector<fs::path> weight_files(const fs::path& folder) {
   const fs::path single = folder / "model.safetensors";
   const fs::path index = folder / "model.safetensors.index.json";
   if (is_file(single)) return {single};
-  ensure(fs::exists(index), Fault::checkpoint,
+  if (!fs::exists(index)) {
+    const std::vector<std::string> below = folders_with_weights(folder);
+    ensure(below.empty(), Fault::checkpoint,
+           "{} holds no model.safetensors itself; name the folder below it that does: {}",
+           folder.string(), fmt::join(below, ", "));
+    fail(Fault::checkpoint,
          "{} holds neither model.safetensors nor model.safetensors.index.json; is the download "
          "complete?",
          folder.string());
+  }
   const json root = read_json(index);
   ensure(root.is_object() && root.contains("weight_map") && root.at("weight_map").is_object(),
          Fault::checkpoint, "{}: 'weight_map' is missing", index.string());
@@ -153,7 +178,8 @@ void ensure_same(const json& config, const std::string& key, const json& process
          file, key, config.at(key).dump(), processors.dump());
 }
 
-// name -> length of a feature's first dimension, in file order for the cameras.
+// Cameras in file order, and the sizes of observation.state and action: lerobot's policies read no
+// other feature of type STATE or ACTION, of which data sets may have several.
 struct Features {
   std::vector<std::string> cameras;
   int64_t state_dim = 32, action_dim = 32;  // lerobot's defaults
@@ -184,11 +210,12 @@ Features read_features(const nlohmann::ordered_json& config, const std::string& 
            const json shape = feature.value("shape", json());
            f.square = f.square && shape.is_array() && shape.size() == 3 && shape[1] == shape[2];
          }
-         if (type == "STATE") f.state_dim = feature_size(feature, name, file);
+         if (type == "STATE" && name == "observation.state")
+           f.state_dim = feature_size(feature, name, file);
        });
   each("output_features",
        [&](const std::string& name, const std::string& type, const json& feature) {
-         if (type == "ACTION") f.action_dim = feature_size(feature, name, file);
+         if (type == "ACTION" && name == "action") f.action_dim = feature_size(feature, name, file);
        });
   const int64_t empty =
       config.contains("empty_cameras") ? json_int(json(config), "empty_cameras", file) : 0;
@@ -231,7 +258,11 @@ bool read_lerobot_sizes(const json& config, const std::string& file, Config& c) 
     if (config.contains(key)) to = json_int(config, key, file);
   };
   ensure_agrees(config, "max_action_dim", c.action_dim, file);
-  ensure_agrees(config, "max_state_dim", c.state_dim, file);
+  // pi0.5 has no tensor of this size: its state goes into the prompt, however long.
+  if (c.pi05())
+    integer("max_state_dim", c.state_dim);
+  else
+    ensure_agrees(config, "max_state_dim", c.state_dim, file);
   integer("chunk_size", c.horizon);
   integer("num_steps", c.num_steps);  // lerobot 0.3 and older
   integer("num_inference_steps", c.num_steps);
@@ -308,6 +339,7 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o) {
   m.config = sizes(folder, *m.weights, told,
                    [&](Config& c) { return read_lerobot_sizes(config, file, c); });
   const Features features = read_features(read_ordered_json(folder / "config.json"), file);
+  if (m.config.pi05()) m.config.state_dim = std::max(m.config.state_dim, features.state_dim);
   const Processors p = read_processors(folder, {.state_dim = features.state_dim,
                                                 .action_dim = features.action_dim,
                                                 .statistics = o.statistics.empty()});

@@ -41,8 +41,12 @@ void check_space(const fs::path& out, std::span<const HostTensor> tensors) {
 
 std::string required(const SafetensorsFile& file, const std::string& key) {
   const auto found = file.metadata().find(key);
-  ensure(found != file.metadata().end(), Fault::checkpoint,
-         "{} is no file of tendon convert: its metadata has no '{}'", file.name(), key);
+  const std::string folder = std::filesystem::path(file.name()).parent_path().string();
+  ensure(
+      found != file.metadata().end(), Fault::checkpoint,
+      "{} is no file of tendon convert: its metadata has no '{}'; if it belongs to a checkpoint, "
+      "name the folder: {}",
+      file.name(), key, folder.empty() ? "." : folder);
   return found->second;
 }
 

@@ -81,20 +81,30 @@ std::vector<std::string> strings(const json& config, const std::string& key,
   return list;
 }
 
+// lerobot reads statistics as float32, whatever type the file has.
 std::vector<double> statistic(const SafetensorsFile& file, const std::string& name, int64_t dim) {
   const HostTensor* t = file.find(name);
   ensure(t != nullptr, Fault::checkpoint, "{} has no {}; the statistics of the data set are needed",
          file.name(), name);
-  ensure(t->shape == Shape{dim} && t->dtype == DType::f32, Fault::checkpoint,
-         "{}: {} is {} {}, expected F32 [{}]", file.name(), name, tendon::name(t->dtype),
-         to_string(t->shape), dim);
+  ensure(t->shape == Shape{dim}, Fault::checkpoint, "{}: {} is {}, expected [{}]", file.name(),
+         name, to_string(t->shape), dim);
   std::vector<double> values;
   for (int64_t i = 0; i < dim; ++i) {
-    values.push_back(element(*t, i));
+    values.push_back(static_cast<float>(number(*t, i)));
     ensure(std::isfinite(values.back()), Fault::checkpoint, "{}: {}[{}] is {}", file.name(), name,
            i, values.back());
   }
   return values;
+}
+
+// The same where nothing is computed from it: what is not sound is as good as absent.
+std::vector<double> optional_statistic(const SafetensorsFile& file, const std::string& name,
+                                       int64_t dim) {
+  try {
+    return statistic(file, name, dim);
+  } catch (const Error&) {
+    return {};
+  }
 }
 
 // `kind`: "STATE" or "ACTION"; `feature`: the name of the statistics in the state file.
@@ -112,10 +122,9 @@ Normalizer read_normalizer(const Step& step, const std::string& kind, const std:
          "--statistics norm_stats.json, or say --statistics none",
          step.where, name(n.method), feature);
   const auto file = SafetensorsFile::open(step.state_file);
-  if (file->find(feature + ".q01") && file->find(feature + ".q99")) {
-    n.q01 = statistic(*file, feature + ".q01", dim);
-    n.q99 = statistic(*file, feature + ".q99", dim);
-  }
+  n.q01 = optional_statistic(*file, feature + ".q01", dim);
+  n.q99 = optional_statistic(*file, feature + ".q99", dim);
+  if (n.q01.empty() || n.q99.empty()) n.q01 = n.q99 = {};
   if (n.method == NormMethod::identity) return n;
   const auto [low, high] = n.method == NormMethod::mean_std    ? std::pair("mean", "std")
                            : n.method == NormMethod::min_max   ? std::pair("min", "max")

@@ -149,6 +149,9 @@ void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
     for (const std::string_view prefix : {"observation.images.", "observation/images/"})
       if (entry.key.starts_with(prefix))
         read_camera(entry.value, prefix, std::string(entry.key.substr(prefix.size())), known, out);
+    // Features whose names do not begin so are cameras under their whole names.
+    if (std::ranges::find(known, entry.key) != known.end())
+      read_camera(entry.value, "", std::string(entry.key), known, out);
   }
   if (const Value* images = map.find("images")) {
     for (const msgpack::Entry& entry : images->map) {

@@ -100,6 +100,19 @@ float element(const HostTensor& tensor, int64_t i) {
   }
 }
 
+double number(const HostTensor& t, int64_t i) {
+  switch (t.dtype) {
+    case DType::f64: return load<double>(t, i);
+    case DType::i64: return static_cast<double>(load<int64_t>(t, i));
+    case DType::i32: return load<int32_t>(t, i);
+    case DType::i16: return load<int16_t>(t, i);
+    case DType::i8: return load<int8_t>(t, i);
+    case DType::u8:
+    case DType::boolean: return load<uint8_t>(t, i);
+    default: return element(t, i);
+  }
+}
+
 namespace {
 
 // As many elements as `to` has, from element `first` on.

@@ -59,6 +59,8 @@ void forget_pages(const HostTensor& tensor);
 
 // Element i as float, for f32, bf16 and f16.
 float element(const HostTensor& tensor, int64_t i);
+// An element of any type, as a number.
+double number(const HostTensor& tensor, int64_t i);
 // All elements as float, for f32, bf16 and f16; `to` has shape.count() elements.
 void convert_to_f32(const HostTensor& tensor, std::span<float> to);
 // Row `row` of the outermost dimension; allocates nothing.

@@ -43,9 +43,9 @@ struct Keys {
   }
 };
 
-int64_t feature_size(const json& config, const char* list, const std::string& type) {
+int64_t feature_size(const json& config, const char* list, const std::string& name) {
   for (const Feature& f : features(config, list))
-    if (f.type == type) return f.size;
+    if (f.name == name) return f.size;
   return 1;
 }
 
@@ -87,12 +87,13 @@ void check_lerobot(const Examined& m, Report& r) {
   keys.in_range("n_action_steps", 1, 1, std::max<int64_t>(chunk, 1),
                 "executed rows come out of the chunk_size rows of a chunk");
   keys.in_range("num_inference_steps", usual.num_steps, 1, kStepsMax, "Euler steps");
-  const int64_t state = feature_size(c, "input_features", "STATE");
-  const int64_t action = feature_size(c, "output_features", "ACTION");
-  keys.in_range("max_state_dim", usual.state_dim, std::max(state, m.sizes ? usual.state_dim : 1),
-                m.sizes ? usual.state_dim : 4096,
-                fmt::format("the state feature has {} values and the tensors take {}", state,
-                            usual.state_dim));
+  const int64_t state = feature_size(c, "input_features", "observation.state");
+  const int64_t action = feature_size(c, "output_features", "action");
+  if (!m.pi05())  // whose state goes into the prompt, however long
+    keys.in_range("max_state_dim", usual.state_dim, std::max(state, m.sizes ? usual.state_dim : 1),
+                  m.sizes ? usual.state_dim : 4096,
+                  fmt::format("the state feature has {} values and the tensors take {}", state,
+                              usual.state_dim));
   keys.in_range("max_action_dim", usual.action_dim,
                 std::max(action, m.sizes ? usual.action_dim : 1), m.sizes ? usual.action_dim : 4096,
                 fmt::format("the action feature has {} values and the tensors give {}", action,
@@ -121,8 +122,11 @@ bool newline_is_a_piece(const Tokenizer& tokenizer) {
 std::vector<Feature> features(const json& owner, const char* list) {
   std::vector<Feature> all;
   const json object = owner.value(list, json::object());
-  for (const auto& [name, f] : object.items())
-    all.push_back({name, f.value("type", ""), f.at("shape").at(0).get<int64_t>()});
+  for (const auto& [name, f] : object.items()) {
+    const json shape = f.value("shape", json());
+    const bool sized = shape.is_array() && !shape.empty() && shape[0].is_number_integer();
+    all.push_back({name, f.value("type", ""), sized ? shape[0].get<int64_t>() : 0});
+  }
   return all;
 }
 

@@ -106,12 +106,10 @@ void read_rows(const fs::path& path, StoredStatistics& s) {
   for (const HostTensor& t : file->tensors()) {
     if (!t.name.starts_with(s.vector + ".")) continue;
     const std::string statistic = t.name.substr(s.vector.size() + 1);
-    if (statistic == "count") continue;
-    ensure(t.dtype == DType::f32, Fault::checkpoint, "{}: {} has type {}, expected F32", s.file,
-           t.name, name(t.dtype));
+    if (statistic == "count" || t.shape.rank() != 1) continue;
     std::vector<double>& values = s.rows[statistic];
     for (int64_t i = 0; i < t.shape.count(); ++i)
-      values.push_back(static_cast<double>(element(t, i)));
+      values.push_back(static_cast<float>(number(t, i)));
   }
 }
 
@@ -146,7 +144,7 @@ StatisticsOfModel check_lerobot(const Examined& m, bool of_state) {
   r.attempt("statistics.unreadable", file.filename().string(), [&] {
     const json step = find_step(file, of_state ? "normalizer_processor" : "unnormalizer_processor");
     for (const Feature& f : features(m.config, of_state ? "input_features" : "output_features"))
-      if (f.type == type) s.dim_min = s.dim_max = f.size;
+      if (f.type == type && f.name == s.vector) s.dim_min = s.dim_max = f.size;
     s.method = read_method(step, type, file.string(), m, r);
     if (s.method == NormMethod::identity) return;
     const std::string rows = json_string(step, "state_file", file.string());

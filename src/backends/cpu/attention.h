@@ -10,9 +10,9 @@ namespace tendon::cpu {
 
 // q and out [segments * rows, query * width], k and v [segments * keys, kv * width].
 struct AttentionCall {
-  const float *q, *k, *v;
-  float* out;
-  int64_t rows, keys;  // per segment
+  const float *q = nullptr, *k = nullptr, *v = nullptr;
+  float* out = nullptr;
+  int64_t rows = 0, keys = 0;  // per segment
   Heads heads;
   Visibility visible;
 };
