@@ -14,7 +14,7 @@ constexpr int kImageSideMax = 8192;
 
 struct PatchLayout {
   int side, patch;  // pixels
-  size_t values() const { return size_t{3} * static_cast<size_t>(side) * static_cast<size_t>(side); }
+  size_t values() const { return static_cast<size_t>(3 * int64_t{side} * side); }
 };
 
 // Calls use(row, column, channel) for every value of a square picture in the order in which the
