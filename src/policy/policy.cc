@@ -413,9 +413,9 @@ std::vector<float> Policy::velocity(const Observation& observation, std::span<co
            v);
   ensure(t >= 0 && t <= 1, Fault::input, "t is {}, expected 0 (actions) to 1 (noise)", t);
   const Inputs in = preprocess(observation).inputs;
-  Actions times_of_nobody;
+  Actions unread;
   read_prefix(
-      in, {in.images, std::ssize(in.prompt)}, [](auto&...) {}, times_of_nobody);
+      in, {in.images, std::ssize(in.prompt)}, [](auto&...) {}, unread);
   const float time[] = {static_cast<float>(t)};
   const StepTables step = step_tables(ops_, model_, time, TimeSequence::lerobot)[0];
   const Tensor x = ops_.upload(noisy, {c.horizon, c.action_dim});
