@@ -79,9 +79,9 @@ Descriptor memory_file(const char* name) {
 // A file in memory from which Python reads what it is to do.
 Descriptor script() {
   Descriptor file = memory_file("tendon-ttnn-worker.py");
-  const ssize_t bytes = tendon_ttnn_worker_end - tendon_ttnn_worker;
-  ensure(pwrite(file.get(), tendon_ttnn_worker, static_cast<size_t>(bytes), 0) == bytes,
-         Fault::backend, "[ttnn] no memory for the worker: {}", strerror(errno));
+  const std::string text(tendon_ttnn_worker, tendon_ttnn_worker_end);
+  ensure(pwrite(file.get(), text.data(), text.size(), 0) == std::ssize(text), Fault::backend,
+         "[ttnn] no memory for the worker: {}", strerror(errno));
   return file;
 }
 
@@ -109,12 +109,17 @@ std::map<std::string, std::string> environment_with(const std::vector<std::strin
 
 // What the library will find in its environment.
 struct Mode {
-  explicit Mode(std::map<std::string, std::string> environment)
-      : simulator(!environment["TT_METAL_SIMULATOR"].empty()),
-        mock(!simulator && !environment["TT_METAL_MOCK_CLUSTER_DESC_PATH"].empty()),
-        fast_dispatch(!mock && environment["TT_METAL_SLOW_DISPATCH_MODE"].empty()) {}
-  bool simulator, mock;
-  bool fast_dispatch;  // a mock has no command queues
+  explicit Mode(const std::map<std::string, std::string>& environment) {
+    const auto given = [&](const char* name) {
+      const auto found = environment.find(name);
+      return found != environment.end() && !found->second.empty();
+    };
+    simulator = given("TT_METAL_SIMULATOR");
+    mock = !simulator && given("TT_METAL_MOCK_CLUSTER_DESC_PATH");
+    fast_dispatch = !mock && !given("TT_METAL_SLOW_DISPATCH_MODE");
+  }
+  bool simulator = false, mock = false;
+  bool fast_dispatch = false;  // a mock has no command queues
 };
 
 // Whether `descriptor` can do what `events` says before the deadline.
