@@ -69,6 +69,12 @@ std::vector<Tensor> Ops::graph(const GraphKey& key, std::span<const Tensor> inpu
   Recorded& recorded = recorded_[key];
   recorded.used = ++graphs_;
   if (!r.again) {
+    for (OpEvent& event : events) {  // as a replay will tell them
+      event.replayed = true;
+      event.seconds = 0;
+      if (event.calls)
+        for (DeviceCall& call : *event.calls) call.seconds = 0;
+    }
     recorded.events = std::move(events);
     if (recorded_.size() > kRecordedMax)
       recorded_.erase(std::ranges::min_element(
@@ -78,13 +84,7 @@ std::vector<Tensor> Ops::graph(const GraphKey& key, std::span<const Tensor> inpu
   recording_ = nullptr;
   if (!calls_.empty())
     tell({.op = Op::write_rows, .module = place_.module});  // inputs to their place
-  for (OpEvent event : recorded.events) {
-    event.replayed = true;
-    event.seconds = 0;
-    if (event.calls)
-      for (DeviceCall& call : *event.calls) call.seconds = 0;
-    tell(std::move(event));
-  }
+  for (const OpEvent& event : recorded.events) count(event);
   return std::move(r.outputs);
 }
 
@@ -119,9 +119,13 @@ void Ops::tell(OpEvent event) {
   // Transfers of the fallback are counted by the op, not as calls of the device.
   if (event.native && reports_ && !event.calls) event.calls = calls_;
   calls_.clear();
+  count(event);
+  if (recording_) recording_->push_back(std::move(event));
+}
+
+void Ops::count(const OpEvent& event) {
   coverage_.add(event);
   if (observer_) observer_(event);
-  if (recording_) recording_->push_back(std::move(event));
 }
 
 // The only place that knows about fallbacks. `kernel(runner, native, in, out)` is called with the

@@ -114,7 +114,8 @@ class Ops {
   template <class Kernel, class Describe>
   auto run(const OpCall& call, Cost cost, const Describe& describe, const Kernel& kernel);
   bool on_host() const { return host_modules_ >> static_cast<int>(place_.module) & 1; }
-  void tell(OpEvent event);
+  void tell(OpEvent event);  // of what ran now
+  void count(const OpEvent& event);
 
   // What a body did when it last ran, to be told again when it is replayed.
   struct Recorded {
