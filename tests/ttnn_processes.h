@@ -70,6 +70,17 @@ inline Running find_running(const std::vector<Running>& all, const std::string& 
   return {};
 }
 
+// Everything below `root` once a command there holds `piece`: a process has no command for the
+// moment in which exec replaces it.
+inline std::vector<Running> await_running(pid_t root, const std::string& piece) {
+  std::vector<Running> found = below(root);
+  for (int i = 0; i < 3000 && !find_running(found, piece).id; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    found = below(root);
+  }
+  return found;
+}
+
 // A process that holds a worker is killed: keeper, worker and the simulator, whose command holds
 // `simulator`, end with it.
 inline void expect_all_end_with_tendon(const WorkerOptions& options, const std::string& simulator) {
@@ -79,11 +90,7 @@ inline void expect_all_end_with_tendon(const WorkerOptions& options, const std::
     const Board board(open_worker(options));
     pause();
   }
-  std::vector<Running> family;
-  for (int i = 0; i < 3000 && !find_running(family, simulator).id; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    family = below(tendon);
-  }
+  const std::vector<Running> family = await_running(tendon, simulator);
   EXPECT_EQ(family.size(), 3U) << "keeper, worker, simulator";
   kill(tendon, SIGKILL);
   waitpid(tendon, nullptr, 0);

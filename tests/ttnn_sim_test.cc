@@ -137,7 +137,7 @@ TEST(TtnnSimulator, slow_every_recorded_call_does_so_too) {
 // the next call waits for it.
 struct Busy {
   explicit Busy(const WorkerOptions& options)
-      : board(open_worker(options)), family(below(getpid())) {
+      : board(open_worker(options)), family(await_running(getpid(), "server.py")) {
     const TensorId x = board.put({1, 1, 1024, 1024}, 1);
     product = {.call = Call::linear, .inputs = {x, x, 0}};
     board.run(product);

@@ -150,14 +150,19 @@ void write_safetensors(const std::filesystem::path& path, std::span<const HostTe
   put(text.data(), text.size());
   for (const HostTensor& t : tensors) put(t.bytes.data(), t.bytes.size());
   ok = ok && fsync(file) == 0;
+  bool named = false;  // `path` itself: only a file that lies there already needs the rename
   if (ok && nameless) {
-    std::remove(temporary.c_str());
     const std::string itself = "/proc/self/fd/" + std::to_string(file);
-    ok = ::linkat(AT_FDCWD, itself.c_str(), AT_FDCWD, temporary.c_str(), AT_SYMLINK_FOLLOW) == 0;
+    const auto link_to = [&](const std::string& to) {
+      return ::linkat(AT_FDCWD, itself.c_str(), AT_FDCWD, to.c_str(), AT_SYMLINK_FOLLOW) == 0;
+    };
+    named = link_to(path.string());
+    if (!named) std::remove(temporary.c_str());
+    ok = named || link_to(temporary);
   }
   const int error = errno;
   close(file);
-  ok = ok && std::rename(temporary.c_str(), path.c_str()) == 0;
+  ok = ok && (named || std::rename(temporary.c_str(), path.c_str()) == 0);
   if (!ok) std::remove(temporary.c_str());
   ensure(ok, Fault::checkpoint, "cannot write {}: {}", path.string(), std::strerror(error));
 }
