@@ -42,7 +42,7 @@ struct TtnnWorker : testing::Test {
     const bool simulated = std::ranges::any_of(
         more, [](const std::string& v) { return v.starts_with("TT_METAL_SIMULATOR="); });
     family = await_running(getpid(), simulated ? "sleep" : "python3");
-    EXPECT_EQ(family.size(), simulated ? 3U : 2U);
+    EXPECT_GE(family.size(), simulated ? 3U : 2U);
     return board;
   }
   std::string lose(Board& board, Call call, pid_t killed = 0) {
