@@ -200,8 +200,7 @@ std::map<std::string, Rows> run(Case& c, const Prepared& p, const std::vector<fl
       got[name] = c.ops.download(x);
       return x;
     });
-  fill_kv_cache(c.ops, c.model, embed_prefix(c.ops, c.model, p.inputs), c.cache);
-  if (p.inputs.state) append_state(c.ops, c.model, p.inputs.state, c.cache);
+  read_prefix(c.ops, c.model, {&p.inputs, 1}, c.cache);
   const Schedule schedule = make_schedule(c.ops, c.model, steps, TimeSequence::lerobot);
   const Tensor x = c.ops.upload(noise, {c.config.horizon, c.config.action_dim});
   got["actions"] = c.ops.download(denoise(c.ops, c.model, c.cache, schedule, {x, guidance}));
@@ -294,6 +293,30 @@ bool report(const std::string& name, const Rows& got, const Rows& expected, doub
   return failed.empty();
 }
 
+// All rows in one call.
+bool run_batch(Case& c, const Tolerance& tolerance) {
+  const int64_t rows = c.json.at("batch").get<int64_t>();
+  std::vector<Inputs> inputs;
+  std::vector<KvCache> caches;
+  Rows noise;
+  for (int64_t b = 0; b < rows; ++b) {
+    inputs.push_back(prepare(c, b, input(c, "image_mask", b)).inputs);
+    caches.push_back(make_cache(c.ops, c.config));
+    const Rows drawn = input(c, "noise", b);
+    noise.insert(noise.end(), drawn.begin(), drawn.end());
+  }
+  std::vector<KvCache*> each;
+  for (KvCache& cache : caches) each.push_back(&cache);
+  const Sequences sequences(each);
+  read_prefix(c.ops, c.model, inputs, sequences);
+  const Schedule schedule =
+      make_schedule(c.ops, c.model, c.config.num_steps, TimeSequence::lerobot);
+  const Tensor x = c.ops.upload(noise, {rows * c.config.horizon, c.config.action_dim});
+  return report("actions of one call",
+                c.ops.download(denoise(c.ops, c.model, sequences, schedule, {x})),
+                floats(*c.stages->find("actions")), tolerance.actions);
+}
+
 bool run_tiny(Case& c, const Tolerance& tolerance, bool actions_only) {
   bool ok = true;
   int64_t compared = 0, absent = 0;
@@ -326,6 +349,7 @@ bool run_tiny(Case& c, const Tolerance& tolerance, bool actions_only) {
                  floats(c.stages->find("actions.without_rtc")->rows(b, b + 1)), tolerance.actions);
     }
   }
+  if (c.json.at("batch").get<int64_t>() > 1) ok &= run_batch(c, tolerance);
   if (const HostTensor* weights = c.stages->find("rtc.weights"))
     ok &= report(weights->name, guidance_rows(c), floats(*weights), tolerance.stage);
   fmt::print("{} stages compared, {} of absent cameras not computed\n", compared, absent);

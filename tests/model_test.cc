@@ -55,10 +55,7 @@ struct Network : testing::Test {
     return in;
   }
 
-  void read(const Inputs& in) {
-    fill_kv_cache(ops, model, embed_prefix(ops, model, in), cache);
-    if (in.state) append_state(ops, model, in.state, cache);
-  }
+  void read(const Inputs& in) { read_prefix(ops, model, {&in, 1}, cache); }
 
   // Keys and values of the rows [first, last) of every layer.
   std::vector<float> cached(int64_t first, int64_t last) {

@@ -233,8 +233,7 @@ void run_shapes(PolicyType type, const tt::FakeOptions& device, TtPrecision prec
   };
   in.patches = zeros({c.cameras * c.vision.tokens(), c.vision.patch_values()});
   if (!c.pi05()) in.state = zeros({1, c.state_dim});
-  fill_kv_cache(ops, model, embed_prefix(ops, model, in), cache);
-  if (in.state) append_state(ops, model, in.state, cache);
+  read_prefix(ops, model, {&in, 1}, cache);
   const Schedule schedule = make_schedule(ops, model, 2, TimeSequence::lerobot);
   const Tensor x = zeros({c.horizon, c.action_dim});
   EXPECT_EQ(ops.download(denoise(ops, model, cache, schedule, {x})).size(),

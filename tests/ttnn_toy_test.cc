@@ -60,11 +60,13 @@ std::vector<Stage> run(Kernels& kernels, PolicyType type) {
   const Tensor images =
       embed_images(ops, model, up({c.vision.tokens(), c.vision.patch_values()}, 1), 1);
   note("images", images);
-  const Tensor language = embed_prefix(ops, model, {.prompt = {2, 5, 60, 7, 199, 11, 108}});
-  const Tensor parts[] = {images, language};
-  const Tensor prefix = ops.concat_rows(parts);
+  const Tensor language =
+      embed_language(ops, model, std::vector<int32_t>{2, 5, 60, 7, 199, 11, 108});
+  const PrefixRows rows_each[] = {{images.rows(), language.rows()}};
+  const Tensor prefix = join_prefix(ops, images, language, rows_each);
   note("prefix", prefix);
   KvCache cache = make_cache(ops, c);
+  cache.prefix = prefix.rows();
   fill_kv_cache(ops, model, prefix, cache);
   if (!c.pi05()) append_state(ops, model, up({1, c.state_dim}, 2), cache);
   const int64_t rows = cache.prefix + (c.pi05() ? 0 : 1);

@@ -37,6 +37,12 @@ class Engine {
   // Fault::input for a bad observation; Fault::internal for actions that are not finite.
   Actions infer(const Observation& observation, const InferOptions& options = {});
 
+  // Several rows in one call: each has the bytes of a call of its own where the backend's sums do
+  // not depend on the number of rows (cpu, reference). Rows may differ in everything; those with
+  // the same number of steps are denoised together. 1 to 64 rows; the errors of infer(), which
+  // name the row.
+  std::vector<Actions> infer_batch(std::span<const BatchRow> rows);
+
   // The model's velocity (noise - actions, by flow matching) at `noisy` [horizon, model
   // action_dim], normalised actions at time t from 1 (noise) to 0 (actions); the same shape
   // results. This is the network's one forward pass: infer() makes Euler steps along it.

@@ -142,6 +142,13 @@ struct InferOptions {
   std::optional<PreviousChunk> previous;
 };
 
+// One row of Engine::infer_batch(). Rows with the same observation (the same object) share its
+// prefix: each further row costs its denoising alone.
+struct BatchRow {
+  const Observation* observation = nullptr;  // must outlive the call
+  InferOptions options;
+};
+
 // Times of one call in milliseconds.
 struct StageTimes {
   double preprocess_ms = 0, vision_ms = 0, prefill_ms = 0, denoise_ms = 0, postprocess_ms = 0;
@@ -167,7 +174,7 @@ struct Actions {
   // tell. For guards and displays: `values` does not depend on them.
   std::vector<double> low, high;
   std::vector<uint8_t> state_outside;
-  StageTimes times;
+  StageTimes times;  // of the whole call, also where it had several rows
   StageWork work;
   std::vector<std::string> warnings;  // a cut prompt, an absent camera, ...
 };

@@ -20,6 +20,7 @@ struct BenchOptions {
   InferOptions infer;
   GivenObservation given;
   int64_t calls = 5, warm_up = 1, prompt_tokens = 0, cameras = 0;
+  std::vector<int64_t> batch;  // also calls of so many rows
   double slower = 0.05;
   bool json = false, ops = false, reference = false;
 };
@@ -76,6 +77,42 @@ Calls measure(const BenchOptions& o, Engine& engine, const Observation& observat
   calls.limits.gflops = std::max(calls.limits.gflops, after.gflops);
   calls.limits.gbytes = std::max(calls.limits.gbytes, after.gbytes);
   return calls;
+}
+
+// Calls of several rows, in turns: every row an observation of its own, or all of them draws over
+// one prefix.
+Json batch_json(const BenchOptions& o, Engine& engine, const Observation& observation) {
+  struct Form {
+    std::string name;
+    std::vector<BatchRow> rows;
+    std::vector<double> ms;
+  };
+  const auto rows_max = static_cast<size_t>(std::ranges::max(o.batch));
+  const std::vector<Observation> copies(rows_max, observation);
+  std::vector<Form> forms;
+  for (const bool shared : {false, true})
+    for (const int64_t rows : o.batch) {
+      Form form{.name = fmt::format("{} {}", rows, shared ? "draws" : "rows")};
+      for (size_t r = 0; std::cmp_less(r, rows); ++r) {
+        form.rows.push_back({shared ? &copies[0] : &copies[r], o.infer});
+        form.rows.back().options.seed += r;
+      }
+      forms.push_back(std::move(form));
+    }
+  for (int64_t i = 0; i < o.calls; ++i)
+    for (Form& form : forms) form.ms.push_back(engine.infer_batch(form.rows)[0].times.total_ms);
+  Json json;
+  double single = 0;
+  for (const Form& form : forms) {
+    const double ms = std::get<0>(p50_p90_p99(form.ms)),
+                 rows = static_cast<double>(form.rows.size());
+    if (single == 0) single = ms / rows;
+    json[form.name] = {{"p50_ms", ms},
+                       {"ms_per_chunk", ms / rows},
+                       {"chunks_per_s", 1e3 * rows / ms},
+                       {"of_first", ms / rows / single}};
+  }
+  return json;
 }
 
 Json stages_json(const Calls& calls, int64_t steps) {
@@ -168,6 +205,10 @@ Json bench_json(const BenchOptions& o) {
             {"stages", stages_json(calls, o.infer.steps.value_or(engine.steps()))},
             {"ops", ops_json(calls)}};
   if (calls.simulated) return json;
+  if (!o.batch.empty()) {
+    json["batch"] = batch_json(o, engine, observation);
+    json["batch_peak_memory_gb"] = peak_memory_gb();
+  }
   json["columns"] = columns_json(json["stages"], std::ssize(observation.images), w.prefix_tokens);
   if (json["columns"].contains("utilisation"))
     json["fraction_of_peak"] = json["columns"]["utilisation"];
@@ -202,6 +243,13 @@ std::string bench_text(const Json& json, bool ops) {
       "{speed_up_over_reference:.1f} times as fast as the reference ({reference_ms:.2f} ms)",
       json.value("columns", Json::object()));
   text += lines("\n{flops_done:.3T} TFLOP done, {flops_skipped:.3T} skipped", json);
+  if (json.contains("batch"))
+    text += "\n" +
+            table(
+                "batch {} | p50 ms {p50_ms:.2f} | ms per chunk {ms_per_chunk:.2f} | "
+                "chunks/s {chunks_per_s:.2f} | of the first {of_first:.2f}",
+                json.at("batch")) +
+            lines("peak memory {batch_peak_memory_gb:.2f} GB", json);
   if (ops)
     text += "\n" + table(
                        "op {} | calls {calls:d} | ms/call {ms_per_call:.4f} | ms in all "
@@ -262,6 +310,10 @@ void add_bench(CLI::App& app) {
   verb->add_option("--cameras", o->cameras, "keep only the first so many cameras");
   verb->add_option("--prompt-tokens", o->prompt_tokens,
                    "length of a made-up prompt, for generated models");
+  verb->add_option("--batch", o->batch,
+                   "also calls of so many rows, of several observations and of one: 1,2,4,8")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 64));
   verb->add_flag("--ops", o->ops, "also the table of ops");
   verb->add_flag("--reference", o->reference,
                  "also one call of the reference backend, for the speed-up");

@@ -1,7 +1,6 @@
 #include "model/pi0.h"
 
 #include <cmath>
-#include <numbers>
 
 #include "tensor/check.h"
 
@@ -28,22 +27,59 @@ Tensor vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Te
 
 // ---- Gemma: one block reads the prefix and, conditioned on time, denoises the actions ----
 
+Tensor rows_of(Ops& ops, const Tensor& x, int64_t first, int64_t rows) {
+  return rows == x.rows() ? x : ops.slice_rows(x, first, first + rows);
+}
+
+Tensor stacked(Ops& ops, std::span<const Tensor> parts) {
+  return parts.size() == 1 ? parts[0] : ops.concat_rows(parts);
+}
+
 struct BlockInput {
   Heads heads;
-  int64_t first = 0;  // row of the cache, and rotary position, of x's first row
+  size_t layer = 0;
+  const Sequences& caches;
+  // Rows of the cache between the prefix and the rows of a sequence; none: they are the prefix.
+  std::optional<int64_t> behind;
   const Modulation &attention, &mlp;
+
+  // Where the rows of sequence i stand in its cache (their rotary positions), and how many of the
+  // call's `rows` they are.
+  int64_t first(size_t i) const { return behind ? caches[i].prefix + *behind : 0; }
+  int64_t count(size_t i, int64_t rows) const {
+    return behind ? rows / static_cast<int64_t>(caches.size()) : caches[i].prefix;
+  }
 };
 
-// x [rows, width]; the same shape results. Every row sees the cache up to the last row of x.
-Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Tensor& x, LayerKv& kv,
-                   const BlockInput& in) {
-  const int32_t visible[] = {static_cast<int32_t>(in.first + x.rows())};
-  const Tensor n = ops.tap("norm1", ops.rms_norm(x, in.attention.scale, in.attention.shift));
-  const Qkv qkv = ops.qkv_tapped(n, w.qkv, in.heads, in.first);  // q [rows, heads * head_dim]
+// One sequence: n [rows, width] -> [rows, heads * head_dim]. Every row sees its cache up to the
+// last of them.
+Tensor attend(Ops& ops, const Weight& w, const Tensor& n, const BlockInput& in, size_t i) {
+  LayerKv& kv = in.caches[i].layers[in.layer];
+  const int64_t first = in.first(i);
+  const int32_t visible[] = {static_cast<int32_t>(first + n.rows())};
+  const Qkv qkv = ops.qkv_tapped(n, w, in.heads, first);  // q [rows, heads * head_dim]
   ops.tap("query", qkv.q);
-  ops.write_rows(kv.keys, ops.tap("key", qkv.k), in.first);  // k, v [rows, kv * head_dim]
-  ops.write_rows(kv.values, ops.tap("value", qkv.v), in.first);
-  const Tensor a = ops.tap("sdpa", ops.attention(qkv.q, kv.keys, kv.values, in.heads, {visible}));
+  ops.write_rows(kv.keys, ops.tap("key", qkv.k), first);  // k, v [rows, kv * head_dim]
+  ops.write_rows(kv.values, ops.tap("value", qkv.v), first);
+  return ops.tap("sdpa", ops.attention(qkv.q, kv.keys, kv.values, in.heads, {visible}));
+}
+
+Tensor gemma_attention(Ops& ops, const Weight& w, const Tensor& n, const BlockInput& in) {
+  if (in.caches.size() == 1) return attend(ops, w, n, in, 0);
+  std::vector<Tensor> parts;
+  for (int64_t i = 0, row = 0; i < static_cast<int64_t>(in.caches.size()); ++i) {
+    const auto place = static_cast<size_t>(i);
+    const int64_t rows = in.count(place, n.rows());
+    parts.push_back(attend(ops, w, rows_of(ops, n, row, rows), in, place));
+    row += rows;
+  }
+  return ops.concat_rows(parts);
+}
+
+// x [rows, width]; the same shape results.
+Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Tensor& x, const BlockInput& in) {
+  const Tensor n = ops.tap("norm1", ops.rms_norm(x, in.attention.scale, in.attention.shift));
+  const Tensor a = gemma_attention(ops, w.qkv, n, in);
   const Epilogue attended{.residual = x, .gate = in.attention.gate};
   const Tensor h = ops.linear("attention", a, w.output, attended);
   const Tensor m = ops.tap("norm2", ops.rms_norm(h, in.mlp.scale, in.mlp.shift));
@@ -52,20 +88,22 @@ Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Tensor& x, LayerKv& kv,
   return ops.linear("mlp", up, w.down, {.residual = h, .gate = in.mlp.gate});
 }
 
-// Suffix rows x [rows, width] through the expert, on top of the cache; returns them after the final
-// norm. Without `step` x is pi0's state token, which comes first and is at no time: its norms are
-// the plain ones.
-Tensor expert_pass(Ops& ops, const Model& m, KvCache& cache, Tensor x, const StepTables* step) {
+// Suffix rows x [rows, width], equally many of each cache, through the expert, on top of the
+// caches; returns them after the final norm. Without `step` they are pi0's state tokens, which come
+// first and are at no time: their norms are the plain ones.
+Tensor expert_pass(Ops& ops, const Model& m, const Sequences& caches, Tensor x,
+                   const StepTables* step) {
   const Ops::Scope scope(ops, Module::expert);
   const Gemma& expert = m.weights.expert;
-  const int64_t first = cache.prefix + (step && !m.config.pi05() ? 1 : 0);
+  const int64_t behind = step && !m.config.pi05() ? 1 : 0;  // the state token
   for (size_t l = 0; l < expert.blocks.size(); ++l) {
     const Ops::Scope layer = Ops::Scope::layer(ops, l);
     const GemmaBlock& block = expert.blocks[l];
     const Modulation norm1{block.norm1.scale}, norm2{block.norm2.scale};
-    const BlockInput in{heads_of(m.config.expert), first, step ? step->attention[l] : norm1,
-                        step ? step->mlp[l] : norm2};
-    x = ops.tap("", gemma_block(ops, block, x, cache.layers[l], in));
+    const BlockInput in{
+        heads_of(m.config.expert),  l, caches, behind, step ? step->attention[l] : norm1,
+        step ? step->mlp[l] : norm2};
+    x = ops.tap("", gemma_block(ops, block, x, in));
   }
   return ops.tap("norm", step ? ops.rms_norm(x, step->final.scale, step->final.shift)
                               : ops.rms_norm(x, expert.norm.scale));
@@ -105,54 +143,105 @@ Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt)
   return ops.tap("language", ops.embed(m.weights.embedding, prompt, scale));  // [prompt, 2048]
 }
 
-Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language) {
+Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language,
+                   std::span<const PrefixRows> sequences) {
   const Ops::Scope scope(ops, Module::prefix);
-  if (!images) return language;
-  const Tensor parts[] = {images, language};
-  return ops.concat_rows(parts);  // [images * tokens + prompt, 2048]
+  if (sequences.size() == 1) {
+    const Tensor one[] = {images, language};
+    return images ? ops.concat_rows(one) : language;
+  }
+  std::vector<Tensor> parts;
+  PrefixRows row;
+  for (const PrefixRows& rows : sequences) {
+    if (rows.images > 0) parts.push_back(rows_of(ops, images, row.images, rows.images));
+    parts.push_back(rows_of(ops, language, row.prompt, rows.prompt));
+    row.images += rows.images;
+    row.prompt += rows.prompt;
+  }
+  return stacked(ops, parts);
 }
 
-Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in) {
-  const Tensor language = embed_language(ops, m, in.prompt);
-  const Tensor images = in.images > 0 ? embed_images(ops, m, in.patches, in.images) : Tensor();
-  return join_prefix(ops, images, language);
-}
-
-void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache) {
+void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, const Sequences& caches) {
   const Ops::Scope scope(ops, Module::vlm);
   const Gemma& vlm = m.weights.vlm;
   Heads heads = heads_of(m.config.vlm);
-  ensure(prefix.rows() + 1 + m.config.horizon <= cache.layers[0].keys.rows(), Fault::input,
-         "the prefix has {} tokens, the cache has room for {}", prefix.rows(),
-         cache.layers[0].keys.rows() - 1 - m.config.horizon);
-  cache.prefix = prefix.rows();
+  for (size_t i = 0; i < caches.size(); ++i) {
+    const int64_t room = caches[i].layers[0].keys.rows() - 1 - m.config.horizon;
+    ensure(caches[i].prefix <= room, Fault::input,
+           "the prefix has {} tokens, the cache has room for {}", caches[i].prefix, room);
+  }
   Tensor x = ops.tap("embed", prefix);
   for (size_t l = 0; l < vlm.blocks.size(); ++l) {
     const Ops::Scope layer = Ops::Scope::layer(ops, l);
     const GemmaBlock& block = vlm.blocks[l];
     const Modulation norm1{block.norm1.scale}, norm2{block.norm2.scale};
-    x = ops.tap("", gemma_block(ops, block, x, cache.layers[l], {heads, 0, norm1, norm2}));
+    x = ops.tap("", gemma_block(ops, block, x, {heads, l, caches, {}, norm1, norm2}));
   }
   x = ops.tap("norm", ops.rms_norm(x, vlm.norm.scale));
   if (!vlm.last_kv) return;  // else nobody reads more of the last layer than its keys and values
   const Ops::Scope layer = Ops::Scope::layer(ops, vlm.blocks.size());
   heads.query = 0;
-  const Qkv kv = ops.qkv(x, vlm.last_kv, heads, 0);
-  ops.write_rows(cache.layers.back().keys, ops.tap("key", kv.k), 0);
-  ops.write_rows(cache.layers.back().values, ops.tap("value", kv.v), 0);
+  for (size_t i = 0, row = 0; i < caches.size(); row += static_cast<size_t>(caches[i++].prefix)) {
+    const Tensor own = rows_of(ops, x, static_cast<int64_t>(row), caches[i].prefix);
+    const Qkv kv = ops.qkv(own, vlm.last_kv, heads, 0);
+    ops.write_rows(caches[i].layers.back().keys, ops.tap("key", kv.k), 0);
+    ops.write_rows(caches[i].layers.back().values, ops.tap("value", kv.v), 0);
+  }
 }
 
-void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache) {
+void append_state(Ops& ops, const Model& m, const Tensor& state, const Sequences& caches) {
   const Ops::Scope scope(ops, Module::suffix);
-  const Tensor token = ops.tap("", ops.linear(state, m.weights.state));  // [1, 1024]
-  expert_pass(ops, m, cache, token, nullptr);
+  const Tensor token = ops.tap("", ops.linear(state, m.weights.state));  // [caches, 1024]
+  expert_pass(ops, m, caches, token, nullptr);
+}
+
+void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> all, const Sequences& caches,
+                 const RunStage& run) {
+  std::vector<Tensor> patches, states;
+  std::vector<int32_t> prompts;
+  std::vector<PrefixRows> rows;
+  int64_t images = 0;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Inputs& in = all[i];
+    if (in.images > 0) patches.push_back(in.patches);
+    if (in.state) states.push_back(in.state);
+    prompts.insert(prompts.end(), in.prompt.begin(), in.prompt.end());
+    rows.push_back({in.images * m.config.vision.tokens(), std::ssize(in.prompt)});
+    images += in.images;
+    caches[i].prefix = rows[i].images + rows[i].prompt;
+  }
+  const Tensor language = embed_language(ops, m, prompts);
+  Tensor seen;
+  if (images > 0) {
+    const Tensor pixels = stacked(ops, patches);
+    seen = run("vision", {&pixels, 1}, [&](auto inputs) {
+      return std::vector<Tensor>{embed_images(ops, m, inputs[0], images)};
+    })[0];
+  }
+  const Tensor given[] = {seen, language, states.empty() ? Tensor() : stacked(ops, states)};
+  const std::vector<Tensor> filled = run("prefill", given, [&](auto inputs) {
+    fill_kv_cache(ops, m, join_prefix(ops, inputs[0], inputs[1], rows), caches);
+    if (inputs[2]) append_state(ops, m, inputs[2], caches);
+    std::vector<Tensor> tensors;
+    for (size_t i = 0; i < caches.size(); ++i)
+      for (const LayerKv& kv : caches[i].layers)
+        tensors.insert(tensors.end(), {kv.keys, kv.values});
+    return tensors;
+  });
+  auto tensor = filled.begin();  // those of the run that was recorded, where it was replayed
+  for (size_t i = 0; i < caches.size(); ++i)
+    for (LayerKv& kv : caches[i].layers) kv.keys = *tensor++, kv.values = *tensor++;
+}
+
+void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> all, const Sequences& caches) {
+  read_prefix(ops, m, all, caches, [](auto*, auto inputs, auto& body) { return body(inputs); });
 }
 
 // ---- Suffix and Euler steps ----
 
 namespace {
 
-// actions [horizon, action_dim] -> tokens [horizon, 1024]; pi0: together with the time of the step.
+// actions [rows, action_dim] -> tokens [rows, 1024]; pi0: together with the time of the step.
 Tensor embed_suffix(Ops& ops, const Model& m, const StepTables& step, const Tensor& actions) {
   Tensor tokens = ops.tap("actions", ops.linear(actions, m.weights.action_in));
   if (m.config.pi05()) return tokens;
@@ -163,15 +252,15 @@ Tensor embed_suffix(Ops& ops, const Model& m, const StepTables& step, const Tens
 
 }  // namespace
 
-Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step,
+Tensor velocity(Ops& ops, const Model& m, const Sequences& caches, const StepTables& step,
                 const Tensor& actions) {
   const Ops::Scope scope(ops, Module::suffix);
-  const Tensor tokens = ops.tap("", embed_suffix(ops, m, step, actions));  // [horizon, 1024]
-  const Tensor y = expert_pass(ops, m, cache, tokens, &step);
-  return ops.tap("velocity", ops.linear(y, m.weights.action_out));  // [horizon, action_dim]
+  const Tensor tokens = ops.tap("", embed_suffix(ops, m, step, actions));  // [rows, 1024]
+  const Tensor y = expert_pass(ops, m, caches, tokens, &step);
+  return ops.tap("velocity", ops.linear(y, m.weights.action_out));  // [rows, action_dim]
 }
 
-Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule,
+Tensor denoise(Ops& ops, const Model& m, const Sequences& caches, const Schedule& schedule,
                const Noise& noise) {
   const Ops::Scope scope(ops, Module::denoise);
   const std::optional<Guidance>& guidance = noise.guidance;
@@ -181,111 +270,16 @@ Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedul
     const StepTables& step = schedule.steps[k];
     ops.tap("time", step.time_embedding);
     if (step.condition) ops.tap("condition", step.condition);
-    Tensor v = velocity(ops, m, cache, step, x);
+    Tensor v = velocity(ops, m, caches, step, x);
     if (guidance) {  // err = (leftover - (x - t v)) * weights
       const Tensor clean = ops.add_scaled(x, v, -step.time);
       const Tensor error =
           ops.multiply(ops.add_scaled(guidance->leftover, clean, -1.f), guidance->weights);
       v = ops.add_scaled(v, error, -guidance_strength(step.time, guidance->max_weight));
     }
-    x = ops.tap("actions", ops.add_scaled(x, v, schedule.dt));  // [horizon, action_dim]
+    x = ops.tap("actions", ops.add_scaled(x, v, schedule.dt));  // [rows, action_dim]
   }
   return x;
-}
-
-// ---- What depends on the denoising time alone: computed once per step count ----
-
-namespace {
-
-// Sines, then cosines, of t · 2π / period_i; period_i runs from min to max geometrically.
-template <class Float>
-void embed_time(Float t, const Config& config, std::span<float> to) {
-  const size_t half = to.size() / 2;
-  const Float low = static_cast<Float>(config.min_period);
-  const Float ratio = static_cast<Float>(config.max_period) / low;
-  for (size_t i = 0; i < half; ++i) {
-    const Float fraction =
-        half > 1 ? static_cast<Float>(i) / static_cast<Float>(half - 1) : Float{0};
-    const Float period = low * std::pow(ratio, fraction);
-    const Float angle = t * (Float{2} * std::numbers::pi_v<Float> / period);
-    to[i] = static_cast<float>(std::sin(angle));
-    to[half + i] = static_cast<float>(std::cos(angle));
-  }
-}
-
-std::vector<float> times(int64_t steps, TimeSequence sequence) {
-  std::vector<float> t;
-  float accumulated = 1.f;
-  for (int64_t k = 0; k < steps; ++k) {
-    const double exact = 1.0 + static_cast<double>(k) * (-1.0 / static_cast<double>(steps));
-    t.push_back(sequence == TimeSequence::lerobot ? static_cast<float>(exact) : accumulated);
-    accumulated += static_cast<float>(-1.0 / static_cast<double>(steps));
-  }
-  return t;
-}
-
-// Scale, shift and gate of one norm for all steps: condition [steps, width] -> one row per step.
-std::vector<Modulation> modulations(Ops& ops, const GemmaNorm& norm, const Tensor& condition,
-                                    int64_t steps) {
-  if (!norm.ada_scale) return std::vector<Modulation>(static_cast<size_t>(steps), {norm.scale});
-  const Tensor scale = ops.linear(condition, norm.ada_scale);
-  const Tensor shift = ops.linear(condition, norm.ada_shift);
-  const Tensor gate = ops.linear(condition, norm.ada_gate);
-  std::vector<Modulation> rows;
-  for (int64_t k = 0; k < steps; ++k)
-    rows.push_back({ops.slice_rows(scale, k, k + 1), ops.slice_rows(shift, k, k + 1),
-                    ops.slice_rows(gate, k, k + 1)});
-  return rows;
-}
-
-}  // namespace
-
-std::vector<StepTables> step_tables(Ops& ops, const Model& m, std::span<const float> t,
-                                    TimeSequence sequence) {
-  const Ops::Scope scope(ops, Module::common);
-  const int64_t count = std::ssize(t), width = m.config.expert.width;
-  std::vector<float> embeddings(static_cast<size_t>(count * width));
-  for (size_t k = 0; k < t.size(); ++k) {
-    const auto row =
-        std::span(embeddings).subspan(k * static_cast<size_t>(width), static_cast<size_t>(width));
-    if (sequence == TimeSequence::lerobot) embed_time<double>(t[k], m.config, row);
-    if (sequence == TimeSequence::openpi) embed_time<float>(t[k], m.config, row);
-  }
-  const Tensor embedding = ops.upload(embeddings, {count, width});
-  Tensor mix, condition;
-  if (m.config.pi05()) {
-    const Epilogue silu{.activation = Activation::silu};
-    condition =
-        ops.linear(ops.linear(embedding, m.weights.time_in, silu), m.weights.time_out, silu);
-  } else {
-    mix = ops.linear(embedding, m.weights.action_time_mlp_in_time);
-  }
-
-  std::vector<StepTables> tables;
-  for (int64_t k = 0; k < count; ++k) {
-    StepTables step{.time = t[static_cast<size_t>(k)],
-                    .time_embedding = ops.slice_rows(embedding, k, k + 1)};
-    if (mix) step.mix = ops.slice_rows(mix, k, k + 1);
-    if (condition) step.condition = ops.slice_rows(condition, k, k + 1);
-    tables.push_back(std::move(step));
-  }
-  const auto spread = [&](const GemmaNorm& norm, const auto& place) {
-    const std::vector<Modulation> rows = modulations(ops, norm, condition, count);
-    for (size_t k = 0; k < rows.size(); ++k) place(tables[k], rows[k]);
-  };
-  for (const GemmaBlock& block : m.weights.expert.blocks) {
-    spread(block.norm1, [](StepTables& s, const Modulation& row) { s.attention.push_back(row); });
-    spread(block.norm2, [](StepTables& s, const Modulation& row) { s.mlp.push_back(row); });
-  }
-  spread(m.weights.expert.norm, [](StepTables& s, const Modulation& row) { s.final = row; });
-  return tables;
-}
-
-Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence sequence) {
-  ensure(steps >= 1 && steps <= 1000, Fault::input, "{} denoising steps; 1 to 1000 make sense",
-         steps);
-  return {step_tables(ops, m, times(steps, sequence), sequence),
-          static_cast<float>(-1.0 / static_cast<double>(steps))};
 }
 
 }  // namespace tendon

@@ -1,9 +1,10 @@
-// The pi0 and pi0.5 networks, from image patches to actions, for every backend. One robot, so no
-// batch dimension: shapes are [rows, columns]. Source of the formulas: the published models
-// (openpi, lerobot); DESIGN.md lists the exact work-skipping used here. Goldens and validation see
-// the tensors that pi0.cc taps by name (Ops::set_tap).
+// The pi0 and pi0.5 networks, from image patches to actions, for every backend. Shapes are [rows,
+// columns]; a batch is stacked by rows, and its sequences may differ in length. Source of the
+// formulas: the published models (openpi, lerobot); DESIGN.md lists the exact work-skipping used
+// here. Goldens and validation see the tensors that pi0.cc taps by name (Ops::set_tap).
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -38,6 +39,20 @@ struct KvCache {
   int64_t prefix = 0;
 };
 
+// The sequences whose rows are stacked in one call, in order. One cache may stand for several
+// chunks in velocity() and denoise(): they are drawn from one prefix.
+class Sequences {
+ public:
+  Sequences(KvCache& one) : one_(&one) {}                  // NOLINT: a cache is a batch of one
+  Sequences(std::span<KvCache* const> all) : all_(all) {}  // NOLINT
+  size_t size() const { return all_.empty() ? 1 : all_.size(); }
+  KvCache& operator[](size_t i) const { return all_.empty() ? *one_ : *all_[i]; }
+
+ private:
+  KvCache* one_ = nullptr;
+  std::span<KvCache* const> all_;
+};
+
 // Scale, shift and gate of one conditioned norm at one time; only scale where there is no
 // condition.
 struct Modulation {
@@ -63,14 +78,14 @@ struct Schedule {
 // Guided real-time chunking (lerobot's RTCProcessor): pulls the first rows of the new chunk towards
 // what is left of the previous one.
 struct Guidance {
-  Tensor leftover;  // [horizon, action_dim], normalised, padded with zeros
-  Tensor weights;   // [horizon, action_dim], every column the same
+  Tensor leftover;  // [caches * horizon, action_dim], normalised, padded with zeros
+  Tensor weights;   // the same shape, every column the same
   float max_weight = 10.f;
 };
 
 // What denoising begins with.
 struct Noise {
-  Tensor actions;  // [horizon, action_dim]
+  Tensor actions;  // [caches * horizon, action_dim]
   std::optional<Guidance> guidance = {};
 };
 
@@ -93,25 +108,41 @@ Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t ima
 // [prompt, vlm width], times the square root of the width
 Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt);
 
-// Image tokens, if any, above language tokens: [images * tokens + prompt, vlm width]
-Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language);
-Tensor embed_prefix(Ops& ops, const Model& m, const Inputs& in);
+// Rows of one sequence's prefix.
+struct PrefixRows {
+  int64_t images = 0, prompt = 0;
+};
 
-// Reads the prefix and, for pi0, the state token (which sees the prefix and itself, at no time).
-void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, KvCache& cache);
-void append_state(Ops& ops, const Model& m, const Tensor& state, KvCache& cache);
+// Image tokens, if any, above language tokens, sequence by sequence: [images + prompt, vlm width]
+Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language,
+                   std::span<const PrefixRows> sequences);
+
+// Reads the prefix, of which `prefix` rows belong to each cache, and, for pi0, the state tokens,
+// one each (which see their prefix and themselves, at no time).
+void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, const Sequences& caches);
+void append_state(Ops& ops, const Model& m, const Tensor& state, const Sequences& caches);
+
+// Runs `body` on `inputs`, as Ops::graph does; `stage`: "vision", "prefill".
+using RunStage = std::function<std::vector<Tensor>(
+    const char* stage, std::span<const Tensor> inputs, const Kernels::Body& body)>;
+
+// All of the above, for one or several sequences.
+void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> sequences,
+                 const Sequences& caches, const RunStage& run);
+void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> sequences,
+                 const Sequences& caches);
 
 // What depends on each of these times, in [0, 1], alone. `sequence` decides the arithmetic.
 std::vector<StepTables> step_tables(Ops& ops, const Model& m, std::span<const float> times,
                                     TimeSequence sequence);
 Schedule make_schedule(Ops& ops, const Model& m, int64_t steps, TimeSequence sequence);
 
-// One velocity evaluation: actions [horizon, action_dim] -> velocity [horizon, action_dim].
-Tensor velocity(Ops& ops, const Model& m, KvCache& cache, const StepTables& step,
+// One velocity evaluation: actions [caches * horizon, action_dim] -> velocity, the same shape.
+Tensor velocity(Ops& ops, const Model& m, const Sequences& caches, const StepTables& step,
                 const Tensor& actions);
 
 // Euler steps from noise (t = 1) to actions (t = 0).
-Tensor denoise(Ops& ops, const Model& m, KvCache& cache, const Schedule& schedule,
+Tensor denoise(Ops& ops, const Model& m, const Sequences& caches, const Schedule& schedule,
                const Noise& noise);
 
 }  // namespace tendon

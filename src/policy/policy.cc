@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <set>
+#include <map>
 #include <tuple>
 #include <utility>
 
@@ -46,101 +46,7 @@ class WorkMeter {
   int64_t flops_, bytes_;
 };
 
-std::string quoted(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& n : names) text += (text.empty() ? "'" : ", '") + n + "'";
-  return text;
-}
-
 }  // namespace
-
-std::vector<std::string> robot_cameras(const PolicySpec& spec) {
-  std::vector<std::string> names;
-  for (const std::string& slot : spec.slots) {
-    const auto camera =
-        std::ranges::find_if(spec.cameras, [&](const auto& pair) { return pair.second == slot; });
-    if (camera != spec.cameras.end()) names.push_back(camera->first);
-  }
-  return names;
-}
-
-namespace {
-
-void check_cameras(const PolicySpec& spec, const Config& config) {
-  const std::set<std::string> slots(spec.slots.begin(), spec.slots.end());
-  ensure(!slots.empty() && slots.size() == spec.slots.size() &&
-             std::cmp_less_equal(slots.size(), config.cameras),
-         Fault::checkpoint, "the model's camera slots are {}, expected 1 to {} different names",
-         quoted(spec.slots), config.cameras);
-  for (const auto& [camera, slot] : spec.cameras)
-    ensure(slot.empty() || std::ranges::find(spec.slots, slot) != spec.slots.end(),
-           Fault::checkpoint,
-           "camera '{}' is to be the model's '{}', which it does not have; it has {}; nearest: "
-           "'{}'",
-           camera, slot, quoted(spec.slots), nearest(slot, spec.slots));
-  for (const std::string& camera : spec.required) {
-    const auto found = spec.cameras.find(camera);
-    ensure(found != spec.cameras.end() && !found->second.empty(), Fault::checkpoint,
-           "camera '{}' is required, but is none that the model uses; those are {}", camera,
-           quoted(robot_cameras(spec)));
-  }
-}
-
-void check_transform(const AlohaJoints&, const PolicySpec& spec) {
-  ensure(std::cmp_greater_equal(std::min(spec.state_dim, spec.action_dim), AlohaJoints::kJoints),
-         Fault::checkpoint, "an ALOHA with {} joints and {} actions", spec.state_dim,
-         spec.action_dim);
-}
-
-void check_transform(const Affine& a, const PolicySpec& spec) {
-  const int64_t dim = a.of == Affine::Of::state     ? spec.state_dim
-                      : a.of == Affine::Of::actions ? spec.action_dim
-                                                    : std::min(spec.state_dim, spec.action_dim);
-  ensure(a.scale.size() == a.offset.size() && std::ssize(a.scale) <= dim, Fault::checkpoint,
-         "an affine transform with {} scales and {} offsets for {} values", a.scale.size(),
-         a.offset.size(), dim);
-  ensure(std::ranges::find(a.scale, 0.0) == a.scale.end(), Fault::checkpoint,
-         "an affine transform with a scale of 0, which has no inverse");
-}
-
-void check_transform(const DeltaActions& delta, const PolicySpec& spec) {
-  for (size_t d = 0; d < delta.mask.size(); ++d)
-    ensure(!delta.mask[d] || std::cmp_less(d, spec.state_dim), Fault::checkpoint,
-           "action {} is relative to the state, which has {} values", d, spec.state_dim);
-}
-
-void check_transform(const Normalize& normalize, const PolicySpec& spec) {
-  for (const auto& [what, n, dim] : {std::tuple("state", &normalize.state, spec.state_dim),
-                                     std::tuple("action", &normalize.action, spec.action_dim)})
-    ensure(n->method == NormMethod::identity ||
-               (std::ssize(n->centre) >= dim && n->range.size() == n->centre.size()),
-           Fault::checkpoint, "the {} statistics have {} and {} values, this model needs {}", what,
-           n->centre.size(), n->range.size(), dim);
-}
-
-}  // namespace
-
-void check_spec(const PolicySpec& spec, const Config& config) {
-  ensure(spec.state_dim >= 1 && spec.state_dim <= config.state_dim && spec.action_dim >= 1 &&
-             spec.action_dim <= config.action_dim,
-         Fault::checkpoint, "this robot has {} state and {} action dims, the model {} and {}",
-         spec.state_dim, spec.action_dim, config.state_dim, config.action_dim);
-  check_cameras(spec, config);
-  for (const Transform& transform : spec.transforms)
-    std::visit([&](const auto& t) { check_transform(t, spec); }, transform);
-  ensure(std::ssize(spec.action_names) == spec.action_dim, Fault::checkpoint,
-         "{} action names for {} actions", spec.action_names.size(), spec.action_dim);
-  const PromptOptions& prompt = spec.prompt;
-  ensure(config.pi05() || !prompt.state_in_prompt, Fault::checkpoint,
-         "the state is to be in the prompt, from which only pi0.5 reads it");
-  ensure(prompt.tokens_max >= 1 && prompt.tokens_max <= config.max_token_len, Fault::checkpoint,
-         "prompts of at most {} tokens, the model's {}", prompt.tokens_max, config.max_token_len);
-  const int64_t padded = prompt.padded_state.value_or(spec.state_dim);
-  ensure(padded >= spec.state_dim && padded <= config.state_dim, Fault::checkpoint,
-         "a state of {} values, padded to {} in the prompt", spec.state_dim, padded);
-  ensure(spec.folded_vocab.value_or(config.vocab) > 3, Fault::checkpoint,
-         "token ids folded into {}", spec.folded_vocab.value_or(0));
-}
 
 Policy::Policy(Ops& ops, Model model, PolicySpec spec)
     : ops_(ops), model_(std::move(model)), spec_(std::move(spec)) {
@@ -185,13 +91,13 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
     if (slot.empty()) continue;  // known to the robot, not used by the model
     const std::vector<std::string> expected = robot_cameras(spec_);
     ensure(std::ranges::find(spec_.slots, slot) != spec_.slots.end(), Fault::input,
-           "no camera is called '{}'; this model expects {}; nearest: '{}'", key, quoted(expected),
-           nearest(own, expected));
+           "no camera is called '{}'; this model expects {}; nearest: '{}'", key,
+           quoted_names(expected), nearest(own, expected));
     ensure(!by_slot.contains(slot), Fault::input, "two images for camera '{}'", slot);
     by_slot[slot] = given;
   }
   ensure(!by_slot.empty(), Fault::input, "no image given; this model expects {}",
-         quoted(robot_cameras(spec_)));
+         quoted_names(robot_cameras(spec_)));
   for (const std::string& camera : spec_.required)
     ensure(by_slot.contains(spec_.cameras.at(camera)), Fault::input,
            "the image of camera '{}' is missing; this robot needs it", camera);
@@ -364,42 +270,24 @@ void Policy::add_quantiles(const Prepared& p, Actions& out) const {
   }
 }
 
-namespace {
-
-std::vector<Tensor> tensors_of(const KvCache& cache) {
-  std::vector<Tensor> all;
-  for (const LayerKv& kv : cache.layers) {
-    all.push_back(kv.keys);
-    all.push_back(kv.values);
-  }
-  return all;
-}
-
-void set_tensors(KvCache& cache, const std::vector<Tensor>& all) {
-  for (size_t l = 0; l < cache.layers.size(); ++l) cache.layers[l] = {all[2 * l], all[2 * l + 1]};
-}
-
-}  // namespace
-
-// Fills the cache. Vision and prefill, like denoising, are bodies that a backend may record and
-// replay; `sizes` is the same for all of a call.
-void Policy::read_prefix(const Inputs& in, const std::array<int64_t, 4>& sizes, const Stage& stage,
-                         Actions& out) {
-  const Tensor language = embed_language(ops_, model_, in.prompt);
-  const auto seen = [&](auto inputs) {
-    return std::vector<Tensor>{embed_images(ops_, model_, inputs[0], in.images)};
-  };
-  const Tensor images = ops_.graph({"vision", sizes}, std::span(&in.patches, 1), seen)[0];
-  stage(out.times.vision_ms, out.work.vision_flops, out.work.vision_bytes);
-  const Tensor given[] = {images, language, in.state};
-  cache_.prefix = images.rows() + language.rows();
-  const std::vector<Tensor> filled = ops_.graph({"prefill", sizes}, given, [&](auto inputs) {
-    fill_kv_cache(ops_, model_, join_prefix(ops_, inputs[0], inputs[1]), cache_);
-    if (in.state) append_state(ops_, model_, inputs[2], cache_);
-    return tensors_of(cache_);
-  });
-  set_tensors(cache_, filled);
-  stage(out.times.prefill_ms, out.work.prefill_flops, out.work.prefill_bytes);
+// Vision and prefill, like denoising, are bodies that a backend may record and replay; their sizes
+// are those of one observation, so a batch runs plainly.
+void Policy::read_prefix(Call& call, const Stage& stage) {
+  std::vector<KvCache*> caches;
+  for (size_t i = 0; i < call.inputs.size(); ++i) caches.push_back(&cache_of(call, i));
+  StageTimes& times = call.out.times;
+  StageWork& work = call.out.work;
+  tendon::read_prefix(
+      ops_, model_, call.inputs, Sequences(caches), [&](auto* name, auto given, auto& body) {
+        std::vector<Tensor> made =
+            caches.size() == 1 ? ops_.graph({name, call.sizes}, given, body) : body(given);
+        if (std::string_view(name) == "vision")
+          stage(times.vision_ms, work.vision_flops, work.vision_bytes);
+        else
+          stage(times.prefill_ms, work.prefill_flops, work.prefill_bytes);
+        return made;
+      });
+  for (const KvCache* cache : caches) work.prefix_tokens += cache->prefix;
 }
 
 std::vector<float> Policy::velocity(const Observation& observation, std::span<const float> noisy,
@@ -412,62 +300,125 @@ std::vector<float> Policy::velocity(const Observation& observation, std::span<co
     ensure(std::isfinite(v), Fault::input, "the noisy actions contain {}, expected finite numbers",
            v);
   ensure(t >= 0 && t <= 1, Fault::input, "t is {}, expected 0 (actions) to 1 (noise)", t);
-  const Inputs in = preprocess(observation).inputs;
-  Actions unread;
-  read_prefix(
-      in, {in.images, std::ssize(in.prompt)}, [](auto&...) {}, unread);
+  Call call;
+  add(observation, call);
+  const Inputs& in = call.inputs[0];
+  call.sizes = {in.images, std::ssize(in.prompt)};
+  read_prefix(call, [](auto&...) {});
   const float time[] = {static_cast<float>(t)};
   const StepTables step = step_tables(ops_, model_, time, TimeSequence::lerobot)[0];
   const Tensor x = ops_.upload(noisy, {c.horizon, c.action_dim});
   return ops_.download(tendon::velocity(ops_, model_, cache_, step, x));
 }
 
-Actions Policy::infer(const Observation& observation, const InferOptions& options) {
-  StopWatch total, watch;
-  Actions out{.horizon = model_.config.horizon,
-              .dim = spec_.action_dim,
-              .model_dim = model_.config.action_dim};
+void Policy::add(const Observation& observation, Call& call) {
   Prepared p = preprocess(observation);
-  const std::vector<float> drawn = noise(options);
-  const std::optional<Leftover> left = leftover(options, p);
-  const Schedule& steps = schedule(options);
+  call.inputs.push_back(std::move(p.inputs));
+  call.observations.push_back(std::move(p));
+  if (call.inputs.size() > 1) call.others.push_back(make_cache(ops_, model_.config));
+}
+
+Policy::Call Policy::prepare(std::span<const BatchRow> rows) {
+  ensure(!rows.empty() && rows.size() <= 64, Fault::input, "a batch of {} rows, expected 1 to 64",
+         rows.size());
+  Call call;
+  std::map<const Observation*, size_t> known;
+  for (const BatchRow& row : rows) try {
+      ensure(row.observation != nullptr, Fault::input, "no observation");
+      const auto [place, is_new] = known.try_emplace(row.observation, known.size());
+      if (is_new) add(*row.observation, call);
+      const Prepared& p = call.observations[place->second];
+      call.draws.push_back(
+          {place->second, &schedule(row.options), noise(row.options), leftover(row.options, p)});
+    } catch (const Error& e) {
+      if (rows.size() == 1) throw;
+      fail(e.fault(), "row {}: {}", call.draws.size(), e.what());
+    }
+  const Inputs& in = call.inputs[0];
+  call.sizes = {in.images, std::ssize(in.prompt), std::ssize(call.draws[0].steps->steps),
+                static_cast<int64_t>(rows[0].options.sequence)};
+  return call;
+}
+
+// Rows of one schedule and one form of guidance: normalised actions, row by row.
+std::vector<float> Policy::denoise_together(Call& call, std::span<const size_t> rows) {
+  const Draw& first = call.draws[rows[0]];
+  std::vector<KvCache*> caches;
+  std::vector<float> drawn, target, weights;
+  for (const size_t r : rows) {
+    const Draw& draw = call.draws[r];
+    caches.push_back(&cache_of(call, draw.observation));
+    drawn.insert(drawn.end(), draw.noise.begin(), draw.noise.end());
+    if (!draw.left) continue;
+    target.insert(target.end(), draw.left->target.begin(), draw.left->target.end());
+    weights.insert(weights.end(), draw.left->weights.begin(), draw.left->weights.end());
+  }
+  // Uploaded only now: a replay may use the memory of whatever came after it was recorded.
+  const Shape chunks{std::ssize(rows) * model_.config.horizon, model_.config.action_dim};
+  std::optional<Guidance> guided;
+  if (first.left)
+    guided = {ops_.upload(target, chunks), ops_.upload(weights, chunks), first.left->max_weight};
+  const Tensor start = ops_.upload(drawn, chunks);
+  const auto denoised = [&](auto inputs) {
+    return std::vector<Tensor>{
+        denoise(ops_, model_, Sequences(caches), *first.steps, {inputs[0], guided})};
+  };
+  const bool recorded = call.draws.size() == 1 && !guided;
+  const std::span<const Tensor> inputs(&start, 1);
+  return ops_.download(
+      (recorded ? ops_.graph({"denoise", call.sizes}, inputs, denoised) : denoised(inputs))[0]);
+}
+
+Actions Policy::infer(const Observation& observation, const InferOptions& options) {
+  const BatchRow row{&observation, options};
+  return std::move(infer_batch(std::span(&row, 1))[0]);
+}
+
+std::vector<Actions> Policy::infer_batch(std::span<const BatchRow> rows) {
+  StopWatch total, watch;
+  Call call = prepare(rows);
+  StageTimes& times = call.out.times;
+  StageWork& work = call.out.work;
   WorkMeter meter(ops_.coverage());
-  out.times.preprocess_ms = watch.lap_ms();
+  times.preprocess_ms = watch.lap_ms();
 
   const Stage stage = [&](double& ms, int64_t& flops, int64_t& bytes) {
     ops_.synchronize();
     ms = watch.lap_ms();
     meter.lap(flops, bytes);
   };
-  const std::array<int64_t, 4> sizes{p.inputs.images, std::ssize(p.inputs.prompt),
-                                     std::ssize(steps.steps),
-                                     static_cast<int64_t>(options.sequence)};
-  read_prefix(p.inputs, sizes, stage, out);
+  read_prefix(call, stage);
 
-  // Uploaded only now: a replay may use the memory of whatever came after it was recorded.
-  const Shape chunk{out.horizon, out.model_dim};
-  std::optional<Guidance> guided;
-  if (left)
-    guided = {ops_.upload(left->target, chunk), ops_.upload(left->weights, chunk),
-              left->max_weight};
-  const Tensor start = ops_.upload(drawn, chunk);
-  const auto denoised = [&](auto inputs) {
-    return std::vector<Tensor>{denoise(ops_, model_, cache_, steps, {inputs[0], guided})};
-  };
-  const Tensor actions = guided ? denoised(std::span(&start, 1))[0]
-                                : ops_.graph({"denoise", sizes}, std::span(&start, 1), denoised)[0];
-  out.normalized = ops_.download(actions);
-  stage(out.times.denoise_ms, out.work.denoise_flops, out.work.denoise_bytes);
-  out.work.prefix_tokens = cache_.prefix;
-  out.work.skipped_flops =
-      dense_flops(model_.config, std::ssize(steps.steps)) -
-      (out.work.vision_flops + out.work.prefill_flops + out.work.denoise_flops);
+  std::vector<Actions> out(rows.size(), {.horizon = model_.config.horizon,
+                                         .dim = spec_.action_dim,
+                                         .model_dim = model_.config.action_dim});
+  std::map<std::tuple<const Schedule*, bool, float>, std::vector<size_t>> groups;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const Draw& draw = call.draws[r];
+    groups[{draw.steps, draw.left.has_value(), draw.left ? draw.left->max_weight : 0}].push_back(r);
+    work.skipped_flops += dense_flops(model_.config, std::ssize(draw.steps->steps));
+  }
+  for (const auto& [key, members] : groups) {
+    const std::vector<float> all = denoise_together(call, members);
+    std::span<const float> chunks = all;
+    const size_t values = all.size() / members.size();
+    for (const size_t r : members) {
+      out[r].normalized.assign(chunks.begin(), chunks.begin() + static_cast<int64_t>(values));
+      chunks = chunks.subspan(values);
+    }
+  }
+  stage(times.denoise_ms, work.denoise_flops, work.denoise_bytes);
+  work.skipped_flops -= work.vision_flops + work.prefill_flops + work.denoise_flops;
 
-  out.values = postprocess(out.normalized, p);
-  add_quantiles(p, out);
-  out.times.postprocess_ms = watch.lap_ms();
-  out.times.total_ms = total.lap_ms();
-  out.warnings = std::move(p.warnings);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const Prepared& p = call.observations[call.draws[r].observation];
+    out[r].values = postprocess(out[r].normalized, p);
+    add_quantiles(p, out[r]);
+    out[r].warnings = p.warnings;
+  }
+  times.postprocess_ms = watch.lap_ms();
+  times.total_ms = total.lap_ms();
+  for (Actions& row : out) row.times = times, row.work = work;
   return out;
 }
 

@@ -44,6 +44,9 @@ struct PolicySpec {
 // wherever they came from: sizes, statistics, limits of the prompt.
 void check_spec(const PolicySpec& spec, const Config& config);
 
+// 'top', 'left'
+std::string quoted_names(const std::vector<std::string>& names);
+
 // What the robot calls the cameras of the model, in the model's order.
 std::vector<std::string> robot_cameras(const PolicySpec& spec);
 
@@ -56,6 +59,8 @@ class Policy {
   // Throws Error(Fault::input) for a bad observation or previous chunk and Error(Fault::internal)
   // for actions that are not finite.
   Actions infer(const Observation& observation, const InferOptions& options = {});
+  // See Engine::infer_batch.
+  std::vector<Actions> infer_batch(std::span<const BatchRow> rows);
 
   // The network's velocity at noisy actions [horizon, model action_dim], normalised, at time t in
   // [0, 1] (1: noise): the same shape. Throws Error(Fault::input) as infer() does, and for another
@@ -82,6 +87,23 @@ class Policy {
     std::vector<float> target, weights;  // [horizon, action_dim]
     float max_weight = 0;
   };
+  // One chunk to be drawn.
+  struct Draw {
+    size_t observation = 0;  // of Call::observations
+    const Schedule* steps = nullptr;
+    std::vector<float> noise;
+    std::optional<Leftover> left;
+  };
+  struct Call {
+    std::vector<Prepared> observations;  // every one once; their inputs are in `inputs`
+    std::vector<Inputs> inputs;
+    std::vector<Draw> draws;         // one per row
+    std::vector<KvCache> others;     // the first observation's is cache_
+    std::array<int64_t, 4> sizes{};  // of its graphs
+    Actions out;                     // times and work
+  };
+  Call prepare(std::span<const BatchRow> rows);
+  void add(const Observation& observation, Call& call);
   Prepared preprocess(const Observation& observation);
   void add_images(const Observation& observation, Prepared& p);
   std::vector<double> robot_state(const Observation& observation) const;
@@ -92,9 +114,12 @@ class Policy {
   std::vector<float> noise(const InferOptions& options) const;
   std::optional<Leftover> leftover(const InferOptions& options, const Prepared& p) const;
   const Schedule& schedule(const InferOptions& options);
+  KvCache& cache_of(Call& call, size_t observation) {
+    return observation == 0 ? cache_ : call.others[observation - 1];
+  }
   using Stage = std::function<void(double& ms, int64_t& flops, int64_t& bytes)>;  // it has ended
-  void read_prefix(const Inputs& in, const std::array<int64_t, 4>& sizes, const Stage& stage,
-                   Actions& out);
+  void read_prefix(Call& call, const Stage& stage);
+  std::vector<float> denoise_together(Call& call, std::span<const size_t> rows);
 
   Ops& ops_;
   Model model_;

@@ -116,6 +116,10 @@ Actions Engine::infer(const Observation& observation, const InferOptions& option
   return parts_->policy->infer(observation, options);
 }
 
+std::vector<Actions> Engine::infer_batch(std::span<const BatchRow> rows) {
+  return parts_->policy->infer_batch(rows);
+}
+
 std::vector<float> Engine::velocity(const Observation& observation, std::span<const float> noisy,
                                     double t) {
   return parts_->policy->velocity(observation, noisy, t);
