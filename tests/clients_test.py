@@ -18,7 +18,7 @@ import threading
 import time
 
 import client_libraries
-from environment import Checks, environment, skip
+from environment import Checks, environment, skip, tendon
 
 HERE = pathlib.Path(__file__).resolve()
 REQUIREMENTS = HERE.parent / "clients_requirements"
@@ -221,6 +221,24 @@ def check_additions(check, policy, fixtures):
     check(rising == 4, f"reply_id rises by one per reply, got {rising} after 4")
 
 
+def write_dataset(check, given, *_):
+    """Scenes of the demo's table with what its policy does there, as examples/ writes datasets."""
+    import numpy as np
+    sys.path.insert(0, str(HERE.parents[1] / "examples"))
+    import dataset_to_recording
+    with contextlib.closing(Robots(given.ports)) as robots:
+        policy = robots.connect("key", KEY)
+        requests = []
+        for x in (0.3, 0.5, 0.7):
+            scene = {"observation.images.top": np.full((63, 63, 3), 70, np.uint8),
+                     "observation.images.gripper": np.full((3, 63, 63), 70, np.uint8),
+                     "observation.state": np.array([x, 0.5, 1.0]), "prompt": "reach the red disc"}
+            requests.append({**scene, "actions": policy.infer(scene)["actions"]})
+    folder = pathlib.Path(given.replies).parent / "dataset"
+    folder.mkdir()
+    dataset_to_recording.write(folder / "dataset.tendon-record", requests)
+
+
 def check_keys(check, robots):
     """The demo behind an API key, with an observation of its own: lerobot's layout."""
     import numpy as np
@@ -309,7 +327,7 @@ def check_pongs(check, port, request):
           f"slow: {len(latencies)} pongs in {seconds:.2f} s, the slowest after {max(latencies)} s")
 
 
-ROLES = {"oldest": (stock_client,), "newest": (stock_client, other_clients)}
+ROLES = {"oldest": (stock_client,), "newest": (stock_client, other_clients, write_dataset)}
 
 
 def inside(text):
@@ -348,6 +366,9 @@ def run(protocol, pythons, folder, check):
         clients = len(pythons) + len(client_libraries.OTHERS)
         check(set(counts.values()) == {clients} and len(counts) == 2 * len(REQUESTS),
               f"{clients} clients should have answers to everything, got {counts}")
+        done = tendon("validate", "demo", "--loss", folder / "dataset", "--json")
+        loss = json.loads(done.stdout or "{}").get("flow_matching", {})
+        check(loss.get("examples") == 3 and loss["ratio"] < 0.25, f"{loss}, {done.stderr}")
         for name, server in servers.items():
             check(server.stop() == 0, f"{name}: exit code after SIGTERM; {server.log}")
 

@@ -190,7 +190,8 @@ std::optional<Policy::Leftover> Policy::leftover(const InferOptions& options,
   };
   for (size_t i = 0; i < previous.actions.size(); ++i)
     if (!std::isfinite(previous.actions[i])) refuse(i, previous.actions[i]);
-  const std::vector<float> given = in_units ? from_robot(previous.actions, p) : previous.normalized;
+  const std::vector<float> given =
+      in_units ? from_robot(previous.actions, p.states) : previous.normalized;
   for (size_t i = 0; i < given.size(); ++i)
     if (!std::isfinite(given[i])) refuse(i, in_units ? previous.actions[i] : double{given[i]});
 
@@ -218,11 +219,11 @@ std::vector<double> Policy::to_robot(std::span<const float> normalized, const Pr
 }
 
 // The inverse of to_robot at the state of this observation; rows of the robot's dims both.
-std::vector<float> Policy::from_robot(std::span<const double> actions, const Prepared& p) const {
+std::vector<float> Policy::from_robot(std::span<const double> actions, const States& states) const {
   std::vector<double> rows(actions.begin(), actions.end());
   const auto dim = static_cast<size_t>(spec_.action_dim);
   for (size_t i = 0; i < rows.size(); i += dim)
-    actions_to_model(spec_.transforms, p.states, std::span(rows).subspan(i, dim));
+    actions_to_model(spec_.transforms, states, std::span(rows).subspan(i, dim));
   std::vector<float> out(rows.size());
   std::ranges::transform(rows, out.begin(), [](double v) { return static_cast<float>(v); });
   return out;
@@ -292,23 +293,54 @@ void Policy::read_prefix(Call& call, const Stage& stage) {
 
 std::vector<float> Policy::velocity(const Observation& observation, std::span<const float> noisy,
                                     double t) {
+  const Point point{{noisy.begin(), noisy.end()}, t};
+  return std::move(velocities(observation, std::span(&point, 1))[0]);
+}
+
+std::vector<std::vector<float>> Policy::velocities(const Observation& observation,
+                                                   std::span<const Point> points) {
   const Config& c = model_.config;
-  ensure(std::ssize(noisy) == c.horizon * c.action_dim, Fault::input,
-         "the noisy actions have {} values, expected {} ({} rows of {})", noisy.size(),
-         c.horizon * c.action_dim, c.horizon, c.action_dim);
-  for (const float v : noisy)
-    ensure(std::isfinite(v), Fault::input, "the noisy actions contain {}, expected finite numbers",
-           v);
-  ensure(t >= 0 && t <= 1, Fault::input, "t is {}, expected 0 (actions) to 1 (noise)", t);
+  std::vector<float> times;
+  for (const auto& [noisy, t] : points) {
+    ensure(std::ssize(noisy) == c.horizon * c.action_dim, Fault::input,
+           "the noisy actions have {} values, expected {} ({} rows of {})", noisy.size(),
+           c.horizon * c.action_dim, c.horizon, c.action_dim);
+    for (const float v : noisy)
+      ensure(std::isfinite(v), Fault::input,
+             "the noisy actions contain {}, expected finite numbers", v);
+    ensure(t >= 0 && t <= 1, Fault::input, "t is {}, expected 0 (actions) to 1 (noise)", t);
+    times.push_back(static_cast<float>(t));
+  }
   Call call;
   add(observation, call);
   const Inputs& in = call.inputs[0];
   call.sizes = {in.images, std::ssize(in.prompt)};
   read_prefix(call, [](auto&...) {});
-  const float time[] = {static_cast<float>(t)};
-  const StepTables step = step_tables(ops_, model_, time, TimeSequence::lerobot)[0];
-  const Tensor x = ops_.upload(noisy, {c.horizon, c.action_dim});
-  return ops_.download(tendon::velocity(ops_, model_, cache_, step, x));
+  std::vector<std::vector<float>> all;
+  const std::vector<StepTables> steps = step_tables(ops_, model_, times, TimeSequence::lerobot);
+  for (size_t i = 0; i < points.size(); ++i) {
+    const Tensor x = ops_.upload(points[i].noisy, {c.horizon, c.action_dim});
+    all.push_back(ops_.download(tendon::velocity(ops_, model_, cache_, steps[i], x)));
+  }
+  return all;
+}
+
+std::vector<float> Policy::to_model(const Observation& observation,
+                                    std::span<const double> actions) const {
+  const Config& c = model_.config;
+  const int64_t rows = std::min(std::ssize(actions) / spec_.action_dim, c.horizon);
+  ensure(rows > 0 && std::ssize(actions) % spec_.action_dim == 0, Fault::input,
+         "a chunk of {} values, expected rows of {}", actions.size(), spec_.action_dim);
+  for (const double v : actions)
+    ensure(std::isfinite(v), Fault::input, "the chunk contains {}, expected finite numbers", v);
+  const States states = state_to_model(spec_.transforms, robot_state(observation));
+  const std::vector<float> given =
+      from_robot(actions.first(static_cast<size_t>(rows * spec_.action_dim)), states);
+  std::vector<float> all(static_cast<size_t>(c.horizon * c.action_dim));
+  for (int64_t r = 0; r < c.horizon; ++r)
+    std::copy_n(given.begin() + std::min(r, rows - 1) * spec_.action_dim, spec_.action_dim,
+                all.begin() + r * c.action_dim);
+  return all;
 }
 
 void Policy::add(const Observation& observation, Call& call) {

@@ -68,6 +68,21 @@ class Policy {
   std::vector<float> velocity(const Observation& observation, std::span<const float> noisy,
                               double t);
 
+  // The same at several points over one prefix.
+  struct Point {
+    std::vector<float> noisy;
+    double t = 0;
+  };
+  std::vector<std::vector<float>> velocities(const Observation& observation,
+                                             std::span<const Point> points);
+
+  // A chunk in the robot's units, [rows, action_dim of the robot] with at least one row, as the
+  // network sees it: normalised at the observation's state, [horizon, model action_dim], its last
+  // row repeated or what is too long cut off, as training does. Error(Fault::input) for another
+  // number of values or values that are not finite.
+  std::vector<float> to_model(const Observation& observation,
+                              std::span<const double> actions) const;
+
   // What infer() passes to the network; the errors of infer() for a bad observation.
   Inputs inputs(const Observation& observation) { return preprocess(observation).inputs; }
 
@@ -108,7 +123,7 @@ class Policy {
   void add_images(const Observation& observation, Prepared& p);
   std::vector<double> robot_state(const Observation& observation) const;
   std::vector<double> to_robot(std::span<const float> normalized, const Prepared& p) const;
-  std::vector<float> from_robot(std::span<const double> actions, const Prepared& p) const;
+  std::vector<float> from_robot(std::span<const double> actions, const States& states) const;
   std::vector<double> postprocess(std::span<const float> normalized, const Prepared& p) const;
   void add_quantiles(const Prepared& p, Actions& out) const;
   std::vector<float> noise(const InferOptions& options) const;

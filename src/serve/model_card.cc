@@ -30,8 +30,10 @@ Observation empty_scene(const PolicySpec& spec) {
   return scene;
 }
 
-ModelCard describe_opened(const std::string& model, const Engine& engine,
-                          const OpenedEngine& opened) {
+}  // namespace
+
+ModelCard card_of(const std::string& model, Engine& engine) {
+  const OpenedEngine& opened = OpenedEngine::of(engine);
   const PolicySpec& spec = opened.policy->spec();
   const Config& config = opened.policy->config();
   ModelCard card;
@@ -62,8 +64,6 @@ ModelCard describe_opened(const std::string& model, const Engine& engine,
   return card;
 }
 
-}  // namespace
-
 ServedPolicy open_served(const std::string& model, OpenOptions options, const Opening& opening) {
   options.progress = [shown = options.progress, loading = opening.loading](const LoadProgress& p) {
     if (loading) loading(p);
@@ -71,7 +71,7 @@ ServedPolicy open_served(const std::string& model, OpenOptions options, const Op
   };
   const auto engine = std::make_shared<Engine>(Engine::open(model, options));
   ServedPolicy served;
-  served.card = describe_opened(model, *engine, OpenedEngine::of(*engine));
+  served.card = card_of(model, *engine);
   if (opening.warming) opening.warming();
   const auto begin = std::chrono::steady_clock::now();
   const Actions warm = engine->infer(empty_scene(OpenedEngine::of(*engine).policy->spec()));

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tendon/client.h"
-#include "tendon/types.h"
+#include "tendon/tendon.h"
 
 namespace tendon {
 
@@ -26,6 +26,9 @@ struct ModelCard : RemotePolicy {
   // Of the answer to the warm-up's observation: weights, statistics, backend and precision in one.
   std::string fingerprint;
 };
+
+// All but what only a run tells: fingerprint, action_ranges and warm_up_ms.
+ModelCard card_of(const std::string& model, Engine& engine);
 
 struct ServedPolicy {
   ModelCard card;

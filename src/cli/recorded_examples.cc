@@ -1,0 +1,90 @@
+#include "cli/recorded_examples.h"
+
+#include <map>
+#include <memory>
+
+#include "client/bytes.h"
+#include "client/wire_fields.h"
+#include "serve/recording.h"
+#include "serve/request.h"
+#include "tensor/check.h"
+#include "tensor/random.h"
+
+namespace tendon::cli {
+namespace {
+
+struct Recorded {
+  std::string where;
+  Bytes request, reply;
+};
+
+// Fair among all, and the same ones every time: the n-th takes a place with probability count / n.
+class Sample {
+ public:
+  explicit Sample(size_t count) : count_(count) {}
+  void offer(Recorded recorded) {
+    ++seen_;
+    if (kept_.size() < count_) return kept_.push_back(std::move(recorded));
+    const size_t place = philox({{static_cast<uint32_t>(seen_)}}, 1).word[0] % seen_;
+    if (place < count_) kept_[place] = std::move(recorded);
+  }
+  std::vector<Recorded> take() { return std::move(kept_); }
+
+ private:
+  size_t count_, seen_ = 0;
+  std::vector<Recorded> kept_;
+};
+
+void read_file(const std::filesystem::path& path, Sample& sample) {
+  RecordingReader reader(path);
+  std::map<uint64_t, Recorded> asked;  // by connection
+  const auto offer = [&](Recorded recorded) {
+    const bool has_chunk = msgpack::decode(recorded.request).find("actions") != nullptr;
+    if (has_chunk || !recorded.reply.empty()) sample.offer(std::move(recorded));
+  };
+  for (int64_t number = 1; std::optional<Record> record = reader.next(); ++number) {
+    Recorded& last = asked[record->connection];
+    if (record->kind == RecordKind::reply) last.reply = std::move(record->message);
+    if (!last.request.empty()) offer(std::move(last));
+    last = {};
+    if (record->kind == RecordKind::request)
+      last = {fmt::format("{}, record {}", path.filename().string(), number),
+              std::move(record->message),
+              {}};
+  }
+  for (auto& [connection, last] : asked)
+    if (!last.request.empty()) offer(std::move(last));
+  if (!reader.warning().empty())
+    fmt::print(stderr, "warning: {}: {}\n", path.filename().string(), reader.warning());
+}
+
+// The pictures are copied: they would be views into the message.
+Example example_of(const Recorded& recorded, const ModelCard& card) try {
+  const msgpack::Value request = msgpack::decode(recorded.request);
+  const bool own = request.find("actions") != nullptr;
+  const RemoteActions chunk = read_reply(own ? request : msgpack::decode(recorded.reply));
+  ensure(chunk.dim == card.action_dim, Fault::input, "its actions have {} dims, this policy {}",
+         chunk.dim, card.action_dim);
+  Example example{read_request(request, card, Dialect::openpi).observation, chunk.values};
+  for (auto& [camera, image] : example.observation.images) image.rgb.owned();
+  return example;
+} catch (const Error& e) {
+  fail(e.fault(), "{}: {}", recorded.where, e.what());
+}
+
+}  // namespace
+
+std::vector<Example> recorded_examples(const std::string& folder, const ModelCard& card,
+                                       size_t count) {
+  Sample sample(count);
+  for (const std::filesystem::path& file : recordings_in(folder)) read_file(file, sample);
+  std::vector<Example> examples;
+  for (const Recorded& recorded : sample.take()) examples.push_back(example_of(recorded, card));
+  ensure(!examples.empty(), Fault::input,
+         "{} holds no recording with actions; `tendon serve --record` and "
+         "examples/dataset_to_recording.py write them",
+         folder);
+  return examples;
+}
+
+}  // namespace tendon::cli
