@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "refusals.h"
 #include "tendon/embedded.h"
 #include "tendon/tendon.h"
 #include "validate/modules.h"
+#include "wrapped_kernels.h"
 
 namespace tendon {
 namespace {
@@ -121,6 +123,125 @@ TEST(Validation, of_all_layers_has_a_row_for_what_each_of_their_ops_made) {
   for (const char* name : {"siglip.projector", "step.0.denoise.actions", "prefix.language"})
     row(name);
 }
+
+// ---- Faults of a backend or of weights, one at a time: which rows fail, and which do not ----
+
+struct RotaryWithoutSine : WrappedKernels {
+  Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
+          std::optional<int64_t> first) override {
+    Qkv out = WrappedKernels::qkv(x, w, heads, {});
+    if (!first) return out;
+    for (Tensor* t : {&out.q, &out.k}) {
+      if (!*t) continue;
+      std::vector<float> values(static_cast<size_t>(t->shape().count()));
+      download(*t, values);
+      for (size_t i = 0; i < values.size(); ++i) {
+        const auto row = static_cast<int64_t>(i) / t->columns();
+        const int64_t half = heads.width / 2, column = static_cast<int64_t>(i) % half;
+        const double angle = static_cast<double>(*first + row) *
+                             std::pow(10000., -static_cast<double>(column) / double(half));
+        values[i] *= static_cast<float>(std::cos(angle));
+      }
+      *t = upload(values, t->shape());
+    }
+    return out;
+  }
+};
+
+struct PositionsFromZero : WrappedKernels {
+  Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
+          std::optional<int64_t> first) override {
+    return WrappedKernels::qkv(x, w, heads, first ? std::optional<int64_t>(0) : first);
+  }
+};
+
+struct MasksOff : WrappedKernels {
+  Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
+                   const Visibility& visible) override {
+    const int32_t all[] = {static_cast<int32_t>(k.rows() / visible.segments)};
+    return WrappedKernels::attention(q, k, v, heads, {all, visible.segments});
+  }
+};
+
+struct StateSeesTheActions : WrappedKernels {
+  Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
+                   const Visibility& visible) override {
+    const int32_t more[] = {visible.keys[0] + (q.rows() == 1 ? 4 : 0)};
+    return WrappedKernels::attention(q, k, v, heads, {more, visible.segments});
+  }
+};
+
+struct OneLayerDoubled : WrappedKernels {
+  std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
+    WeightParts doubled = parts;
+    if (parts.name.ends_with("language_model.layers.0.mlp.down_proj"))
+      for (HostTensor& m : doubled.matrices) {
+        std::vector<float> values(static_cast<size_t>(m.shape.count()));
+        convert_to_f32(m, values);
+        for (float& v : values) v *= 2;
+        m = host_tensor(m.name, m.shape, values);
+      }
+    return WrappedKernels::prepare(doubled);
+  }
+};
+
+struct Control {
+  const char* name;
+  std::function<std::unique_ptr<Kernels>()> faulty;
+  std::vector<std::string> failing, passing;  // rows, among others
+};
+
+struct NegativeControl : testing::TestWithParam<Control> {};
+
+TEST_P(NegativeControl, fails_where_the_fault_is_and_nowhere_else) {
+  const OpenOptions options{.backend = "reference", .precision = "f32"};
+  const char* model = "synthetic:pi0-small";
+  const auto right = open_engine(model, options),
+             sound = open_engine(model, options, std::make_unique<WrappedKernels>());
+  const auto wrong = open_engine(model, options, GetParam().faulty());
+  const Observation observation = observation_of(model);
+  EXPECT_TRUE(validate_modules(*sound, *right, observation).passed());
+  const Validation v = validate_modules(*wrong, *right, observation);
+  const auto failed = [&](const std::string& row) {
+    const auto found = std::ranges::find(v.checks, row, &ModuleCheck::module);
+    EXPECT_NE(found, v.checks.end()) << row;
+    return found != v.checks.end() && !found->failed.empty();
+  };
+  EXPECT_TRUE(failed("end_to_end.actions"));
+  for (const std::string& row : GetParam().failing) EXPECT_TRUE(failed(row)) << row;
+  for (const std::string& row : GetParam().passing) EXPECT_FALSE(failed(row)) << row;
+}
+
+template <class Faulty>
+std::function<std::unique_ptr<Kernels>()> made() {
+  return [] { return std::make_unique<Faulty>(); };
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    faults, NegativeControl,
+    testing::Values(
+        Control{"rotary_without_sine",
+                made<RotaryWithoutSine>(),
+                {"vlm.layer.0.query", "vlm.layer.0.key", "step.0.expert.layer.0.query"},
+                {"vlm.layer.0.q", "vlm.layer.0.k", "vlm.layer.0.value", "siglip.layer.0.sdpa"}},
+        Control{
+            "positions_from_0",
+            made<PositionsFromZero>(),
+            {"step.0.expert.layer.0.query", "step.0.expert.layer.0.key", "expert.layer.0.query"},
+            {"vlm.layer.0.query", "step.0.expert.layer.0.value"}},
+        Control{"masks_off",
+                made<MasksOff>(),
+                {"vlm.layer.0.sdpa", "expert.layer.0.sdpa", "step.0.expert.layer.0.sdpa"},
+                {"siglip.layer.0.sdpa", "vlm.layer.0.query"}},
+        Control{"state_sees_the_actions",
+                made<StateSeesTheActions>(),
+                {"expert.layer.0.sdpa"},
+                {"step.0.expert.layer.0.sdpa", "vlm.layer.0.sdpa"}},
+        Control{"one_layer_doubled",
+                made<OneLayerDoubled>(),
+                {"vlm.layer.0.mlp", "vlm.layer.0"},
+                {"vlm.layer.0.attention", "siglip.layer.0.mlp", "step.0.expert.layer.0.mlp"}}),
+    [](const auto& row) { return std::string(row.param.name); });
 
 TEST(Validation, reports_both_gates_and_the_one_that_failed) {
   const std::vector<float> expected = {1, -2, 3}, doubled = {2, -4, 6};

@@ -21,11 +21,12 @@ struct OpenedEngine {
   std::unique_ptr<Policy> policy;
   double load_ms = 0;
 
-  explicit OpenedEngine(const OpenOptions& resolved_options);
+  OpenedEngine(const OpenOptions& resolved_options, std::unique_ptr<Kernels> kernels);
   static OpenedEngine& of(Engine& engine) { return *engine.parts_; }
 };
 
-// As Engine::open.
-std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& options);
+// As Engine::open; on `kernels`, when given, whatever the options' backend is.
+std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& options,
+                                          std::unique_ptr<Kernels> kernels = {});
 
 }  // namespace tendon

@@ -69,9 +69,9 @@ class Watch {
 
 }  // namespace
 
-OpenedEngine::OpenedEngine(const OpenOptions& o)
+OpenedEngine::OpenedEngine(const OpenOptions& o, std::unique_ptr<Kernels> given)
     : options(o),
-      kernels(open_backend(o)),
+      kernels(given ? std::move(given) : open_backend(o)),
       fallback(o.fallback.empty() ? nullptr : make_reference_backend({.threads = o.threads})),
       ops(*kernels, fallback.get()) {
   std::vector<Module> modules;
@@ -82,13 +82,14 @@ OpenedEngine::OpenedEngine(const OpenOptions& o)
   ops.keep_on_host(modules);
 }
 
-std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& given) {
+std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& given,
+                                          std::unique_ptr<Kernels> kernels) {
   ensure(given.fallback.empty() || given.fallback == "reference", Fault::usage,
          "--fallback={}: only 'reference' can stand in for another backend", given.fallback);
   const auto begin = std::chrono::steady_clock::now();
   const OpenOptions options = resolved(given);
   OpenedModel opened = open_model(model, options);
-  auto engine = std::make_unique<OpenedEngine>(as_stored(given, opened));
+  auto engine = std::make_unique<OpenedEngine>(as_stored(given, opened), std::move(kernels));
   const Watch watch(opened, engine->options);
   Weights weights = load_weights(
       engine->ops, *opened.weights, opened.config,
