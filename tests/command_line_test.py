@@ -174,6 +174,9 @@ def audits(scratch):
     by_module = sum(module["ms"] for module in timed["by_module"].values())
     check(0 < by_module < 1.001 * timed["total"]["ms"] and "vlm.layer.0" in timed["by_layer"],
           "coverage tells the time of each module and layer")
+    host = {what: row["ms"] for what, row in timed["host_work"].items()}
+    check(len(host) == 5 and 0 < host["pictures to patches, upload"] < 1000
+          and 0 < host["state and tokens"] < 1000, f"coverage times the host's own work: {host}")
     check(timed["by_module"]["common"]["device_share"] is None, "nothing has no share")
     check(f"uploads {total['uploads']} ({total['bytes_up'] / 1e3:.1f} kB)" in out, "and transfers")
     wanted = scratch / "expected.txt"

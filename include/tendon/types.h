@@ -153,6 +153,9 @@ struct BatchRow {
 struct StageTimes {
   double preprocess_ms = 0, vision_ms = 0, prefill_ms = 0, denoise_ms = 0, postprocess_ms = 0;
   double total_ms = 0;
+  // Parts of preprocess_ms: resizing and cutting into patches, with their upload; state and tokens;
+  // noise and previous chunk; tables of the denoising times, made at their first use.
+  double pictures_ms = 0, prompt_ms = 0, noise_ms = 0, tables_ms = 0;
 };
 
 // Arithmetic and memory traffic of one call: FLOPs at 2 per multiply-add; bytes of weights and

@@ -94,6 +94,13 @@ Json to_json(const CoverageOptions& o, const Engine& engine, const Audit& audit,
   for (const auto& [layer, sum] : audit.layers())
     json["by_layer"][layer] = to_json(without_times(sum), total);
   for (const AuditEntry& e : audit.entries) json["calls"].push_back(to_json(e));
+  const StageTimes& t = a.times;
+  for (const auto& [what, ms] : {std::pair("pictures to patches, upload", t.pictures_ms),
+                                 {"state and tokens", t.prompt_ms},
+                                 {"noise, previous chunk", t.noise_ms},
+                                 {"tables of times (first call)", t.tables_ms},
+                                 {"actions to the robot", t.postprocess_ms}})
+    json["host_work"][what]["ms"] = engine.simulated() ? Json() : Json(ms);
   return json;
 }
 
@@ -111,7 +118,8 @@ std::string coverage_text(const Json& json, bool layers) {
   return lines("backend {backend} ({method})", json) + replayed + "\n" +
          table("op class" + columns, classes) + "\n" +
          table("module" + columns, json.at("by_module")) +
-         (layers ? "\n" + table("layer" + columns, json.at("by_layer")) : "") +
+         (layers ? "\n" + table("layer" + columns, json.at("by_layer")) : "") + "\n" +
+         table("host work, no op {} | ms {ms:.3f}", json.at("host_work")) +
          lines(
              "\nFLOPs on the device {total/flops_on_device_share:.3%} · uploads {total/uploads} "
              "({total/bytes_up:.1k} kB) · downloads {total/downloads} ({total/bytes_down:.1k} "

@@ -124,7 +124,9 @@ Policy::Prepared Policy::preprocess(const Observation& observation) {
   Prepared p;
   p.states = state_to_model(spec_.transforms, robot_state(observation));
   const std::vector<double>& state = p.states.back();
+  StopWatch watch;
   add_images(observation, p);
+  p.pictures_ms = watch.lap_ms();
   const std::optional<std::string>& text =
       observation.prompt ? observation.prompt : spec_.default_prompt;
   ensure(text.has_value(), Fault::input, "a prompt is required: give --prompt TEXT");
@@ -344,7 +346,10 @@ std::vector<float> Policy::to_model(const Observation& observation,
 }
 
 void Policy::add(const Observation& observation, Call& call) {
+  StopWatch watch;
   Prepared p = preprocess(observation);
+  call.out.times.pictures_ms += p.pictures_ms;
+  call.out.times.prompt_ms += watch.lap_ms() - p.pictures_ms;
   call.inputs.push_back(std::move(p.inputs));
   call.observations.push_back(std::move(p));
   if (call.inputs.size() > 1) call.others.push_back(make_cache(ops_, model_.config));
@@ -360,8 +365,11 @@ Policy::Call Policy::prepare(std::span<const BatchRow> rows) {
       const auto [place, is_new] = known.try_emplace(row.observation, known.size());
       if (is_new) add(*row.observation, call);
       const Prepared& p = call.observations[place->second];
-      call.draws.push_back(
-          {place->second, &schedule(row.options), noise(row.options), leftover(row.options, p)});
+      StopWatch watch;
+      const Schedule& steps = schedule(row.options);
+      call.out.times.tables_ms += watch.lap_ms();
+      call.draws.push_back({place->second, &steps, noise(row.options), leftover(row.options, p)});
+      call.out.times.noise_ms += watch.lap_ms();
     } catch (const Error& e) {
       if (rows.size() == 1) throw;
       fail(e.fault(), "row {}: {}", call.draws.size(), e.what());

@@ -96,6 +96,7 @@ class Policy {
     Inputs inputs;
     States states;
     std::vector<std::string> warnings;
+    double pictures_ms = 0;
   };
   // What guidance pulls towards and how much, still on the host.
   struct Leftover {
