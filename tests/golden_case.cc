@@ -293,6 +293,21 @@ bool report(const std::string& name, const Rows& got, const Rows& expected, doub
   return failed.empty();
 }
 
+// The velocity at the noise and other times than those of the steps; the cache is filled.
+bool run_velocities(Case& c, const Rows& noise, const Tolerance& tolerance, int64_t b) {
+  bool ok = true;
+  for (const double t : c.json.value("velocity_times", std::vector<double>())) {
+    const float time[] = {static_cast<float>(t)};
+    const StepTables step = step_tables(c.ops, c.model, time, TimeSequence::lerobot)[0];
+    const Tensor x = c.ops.upload(noise, {c.config.horizon, c.config.action_dim});
+    const std::string name = "velocity." + nlohmann::json(t).dump();
+    ensure(c.stages->find(name), Fault::checkpoint, "there is no {}", name);
+    ok &= report(name, c.ops.download(velocity(c.ops, c.model, c.cache, step, x)),
+                 floats(c.stages->find(name)->rows(b, b + 1)), tolerance.velocity);
+  }
+  return ok;
+}
+
 // All rows in one call.
 bool run_batch(Case& c, const Tolerance& tolerance) {
   const int64_t rows = c.json.at("batch").get<int64_t>();
@@ -330,7 +345,7 @@ bool run_tiny(Case& c, const Tolerance& tolerance, bool actions_only) {
     for (const HostTensor& stored : c.stages->tensors()) {
       if (actions_only && stored.name != "actions") continue;
       if (derived.contains(stored.name) || stored.name == "rtc.weights" ||
-          stored.name.ends_with(".time"))
+          stored.name.ends_with(".time") || stored.name.starts_with("velocity."))
         continue;
       const std::optional<Matched> m = match(c, got, p, stored, b);
       if (!m) {
@@ -342,6 +357,7 @@ bool run_tiny(Case& c, const Tolerance& tolerance, bool actions_only) {
       ok &= report(stored.name, m->got, m->expected, tolerance.of(stored.name));
       ++compared;
     }
+    ok &= run_velocities(c, noise, tolerance, b);
     if (guidance) {
       got = run(c, p, noise, c.config.num_steps, {}, false);
       ok &=

@@ -134,6 +134,7 @@ class Recorder:
 
     def __init__(self, network, modeling, case):
         self.stages, self.camera, self.step, self.network = {}, 0, 0, network
+        self.denoising = None  # arguments of the first step
         both = network.paligemma_with_expert
         tower = both.paligemma.model.vision_tower
         tower = getattr(tower, "vision_model", tower)
@@ -239,6 +240,7 @@ class Recorder:
             self.store(f"step.{self.step}.cond", out[3])
 
     def after_denoise_step(self, out, kwargs):
+        self.denoising = self.denoising or kwargs
         if self.step:
             self.store(f"step.{self.step - 1}.x", kwargs["x_t"])
         self.store(f"step.{self.step}.time", kwargs["timestep"])
@@ -295,10 +297,20 @@ def main():
             "execution_horizon": rtc["execution_horizon"],
             "prev_chunk_left_over": torch.from_numpy(inputs["rtc.leftover"].copy()),
         }
+    denoise_step = network.denoise_step
     recorder = Recorder(network, modeling, case)
     actions = run(network, case, inputs, **guidance)
     recorder.store("actions", actions)
     recorder.store(f"step.{case['num_steps'] - 1}.x", actions)
+
+    for t in case.get("velocity_times", []):
+        time = torch.full_like(recorder.denoising["timestep"], t)
+        noise = torch.from_numpy(inputs["noise"].copy())
+        with torch.no_grad():
+            velocity = denoise_step(**recorder.denoising | {"x_t": noise, "timestep": time})
+        stages[f"velocity.{t}"] = velocity.numpy()
+    later = f"step.{case['num_steps']}."  # what these calls recorded
+    recorder.stages = {k: v for k, v in recorder.stages.items() if not k.startswith(later)}
 
     (options.out / "config.json").write_text(json.dumps(case, indent=1) + "\n")
     save_file(inputs, stored)
