@@ -217,6 +217,23 @@ TEST(Engine, explicit_noise_equals_the_noise_of_its_seed) {
   EXPECT_NE(engine.infer(o, {.seed = 12}).values, actions);
 }
 
+TEST(Engine, a_call_that_its_poll_ends_leaves_the_engine_as_it_was) {
+  Engine engine = small("pi0");
+  const Observation seen = observe(engine);
+  int64_t polls = 0;
+  const Actions whole = engine.infer(seen, {.poll = [&] { ++polls; }});
+  ASSERT_GT(polls, 50);
+  for (const int64_t last : {int64_t{1}, polls / 2, polls}) {
+    int64_t left = last;
+    const auto give_up = [&] {
+      if (--left == 0) throw std::domain_error("enough");
+    };
+    EXPECT_THROW(engine.infer(seen, {.poll = give_up}), std::domain_error) << last;
+    EXPECT_EQ(engine.infer(seen).values, whole.values) << last;
+    EXPECT_EQ(left, 0) << "polled after the call";
+  }
+}
+
 TEST(Engine, a_previous_chunk_pulls_the_first_rows_towards_it) {
   Engine engine = small("pi0");
   const Observation o = observe(engine);

@@ -140,6 +140,9 @@ struct InferOptions {
   std::optional<int64_t> steps;  // Euler steps, 1 to 1000; absent: the model's own
   TimeSequence sequence = TimeSequence::lerobot;
   std::optional<PreviousChunk> previous;
+  // Called before every operation, on the calling thread. What it throws ends the call and comes
+  // out of it; the engine stays usable. {}: a call that has begun cannot be stopped.
+  std::function<void()> poll;
 };
 
 // One row of Engine::infer_batch(). Rows with the same observation (the same object) share its

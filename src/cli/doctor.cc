@@ -8,16 +8,6 @@
 namespace tendon::cli {
 namespace {
 
-Json to_json(const Machine& m) {
-  Json json{{"version", version()}};
-  for (const MachineFact& f : m.facts)
-    json["machine"].push_back(
-        {{"what", f.what}, {"there", f.there}, {"found", f.found}, {"get", f.get}});
-  for (const MachineFact& t : m.tests)
-    json["tests"].push_back({{"name", t.what}, {"runs", t.there}, {"why", t.found}});
-  return json;
-}
-
 std::string doctor_text(const Json& json) {
   Json missing = Json::array();
   for (const Json& fact : json.at("machine"))

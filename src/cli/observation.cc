@@ -1,7 +1,5 @@
 #include "cli/observation.h"
 
-#include <algorithm>
-
 #include "cli/chunk_files.h"
 #include "tendon/embedded.h"
 #include "tensor/check.h"
@@ -16,20 +14,9 @@ void add_observation_options(CLI::App& verb, GivenObservation& given) {
 
 Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine,
                     bool fill) {
-  std::optional<Observation> own = observation_of(model);
-  if (!own && fill) own = aloha_observation();
+  const std::optional<Observation> own = observation_for(model, engine, fill);
   Observation observation;
-  if (own && given.images.empty()) {
-    observation = *own;
-    const std::vector<std::string> cameras = engine.cameras();
-    std::map<std::string, Image> images;  // in the model's own names, as many as it has
-    for (auto& [name, image] : observation.images) {
-      const bool known = std::ranges::find(cameras, name) != cameras.end();
-      if (images.size() < cameras.size())
-        images[known ? name : cameras[images.size()]] = std::move(image);
-    }
-    observation.images = std::move(images);
-  }
+  if (own && given.images.empty()) observation = *own;
   for (const std::string& text : given.images) {
     const size_t equals = text.find('=');
     ensure(equals != std::string::npos && equals > 0, Fault::usage,
@@ -37,10 +24,7 @@ Observation observe(const std::string& model, const GivenObservation& given, con
     observation.images[text.substr(0, equals)] = read_image(text.substr(equals + 1));
   }
   if (!given.state.empty()) observation.state = read_numbers(given.state, "--state");
-  if (own && given.state.empty()) {
-    observation.state = own->state;
-    observation.state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
-  }
+  if (own && given.state.empty()) observation.state = own->state;
   if (given.prompt) observation.prompt = given.prompt;
   if (fill && !observation.prompt) observation.prompt = own->prompt;
   return observation;

@@ -1,7 +1,6 @@
 // tendon validate: a backend against the reference, module by module, and a checkpoint's health.
 #include <fmt/format.h>
 
-#include <array>
 #include <nlohmann/json.hpp>
 
 #include "cli/chunk_files.h"
@@ -25,13 +24,9 @@ struct ValidateOptions {
   bool health_only = false, all_layers = false, json = false;
 };
 
-std::string_view word(Finding::Level level) {
-  return std::array{"note", "warning", "ERROR"}.at(static_cast<size_t>(level));
-}
-
 void print(const Health& health) {
   for (const Finding& f : health.findings)
-    fmt::print("{:8} {:24} {}\n", word(f.level), f.check, f.text);
+    fmt::print("{:8} {:24} {}\n", name(f.level), f.check, f.text);
   fmt::print("health: {} tensors, {:.3g} values read in {:.1f} s, {} findings: {}\n\n",
              health.tensors, static_cast<double>(health.values), health.seconds,
              health.findings.size(), health.sound() ? "sound" : "NOT SOUND");
@@ -45,49 +40,6 @@ void print(const Validation& v) {
     fmt::print("{:32} {:12.10f} {:12.10f} {:11.2e} {:9.2g} {:10.2e} {}{}\n", c.module, c.apart.pcc,
                c.gate.pcc, c.apart.relative_l2, c.gate.relative_l2, c.apart.max_error,
                c.failed.empty() ? "ok" : "FAILED: ", c.failed);
-}
-
-nlohmann::json to_json(const Health& health) {
-  nlohmann::json findings = nlohmann::json::array();
-  for (const Finding& f : health.findings)
-    findings.push_back(
-        {{"level", word(f.level)}, {"check", f.check}, {"subject", f.subject}, {"text", f.text}});
-  return {{"sound", health.sound()}, {"tensors", health.tensors}, {"findings", findings}};
-}
-
-nlohmann::json to_json(const Validation& v) {
-  nlohmann::json modules = nlohmann::json::array();
-  for (const ModuleCheck& c : v.checks)
-    modules.push_back({{"module", c.module},
-                       {"pcc", c.apart.pcc},
-                       {"max_error", c.apart.max_error},
-                       {"relative_l2", c.apart.relative_l2},
-                       {"scale", c.apart.scale},
-                       {"gate", c.gate.pcc},
-                       {"relative_l2_gate", c.gate.relative_l2},
-                       {"failed", c.failed},
-                       {"passed", c.failed.empty()}});
-  return {{"backend", v.backend},
-          {"method", v.method},
-          {"precision", v.precision},
-          {"modules", modules},
-          {"passed", v.passed()}};
-}
-
-Validation compare_modules(const ValidateOptions& o) {
-  Engine tested = Engine::open(o.model, o.open);
-  OpenOptions plain = o.open;
-  plain.backend = "reference";
-  // Synthetic weights are rounded to the policy's format: both sides must hold the same ones.
-  plain.precision = OpenedEngine::of(tested).options.precision == "bf16" ? "bf16" : "f32";
-  plain.host_modules.clear();
-  plain.progress = {};
-  Engine reference = Engine::open(o.model, plain);
-  const Observation observation = observe(o.model, o.given, reference, true);
-  Validation v = validate_modules(OpenedEngine::of(tested), OpenedEngine::of(reference),
-                                  observation, {o.module, o.all_layers});
-  v.model = o.model;
-  return v;
 }
 
 Json to_json(const FlowLoss& l) {
@@ -108,7 +60,7 @@ Json to_json(const FlowLoss& l) {
 FlowLoss loss_on_episodes(const ValidateOptions& o) {
   Engine engine = Engine::open(o.model, o.open);
   const std::vector<Example> examples =
-      recorded_examples(o.episodes, card_of(o.model, engine), o.examples);
+      recorded_examples(o.episodes, model_card(o.model, engine), o.examples);
   return flow_loss(*OpenedEngine::of(engine).policy, examples, 1);
 }
 
@@ -135,7 +87,10 @@ void validate(const ValidateOptions& o) {
     json["flow_matching"] = to_json(loss);
     if (!o.json) fmt::print("{}\n", loss_text(to_json(loss)));
   } else if (!o.health_only && health.sound()) {
-    v = compare_modules(o);
+    v = validate_model(
+        o.model, o.open,
+        [&o](const Engine& engine) { return observe(o.model, o.given, engine, true); },
+        {o.module, o.all_layers});
     json.update(to_json(v));
     if (!o.json) print(v);
     if (!o.report.empty())

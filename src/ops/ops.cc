@@ -132,6 +132,7 @@ void Ops::count(const OpEvent& event) {
 // backend that runs the op; `in` and `out` carry tensors to it and back.
 template <class Kernel, class Describe>
 auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Kernel& kernel) {
+  if (poll_) poll_();
   const Op op = call.op;
   const bool native = !on_host() && kernels_.supports(call);
   if (!native && !fallback_)

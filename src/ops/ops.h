@@ -66,6 +66,18 @@ class Ops {
   Tensor linear(std::string_view name, const Tensor& x, const Weight& w, const Epilogue& epilogue);
   Qkv qkv_tapped(const Tensor& x, const Weight& w, const Heads& heads, int64_t first_position);
 
+  // During its life `poll` is called before every op; what that throws comes out of the op.
+  class Polled {
+   public:
+    Polled(Ops& ops, std::function<void()> poll) : ops_(ops) { ops_.poll_ = std::move(poll); }
+    ~Polled() { ops_.poll_ = {}; }
+    Polled(const Polled&) = delete;
+    Polled& operator=(const Polled&) = delete;
+
+   private:
+    Ops& ops_;
+  };
+
   // These modules run on the fallback, whatever the backend has. Before any weight is prepared;
   // Error(Fault::usage) without a fallback.
   void keep_on_host(std::span<const Module> modules);
@@ -132,6 +144,7 @@ class Ops {
   int64_t graphs_ = 0;
   Place place_;
   Tap tap_;
+  std::function<void()> poll_;
   uint32_t host_modules_ = 0;      // one bit each
   bool reports_ = false;           // the backend makes any number of calls per op
   std::vector<DeviceCall> calls_;  // of the running op, where the backend makes several

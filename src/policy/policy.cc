@@ -415,6 +415,7 @@ Actions Policy::infer(const Observation& observation, const InferOptions& option
 }
 
 std::vector<Actions> Policy::infer_batch(std::span<const BatchRow> rows) {
+  const Ops::Polled polled(ops_, rows.empty() ? nullptr : rows[0].options.poll);
   StopWatch total, watch;
   Call call = prepare(rows);
   StageTimes& times = call.out.times;

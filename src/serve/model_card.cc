@@ -32,7 +32,7 @@ Observation empty_scene(const PolicySpec& spec) {
 
 }  // namespace
 
-ModelCard card_of(const std::string& model, Engine& engine) {
+ModelCard model_card(const std::string& model, Engine& engine) {
   const OpenedEngine& opened = OpenedEngine::of(engine);
   const PolicySpec& spec = opened.policy->spec();
   const Config& config = opened.policy->config();
@@ -71,7 +71,7 @@ ServedPolicy open_served(const std::string& model, OpenOptions options, const Op
   };
   const auto engine = std::make_shared<Engine>(Engine::open(model, options));
   ServedPolicy served;
-  served.card = card_of(model, *engine);
+  served.card = model_card(model, *engine);
   if (opening.warming) opening.warming();
   const auto begin = std::chrono::steady_clock::now();
   const Actions warm = engine->infer(empty_scene(OpenedEngine::of(*engine).policy->spec()));

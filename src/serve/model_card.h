@@ -27,8 +27,8 @@ struct ModelCard : RemotePolicy {
   std::string fingerprint;
 };
 
-// All but what only a run tells: fingerprint, action_ranges and warm_up_ms.
-ModelCard card_of(const std::string& model, Engine& engine);
+// What there is to know of an opened model before it has run.
+ModelCard model_card(const std::string& model, Engine& engine);
 
 struct ServedPolicy {
   ModelCard card;

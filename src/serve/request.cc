@@ -17,6 +17,7 @@ using Kind = Value::Kind;
 
 constexpr int64_t kPictureSideMax = 8192;
 constexpr size_t kKeysNamed = 8;
+constexpr int64_t kExecutionHorizon = 10;  // lerobot's default
 
 // What a message has, for the answer to one that lacks something. A peer's words: cut and escaped.
 std::string keys_of(const Value& map) {
@@ -226,6 +227,26 @@ Image picture_from_floats(const Array& array, std::string_view key) {
 }
 
 }  // namespace
+
+PreviousChunk guidance_by(ActionChunk left, const RemoteOptions& request,
+                          std::optional<int64_t> delay, int64_t horizon) {
+  if (request.inference_delay) delay = request.inference_delay;
+  ensure(delay.has_value(), Fault::input,
+         "'inference_delay' is missing: with a previous chunk the server must know how many "
+         "actions will be executed before the reply arrives, or its --control-hz");
+  ensure(*delay <= left.rows, Fault::input,
+         "'inference_delay' is {}, but only {} actions of the previous chunk are left", *delay,
+         left.rows);
+  PreviousChunk previous{.actions = std::move(left.values), .dim = left.dim, .delay = *delay};
+  previous.execution_horizon =
+      request.execution_horizon.value_or(std::min(kExecutionHorizon, horizon));
+  // Beyond its end the previous chunk holds its last action: zeros would pull the robot elsewhere.
+  previous.rows = std::max(left.rows, previous.execution_horizon);
+  const std::vector<double> last(previous.actions.end() - left.dim, previous.actions.end());
+  for (int64_t row = left.rows; row < previous.rows; ++row)
+    previous.actions.insert(previous.actions.end(), last.begin(), last.end());
+  return previous;
+}
 
 std::string escaped(std::string_view text) {
   constexpr size_t kShown = 200;

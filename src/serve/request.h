@@ -24,6 +24,12 @@ struct Request : RemoteOptions {
 // holds beyond the known keys is ignored.
 Request read_request(const msgpack::Value& message, const ModelCard& card, Dialect dialect);
 
+// Guidance by `left`, the rows of the previous chunk that were not executed when the observation of
+// `request` was taken. `delay`: actions that will be executed before the reply arrives, where the
+// request does not say. Throws Error(Fault::input) when nobody does, or for more than are left.
+PreviousChunk guidance_by(ActionChunk left, const RemoteOptions& request,
+                          std::optional<int64_t> delay, int64_t horizon);
+
 // A peer's words for a message or the log: at most 200 bytes, all but printable ASCII as \x1b.
 std::string escaped(std::string_view text);
 

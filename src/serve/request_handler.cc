@@ -9,7 +9,6 @@
 namespace tendon {
 namespace {
 
-constexpr int64_t kExecutionHorizon = 10;  // lerobot's default
 constexpr const char* kStrictReason =
     "Internal server error. Traceback included in previous frame.";
 
@@ -89,29 +88,11 @@ std::optional<PreviousChunk> RequestHandler::previous_chunk(const Request& reque
   if (chunk.rows == 0 && options_.rtc && request.actions_consumed)
     chunk = session.previous.from(*request.actions_consumed);
   if (chunk.rows == 0) return {};
-  const int64_t left = chunk.rows;
-  PreviousChunk previous{.actions = std::move(chunk.values), .dim = chunk.dim};
-  if (request.inference_delay) {
-    previous.delay = *request.inference_delay;
-  } else {
-    ensure(options_.control_hz > 0, Fault::input,
-           "'inference_delay' is missing: with a previous chunk the server must know how many "
-           "actions will be executed before the reply arrives, or its --control-hz");
-    previous.delay =
-        static_cast<int64_t>(std::ceil(session.latency_ms_max * options_.control_hz / 1e3));
-    previous.delay = std::min(previous.delay, left);
-  }
-  ensure(previous.delay <= left, Fault::input,
-         "'inference_delay' is {}, but only {} actions of the previous chunk are left",
-         previous.delay, left);
-  previous.execution_horizon =
-      request.execution_horizon.value_or(std::min(kExecutionHorizon, policy_.card.horizon));
-  // Beyond its end the previous chunk holds its last action: zeros would pull the robot elsewhere.
-  previous.rows = std::max(left, previous.execution_horizon);
-  const std::vector<double> last(previous.actions.end() - chunk.dim, previous.actions.end());
-  for (int64_t row = left; row < previous.rows; ++row)
-    previous.actions.insert(previous.actions.end(), last.begin(), last.end());
-  return previous;
+  std::optional<int64_t> delay;
+  if (options_.control_hz > 0)
+    delay = std::min(chunk.rows, static_cast<int64_t>(std::ceil(session.latency_ms_max *
+                                                                options_.control_hz / 1e3)));
+  return guidance_by(std::move(chunk), request, delay, policy_.card.horizon);
 }
 
 void RequestHandler::guard(const Actions& actions) const {

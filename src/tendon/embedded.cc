@@ -1,5 +1,6 @@
 #include "tendon/embedded.h"
 
+#include <algorithm>
 #include <span>
 
 #include "demo/picture.h"
@@ -40,6 +41,23 @@ std::optional<Observation> observation_of(const std::string& model) {
   if (is_demo(model)) return demo_observation();
   if (model.starts_with("synthetic:")) return aloha_observation();
   return {};
+}
+
+std::optional<Observation> observation_for(const std::string& model, const Engine& engine,
+                                           bool any) {
+  std::optional<Observation> own = observation_of(model);
+  if (!own && any) own = aloha_observation();
+  if (!own) return own;
+  const std::vector<std::string> cameras = engine.cameras();
+  std::map<std::string, Image> images;
+  for (auto& [name, image] : own->images) {
+    const bool known = std::ranges::find(cameras, name) != cameras.end();
+    if (images.size() < cameras.size())
+      images[known ? name : cameras[images.size()]] = std::move(image);
+  }
+  own->images = std::move(images);
+  own->state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
+  return own;
 }
 
 }  // namespace tendon

@@ -15,4 +15,9 @@ Observation aloha_observation();
 // ones; nothing with any other.
 std::optional<Observation> observation_of(const std::string& model);
 
+// The same, or with `any` model aloha_observation(), as `engine` takes it: with its names of
+// cameras, as many pictures as it has cameras and as many state values.
+std::optional<Observation> observation_for(const std::string& model, const Engine& engine,
+                                           bool any);
+
 }  // namespace tendon

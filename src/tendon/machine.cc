@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "backends/cpu/cpu.h"
 #include "tendon/tendon.h"
@@ -129,6 +130,16 @@ Machine examine_machine(const OpenOptions& o) {
        : gpu.there                  ? gpu.get
                                     : gpu.found}};
   return m;
+}
+
+nlohmann::ordered_json to_json(const Machine& m) {
+  nlohmann::ordered_json json{{"version", version()}};
+  for (const MachineFact& f : m.facts)
+    json["machine"].push_back(
+        {{"what", f.what}, {"there", f.there}, {"found", f.found}, {"get", f.get}});
+  for (const MachineFact& t : m.tests)
+    json["tests"].push_back({{"name", t.what}, {"runs", t.there}, {"why", t.found}});
+  return json;
 }
 
 }  // namespace tendon

@@ -1,6 +1,7 @@
 // What this machine can run, and what is missing for the rest.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -23,5 +24,8 @@ struct Machine {
 // Looks at processor, memory, devices and, with options.ttnn_python and ttnn_sim, at the TTNN
 // library and its simulator. Starts at most one interpreter; opens no device.
 Machine examine_machine(const OpenOptions& options);
+
+// {version, machine: [{what, there, found, get}], tests: [{name, runs, why}]}
+nlohmann::ordered_json to_json(const Machine& machine);
 
 }  // namespace tendon

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tendon/types.h"
@@ -17,6 +19,7 @@ struct Finding {
   std::string subject;  // the tensor, dimension, file or key
   std::string text;     // one sentence: what, where, got, expected, what to do
 };
+std::string_view name(Finding::Level level);  // "note", "warning", "ERROR"
 
 struct Health {
   std::vector<Finding> findings;
@@ -34,5 +37,8 @@ struct Health {
 // of the machine.
 Health check_health(const std::string& model, const OpenOptions& options,
                     const std::vector<std::string>& observations);
+
+// {sound, tensors, findings: [{level, check, subject, text}]}
+nlohmann::json to_json(const Health& health);
 
 }  // namespace tendon

@@ -129,4 +129,21 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
   return v;
 }
 
+Validation validate_model(const std::string& model, const OpenOptions& options,
+                          const std::function<Observation(const Engine&)>& observe,
+                          const ModuleChoice& choice) {
+  Engine tested = Engine::open(model, options);
+  OpenOptions plain = options;
+  plain.backend = "reference";
+  // Synthetic weights are rounded to the policy's format: both sides must hold the same ones.
+  plain.precision = OpenedEngine::of(tested).options.precision == "bf16" ? "bf16" : "f32";
+  plain.host_modules.clear();
+  plain.progress = {};
+  Engine reference = Engine::open(model, plain);
+  Validation v = validate_modules(OpenedEngine::of(tested), OpenedEngine::of(reference),
+                                  observe(reference), choice);
+  v.model = model;
+  return v;
+}
+
 }  // namespace tendon

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 #include <utility>
@@ -42,6 +44,15 @@ struct ModuleChoice {
 // no such module, Error(Fault::input) for a bad observation.
 Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
                             const Observation& observation, const ModuleChoice& choice = {});
+
+// Opens `model` with `options` and on the reference, with the same weights, and compares the two on
+// what `observe` gives for it. Throws as Engine::open and validate_modules do.
+Validation validate_model(const std::string& model, const OpenOptions& options,
+                          const std::function<Observation(const Engine&)>& observe,
+                          const ModuleChoice& choice = {});
+
+// {backend, method, precision, modules: [{module, pcc, relative_l2, ..., passed}], passed}
+nlohmann::json to_json(const Validation& validation);
 
 // One self-contained HTML page with a picture per module.
 std::string html_report(const Validation& validation, const std::string& heading);

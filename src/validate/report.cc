@@ -1,9 +1,12 @@
-// The HTML report of a validation: self-contained, one picture per module.
+// A validation as JSON and as an HTML page: self-contained, one picture per module.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
+#include "validate/health.h"
 #include "validate/modules.h"
 
 namespace tendon {
@@ -77,6 +80,37 @@ std::string html_report(const Validation& v, const std::string& heading) {
       kStyle, passed, v.checks.size(), escaped(heading));
   for (const ModuleCheck& c : v.checks) page += card(c);
   return page + "</main></html>\n";
+}
+
+std::string_view name(Finding::Level level) {
+  return std::array{"note", "warning", "ERROR"}.at(static_cast<size_t>(level));
+}
+
+nlohmann::json to_json(const Health& health) {
+  nlohmann::json findings = nlohmann::json::array();
+  for (const Finding& f : health.findings)
+    findings.push_back(
+        {{"level", name(f.level)}, {"check", f.check}, {"subject", f.subject}, {"text", f.text}});
+  return {{"sound", health.sound()}, {"tensors", health.tensors}, {"findings", findings}};
+}
+
+nlohmann::json to_json(const Validation& v) {
+  nlohmann::json modules = nlohmann::json::array();
+  for (const ModuleCheck& c : v.checks)
+    modules.push_back({{"module", c.module},
+                       {"pcc", c.apart.pcc},
+                       {"max_error", c.apart.max_error},
+                       {"relative_l2", c.apart.relative_l2},
+                       {"scale", c.apart.scale},
+                       {"gate", c.gate.pcc},
+                       {"relative_l2_gate", c.gate.relative_l2},
+                       {"failed", c.failed},
+                       {"passed", c.failed.empty()}});
+  return {{"backend", v.backend},
+          {"method", v.method},
+          {"precision", v.precision},
+          {"modules", modules},
+          {"passed", v.passed()}};
 }
 
 }  // namespace tendon
