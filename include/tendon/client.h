@@ -19,6 +19,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -143,6 +144,9 @@ class PolicyClient {
   // Fault::network: closed, no reply in time, or a reply that is none. The connection is then gone,
   // so that a late reply is never taken for the next one's: make a new PolicyClient.
   RemoteActions infer(const RemoteObservation& observation, const RemoteOptions& options = {});
+
+  // The same for a request that is already a message, as request_message() makes them.
+  RemoteActions ask(std::string_view request);
 
   // laid_out() for `robot`; "": as the server says.
   RemoteActions infer(const Observation& observation, const std::string& robot = "",

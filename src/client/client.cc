@@ -94,6 +94,10 @@ std::string_view as_text(const Bytes& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+double ms_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
+
 // What a server sends that is no greeting or reply is not the caller's input.
 template <class Read>
 auto from_server(const Bytes& message, Read read) {
@@ -241,10 +245,8 @@ PolicyClient& PolicyClient::operator=(PolicyClient&&) noexcept = default;
 
 const RemotePolicy& PolicyClient::policy() const { return state_->policy; }
 
-RemoteActions PolicyClient::infer(const RemoteObservation& observation,
-                                  const RemoteOptions& options) {
+RemoteActions PolicyClient::ask(std::string_view request) {
   const Clock::time_point begin = Clock::now();
-  const std::string request = request_message(observation, options);
   ensure(state_->socket.has_value(), Fault::network,
          "the connection to the policy server was lost: make a new PolicyClient");
   // Put back once its reply is here: on a connection that fails in between, a late reply would be
@@ -257,13 +259,23 @@ RemoteActions PolicyClient::infer(const RemoteObservation& observation,
     fail(Fault::input, "{}", as_text(reply.bytes));
   }
   RemoteActions actions = from_server(reply.bytes, read_reply);
-  const auto* id = options.request_id ? std::get_if<std::string>(&*options.request_id) : nullptr;
-  ensure(!id || actions.request_id.empty() || actions.request_id == *id, Fault::network,
-         "the reply belongs to request '{}', expected '{}'", actions.request_id,
-         id ? std::string_view(*id) : "");
   state_->socket = std::move(socket);
   check_actions(actions);
-  actions.round_trip_ms = std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+  actions.round_trip_ms = ms_since(begin);
+  return actions;
+}
+
+RemoteActions PolicyClient::infer(const RemoteObservation& observation,
+                                  const RemoteOptions& options) {
+  const Clock::time_point begin = Clock::now();
+  RemoteActions actions = ask(request_message(observation, options));
+  const auto* id = options.request_id ? std::get_if<std::string>(&*options.request_id) : nullptr;
+  if (id && !actions.request_id.empty() && actions.request_id != *id) {
+    state_->socket.reset();
+    fail(Fault::network, "the reply belongs to request '{}', expected '{}'", actions.request_id,
+         *id);
+  }
+  actions.round_trip_ms = ms_since(begin);
   return actions;
 }
 

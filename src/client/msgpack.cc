@@ -55,37 +55,15 @@ std::string_view reason_to_refuse(std::string_view dtype) {
   }
 }
 
-// An array of this dtype, still without shape and data.
 Array read_dtype(const Value* field, size_t at) {
   need(field != nullptr, at, "an array or scalar has no 'dtype'");
   need(field->kind != Kind::list, at, "'dtype' is a list of fields: structured arrays are refused");
   need(is_text(*field), at, "'dtype' is {}, expected a text such as '<f4'", describe(*field));
-  std::string_view name = field->text;
-  const std::string_view orders = "<>|=";
-  const bool ordered = !name.empty() && orders.find(name[0]) != orders.npos;
-  const bool big_endian = ordered && name[0] == '>';
-  if (ordered) name.remove_prefix(1);
-
-  const std::string_view reason = reason_to_refuse(name);
-  need(reason.empty(), at, "dtype {:?} {} and is refused", field->text.substr(0, 40), reason);
-  Array array;
-  if (const auto* found = std::ranges::find(kNumericTypes, name);
-      found != std::end(kNumericTypes)) {
-    array.dtype = static_cast<DType>(found - std::begin(kNumericTypes));
-    array.item_bytes = name[1] - '0';
-  } else {
-    int64_t characters = 0;
-    const char* end = name.data() + name.size();
-    const bool fixed_text = name.size() > 1 && (name[0] == 'U' || name[0] == 'S') &&
-                            std::from_chars(name.data() + 1, end, characters).ptr == end;
-    need(fixed_text && characters >= 1 && characters <= kCharactersMax, at,
-         "dtype {:?} is unknown: expected one of {}, U or S with a length",
-         field->text.substr(0, 40), fmt::join(kNumericTypes, " "));
-    array.dtype = name[0] == 'U' ? DType::U : DType::S;
-    array.item_bytes = characters * (array.dtype == DType::U ? 4 : 1);
+  try {
+    return array_of_dtype(field->text);
+  } catch (const Error& error) {
+    refuse(at, "{}", error.what());
   }
-  array.big_endian = big_endian && array.item_bytes > 1 && array.dtype != DType::S;
-  return array;
 }
 
 std::vector<int64_t> read_shape(const Value* field, const Limits& limits, size_t at) {
@@ -331,6 +309,36 @@ void append_utf8(std::string& out, uint32_t code) {
 }
 
 }  // namespace
+
+Array array_of_dtype(std::string_view dtype) {
+  const std::string_view shown = dtype.substr(0, 40);
+  const std::string_view orders = "<>|=";
+  std::string_view name = dtype;
+  const bool ordered = !name.empty() && orders.find(name[0]) != orders.npos;
+  const bool big_endian = ordered && name[0] == '>';
+  if (ordered) name.remove_prefix(1);
+
+  const std::string_view reason = reason_to_refuse(name);
+  ensure(reason.empty(), Fault::input, "dtype {:?} {} and is refused", shown, reason);
+  Array array;
+  if (const auto* found = std::ranges::find(kNumericTypes, name);
+      found != std::end(kNumericTypes)) {
+    array.dtype = static_cast<DType>(found - std::begin(kNumericTypes));
+    array.item_bytes = name[1] - '0';
+  } else {
+    int64_t characters = 0;
+    const char* end = name.data() + name.size();
+    const bool fixed_text = name.size() > 1 && (name[0] == 'U' || name[0] == 'S') &&
+                            std::from_chars(name.data() + 1, end, characters).ptr == end;
+    ensure(fixed_text && characters >= 1 && characters <= kCharactersMax, Fault::input,
+           "dtype {:?} is unknown: expected one of {}, U or S with a length", shown,
+           fmt::join(kNumericTypes, " "));
+    array.dtype = name[0] == 'U' ? DType::U : DType::S;
+    array.item_bytes = characters * (array.dtype == DType::U ? 4 : 1);
+  }
+  array.big_endian = big_endian && array.item_bytes > 1 && array.dtype != DType::S;
+  return array;
+}
 
 std::optional<double> plain_number(const Value& value) {
   const bool scalar = value.kind == Kind::scalar;

@@ -43,6 +43,10 @@ struct Array {
   std::string dtype_name() const;  // "<f8", "|u1", ">U2"
 };
 
+// An array of NumPy's dtype.str, such as "<f4", still without shape and data. Throws
+// Error(Fault::input) for dtypes that are not accepted.
+Array array_of_dtype(std::string_view dtype);
+
 struct Entry;
 
 struct Value {
@@ -98,8 +102,10 @@ class Writer {
   // An ndarray as msgpack-numpy packs it; `dtype` is NumPy's dtype.str.
   void array(std::string_view dtype, std::span<const int64_t> shape, std::span<const uint8_t> data);
   void array(std::span<const double> values, std::span<const int64_t> shape);  // "<f8"
+  void value(const Value& any);  // as decode() gave it
 
  private:
+  void scalar(const Value& any);
   std::string& out_;
 };
 

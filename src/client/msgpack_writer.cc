@@ -94,4 +94,47 @@ void Writer::array(std::span<const double> values, std::span<const int64_t> shap
   array("<f8", shape, {reinterpret_cast<const uint8_t*>(data.data()), data.size()});
 }
 
+void Writer::scalar(const Value& any) {
+  map(3);
+  bytes(bytes_of("__npgeneric__"));
+  boolean(true);
+  bytes(bytes_of("data"));
+  const DType dtype = any.array.dtype;
+  Value plain = any;
+  plain.kind = dtype == DType::b1  ? Value::Kind::boolean
+               : dtype == DType::U ? Value::Kind::text
+               : dtype == DType::S ? Value::Kind::bytes
+               : is_float(dtype)   ? Value::Kind::number
+                                   : Value::Kind::integer;
+  value(plain);
+  bytes(bytes_of("dtype"));
+  text(any.array.dtype_name());
+}
+
+void Writer::value(const Value& any) {
+  switch (any.kind) {
+    case Value::Kind::nil: return nil();
+    case Value::Kind::boolean: return boolean(any.boolean);
+    case Value::Kind::number: return number(any.number);
+    case Value::Kind::text: return text(any.text);
+    case Value::Kind::bytes: return bytes(bytes_of(any.text));
+    case Value::Kind::scalar: return scalar(any);
+    case Value::Kind::array: return array(any.array.dtype_name(), any.array.shape, any.array.data);
+    case Value::Kind::integer:
+      if (!any.above_int64) return integer(any.integer);
+      put(out_, 0xcf, 1);
+      return put(out_, static_cast<uint64_t>(any.integer), 8);
+    case Value::Kind::list:
+      list(std::ssize(any.list));
+      for (const Value& item : any.list) value(item);
+      return;
+    case Value::Kind::map:
+      map(std::ssize(any.map));
+      for (const Entry& entry : any.map) {
+        entry.bytes_key ? bytes(bytes_of(entry.key)) : text(entry.key);
+        value(entry.value);
+      }
+  }
+}
+
 }  // namespace tendon::msgpack

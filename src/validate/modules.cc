@@ -130,7 +130,7 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
 }
 
 Validation validate_model(const std::string& model, const OpenOptions& options,
-                          const std::function<Observation(const Engine&)>& observe,
+                          const std::function<Observation(Engine&)>& observe,
                           const ModuleChoice& choice) {
   Engine tested = Engine::open(model, options);
   OpenOptions plain = options;

@@ -48,7 +48,7 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
 // Opens `model` with `options` and on the reference, with the same weights, and compares the two on
 // what `observe` gives for it. Throws as Engine::open and validate_modules do.
 Validation validate_model(const std::string& model, const OpenOptions& options,
-                          const std::function<Observation(const Engine&)>& observe,
+                          const std::function<Observation(Engine&)>& observe,
                           const ModuleChoice& choice = {});
 
 // {backend, method, precision, modules: [{module, pcc, relative_l2, ..., passed}], passed}
