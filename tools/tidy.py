@@ -17,7 +17,7 @@ FUNCTION_LINES_MAX = 70
 COLUMNS_MAX = 100
 
 CODE_FOLDERS = ("src", "include", "tests", "tools", "scripts", "bench", "fuzz", "examples", "docs",
-                ".ci")
+                "python", ".ci")
 CPP_SUFFIXES = (".h", ".cc", ".cu", ".cuh")
 TEXT_SUFFIXES = CPP_SUFFIXES + (".py", ".cmake")
 TEST_LABELS = {"tidy", "unit", "op", "model", "server", "fuzz", "slow", "timing", "cuda", "sim",
@@ -56,7 +56,8 @@ OLD_NAMES = {"Surroundings": "PolicySpec", "IsaKernels": "SimdKernels", "Held": 
              "Leaving": "LingeringClose", "Bend": "TileActivation", "Finish": "TileEpilogue",
              "gemma_2b": "vlm", "gemma_300m": "expert",
              "mix_action": "action_time_mlp_in_actions", "mix_out": "action_time_mlp_out"}
-FOREIGN_NAMESPACES = {"std", "sentencepiece", "nlohmann", "testing", "CLI", "boost", "benchmark"}
+FOREIGN_NAMESPACES = {"std", "sentencepiece", "nlohmann", "testing", "CLI", "boost", "benchmark",
+                      "nanobind", "nb"}
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
 BANNED_CODE = {
     "environment": re.compile(r"\b(secure_)?getenv\b"),

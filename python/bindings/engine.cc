@@ -1,0 +1,139 @@
+// The module tendon_pi0._engine: what tendon_pi0 is made of.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <nlohmann/json.hpp>
+
+#include "message.h"
+#include "options.h"
+#include "policy.h"
+#include "serve/request.h"
+#include "tendon/embedded.h"
+#include "tendon/machine.h"
+#include "tensor/check.h"
+#include "validate/health.h"
+#include "validate/modules.h"
+
+namespace {
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace tendon;
+using namespace tendon::python;
+
+// The exception of each Fault is a class of tendon_pi0.errors.
+void throw_in_python(const std::exception_ptr& thrown, void*) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const Error& error) {
+    const nb::object type =
+        nb::module_::import_("tendon_pi0.errors").attr("of_fault")(static_cast<int>(error.fault()));
+    const nb::object text = nb::steal(PyUnicode_DecodeUTF8(
+        error.what(), static_cast<Py_ssize_t>(std::string_view(error.what()).size()), "replace"));
+    PyErr_SetObject(type.ptr(), text.ptr());
+  }
+}
+
+// JSON text may quote bytes of files.
+std::string text_of(const auto& json) {
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+std::string inspect(const std::string& model, const nb::dict& given) {
+  const OpenOptions options = read_open_options(given);
+  const nb::gil_scoped_release released;
+  return describe(model, options);
+}
+
+std::string doctor(const nb::dict& given) {
+  const OpenOptions options = read_open_options(given);
+  const nb::gil_scoped_release released;
+  return text_of(to_json(examine_machine(options)));
+}
+
+nb::dict convert_file(const std::string& model, const std::string& out, const nb::dict& given) {
+  OpenOptions options = read_open_options(given);
+  options.progress = progress_to(nb::none());
+  Converted done;
+  {
+    const nb::gil_scoped_release released;
+    done = convert(model, out, options);
+  }
+  nb::dict said;
+  said["file"] = out;
+  said["bytes"] = done.bytes;
+  said["seconds"] = done.seconds;
+  return said;
+}
+
+std::string validate(const std::string& model, const std::optional<nb::dict>& observation,
+                     bool health_only, bool all_layers, const nb::dict& given) {
+  OpenOptions options = read_open_options(given);
+  options.progress = progress_to(nb::none());
+  std::optional<Message> message;
+  if (observation) message.emplace(*observation, nb::dict());
+  const nb::gil_scoped_release released;
+  const Health health = check_health(model, options, {});
+  nlohmann::json json{{"model", model}, {"health", to_json(health)}, {"version", version()}};
+  if (health_only || !health.sound()) return text_of(json);
+  const auto observe = [&](Engine& engine) {
+    if (!message) return *observation_for(model, engine, true);
+    return read_request(message->map(), model_card(model, engine), Dialect::openpi).observation;
+  };
+  json.update(to_json(validate_model(model, options, observe, {.all_layers = all_layers})));
+  return text_of(json);
+}
+
+// ([(camera, height, width, rgb)], state, prompt)
+nb::tuple first_view() {
+  const Observation seen = demo_observation();
+  nb::list pictures;
+  for (const auto& [camera, image] : seen.images)
+    pictures.append(nb::make_tuple(camera, image.height, image.width,
+                                   nb::bytes(image.rgb.data(), image.rgb.size())));
+  return nb::make_tuple(pictures, seen.state, seen.prompt);
+}
+
+void add_policies(nb::module_& m) {
+  nb::class_<LocalPolicy>(m, "LocalPolicy")
+      .def(nb::init<const std::string&, const nb::dict&, nb::object>(), "model"_a, "options"_a,
+           "progress"_a.none())
+      .def("infer", &LocalPolicy::infer, "observation"_a, "additions"_a, "steps"_a.none())
+      .def("metadata", &LocalPolicy::metadata)
+      .def("notes", &LocalPolicy::notes);
+  nb::class_<ServedByOthers>(m, "RemotePolicy")
+      .def(nb::init<const std::string&, const std::string&, double>(), "url"_a, "api_key"_a,
+           "timeout_s"_a)
+      .def("infer", &ServedByOthers::infer, "observation"_a, "additions"_a)
+      .def("metadata", &ServedByOthers::metadata)
+      .def("close", &ServedByOthers::close);
+}
+
+}  // namespace
+
+NB_MODULE(_engine, m) {
+  nb::set_leak_warnings(false);  // of policies that live until the interpreter ends
+  nb::register_exception_translator(throw_in_python);
+  add_policies(m);
+  m.def("inspect", &inspect, "model"_a, "options"_a);
+  m.def("doctor", &doctor, "options"_a);
+  m.def("convert", &convert_file, "model"_a, "out"_a, "options"_a);
+  m.def("validate", &validate, "model"_a, "observation"_a.none(), "health_only"_a, "all_layers"_a,
+        "options"_a);
+  m.def("demo_observation", &first_view);
+  m.def("version", &version);
+  m.def("backends", &backends);
+  m.def("option_names", &open_option_names);
+  // Where the picture under `key` is read: the address of its first byte, for tests.
+  m.def(
+      "picture_address",
+      [](const nb::dict& observation, const std::string& key) {
+        const Message message(observation, nb::dict());
+        const msgpack::Value* found = message.map().find(key);
+        ensure(found != nullptr, Fault::input, "there is no '{}'", key);
+        return reinterpret_cast<uintptr_t>(read_picture(*found, key).rgb.data());
+      },
+      "observation"_a, "key"_a);
+}

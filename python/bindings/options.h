@@ -1,0 +1,27 @@
+// OpenOptions from Python's keyword arguments.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <string>
+#include <vector>
+
+#include "tendon/types.h"
+
+namespace tendon::python {
+
+// None counts as absent. Throws TypeError for a name that is no option, with the nearest, and for a
+// value of another type.
+OpenOptions read_open_options(const nanobind::dict& given);
+
+std::vector<std::string> open_option_names();
+
+// Python delivers signals to its main thread, when that asks. As InferOptions::poll it asks every
+// tenth of a second at most (what another thread computes may hold the GIL) and throws what the
+// handler raised, KeyboardInterrupt as a rule; on other threads it is empty. Made with the GIL.
+std::function<void()> poll_signals();
+
+// What `report` is told while weights load: (bytes loaded, bytes in all).
+std::function<void(const LoadProgress&)> progress_to(nanobind::object report);
+
+}  // namespace tendon::python
