@@ -14,6 +14,7 @@
 #include "checkpoint/json.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/synthetic.h"
+#include "golden_bounds.h"
 #include "model/config_file.h"
 #include "model/pi0.h"
 #include "policy/images.h"
@@ -42,44 +43,6 @@ struct Options : OpenOptions {
     return open_backend(resolved(*this));
   }
 };
-
-// Relative L2 that is allowed: of the time embedding, of x and the actions, of the velocity, which
-// ten steps average out, and of other stages.
-struct Tolerance {
-  double time, actions, velocity, stage;
-
-  double of(const std::string& name) const {
-    if (name.ends_with(".time_embed")) return time;
-    if (name.starts_with("actions") || name.ends_with(".x")) return actions;
-    return name.ends_with(".v") ? velocity : stage;
-  }
-};
-
-// The reasons of f32 are in tools/make_goldens/README.md. Rounded operands: up to three times the
-// largest value over the tiny cases (docs/testing.md), and below one half, so that neither twice
-// the values nor their max error pass.
-Tolerance tolerance_of(const Options& o, bool full_size) {
-  constexpr double kTime = 1e-7;  // the host computes it in f32; ttnn rounds it to bf16
-  if (o.backend == "ttnn")        // every tensor is rounded between the calls of the device
-    return o.precision == "bfp8" ? Tolerance{.005, .35, .49, .22} : Tolerance{.005, .12, .3, .14};
-  if (o.precision == "bf16") return {kTime, full_size ? 1e-2 : 3e-2, .15, .06};
-  if (o.precision == "int8") return {kTime, full_size ? .1 : .2, .45, .15};
-  if (full_size) return {kTime, 5e-5, 5e-5, 5e-5};
-  // The others sum a product in longer chains than the reference: twice the rounding.
-  const double stage = o.backend != "reference" ? 2e-5 : 1e-5;
-  return {kTime, 2e-5, stage, stage};
-}
-
-// The largest error is up to 2.7 times as much of the largest value as the mean error is of the
-// mean; two times leave the margin that the tolerance has, and stay below 1.
-Bounds bounds(double relative_l2) { return Bounds::of_noise(relative_l2, 2 * relative_l2); }
-
-using Rows = std::vector<float>;
-
-Rows floats(const HostTensor& t) {
-  const std::vector<double> values = numbers(t);
-  return {values.begin(), values.end()};
-}
 
 struct Case {
   explicit Case(const Options& options) : folder(options.folder), kernels(options.open()) {}
@@ -277,22 +240,6 @@ std::optional<Matched> match(const Case& c, const std::map<std::string, Rows>& g
   return Matched{rows, expected};
 }
 
-bool report(const std::string& name, const Rows& got, const Rows& expected, double relative_l2) {
-  ensure(got.size() == expected.size(), Fault::verdict, "{}: {} values, expected {}", name,
-         got.size(), expected.size());
-  const Comparison d = compare(got, expected);
-  const Bounds allowed = bounds(relative_l2);
-  const std::string failed = beyond(allowed, d);
-  fmt::print("{:34} pcc {:.12f}  max error {:.2e} of {:.2e}  relative L2 {:.2e}  {}{}\n", name,
-             d.pcc, d.max_error, d.scale, d.relative_l2,
-             failed.empty() ? "ok" : "BEYOND BOUND: ", failed);
-  Rows doubled = got;
-  for (float& v : doubled) v *= 2;
-  ensure(!beyond(allowed, compare(doubled, expected)).empty(), Fault::verdict,
-         "{}: twice the values would pass", name);
-  return failed.empty();
-}
-
 // The velocity at the noise and other times than those of the steps; the cache is filled.
 bool run_velocities(Case& c, const Rows& noise, const Tolerance& tolerance, int64_t b) {
   bool ok = true;
@@ -424,7 +371,7 @@ int verdict(bool ok, PolicyType policy, const fs::path& folder, bool bounded = t
 // un-normalised actions. `tokenizer` is PaliGemma's; its ids are folded into the tiny vocabulary.
 int run_pipeline(const Options& options) {
   const fs::path folder = options.folder;
-  const Tolerance tolerance = tolerance_of(options, false);
+  const Tolerance tolerance = tolerance_of(options.backend, options.precision, false);
   const auto stored = SafetensorsFile::open(folder / "pipeline.safetensors");
   const nlohmann::json json = read_json(folder / "config.json");
   OpenedModel m =
@@ -477,8 +424,9 @@ int run_folder(const Options& options) {
   const std::unique_ptr<WeightSource> source = weights_of(c);
   c.model = {c.config, load_weights(c.ops, *source, c.config, {.whole_prefix = !c.full_size})};
   c.cache = make_cache(c.ops, c.config);
-  const bool ok = c.full_size ? run_full(c, tolerance_of(options, true))
-                              : run_tiny(c, tolerance_of(options, false), options.actions_only);
+  const bool ok = c.full_size ? run_full(c, tolerance_of(options.backend, options.precision, true))
+                              : run_tiny(c, tolerance_of(options.backend, options.precision, false),
+                                         options.actions_only);
   return verdict(ok, c.config.policy, folder, !c.full_size);
 }
 

@@ -51,6 +51,12 @@ Fields without(Fields fields, const std::string& key) {
   return fields;
 }
 
+Requests read_all(const Fields& fields) {
+  static std::string kept;
+  kept = message(fields);
+  return read_requests(msgpack::decode(bytes_of(kept)), card("libero"), Dialect::openpi);
+}
+
 Request read(const Fields& fields, const std::string& robot = "libero",
              Dialect dialect = Dialect::openpi) {
   static std::string kept;  // pictures are views into it
@@ -298,6 +304,73 @@ TEST(Greeting, begins_with_openpis_reset_pose) {
   // The same bytes but for the number of keys.
   EXPECT_EQ(greeting.substr(1, reference.size() - 1),
             std::string(reference.begin() + 1, reference.end()));
+}
+
+// Writes requests as the list of a batch.
+Write list_of(std::vector<Fields> rows) {
+  return [rows = std::move(rows)](Writer& to) {
+    to.list(std::ssize(rows));
+    for (const Fields& row : rows) {
+      to.map(std::ssize(row));
+      for (const auto& [key, write] : row) {
+        to.text(key);
+        write(to);
+      }
+    }
+  };
+}
+
+TEST(Batch, is_a_list_of_requests_with_their_own_keys) {
+  const Fields other = with(libero(), "prompt", text("open the drawer"));
+  const Requests all = read_all(
+      {{"batch", list_of({libero(), with(other, "seed", [](Writer& to) { to.integer(9); })})}});
+  ASSERT_EQ(all.rows.size(), 2U);
+  EXPECT_TRUE(all.list);
+  EXPECT_EQ(all.rows[1].observation.prompt, "open the drawer");
+  EXPECT_EQ(all.rows[1].seed, 9U);
+  EXPECT_EQ(all.rows[0].seed, std::nullopt);
+  EXPECT_TRUE(read_all({{"batch", list_of({libero()})}}).list);
+  EXPECT_FALSE(read_all(libero()).list);
+  const auto samples = [](int64_t n) {
+    return with(libero(), "num_samples", [n](Writer& to) { to.integer(n); });
+  };
+  EXPECT_EQ(read_all(samples(5)).rows[0].samples, 5);
+  EXPECT_TRUE(read_all(samples(1)).list);
+  const auto says = [](const Fields& fields, const char* words) {
+    EXPECT_TRUE(refuses(Fault::input, words, [&] { read_all(fields); }));
+  };
+  says({{"batch", list_of({})}}, "'batch' is a list");
+  says({{"batch", text("all")}}, "'batch' is a text, expected a list of requests");
+  says({{"batch", list_of({libero(), without(libero(), "prompt")})}},
+       "row 1 of 'batch': key 'prompt' is missing");
+  says({{"batch", list_of({libero(), samples(64)})}},
+       "row 2 of 'batch': a message may ask for at most 64 chunks");
+  says({{"batch", list_of(std::vector<Fields>(65, libero()))}}, "at most 64 chunks");
+  says(samples(0), "'num_samples' is 0, expected a whole number from 1 to 64");
+  says(samples(65), "'num_samples' is 65");
+  says(with(samples(2), "noise", array("<f4", {10, 32}, 10 * 32 * 4)),
+       "'noise' is that of one chunk, and 'num_samples' asks for 2");
+}
+
+TEST(RequestQueue, lets_others_have_as_many_turns_as_a_batch_had_rows) {
+  RequestQueue queue;
+  const auto session = [](ConnectionId id) {
+    auto made = std::make_shared<Session>();
+    made->id = id;
+    return made;
+  };
+  const auto batches = session(1), single = session(2);
+  std::vector<ConnectionId> served;
+  for (int turn = 0; turn < 10; ++turn) {
+    for (const auto& s : {batches, single})
+      while (s->queued < 2) queue.put({s, {}, Clock::now()});
+    served.push_back(queue.take()->session->id);
+    if (served.back() == 1) batches->turns_owed = 2;  // of three rows
+  }
+  EXPECT_EQ(served, (std::vector<ConnectionId>{1, 2, 2, 2, 1, 2, 2, 2, 1, 2}));
+  queue.forget(2);
+  batches->turns_owed = 60;
+  EXPECT_EQ(queue.take()->session->id, 1U) << "nobody else waits";
 }
 
 }  // namespace

@@ -295,6 +295,41 @@ class Serve(unittest.TestCase):
                 "seed": b"\x09", "actions_consumed": b"\x00", "inference_delay": b"\x04"}))[1]
             self.assertLess(distance(actions(kept), actions(guided)), 0.5 * free)
 
+    def test_a_batch_and_several_draws_are_the_single_calls_in_one_message(self):
+        def seeded(seed, request=ALOHA_REQUEST):
+            return with_keys(request, {"seed": bytes([seed])})
+
+        def chunks(reply):
+            """The actions of each reply in a list."""
+            count, parts = reply[0] - 0x90, reply.split(b"\xa7actions")[1:]
+            self.assertEqual(len(parts), count)
+            return [actions(part) for part in parts]
+
+        def batch(*requests):
+            return b"\x81\xa5batch" + bytes([0x90 + len(requests)]) + b"".join(requests)
+
+        with tempfile.TemporaryDirectory() as folder:
+            with Server("--record", folder, model=ALOHA) as server:
+                client = Socket(server.port)
+                single = [actions(client.ask(seeded(s))[1]) for s in (1, 2, 3)]
+                self.assertEqual(len(set(single)), 3)
+                kind, reply = client.ask(batch(seeded(3), seeded(1), seeded(3)))
+                self.assertEqual(kind, 2, reply)
+                self.assertEqual(chunks(reply), [single[2], single[0], single[2]])
+                draws = with_keys(seeded(1), {"num_samples": b"\x03"})
+                self.assertEqual(chunks(client.ask(draws)[1]), single)
+                self.assertEqual(chunks(client.ask(batch(draws, seeded(1)))[1]),
+                                 single + single[:1])
+                kind, text = client.ask(batch(seeded(1), with_keys(ALOHA_REQUEST,
+                                                                   {"seed": b"\xff"})))
+                self.assertEqual(kind, 1)
+                self.assertIn(b"row 1 of 'batch': 'seed' is -1", text)
+                self.assertEqual(actions(client.ask(seeded(1))[1]), single[0])
+                self.assertEqual(server.stop(), 0)
+            done = tendon("replay", folder, *ALOHA, "--json", "--tolerance", "0")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(json.loads(done.stdout)["equal"], 3 + 3 + 3 + 4 + 1)
+
     def test_roboarenas_clients_get_bare_actions(self):
         request = with_keys((MESSAGES / "request_droid.bin").read_bytes(),
                             {"endpoint": b"\xa5infer"})

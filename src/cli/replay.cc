@@ -92,15 +92,16 @@ std::optional<double> infer_ms(const RemoteActions& reply) {
   return found == reply.server_timing.end() ? std::nullopt : std::optional(found->second);
 }
 
-void compare(const Record& recorded, const Answer& again, double took_ms, Result& result) {
-  ++result.compared;
-  const bool was_error = recorded.kind == RecordKind::text_error;
-  if (was_error || again.text) {
-    if (was_error != again.text) ++result.other_errors;
-    return;
-  }
-  const RemoteActions before = read_reply(msgpack::decode(recorded.message));
-  const RemoteActions now = read_reply(msgpack::decode(bytes_of(again.message)));
+// Of a batch, several.
+std::vector<RemoteActions> read_replies(std::span<const uint8_t> message) {
+  const msgpack::Value reply = msgpack::decode(message);
+  if (reply.kind != msgpack::Value::Kind::list) return {read_reply(reply)};
+  std::vector<RemoteActions> all;
+  for (const msgpack::Value& one : reply.list) all.push_back(read_reply(one));
+  return all;
+}
+
+void compare(const RemoteActions& before, const RemoteActions& now, Result& result) {
   ensure(before.values.size() == now.values.size() && before.dim == now.dim, Fault::input,
          "the recorded chunk has {} values, this model's has {}", before.values.size(),
          now.values.size());
@@ -110,8 +111,23 @@ void compare(const Record& recorded, const Answer& again, double took_ms, Result
     largest = std::max(largest, std::abs(before.values[i] - now.values[i]));
   }
   result.equal += before.values == now.values ? 1 : 0;
-  result.recorded_ms.push_back(infer_ms(before).value_or(0));
-  result.replayed_ms.push_back(infer_ms(now).value_or(took_ms));
+}
+
+void compare(const Record& recorded, const Answer& again, double took_ms, Result& result) {
+  const bool was_error = recorded.kind == RecordKind::text_error;
+  if (was_error || again.text) {
+    ++result.compared;
+    if (was_error != again.text) ++result.other_errors;
+    return;
+  }
+  const std::vector<RemoteActions> before = read_replies(recorded.message);
+  const std::vector<RemoteActions> now = read_replies(bytes_of(again.message));
+  ensure(before.size() == now.size() && !before.empty(), Fault::input,
+         "the recorded answer has {} chunks, this one {}", before.size(), now.size());
+  for (size_t i = 0; i < before.size(); ++i) compare(before[i], now[i], result);
+  result.compared += std::ssize(before);
+  result.recorded_ms.push_back(infer_ms(before[0]).value_or(0));
+  result.replayed_ms.push_back(infer_ms(now[0]).value_or(took_ms));
 }
 
 void replay_file(const std::filesystem::path& path, const Answering& answering, Result& result) {

@@ -83,6 +83,9 @@ ServedPolicy open_served(const std::string& model, OpenOptions options, const Op
   served.infer = [engine](const Observation& observation, const InferOptions& infer) {
     return engine->infer(observation, infer);
   };
+  served.infer_batch = [engine](std::span<const BatchRow> rows) {
+    return engine->infer_batch(rows);
+  };
   return served;
 }
 

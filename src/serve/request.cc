@@ -316,8 +316,36 @@ Request read_request(const Value& message, const ModelCard& card, Dialect dialec
          "key 'prompt' is missing: say what the robot shall do, or start the server with "
          "--default-prompt TEXT; got the keys {}",
          keys_of(message));
-  request_fields(static_cast<RemoteOptions&>(out), StrictReader{message, card});
+  const StrictReader read{message, card};
+  request_fields(static_cast<RemoteOptions&>(out), read);
+  std::optional<int64_t> samples;
+  read("num_samples", samples, Whole{1, kRowsMax});
+  out.samples = samples.value_or(1);
+  ensure(out.samples == 1 || out.noise.rows == 0, Fault::input,
+         "'noise' is that of one chunk, and 'num_samples' asks for {}", out.samples);
   return out;
+}
+
+Requests read_requests(const Value& message, const ModelCard& card, Dialect dialect) {
+  const Value* batch =
+      message.kind == Kind::map && dialect == Dialect::openpi ? message.find("batch") : nullptr;
+  if (!batch) {
+    Requests one{{read_request(message, card, dialect)}};
+    one.list = message.find("num_samples") != nullptr;
+    return one;
+  }
+  ensure(batch->kind == Kind::list && !batch->list.empty(), Fault::input,
+         "'batch' is {}, expected a list of requests", describe(*batch));
+  Requests all{.list = true};
+  int64_t chunks = 0;
+  for (const Value& row : batch->list) try {
+      all.rows.push_back(read_request(row, card, dialect));
+      chunks += all.rows.back().samples;
+      ensure(chunks <= kRowsMax, Fault::input, "a message may ask for at most {} chunks", kRowsMax);
+    } catch (const Error& e) {
+      fail(e.fault(), "row {} of 'batch': {}", all.rows.size(), e.what());
+    }
+  return all;
 }
 
 }  // namespace tendon

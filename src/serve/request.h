@@ -18,11 +18,23 @@ enum class Dialect {
 struct Request : RemoteOptions {
   Observation observation;  // uint8 pictures are views into the message
   bool reset = false;       // roboarena: a new episode begins
+  int64_t samples = 1;      // chunks to be drawn for this observation
+};
+
+// The requests of one message, whose observations are views into it.
+struct Requests {
+  std::vector<Request> rows;
+  bool list = false;  // the answer is a list, too: {"batch": [request, ...]}, or num_samples
 };
 
 // Throws Error(Fault::input) naming the key, what was got and what was wanted. What the message
 // holds beyond the known keys is ignored.
 Request read_request(const msgpack::Value& message, const ModelCard& card, Dialect dialect);
+
+constexpr int64_t kRowsMax = 64;  // of one message
+// Also of a message of several, in openpi's dialect: 1 to kRowsMax chunks in all. An error names
+// the row.
+Requests read_requests(const msgpack::Value& message, const ModelCard& card, Dialect dialect);
 
 // Guidance by `left`, the rows of the previous chunk that were not executed when the observation of
 // `request` was taken. `delay`: actions that will be executed before the reply arrives, where the

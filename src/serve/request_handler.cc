@@ -141,60 +141,92 @@ InferOptions RequestHandler::infer_options(const QueuedRequest& queued, const Re
   return infer;
 }
 
-Answer RequestHandler::answer_request(const QueuedRequest& queued, const Request& request,
-                                      double decode_ms) {
-  Session& session = *queued.session;
-  const double queue_ms = ms_between(queued.received, Clock::now()) - decode_ms;
-  if (request.deadline_ms && queue_ms + decode_ms > *request.deadline_ms)
-    throw Refused{Outcome::deadline_missed,
-                  fmt::format("the request waited {:.0f} ms, its deadline_ms is {:.0f}", queue_ms,
-                              *request.deadline_ms)};
-  check_age(request);
-  const InferOptions infer = infer_options(queued, request);
-  const Clock::time_point begin = Clock::now();
-  Actions actions = policy_.infer(request.observation, infer);
-  const double infer_ms = ms_between(begin, Clock::now());
-  guard(actions);
-  if (failures_ >= options_.failures_max)
-    metrics_.set_state(ServerState::ready, "answering requests");
-  failures_ = 0;
-  for (const std::string& warning : actions.warnings) metrics_.warn(warning);
-
-  const Clock::time_point encode_begin = Clock::now();
+Reply RequestHandler::reply_to(const Request& request, const InferOptions& infer, Actions& actions,
+                               const Waited& waited) {
   const StageTimes& stages = actions.times;
-  std::optional<double> prev_total_ms, observation_age;
-  if (session.prev_total_ms >= 0) prev_total_ms = session.prev_total_ms;
+  std::optional<double> observation_age;
   if (request.observed_at) observation_age = observation_age_ms(*request.observed_at);
   std::optional<int64_t> delay;
   if (infer.previous) delay = infer.previous->delay;
   Reply reply{{actions.horizon, actions.dim, std::move(actions.values)}};
   reply.policy_timing = {{"infer_ms", stages.vision_ms + stages.prefill_ms + stages.denoise_ms}};
-  reply.server_timing = {{"infer_ms", infer_ms},
-                         {"prev_total_ms", prev_total_ms},
-                         {"queue_ms", queue_ms},
-                         {"decode_ms", decode_ms},
+  reply.server_timing = {{"infer_ms", waited.infer_ms},
+                         {"prev_total_ms", waited.prev_total_ms},
+                         {"queue_ms", waited.queue_ms},
+                         {"decode_ms", waited.decode_ms},
                          {"preprocess_ms", stages.preprocess_ms},
                          {"vision_ms", stages.vision_ms},
                          {"prefill_ms", stages.prefill_ms},
                          {"denoise_ms", stages.denoise_ms},
                          {"postprocess_ms", stages.postprocess_ms},
                          {"observation_age_ms", observation_age},
-                         {"reply_id", session.replies},
+                         {"reply_id", waited.reply_id},
                          {"inference_delay", delay}};
   reply.request_id = request.request_id;
-  Answer answer{.message = options_.dialect == Dialect::roboarena ? write_bare_actions(reply)
-                                                                  : write_reply(reply),
-                .seed = infer.seed};
+  return reply;
+}
+
+Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Requests& requests,
+                                       double decode_ms) {
+  Session& session = *queued.session;
+  Waited waited{.queue_ms = ms_between(queued.received, Clock::now()) - decode_ms,
+                .decode_ms = decode_ms,
+                .reply_id = session.replies};
+  if (session.prev_total_ms >= 0) waited.prev_total_ms = session.prev_total_ms;
+  std::vector<BatchRow> rows;
+  std::vector<const Request*> of_row;
+  for (const Request& request : requests.rows) {
+    if (request.deadline_ms && waited.queue_ms + decode_ms > *request.deadline_ms)
+      throw Refused{Outcome::deadline_missed,
+                    fmt::format("the request waited {:.0f} ms, its deadline_ms is {:.0f}",
+                                waited.queue_ms, *request.deadline_ms)};
+    check_age(request);
+    const InferOptions infer = infer_options(queued, request);
+    for (int64_t s = 0; s < request.samples; ++s) {
+      rows.push_back({&request.observation, infer});
+      rows.back().options.seed += static_cast<uint64_t>(s);
+      of_row.push_back(&request);
+    }
+  }
+  chunks_ = std::ssize(rows);
+  const Clock::time_point begin = Clock::now();
+  std::vector<Actions> chunks;
+  if (requests.list)
+    chunks = policy_.infer_batch(rows);
+  else
+    chunks.push_back(policy_.infer(*rows[0].observation, rows[0].options));
+  waited.infer_ms = ms_between(begin, Clock::now());
+  for (const Actions& actions : chunks) {
+    guard(actions);
+    for (const std::string& warning : actions.warnings) metrics_.warn(warning);
+  }
+  if (failures_ >= options_.failures_max)
+    metrics_.set_state(ServerState::ready, "answering requests");
+  failures_ = 0;
+
+  const Clock::time_point encode_begin = Clock::now();
+  Answer answer{.seed = rows[0].options.seed};
+  if (requests.list) msgpack::Writer(answer.message).list(std::ssize(rows));
+  ActionChunk first;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    Reply reply = reply_to(*of_row[r], rows[r].options, chunks[r], waited);
+    answer.message +=
+        options_.dialect == Dialect::roboarena ? write_bare_actions(reply) : write_reply(reply);
+    if (r == 0) first = std::move(static_cast<ActionChunk&>(reply));
+  }
   const Clock::time_point done = Clock::now();
   const double total_ms = ms_between(queued.received, done);
   // The first inference of a connection pays for connecting and warming up: it is no sample.
   if (session.replies++ > 0) session.latency_ms_max = std::max(session.latency_ms_max, total_ms);
-  if (options_.rtc) session.previous = static_cast<const ActionChunk&>(reply);
+  if (options_.rtc && !requests.list) session.previous = first;
+  session.turns_owed = std::ssize(rows) - 1;
   ++session.answered;
-  metrics_.answered({queue_ms, decode_ms, stages.preprocess_ms, stages.vision_ms, stages.prefill_ms,
-                     stages.denoise_ms, stages.postprocess_ms, ms_between(encode_begin, done)},
-                    total_ms, actions.state_outside,
-                    {session.id, std::move(reply), actions.low, actions.high});
+  const StageTimes& stages = chunks[0].times;
+  metrics_.answered(
+      {waited.queue_ms, decode_ms, stages.preprocess_ms, stages.vision_ms, stages.prefill_ms,
+       stages.denoise_ms, stages.postprocess_ms, ms_between(encode_begin, done)},
+      total_ms, chunks[0].state_outside,
+      {session.id, std::move(first), chunks[0].low, chunks[0].high});
   return answer;
 }
 
@@ -202,12 +234,12 @@ Answer RequestHandler::answer_or_refuse(const QueuedRequest& queued) {
   try {
     const Clock::time_point begin = Clock::now();
     const msgpack::Value message = msgpack::decode(queued.message);
-    const Request request = read_request(message, policy_.card, options_.dialect);
-    if (request.reset) {
+    const Requests requests = read_requests(message, policy_.card, options_.dialect);
+    if (requests.rows[0].reset) {
       queued.session->previous = {};
       return {.message = "reset successful", .text = true};
     }
-    return answer_request(queued, request, ms_between(begin, Clock::now()));
+    return answer_requests(queued, requests, ms_between(begin, Clock::now()));
   } catch (const Refused& refused) {
     if (refused.outcome == Outcome::guarded) failed(refused.text);
     return refuse(queued, refused.outcome, refused.text, false);

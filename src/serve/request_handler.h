@@ -2,10 +2,12 @@
 // the inference thread.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <string>
 
+#include "client/wire_fields.h"
 #include "serve/metrics.h"
 #include "serve/model_card.h"
 #include "serve/network.h"
@@ -38,6 +40,13 @@ struct Answer {
 // The first message of a connection.
 std::string write_greeting(const ModelCard& card, Dialect dialect);
 
+// What the replies to one message have in common.
+struct Waited {
+  double queue_ms = 0, decode_ms = 0, infer_ms = 0;
+  std::optional<double> prev_total_ms;
+  int64_t reply_id = 0;
+};
+
 class RequestHandler {
  public:
   // `log` gets one line per refused request.
@@ -47,10 +56,15 @@ class RequestHandler {
   // Never throws for what a peer sent or the policy could not do: that is the answer.
   Answer answer(const QueuedRequest& request);
 
+  // That the last message asks for; from any thread.
+  int64_t chunks() const { return chunks_; }
+
  private:
   Answer answer_or_refuse(const QueuedRequest& queued);
-  Answer answer_request(const QueuedRequest& queued, const Request& request, double decode_ms);
+  Answer answer_requests(const QueuedRequest& queued, const Requests& requests, double decode_ms);
   InferOptions infer_options(const QueuedRequest& queued, const Request& request);
+  Reply reply_to(const Request& request, const InferOptions& infer, Actions& actions,
+                 const Waited& waited);
   Answer refuse(const QueuedRequest& queued, Outcome outcome, const std::string& text,
                 bool internal);
   void check_age(const Request& request) const;
@@ -63,6 +77,7 @@ class RequestHandler {
   RequestOptions options_;
   Metrics& metrics_;
   std::function<void(const std::string&)> log_;
+  std::atomic<int64_t> chunks_ = 1;
   uint64_t requests_ = 0;
   int failures_ = 0;  // in a row
   // Wall time is asked once: later jumps of the clock have no effect.

@@ -272,7 +272,8 @@ void Server::tick() {
   const Clock::rep begin = infer_begin_;
   if (begin != 0 && !closing_) {
     const Clock::time_point since{Clock::duration(begin)};
-    if (ms_between(since, now) > options_.inference_s_max * 1e3) hung();
+    const auto chunks = static_cast<double>(handler_->chunks());
+    if (ms_between(since, now) > chunks * options_.inference_s_max * 1e3) hung();
   }
   if (!options_.notify_socket.empty() && ms_between(notified_, now) > kWatchdogSeconds * 1e3 &&
       metrics_.state() != ServerState::failed) {

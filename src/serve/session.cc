@@ -22,9 +22,13 @@ std::optional<QueuedRequest> RequestQueue::take() {
   std::unique_lock lock(mutex_);
   arrived_.wait(lock, [&] { return closed_ || !waiting_.empty(); });
   if (closed_) return {};
-  auto next = waiting_.upper_bound(last_);
-  if (next == waiting_.end()) next = waiting_.begin();
-  last_ = next->first;
+  auto next = waiting_.end();
+  do {
+    next = waiting_.upper_bound(last_);
+    if (next == waiting_.end()) next = waiting_.begin();
+    last_ = next->first;
+  } while (waiting_.size() > 1 && next->second.front().session->turns_owed-- > 0);
+  next->second.front().session->turns_owed = 0;
   QueuedRequest request = std::move(next->second.front());
   next->second.erase(next->second.begin());
   request.session->queued = static_cast<int>(next->second.size());

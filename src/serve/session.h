@@ -40,6 +40,7 @@ struct Session {
 
   // Of the inference thread alone.
   int64_t replies = 0;
+  int64_t turns_owed = 0;     // a batch takes as many turns as it has rows
   ActionChunk previous;       // --rtc: the last reply
   double latency_ms_max = 0;  // received to replied; the first is no sample
 };
@@ -53,8 +54,9 @@ struct QueuedRequest {
   std::optional<uint64_t> seed = {};  // of a replayed request
 };
 
-// Connections take turns, each with at most two requests: one that waits and one read ahead. With
-// latest_wins it has one. Safe for one thread that puts and one that takes.
+// Connections take turns, as many for a batch as it has rows, each with at most two requests: one
+// that waits and one read ahead. With latest_wins it has one. Safe for one thread that puts and one
+// that takes.
 class RequestQueue {
  public:
   struct Put {

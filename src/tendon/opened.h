@@ -21,7 +21,7 @@ struct OpenedEngine {
   std::unique_ptr<Policy> policy;
   double load_ms = 0;
 
-  OpenedEngine(const OpenOptions& resolved_options, std::unique_ptr<Kernels> kernels);
+  explicit OpenedEngine(const OpenOptions& resolved_options, std::unique_ptr<Kernels> kernels = {});
   static OpenedEngine& of(Engine& engine) { return *engine.parts_; }
 };
 
