@@ -336,6 +336,86 @@ TEST(Statistics, of_any_type_are_read_as_float32_and_what_nobody_reads_may_be_an
   });
 }
 
+// openpi pads statistics to the model's width, of which a padded value's quantiles differ a little.
+Change padded_statistics(size_t width) {
+  return [=](Checkpoint& c) {
+    c.edit("assets/demo/norm_stats.json", [&](json& j) {
+      for (json& rows : j["norm_stats"])
+        for (const auto& [name, padding] :
+             {std::pair("mean", 0.0), {"std", 0.0}, {"q01", -1e-10}, {"q99", 1e-10}})
+          while (rows[name].size() < width) rows[name].push_back(padding);
+    });
+  };
+}
+
+// With a state of `values`.
+Actions acted(const Checkpoint& c, size_t values, const std::string& model = "") {
+  OpenOptions options = model.empty() ? c.options : OpenOptions{};
+  options.threads = 1;
+  Engine engine = Engine::open(model.empty() ? c.scratch().path().string() : model, options);
+  Observation seen{.prompt = "pick up the cube"};
+  for (size_t i = 0; i < values; ++i) seen.state.push_back(0.3 - 0.1 * static_cast<double>(i));
+  Image& image = seen.images["base_0_rgb"];
+  image.height = image.width = 28;
+  image.rgb = std::vector<uint8_t>(size_t{3} * 28 * 28, 90);
+  return engine.infer(seen);
+}
+
+TEST(Statistics, wider_than_the_robot_are_cut_to_its_state) {
+  for (const char* kind : {"openpi-pi0", "openpi-pi05"}) {
+    const Actions wanted = acted(Checkpoint(kind), 8);
+    Checkpoint wide(kind);
+    padded_statistics(32)(wide);
+    const Actions got = acted(wide, 8);
+    ASSERT_EQ(got.dim, 32);
+    for (int64_t row = 0; row < wanted.horizon; ++row)
+      for (int64_t d = 0; d < wanted.dim; ++d)
+        EXPECT_EQ(got.values[static_cast<size_t>(row * got.dim + d)],
+                  wanted.values[static_cast<size_t>(row * wanted.dim + d)]);
+    const std::string file = wide.path("packed.safetensors").string();
+    convert(wide.scratch().path().string(), file, wide.options);
+    for (const std::string& model : {std::string(), file}) {
+      for (const size_t values : {7u, 33u})  // a value that varied is missing; wider than the model
+        EXPECT_EQ(refused([&] { acted(wide, values, model); }).fault(), Fault::input) << values;
+      EXPECT_NO_THROW(acted(wide, 32, model));
+    }
+    wide.options.statistics = "none";
+    EXPECT_NO_THROW(acted(wide, 3));
+  }
+}
+
+TEST(Statistics, wider_than_the_robot_leave_it_the_state_that_it_has_and_its_transforms_read) {
+  Checkpoint told("openpi-pi0");
+  padded_statistics(32)(told);
+  const auto with_robot = [&](const json& robot) {
+    told.scratch().write("tendon.json", json{{"robot", robot}}.dump());
+    return opened(told).spec;
+  };
+  const json normalize{{"type", "normalize"}};
+  EXPECT_EQ(with_robot({{"state_dim", 9}, {"transforms", {normalize}}}).narrowest_state(), 9);
+  const json delta{{"type", "delta_actions"}, {"mask", {11, -2}}};
+  const PolicySpec reads = with_robot({{"transforms", {delta, normalize}}});
+  EXPECT_EQ(reads.narrowest_state(), 11);
+  EXPECT_EQ(reads.state_dim, 32);
+  const json eight{{"transforms", {delta, normalize}}, {"state_dim_min", 8}};
+  EXPECT_TRUE(holds(refused([&] { with_robot(eight); }).what(), "of which the transforms read 11"));
+}
+
+TEST(Statistics, given_to_a_base_model_of_lerobot_tell_the_robot) {
+  Checkpoint base("lerobot-pi0");
+  base.edit("config.json", [](json& j) {
+    j["input_features"]["observation.state"]["shape"] = {32};
+    j["output_features"]["action"]["shape"] = {32};
+  });
+  base.options.statistics =
+      golden("tiny-checkpoint-openpi-pi0/checkpoint/assets/demo/norm_stats.json").string();
+  EXPECT_EQ(opened(base).spec.state_dim, 8);
+  EXPECT_EQ(opened(base).spec.action_dim, 8);
+  Checkpoint tuned("lerobot-pi0");  // for a robot of its own, whose statistics these are not
+  tuned.options.statistics = base.options.statistics;
+  EXPECT_TRUE(holds(refused([&] { opened(tuned); }).what(), "statistics have 8 and 8 values"));
+}
+
 TEST(Features, of_type_state_or_action_beside_those_that_a_policy_reads_do_not_matter) {
   for (const char* kind : {"lerobot-pi0", "lerobot-pi05"})
     for (const json& shape : {json({1}), json({2, 3}), json()})

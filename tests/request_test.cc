@@ -175,6 +175,21 @@ TEST(Request, may_name_cameras_by_slot_and_bring_those_that_are_not_used) {
   EXPECT_THROW(images("observation.images.side"), Error);
 }
 
+TEST(Request, may_have_a_narrow_state_where_the_statistics_are_wider_than_the_robot) {
+  ModelCard wide = card("lerobot");
+  const auto values = [&](size_t count) {
+    const std::string bytes = message({{"observation.images.top", array("|u1", {2, 2, 3}, 12)},
+                                       {"state", doubles(std::vector<double>(count, 1.0))},
+                                       {"prompt", text("fold")}});
+    return read_request(msgpack::decode(bytes_of(bytes)), wide, Dialect::openpi)
+        .observation.state.size();
+  };
+  EXPECT_THROW(values(4), Error);
+  wide.state_dim_min = 4;
+  for (const size_t count : {4u, 8u}) EXPECT_EQ(values(count), count);
+  for (const size_t count : {3u, 9u}) EXPECT_THROW(values(count), Error);
+}
+
 TEST(Request, of_roboarena_has_an_endpoint) {
   Fields fields = {{"observation/exterior_image_0_left", array("|u1", {2, 2, 3}, 12)},
                    {"observation/wrist_image_left", array("|u1", {2, 2, 3}, 12)},

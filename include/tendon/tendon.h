@@ -53,7 +53,9 @@ class Engine {
 
   std::vector<std::string> cameras() const;       // names that Observation::images may use
   std::vector<std::string> action_names() const;  // one per action dimension
-  int64_t state_dim() const;                      // values that Observation::state must have
+  int64_t state_dim() const;                      // values that Observation::state has, at most
+  // At least as many; fewer than state_dim() where the statistics are wider than the robot.
+  int64_t state_dim_min() const;
   int64_t horizon() const;
   int64_t model_dim() const;  // columns of normalised actions, padding included
   int64_t steps() const;      // Euler steps unless InferOptions says otherwise

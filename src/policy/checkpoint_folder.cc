@@ -1,6 +1,7 @@
 #include "policy/checkpoint_folder.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <iterator>
 #include <set>
@@ -257,6 +258,10 @@ PolicySpec spec_of(const Processors& p, const Features& features, const Config& 
   return s;
 }
 
+int64_t known_dims(const Normalizer& of, int64_t most) {
+  return of.centre.empty() ? most : std::min<int64_t>(std::ssize(of.centre), most);
+}
+
 OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o) {
   OpenedModel m{.layout = "lerobot"};
   const std::string file = (folder / "config.json").string();
@@ -272,7 +277,16 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o) {
   ensure_type(policy_from_weights(*m.weights), config.at("type"), file);
   m.config = sizes(folder, *m.weights, told,
                    [&](Config& c) { return read_lerobot_sizes(config, file, c); });
-  const Features features = read_features(read_ordered_json(folder / "config.json"), file);
+  Features features = read_features(read_ordered_json(folder / "config.json"), file);
+  std::optional<Normalize> given;
+  if (!o.statistics.empty() && o.statistics != "none") {
+    given = read_norm_stats(o.statistics, m.config.pi05());
+    // Features of a base model are as wide as the model, whatever the robot.
+    if (features.state_dim == m.config.state_dim)
+      features.state_dim = known_dims(given->state, features.state_dim);
+    if (features.action_dim == m.config.action_dim)
+      features.action_dim = known_dims(given->action, features.action_dim);
+  }
   if (m.config.pi05()) m.config.state_dim = std::max(m.config.state_dim, features.state_dim);
   const Processors p = read_processors(folder, {.state_dim = features.state_dim,
                                                 .action_dim = features.action_dim,
@@ -287,8 +301,7 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o) {
          "{} has its statistics in its processors: leave out 'asset' and 'method' of 'normalize'",
          folder.string());
   if (n.method || o.statistics == "none") n.state.method = n.action.method = NormMethod::identity;
-  if (!o.statistics.empty() && o.statistics != "none")
-    n = read_norm_stats(o.statistics, m.config.pi05());
+  if (given) n = *given;
   warn_of_unknown_keys(config, file, kLerobotKeys, m);
   if (!p.relative_step) warn_of_lerobot_0_4(config, file, features, o, m);
   return m;
@@ -319,6 +332,26 @@ fs::path find_statistics(const fs::path& folder, const std::string& wanted) {
   return assets / wanted / "norm_stats.json";
 }
 
+// Nobody told the robot's width: openpi takes every state and as much of the statistics, which are
+// often padded to the model's width. Values that varied in training must be there.
+void allow_narrow_states(OpenedModel& m) {
+  PolicySpec& s = m.spec;
+  const Normalizer& n = s.normalize().state;
+  s.state_dim = known_dims(n, m.config.state_dim);
+  if (s.state_dim_min) return;
+  int64_t least = n.method == NormMethod::identity ? 1 : s.state_dim;
+  while (least > 1 && std::abs(n.spread(least - 1)) <= 1e-6) --least;
+  least = std::min(std::max(least, state_needed(s.transforms)), s.state_dim);
+  if (least == s.state_dim) return;
+  s.state_dim_min = least;
+  m.notes.push_back(fmt::format(
+      "a state of {} values is taken as it comes: nobody tells the robot's width ('state_dim' of "
+      "'robot' in tendon.json does), and {}",
+      state_dims(s),
+      n.method == NormMethod::identity ? "nothing is normalised"
+                                       : "the statistics of the last ones are padding"));
+}
+
 // The statistics that the description, --asset or --statistics names, and the sizes that they tell.
 void add_statistics(const fs::path& folder, const OpenOptions& o,
                     const std::vector<Description>& told, OpenedModel& m) {
@@ -345,11 +378,8 @@ void add_statistics(const fs::path& folder, const OpenOptions& o,
     n.state = read.state;
     n.action = read.action;
   }
-  const auto known = [](const Normalizer& of, int64_t most) {
-    return of.centre.empty() ? most : std::min<int64_t>(std::ssize(of.centre), most);
-  };
-  if (s.state_dim == 0) s.state_dim = known(n.state, m.config.state_dim);
-  if (s.action_dim == 0) s.action_dim = known(n.action, m.config.action_dim);
+  if (s.state_dim == 0) allow_narrow_states(m);
+  if (s.action_dim == 0) s.action_dim = known_dims(n.action, m.config.action_dim);
 }
 
 // What would change the actions and is in no checkpoint of openpi.

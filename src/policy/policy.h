@@ -33,11 +33,15 @@ struct PolicySpec {
   std::optional<int64_t> folded_vocab;      // tiny test models: ids >= V become 3 + id mod (V - 3)
   Transforms transforms = {Normalize{}};    // the last one is Normalize
   int64_t state_dim = 32, action_dim = 32;  // real ones, without padding
+  // A state may have fewer values than state_dim, down to this: nobody told the robot's width, and
+  // from there on the statistics are padding.
+  std::optional<int64_t> state_dim_min;
   std::vector<std::string> action_names;
   std::vector<double> reset_pose;  // joints of one arm where an episode begins; may be empty
 
   Normalize& normalize() { return std::get<Normalize>(transforms.back()); }
   const Normalize& normalize() const { return std::get<Normalize>(transforms.back()); }
+  int64_t narrowest_state() const { return state_dim_min.value_or(state_dim); }
 };
 
 // Throws Error(Fault::checkpoint) for policy spec that do not fit together or to the model,
@@ -46,6 +50,9 @@ void check_spec(const PolicySpec& spec, const Config& config);
 
 // 'top', 'left'
 std::string quoted_names(const std::vector<std::string>& names);
+
+// How many values a state may have: "7", or "4 to 32".
+std::string state_dims(const PolicySpec& spec);
 
 // What the robot calls the cameras of the model, in the model's order.
 std::vector<std::string> robot_cameras(const PolicySpec& spec);

@@ -16,6 +16,11 @@ std::string quoted_names(const std::vector<std::string>& names) {
   return text;
 }
 
+std::string state_dims(const PolicySpec& spec) {
+  return (spec.state_dim_min ? fmt::format("{} to ", *spec.state_dim_min) : "") +
+         std::to_string(spec.state_dim);
+}
+
 std::vector<std::string> robot_cameras(const PolicySpec& spec) {
   std::vector<std::string> names;
   for (const std::string& slot : spec.slots) {
@@ -87,6 +92,11 @@ void check_spec(const PolicySpec& spec, const Config& config) {
              spec.action_dim <= config.action_dim,
          Fault::checkpoint, "this robot has {} state and {} action dims, the model {} and {}",
          spec.state_dim, spec.action_dim, config.state_dim, config.action_dim);
+  ensure(spec.narrowest_state() <= spec.state_dim &&
+             (!spec.state_dim_min ||
+              spec.narrowest_state() >= std::max<int64_t>(1, state_needed(spec.transforms))),
+         Fault::checkpoint, "a state of at least {} values of {}, of which the transforms read {}",
+         spec.narrowest_state(), spec.state_dim, state_needed(spec.transforms));
   check_cameras(spec, config);
   for (const Transform& transform : spec.transforms)
     std::visit([&](const auto& t) { check_transform(t, spec); }, transform);

@@ -65,6 +65,7 @@ void fields(auto& use, PolicySpec& s) {
   use("required_cameras", s.required);
   use("resize", s.resizer);
   use("state_dim", s.state_dim);
+  use("state_dim_min", s.state_dim_min);
   use("action_dim", s.action_dim);
   use("action_names", s.action_names);
   use("transforms", s.transforms);

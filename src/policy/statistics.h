@@ -40,6 +40,11 @@ struct Normalizer {
   // centre is for the network: unnormalize makes it constant, and dividing by an epsilon would give
   // values that spoil the other columns.
   void renormalize(std::span<double> row) const;
+  // How far value `i` varied in training: a deviation, or the width of a range.
+  double spread(int64_t i) const {
+    const auto d = static_cast<size_t>(i);
+    return method == NormMethod::mean_std ? range[d] : range[d] - centre[d];
+  }
   // Whether the first `dim` values have quantiles.
   bool has_quantiles(int64_t dim) const {
     return dim > 0 && std::min(std::ssize(q01), std::ssize(q99)) >= dim;

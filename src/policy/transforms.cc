@@ -81,6 +81,13 @@ std::vector<double> anchor(const Transforms& transforms, const States& states, s
   return state;
 }
 
+int64_t needed(const AlohaJoints&) { return AlohaJoints::kJoints; }
+int64_t needed(const Affine& a) { return a.of == Affine::Of::actions ? 0 : std::ssize(a.scale); }
+int64_t needed(const DeltaActions& t) {
+  return std::find(t.mask.rbegin(), t.mask.rend(), true).base() - t.mask.begin();
+}
+int64_t needed(const Normalize&) { return 0; }
+
 std::string lower(std::string text) {
   for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return text;
@@ -95,6 +102,13 @@ States state_to_model(const Transforms& transforms, std::vector<double> state) {
     std::visit([&](const auto& t) { state_forward(t, states.back()); }, transform);
   }
   return states;
+}
+
+int64_t state_needed(const Transforms& transforms) {
+  int64_t most = 0;
+  for (const Transform& transform : transforms)
+    most = std::max(most, std::visit([](const auto& t) { return needed(t); }, transform));
+  return most;
 }
 
 void actions_to_robot(const Transforms& transforms, const States& states, std::span<double> row) {

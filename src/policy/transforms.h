@@ -42,6 +42,9 @@ using Transforms = std::vector<Transform>;
 using States = std::vector<std::vector<double>>;
 States state_to_model(const Transforms& transforms, std::vector<double> state);
 
+// How many values of a state the transforms before the normalisation read.
+int64_t state_needed(const Transforms& transforms);
+
 // One row of actions, in place, at the state of this observation.
 void actions_to_robot(const Transforms& transforms, const States& states, std::span<double> row);
 void actions_to_model(const Transforms& transforms, const States& states, std::span<double> row);

@@ -53,6 +53,7 @@ ModelCard model_card(const std::string& model, Engine& engine) {
   card.horizon = config.horizon;
   card.action_dim = spec.action_dim;
   card.state_dim = spec.state_dim;
+  card.state_dim_min = spec.state_dim_min;
   card.model_action_dim = config.action_dim;
   card.steps = config.num_steps;
   card.demo = generated;

@@ -16,9 +16,10 @@ namespace tendon {
 struct ModelCard : RemotePolicy {
   std::string backend, method, version;
   int64_t action_dim = 0, state_dim = 0, model_action_dim = 0, steps = 0;
-  bool action_ranges = false;    // q01 and q99 of the actions are known
-  bool default_prompt = false;   // there is one: requests may come without
-  bool joint_positions = false;  // DROID: actions are positions, else velocities
+  std::optional<int64_t> state_dim_min;  // a state may have as few values
+  bool action_ranges = false;            // q01 and q99 of the actions are known
+  bool default_prompt = false;           // there is one: requests may come without
+  bool joint_positions = false;          // DROID: actions are positions, else velocities
   // Accepted beside `cameras`: the model's own names, second ones, those that it does not use.
   std::vector<std::string> other_cameras;
   std::vector<std::string> notes;

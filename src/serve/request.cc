@@ -68,11 +68,14 @@ std::vector<double> read_row(const Value& value, std::string_view key) {
   return row;
 }
 
-std::vector<double> read_row(const Value& map, std::string_view key, int64_t count) {
+// `least`: it may have as few numbers; otherwise `count`.
+std::vector<double> read_row(const Value& map, std::string_view key, int64_t count,
+                             const std::optional<int64_t>& least = {}) {
+  const std::string expected = (least ? fmt::format("{} to ", *least) : "") + std::to_string(count);
   std::vector<double> row =
-      read_row(needed(map, key, fmt::format("the robot's state, {} numbers", count)), key);
-  ensure(std::ssize(row) == count, Fault::input, "'{}' has {} numbers, expected {}", key,
-         row.size(), count);
+      read_row(needed(map, key, fmt::format("the robot's state, {} numbers", expected)), key);
+  ensure(std::ssize(row) >= least.value_or(count) && std::ssize(row) <= count, Fault::input,
+         "'{}' has {} numbers, expected {}", key, row.size(), expected);
   return row;
 }
 
@@ -163,7 +166,8 @@ void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
          "no picture: keys such as 'observation.images.{}' are needed; got the keys {}",
          card.cameras.empty() ? "top" : card.cameras.front(), keys_of(map));
   const bool dotted = map.find("observation.state") || !map.find("state");
-  out.state = read_row(map, dotted ? "observation.state" : "state", card.state_dim);
+  out.state =
+      read_row(map, dotted ? "observation.state" : "state", card.state_dim, card.state_dim_min);
 }
 
 // One overload per type of a field; nil is as good as absent.

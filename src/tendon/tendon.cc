@@ -132,6 +132,7 @@ std::vector<std::string> Engine::action_names() const {
   return parts_->policy->spec().action_names;
 }
 
+int64_t Engine::state_dim_min() const { return parts_->policy->spec().narrowest_state(); }
 int64_t Engine::state_dim() const { return parts_->policy->spec().state_dim; }
 int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
 int64_t Engine::model_dim() const { return parts_->policy->config().action_dim; }

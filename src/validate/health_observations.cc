@@ -91,21 +91,21 @@ std::vector<Finding> check_observation(const std::string& file, const Examined& 
            root.type_name());
     const std::vector<double> sent = read_state(root, file);
     std::vector<double> state = sent;
-    int64_t dim = 0;  // unknown
+    bool fits = true;
     if (m.opened) {
       const PolicySpec& around = m.opened->spec;
-      dim = around.state_dim;
+      fits = std::ssize(sent) >= around.narrowest_state() && std::ssize(sent) <= around.state_dim;
       judge_cameras(read_cameras(root), file, around, r);
-      if (std::ssize(state) == dim) {  // as it is normalised
+      if (fits) {  // as it is normalised
         const States states = state_to_model(around.transforms, state);
         state = states[states.size() - 2];
       }
     }
-    if (dim > 0 && std::ssize(sent) != dim)
+    if (!fits)
       r.error(
           "observation.dimension", "state",
           fmt::format("{}: the state has {} values, this model expects {}; is it the same robot?",
-                      file, sent.size(), dim));
+                      file, sent.size(), state_dims(m.opened->spec)));
     else if (statistics)
       judge_state(state, sent, file, *statistics, r);
   });
