@@ -90,10 +90,10 @@ Change renamed(const std::string& end, const std::string& to) {
   };
 }
 
-Change file(const std::string& name) {
+Change file(const std::string& name, const std::string& content = "{}") {
   return [=](Checkpoint& c) {
     fs::create_directories(c.path(name).parent_path());
-    c.scratch().write(name, "{}");
+    c.scratch().write(name, content);
   };
 }
 
@@ -146,13 +146,12 @@ TEST(Adapters, that_are_not_merged_are_refused_wherever_they_are) {
       {"lerobot-pi0", more_weights(kExpert + "mlp.down_proj.lora_magnitude_vector")},
       {"openpi-pi05", more_weights("action_in_proj.modules_to_save.default.weight")},
       {"openpi-pi05", renamed("q_proj.weight", "q_proj.base_layer.weight")},
-      {"lerobot-pi0", more_weights("base_model.model.state_proj.weight")},
       // Other methods than LoRA.
       {"lerobot-pi0", more_weights("model.state_proj.oft_R.default.weight")},
       {"openpi-pi05", more_weights(kExpert + "self_attn.k_proj.ia3_l")},
       {"lerobot-pi05", more_weights(kVision + "self_attn.out_proj.hada_w1_a")},
       {"lerobot-pi05", file("adapter_model.safetensors")},
-      {"openpi-pi0", file("adapter_config.json")},
+      {"openpi-pi0", file("adapter_config.json", R"({"peft_type": "LORA"})")},
       {"lerobot-pi0", file("fold_towels/adapter_config.json")},
       {"openpi-pi05", file("pytorch_lora_weights.bin")},
       {"openpi-pi0", all({file("adapter_model.safetensors"),
@@ -161,6 +160,24 @@ TEST(Adapters, that_are_not_merged_are_refused_wherever_they_are) {
   };
   for (const auto& [kind, change] : cases)
     expect_refused(kind, {kMergeFirst.data(), "merge_and_unload"}, change);
+}
+
+TEST(Adapters, tensors_that_are_not_used_and_look_trained_are_refused_by_every_verb) {
+  for (const std::string& name :
+       {kExpert + "adapter.down.weight", std::string("action_adapter.scale"),
+        kVision + "cross_attn.q.weight", std::string("prompt_encoder.default.embedding.weight"),
+        std::string("action_in_proj.LoRA.up")})
+    for (const char* kind : {"lerobot-pi0", "openpi-pi05"}) {
+      expect_refused(kind, {kMergeFirst.data(), name}, more_weights(name));
+      Checkpoint checkpoint(kind);
+      more_weights(name)(checkpoint);
+      const std::string folder = checkpoint.scratch().path().string();
+      const std::string out = checkpoint.path("packed.safetensors").string();
+      for (const Error& e : {refused([&] { Engine::open(folder, checkpoint.options); }),
+                             refused([&] { convert(folder, out, checkpoint.options); })})
+        EXPECT_EQ(e.fault(), Fault::checkpoint) << e.what();
+      EXPECT_FALSE(fs::exists(out));
+    }
 }
 
 TEST(Adapters, are_not_seen_where_there_are_none) {

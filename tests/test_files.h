@@ -38,12 +38,13 @@ inline std::vector<double> numbers(const HostTensor& t) {
   return v;
 }
 
-// A folder of its own for one test, removed at the end.
+// A folder of its own, removed at the end; several of one name may live at once.
 class Scratch {
  public:
   explicit Scratch(const std::string& name)
       : path_(std::filesystem::temp_directory_path() /
-              ("tendon_test_" + name + "_" + std::to_string(::getpid()))) {
+              ("tendon_test_" + name + "_" + std::to_string(::getpid()) + "_" +
+               std::to_string(count_++))) {
     std::filesystem::remove_all(path_);
     std::filesystem::create_directories(path_);
   }
@@ -55,6 +56,7 @@ class Scratch {
   }
 
  private:
+  static inline int count_ = 0;
   std::filesystem::path path_;
 };
 

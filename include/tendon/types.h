@@ -36,6 +36,11 @@ struct OpenOptions {
   std::string statistics;  // openpi's norm_stats.json, or "none": state and actions as they are
   std::string robot;       // "aloha", "droid", "libero" or "lerobot"; else from the model
   std::string asset;       // which assets/<id> of an openpi checkpoint, when there are several
+  // Where the model is an adapter of PEFT without weights: the checkpoint folder with those that it
+  // was trained on, or a demo.
+  std::string base;
+  // Of an adapter: what B A is multiplied by, instead of what adapter_config.json says.
+  std::optional<double> lora_scale;
   std::optional<std::string> default_prompt;
   std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt
   bool pad_state_in_prompt = false;     // pi0.5 checkpoints of lerobot 0.4

@@ -1,5 +1,6 @@
 #include "checkpoint/weights.h"
 
+#include "checkpoint/adapter.h"
 #include "checkpoint/values.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
@@ -16,9 +17,19 @@ bool replace_prefix(std::string& name, const std::string& from, const std::strin
 
 class FileWeights final : public WeightSource {
  public:
-  explicit FileWeights(std::vector<std::shared_ptr<const SafetensorsFile>> files) {
+  // What belongs to an adapter goes to `adapter`.
+  FileWeights(const std::vector<std::shared_ptr<const SafetensorsFile>>& files,
+              AdapterTensors& adapter) {
     for (const auto& file : files) {
-      for (const HostTensor& t : file->tensors()) add(t, file->name());
+      for (const HostTensor& t : file->tensors()) {
+        const AdapterKey key = adapter_key(t.name, file->name());
+        const bool wrapped = key.role == AdapterKey::Role::wrapped;
+        if (wrapped) adapter.wrapped.push_back(key.tensor);
+        if (wrapped || key.role == AdapterKey::Role::plain)
+          add(t, key.tensor, file->name());
+        else
+          adapter.add(key, t, file->name());
+      }
       description_ += (description_.empty() ? "" : ", ") + file->name();
     }
     const auto head = tensors_.find(kPaliGemma + "lm_head.weight");
@@ -51,17 +62,11 @@ class FileWeights final : public WeightSource {
   std::string description() const override { return description_; }
 
  private:
-  void add(const HostTensor& t, const std::string& file) {
-    const std::string name = canonical_name(t.name);
+  void add(const HostTensor& t, const std::string& name, const std::string& file) {
     ensure(!name.starts_with("normalize_") && !name.starts_with("unnormalize_"), Fault::checkpoint,
            "{} holds {}: a checkpoint of lerobot's first pi0 release, whose preprocessing was "
            "another; migrate it with lerobot.processor.migrate_policy_normalization first",
            file, t.name);
-    // PEFT's names; base_layer and original_module hold what was trained before.
-    for (const char* part : {"base_model.model.", "base_layer.", "original_module.",
-                             "modules_to_save.", "lora_", "magnitude_vector"})
-      ensure(t.name.find(part) == std::string::npos, Fault::checkpoint, "{}: {} {}", file, t.name,
-             kMergeFirst);
     HostTensor renamed = t;
     renamed.name = name;
     ensure(tensors_.emplace(name, std::move(renamed)).second, Fault::checkpoint,
@@ -111,9 +116,50 @@ std::optional<Problem> find_fault(const WeightSource& source, const std::string&
   return {};
 }
 
+bool is_unread(std::string_view name) {
+  return name == kPaliGemma + "lm_head.weight" ||
+         name == "paligemma_with_expert.gemma_expert.lm_head.weight";
+}
+
+std::string AdapterSummary::text() const {
+  const auto range = [](const auto& both) {
+    return both.first == both.second
+               ? fmt::format("{:.6g}", double(both.first))
+               : fmt::format("{:.6g} to {:.6g}", double(both.first), double(both.second));
+  };
+  std::string all = fmt::format("the adapter of {} is merged: ", file);
+  if (updated > 0)
+    all += fmt::format("{} of rank {} and scale {} in {} weights", dora ? "DoRA" : "LoRA",
+                       range(ranks), range(scales), updated);
+  if (replaced > 0)
+    all += fmt::format("{}{} tensors that were trained in full", updated > 0 ? ", " : "", replaced);
+  return all;
+}
+
 std::unique_ptr<WeightSource> open_weights(
-    std::vector<std::shared_ptr<const SafetensorsFile>> files) {
-  return std::make_unique<FileWeights>(std::move(files));
+    const std::vector<std::shared_ptr<const SafetensorsFile>>& files) {
+  return open_weights(files, AdapterFiles{});
+}
+
+std::unique_ptr<WeightSource> open_weights(
+    const std::vector<std::shared_ptr<const SafetensorsFile>>& files, const AdapterFiles& adapter) {
+  AdapterTensors tensors;
+  auto base = std::make_unique<FileWeights>(files, tensors);
+  for (const auto& file : adapter.files)
+    for (const HostTensor& t : file->tensors()) {
+      AdapterKey key = adapter_key(t.name, file->name());
+      if (key.role == AdapterKey::Role::plain || key.role == AdapterKey::Role::wrapped)
+        key.role = AdapterKey::Role::whole;
+      tensors.add(key, t, file->name());
+    }
+  for (const std::string& name : tensors.wrapped)
+    ensure(tensors.updates.contains(name.substr(0, name.rfind('.')) + ".weight") ||
+               tensors.whole.contains(name),
+           Fault::checkpoint, "{}: {} {}", base->description(), name, kMergeFirst);
+  if (tensors.empty()) return base;
+  ensure(adapter.settings.known(), Fault::checkpoint, "{}: {} {}{}", tensors.file, tensors.first,
+         kMergeFirst, kOrSayScale);
+  return merge_adapter(std::move(base), std::move(tensors), adapter.settings);
 }
 
 }  // namespace tendon

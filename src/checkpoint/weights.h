@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/problem.h"
@@ -19,13 +20,31 @@ namespace tendon {
 inline const std::string kPaliGemma = "paligemma_with_expert.paligemma.";
 inline const std::string kTokenTable = kPaliGemma + "model.language_model.embed_tokens.weight";
 
-// What to do about an adapter, whether its tensors lie among the weights or in a file beside them.
+// What to do about an adapter that cannot be merged here.
 inline constexpr std::string_view kMergeFirst =
     "belongs to a LoRA or another adapter of PEFT, without which the base model would run in place "
     "of the fine-tuned one; merge it into the weights first (PEFT's merge_and_unload(), then "
     "save_pretrained)";
+// Where only a number is missing.
+inline constexpr std::string_view kOrSayScale =
+    "; or say --lora-scale X: alpha / rank of its training (alpha / sqrt(rank) of rsLoRA), which "
+    "is 1 in openpi's configs";
 
 using NamedTensors = std::map<std::string, HostTensor, std::less<>>;
+
+// What was merged into weights.
+struct AdapterSummary {
+  std::string file;
+  std::vector<std::string> weights;  // each tensor that is another one than the base's
+  int64_t updated = 0, replaced = 0;
+  std::pair<int64_t, int64_t> ranks = {};  // smallest and largest
+  std::pair<double, double> scales = {};
+  bool dora = false;
+  // How much of what changes rounding to bf16 leaves: 1 is all.
+  double kept_in_bf16 = 1;
+
+  std::string text() const;  // one sentence
+};
 
 class WeightSource {
  public:
@@ -41,6 +60,8 @@ class WeightSource {
     return kNone;
   }
   virtual std::string description() const = 0;
+  // The adapter that get() merges; null: none.
+  virtual const AdapterSummary* adapter() const { return nullptr; }
 };
 
 // What is wrong with the tensor `name` of `source`: it is missing (the nearest existing one is
@@ -52,11 +73,19 @@ std::optional<Problem> find_fault(const WeightSource& source, const std::string&
 // transformers 4.52 and flattened vision towers mapped.
 std::string canonical_name(std::string_view key);
 
-// Tensors of one or several files. The token table is `embed_tokens`; where only `lm_head` is
+// Tensors that training frameworks store and no engine reads: the heads of the two language models.
+bool is_unread(std::string_view name);
+
+struct AdapterFiles;
+
+// Tensors of one or several files, with the adapter that lies among them or in files of its own
+// merged. The token table is `embed_tokens`; where only `lm_head` is
 // stored, it is served under that name. Throws Error(Fault::checkpoint) when two keys mean the same
 // tensor, when the buffers of lerobot's first pi0 release are found (its preprocessing was
-// another), or the tensors of an adapter.
+// another), or an adapter cannot be merged: see merge_adapter(); nobody tells its scale.
 std::unique_ptr<WeightSource> open_weights(
-    std::vector<std::shared_ptr<const SafetensorsFile>> files);
+    const std::vector<std::shared_ptr<const SafetensorsFile>>& files);
+std::unique_ptr<WeightSource> open_weights(
+    const std::vector<std::shared_ptr<const SafetensorsFile>>& files, const AdapterFiles& adapter);
 
 }  // namespace tendon

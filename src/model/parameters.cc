@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <regex>
 #include <set>
 
 #include "tensor/check.h"
@@ -186,9 +187,7 @@ Config config_from_weights(const WeightSource& source, bool heads_known,
 std::vector<std::string> check_parameters(const WeightSource& source, const Config& config,
                                           const OnProblem& on_problem) {
   const NamedTensors& stored = source.tensors();
-  // Stored by the training frameworks and read by no engine.
-  std::set<std::string> known = {kPaliGemma + "lm_head.weight",
-                                 "paligemma_with_expert.gemma_expert.lm_head.weight"};
+  std::set<std::string> known;
   for (const Parameter& p : parameters(config)) {
     known.insert(p.name);
     if (p.use == Parameter::Use::optional && !stored.contains(p.name)) continue;
@@ -196,11 +195,17 @@ std::vector<std::string> check_parameters(const WeightSource& source, const Conf
   }
   std::vector<std::string> unused;
   for (const auto& [name, tensor] : stored)
-    if (!known.contains(name)) unused.push_back(name);
+    if (!known.contains(name) && !is_unread(name)) unused.push_back(name);
   return unused;
 }
 
 bool alters_a_module(const std::string& unused, const Config& config) {
+  // A module of its own inside a layer, or by its name; buffers are made anew by the frameworks.
+  static const std::regex kTrained(
+      R"(lora|adapter|prefix_tun|prompt_enc|prompt_emb|(^|\.)layers\.)", std::regex::icase);
+  static const std::regex kBuffer(R"(\.(inv_freq|position_ids|[a-z_]*cached|masked_bias)$)");
+  if (std::regex_search(unused, kBuffer)) return false;
+  if (std::regex_search(unused, kTrained)) return true;
   return std::ranges::any_of(parameters(config), [&](const Parameter& p) {
     return unused.starts_with(p.name.substr(0, p.name.rfind('.') + 1));
   });

@@ -27,8 +27,10 @@ Config config_from_weights(const WeightSource& source, bool heads_known = false,
 std::vector<std::string> check_parameters(const WeightSource& source, const Config& config,
                                           const OnProblem& on_problem = refuse);
 
-// Whether a tensor that is no parameter stands inside a module that has some ("q_proj.oft_r" beside
-// "q_proj.weight"): whatever it is, the module was trained to compute something else.
+// Whether a tensor that is no parameter looks trained: it stands inside a module that has
+// parameters
+// ("q_proj.oft_r" beside "q_proj.weight") or in a layer, or its name says so. Whatever it is, the
+// model was trained to compute something else.
 bool alters_a_module(const std::string& unused, const Config& config);
 
 }  // namespace tendon

@@ -59,18 +59,16 @@ void warn_of_unknown_keys(const json& config, const std::string& file,
                     file, fmt::join(unknown, ", ")));
 }
 
-std::unique_ptr<WeightSource> open_files(const fs::path& folder) {
-  std::vector<std::shared_ptr<const SafetensorsFile>> files;
-  for (const fs::path& file : weight_files(folder)) files.push_back(SafetensorsFile::open(file));
-  if (is_file(folder / "model.safetensors")) return open_weights(std::move(files));
-  const fs::path index = folder / "model.safetensors.index.json";
-  const json root = read_json(index);
-  for (const auto& entry : root.at("weight_map").items()) {
-    const auto holds = [&](const auto& f) { return f->find(entry.key()) != nullptr; };
-    ensure(std::ranges::any_of(files, holds), Fault::checkpoint, "{}: no file holds {}",
-           index.string(), entry.key());
-  }
-  return open_weights(std::move(files));
+// Where everything but the weights is: an adapter of PEFT may have come without it.
+fs::path described_in(const fs::path& named, const OpenOptions& o, OpenedModel& m) {
+  if (o.base.empty()) return named;
+  for (const char* name : {"config.json", "policy_preprocessor.json", "tendon.json", "assets"})
+    if (fs::exists(named / name)) return named;
+  m.warnings.push_back(
+      fmt::format("{} holds an adapter and nothing else: configuration and statistics are those of "
+                  "{}, which may be another robot's",
+                  named.string(), o.base));
+  return base_folder(o);
 }
 
 bool tell(const std::vector<Description>& told, const char* pointer) {
@@ -167,12 +165,10 @@ void refuse_unsupported(const json& config, const std::string& file) {
   const std::string type = json_string(config, "type", file);
   ensure(type == "pi0" || type == "pi05", Fault::checkpoint,
          "{}: type is '{}'; this engine runs 'pi0' and 'pi05'", file, type);
-  const std::string merge = fmt::format(": the model {}, and set use_peft to false", kMergeFirst);
   const std::string old =
       "; lerobot has had no such key since 0.4: migrate the checkpoint with "
       "lerobot.processor.migrate_policy_normalization and fine-tune it as lerobot is now";
-  for (const auto& [key, advice] : {std::pair("use_peft", merge),
-                                    {"adapt_to_pi_aloha", old},
+  for (const auto& [key, advice] : {std::pair("adapt_to_pi_aloha", old),
                                     {"use_delta_joint_actions_aloha", old},
                                     {"use_visual_memory", ""},
                                     {"use_proprioceptive_memory", ""}}) {
@@ -262,8 +258,10 @@ int64_t known_dims(const Normalizer& of, int64_t most) {
   return of.centre.empty() ? most : std::min<int64_t>(std::ssize(of.centre), most);
 }
 
-OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o) {
-  OpenedModel m{.layout = "lerobot"};
+// Weights come from the folder that was named, all else from `folder`.
+void read_lerobot(const fs::path& folder, const fs::path& named, const OpenOptions& o,
+                  OpenedModel& m) {
+  m.layout = "lerobot";
   const std::string file = (folder / "config.json").string();
   const json config = read_json(folder / "config.json");
   const std::vector<Description> told = descriptions(folder, o);
@@ -273,7 +271,11 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o) {
          file);
   ensure(std::ranges::none_of(told, &Description::named), Fault::usage,
          "--config {} is for openpi checkpoints; {} is lerobot's", o.config, file);
-  m.weights = open_files(folder);
+  m.weights = open_weights(weight_files(named, o), o);
+  const json peft = config.value("use_peft", json());
+  ensure(peft.is_null() || peft == false || m.weights->adapter(), Fault::checkpoint,
+         "{}: use_peft is {}, but there is no adapter: the model {}, and set use_peft to false",
+         file, peft.dump(-1, ' ', true).substr(0, 60), kMergeFirst);
   ensure_type(policy_from_weights(*m.weights), config.at("type"), file);
   m.config = sizes(folder, *m.weights, told,
                    [&](Config& c) { return read_lerobot_sizes(config, file, c); });
@@ -304,7 +306,6 @@ OpenedModel open_lerobot(const fs::path& folder, const OpenOptions& o) {
   if (given) n = *given;
   warn_of_unknown_keys(config, file, kLerobotKeys, m);
   if (!p.relative_step) warn_of_lerobot_0_4(config, file, features, o, m);
-  return m;
 }
 
 // assets/<id>/norm_stats.json; `wanted` may be empty when there is only one.
@@ -405,13 +406,14 @@ void ask_for_transforms(const std::vector<Description>& told, const OpenOptions&
          folder.string());
 }
 
-OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o) {
-  OpenedModel m{.layout = "openpi"};
+void read_openpi(const fs::path& folder, const fs::path& named, const OpenOptions& o,
+                 OpenedModel& m) {
+  m.layout = "openpi";
   const std::string file = (folder / "config.json").string();
   const json config =
       fs::exists(folder / "config.json") ? read_json(folder / "config.json") : json::object();
   const std::vector<Description> told = descriptions(folder, o);
-  m.weights = open_files(folder);
+  m.weights = open_weights(weight_files(named, o), o);
   m.config = sizes(folder, *m.weights, told, [&](Config& c) {
     ensure_agrees(config, "action_dim", c.action_dim, file);
     if (config.contains("action_horizon")) c.horizon = json_int(config, "action_horizon", file);
@@ -439,7 +441,6 @@ OpenedModel open_openpi(const fs::path& folder, const OpenOptions& o) {
   describe_robot(m.spec, told);
   add_statistics(folder, o, told, m);
   ask_for_transforms(told, o, folder, m);
-  return m;
 }
 
 }  // namespace
@@ -468,21 +469,24 @@ void describe_robot(PolicySpec& spec, const std::vector<Description>& told) {
       spec = read_policy_spec(d.json.at("robot"), d.file + ": robot", std::move(spec));
 }
 
-OpenedModel open_folder(const fs::path& folder, const OpenOptions& o) {
+OpenedModel open_folder(const fs::path& named, const OpenOptions& o) {
+  OpenedModel m;
+  const fs::path folder = described_in(named, o, m);
   ensure(!fs::is_directory(folder / "params"), Fault::checkpoint,
          "{} is a JAX (orbax) checkpoint; convert it first: tools/convert_orbax/convert_orbax.py",
          folder.string());
   const bool has_config = is_file(folder / "config.json");
   const bool lerobot = has_config && read_json(folder / "config.json").contains("type");
-  OpenedModel m = lerobot ? open_lerobot(folder, o) : open_openpi(folder, o);
+  lerobot ? read_lerobot(folder, named, o, m) : read_openpi(folder, named, o, m);
   m.config.cameras = std::ssize(m.spec.slots);
   check(m.config);
   if (o.statistics == "none")
     m.notes.push_back("--statistics none: state and actions are not normalised");
   m.unused = check_parameters(*m.weights, m.config);
   for (const std::string& name : m.unused)
-    ensure(!alters_a_module(name, m.config), Fault::checkpoint, "{}: {} {}",
-           m.weights->description(), name, kMergeFirst);
+    ensure(!alters_a_module(name, m.config), Fault::checkpoint,
+           "{}: {} is no parameter of {} but looks trained; it {}", m.weights->description(), name,
+           tendon::name(m.config.policy), kMergeFirst);
   return m;
 }
 

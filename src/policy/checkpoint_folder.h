@@ -28,8 +28,20 @@ void describe_robot(PolicySpec& spec, const std::vector<Description>& told);
 // Fills layout, config, weights, policy spec (but the tokenizer) and notes.
 OpenedModel open_folder(const std::filesystem::path& folder, const OpenOptions& options);
 
-// One file, or those that an index names. Throws Error(Fault::checkpoint), also when an adapter
-// lies beside them or alone.
-std::vector<std::filesystem::path> weight_files(const std::filesystem::path& folder);
+// Where the weights of a folder lie; of an adapter alone, those of --base.
+struct WeightFiles {
+  std::vector<std::filesystem::path> weights;       // one, or those that `index` names
+  std::filesystem::path index;                      // empty: none
+  std::filesystem::path adapter, adapter_settings;  // PEFT's two files; empty: none
+};
+// Throws Error(Fault::checkpoint), also for an adapter without weights or settings, for several and
+// for other forms of adapters; Error(Fault::usage) where --base does not fit.
+WeightFiles weight_files(const std::filesystem::path& folder, const OpenOptions& options);
+// With the adapter merged. Throws Error(Fault::checkpoint), and Error(Fault::usage) for a
+// --lora-scale without an adapter.
+std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenOptions& options);
+
+// --base as a folder.
+std::filesystem::path base_folder(const OpenOptions& options);
 
 }  // namespace tendon

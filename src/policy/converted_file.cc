@@ -85,10 +85,13 @@ Weights write_converted(const fs::path& out, OpenedModel& model, Ops& ops,
   if (!bytewise) tensors.push_back(file_content("tokenizer", model.tokenizer));
   check_space(out, tensors);
 
+  const AdapterSummary* adapter = model.weights->adapter();
+  const std::string source =
+      conversion.source + (adapter ? fmt::format(" ({})", adapter->text()) : "");
   std::map<std::string, std::string> metadata{{"tendon.format", std::to_string(kFormat)},
                                               {"tendon.version", conversion.version},
                                               {"tendon.precision", conversion.precision},
-                                              {"tendon.source", conversion.source},
+                                              {"tendon.source", source},
                                               {"tendon.source_layout", model.layout},
                                               {"tendon.config", config_json(model.config).dump()},
                                               {"tendon.robot", policy_spec_json(model.spec).dump()},

@@ -103,6 +103,7 @@ void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& 
   m.tokenizer = o.tokenizer;
   if (m.tokenizer.empty() && !generated)
     m.tokenizer = find_tokenizer(is_demo(model) ? demo_folder(model) : model);
+  if (m.tokenizer.empty() && !o.base.empty()) m.tokenizer = find_tokenizer(base_folder(o).string());
   if (!m.tokenizer.empty()) {
     s.tokenizer = std::make_shared<const Tokenizer>(Tokenizer::open(m.tokenizer));
   } else if (generated) {
@@ -122,6 +123,9 @@ void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& 
 namespace {
 
 OpenedModel open_layout(const std::string& model, const OpenOptions& options) {
+  ensure((options.base.empty() && !options.lora_scale) || fs::is_directory(model), Fault::usage,
+         "--base and --lora-scale are for checkpoint folders with a LoRA adapter, which {} is not",
+         model);
   if (is_demo(model)) return open_demo(model, options);
   if (model.starts_with("synthetic:")) return open_synthetic(model, options);
   if (fs::is_regular_file(model)) return open_converted(model, options);
@@ -130,6 +134,17 @@ OpenedModel open_layout(const std::string& model, const OpenOptions& options) {
          "folder of lerobot or openpi, or a file of tendon convert",
          model);
   return open_folder(model, options);
+}
+
+void tell_of_adapter(const AdapterSummary& adapter, const OpenOptions& o, OpenedModel& m) {
+  constexpr double kEnough = 0.9;
+  m.notes.push_back(adapter.text());
+  const bool narrow = o.precision == "bf16" || (o.precision.empty() && o.backend != "reference");
+  if (narrow && adapter.kept_in_bf16 < kEnough)
+    m.warnings.push_back(fmt::format(
+        "rounding to bf16, in which the base is stored, keeps about {:.0f} % of what the adapter "
+        "of {} changes; --precision f32 keeps all",
+        100 * adapter.kept_in_bf16, adapter.file));
 }
 
 // What the command line says otherwise than the checkpoint.
@@ -153,6 +168,7 @@ void apply_options(PolicySpec& s, const Config& config, const OpenOptions& o) {
 
 OpenedModel open_model(const std::string& model, const OpenOptions& options) {
   OpenedModel m = open_layout(model, options);
+  if (const AdapterSummary* adapter = m.weights->adapter()) tell_of_adapter(*adapter, options, m);
   PolicySpec& s = m.spec;
   if (s.action_names.empty())
     for (int64_t d = 0; d < s.action_dim; ++d)

@@ -1,9 +1,11 @@
 // The files of a folder that hold its weights.
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <set>
 
+#include "checkpoint/adapter.h"
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "checkpoint/weights.h"
@@ -14,16 +16,47 @@ namespace tendon {
 namespace fs = std::filesystem;
 namespace {
 
-// In files of their own, or in folders where they have names.
+const char *kAdapter = "adapter_model.safetensors", *kSettings = "adapter_config.json";
+
+// Adapters in other files than those of PEFT, or in folders where they have names.
 void refuse_adapters(const fs::path& folder) {
   static const std::regex kNames(R"((^|[^a-z])(adapter|lora).*\.(json|safetensors|bin|pth?))",
                                  std::regex::icase);
   std::error_code none;  // of a folder that cannot be read, or is inside the library
-  for (const auto& entry : fs::directory_iterator(folder, none))
-    ensure(!std::regex_search(entry.path().filename().string(), kNames) &&
-               !is_file(entry.path() / "adapter_config.json"),
-           Fault::checkpoint, "{} {}; or move it elsewhere to run the weights of {} without it",
-           entry.path().string(), kMergeFirst, folder.string());
+  for (const auto& entry : fs::directory_iterator(folder, none)) {
+    const std::string name = entry.path().filename().string();
+    const bool named = is_file(entry.path() / kSettings);
+    ensure(!named && (name == kAdapter || name == kSettings || !std::regex_search(name, kNames)),
+           Fault::checkpoint, "{} {}{}; or move it elsewhere to run the weights of {} without it",
+           entry.path().string(), kMergeFirst,
+           named
+               ? fmt::format("; or name that folder as the model, with --base {}", folder.string())
+               : "",
+           folder.string());
+  }
+}
+
+bool has_weights(const fs::path& folder) {
+  return is_file(folder / "model.safetensors") || is_file(folder / "model.safetensors.index.json");
+}
+
+// The folder whose weights an adapter in `folder`, which has none itself, changes.
+fs::path checked_base(const fs::path& folder, const WeightFiles& files, const OpenOptions& o) {
+  ensure(!files.adapter.empty(), Fault::usage, "--base {}: {} has no {} that it is the base of",
+         o.base, folder.string(), kAdapter);
+  fs::path base = base_folder(o);
+  for (const char* name : {kAdapter, kSettings})
+    ensure(!is_file(base / name), Fault::checkpoint, "{} {}", (base / name).string(), kMergeFirst);
+  return base;
+}
+
+void refuse_lone_adapter(const WeightFiles& files) {
+  const std::string base =
+      files.adapter_settings.empty() ? "" : read_adapter_config(files.adapter_settings).base;
+  fail(Fault::checkpoint,
+       "{} {}; or say --base FOLDER with the weights that it was trained on{}, which tendon does "
+       "not download",
+       files.adapter.string(), kMergeFirst, base.empty() ? "" : fmt::format(" ('{}')", base));
 }
 
 // Of a training run or a download cache: "run/checkpoints/005000/pretrained_model". At most five.
@@ -45,13 +78,14 @@ std::vector<std::string> folders_with_weights(const fs::path& folder) {
   return found;
 }
 
-}  // namespace
-
-std::vector<fs::path> weight_files(const fs::path& folder) {
-  refuse_adapters(folder);
+// One file, or those that an index names.
+void find_weights(const fs::path& folder, WeightFiles& found) {
   const fs::path single = folder / "model.safetensors";
   const fs::path index = folder / "model.safetensors.index.json";
-  if (is_file(single)) return {single};
+  if (is_file(single)) {
+    found.weights = {single};
+    return;
+  }
   if (!fs::exists(index)) {
     const std::vector<std::string> below = folders_with_weights(folder);
     ensure(below.empty(), Fault::checkpoint,
@@ -74,7 +108,63 @@ std::vector<fs::path> weight_files(const fs::path& folder) {
            "{}: '{}' is not a file name in the same folder", index.string(), name.string());
     files.insert(folder / name);
   }
-  return {files.begin(), files.end()};
+  found.index = index;
+  found.weights = {files.begin(), files.end()};
+}
+
+}  // namespace
+
+fs::path base_folder(const OpenOptions& o) {
+  if (is_demo(o.base)) return demo_folder(o.base);
+  ensure(fs::is_directory(o.base), Fault::usage,
+         "--base {} is no folder; it is a checkpoint folder of lerobot or openpi, or a demo",
+         o.base);
+  return o.base;
+}
+
+WeightFiles weight_files(const fs::path& folder, const OpenOptions& o) {
+  refuse_adapters(folder);
+  WeightFiles files;
+  if (is_file(folder / kAdapter)) files.adapter = folder / kAdapter;
+  if (is_file(folder / kSettings)) files.adapter_settings = folder / kSettings;
+  const bool own = has_weights(folder);
+  ensure(!own || o.base.empty(), Fault::usage, "--base {}: {} has weights of its own", o.base,
+         folder.string());
+  if (!own && o.base.empty() && !files.adapter.empty()) refuse_lone_adapter(files);
+  find_weights(o.base.empty() ? folder : checked_base(folder, files, o), files);
+  return files;
+}
+
+std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenOptions& o) {
+  AdapterFiles adapter;
+  if (!files.adapter_settings.empty())
+    adapter.settings = read_adapter_config(files.adapter_settings);
+  adapter.settings.scale = o.lora_scale;
+  ensure(!o.lora_scale || (std::isfinite(*o.lora_scale) && std::abs(*o.lora_scale) <= 1e6),
+         Fault::usage, "--lora-scale {}: expected a finite number of at most a million",
+         o.lora_scale.value_or(0));
+  ensure(files.adapter.empty() || adapter.settings.known(), Fault::checkpoint, "{} without {} {}{}",
+         files.adapter.string(), kSettings, kMergeFirst, kOrSayScale);
+  std::vector<std::shared_ptr<const SafetensorsFile>> weights;
+  for (const fs::path& file : files.weights) weights.push_back(SafetensorsFile::open(file));
+  if (!files.adapter.empty()) adapter.files.push_back(SafetensorsFile::open(files.adapter));
+  if (!files.index.empty()) {
+    const nlohmann::json root = read_json(files.index);
+    for (const auto& entry : root.at("weight_map").items()) {
+      const auto holds = [&](const auto& f) { return f->find(entry.key()) != nullptr; };
+      ensure(std::ranges::any_of(weights, holds), Fault::checkpoint, "{}: no file holds {}",
+             files.index.string(), entry.key());
+    }
+  }
+  auto source = open_weights(weights, adapter);
+  if (source->adapter()) return source;
+  ensure(files.adapter_settings.empty(), Fault::checkpoint, "{} {}",
+         files.adapter_settings.string(), kMergeFirst);
+  ensure(files.adapter.empty(), Fault::checkpoint, "{} holds no tensor of an adapter",
+         files.adapter.string());
+  ensure(!o.lora_scale, Fault::usage, "--lora-scale: {} has no LoRA adapter",
+         source->description());
+  return source;
 }
 
 }  // namespace tendon

@@ -27,18 +27,20 @@ void examine_folder(Examined& m, Report& r) {
     });
   const bool lerobot = m.config.contains("type") || is_file(m.folder / "policy_preprocessor.json");
   m.layout = lerobot ? "lerobot" : "openpi";
-  std::vector<fs::path> paths;
+  WeightFiles files;
   const fs::path index = m.folder / "model.safetensors.index.json";
   const bool indexed = fs::exists(index);
   r.attempt(indexed ? "file.index" : "file.missing",
             indexed ? index.string() : (m.folder / "model.safetensors").string(),
-            [&] { paths = weight_files(m.folder); });
+            [&] { files = weight_files(m.folder, m.options); });
+  std::vector<fs::path> paths = files.weights;
+  if (!files.adapter.empty()) paths.push_back(files.adapter);
   for (const fs::path& path : paths)
     r.attempt("file.damaged", path.string(),
               [&] { m.files.push_back(SafetensorsFile::open(path)); });
   if (m.files.empty() || m.files.size() < paths.size()) return;  // half the names tell little
   std::unique_ptr<WeightSource> weights;
-  r.attempt("tensor.names", m.folder.string(), [&] { weights = open_weights(m.files); });
+  r.attempt("tensor.names", m.folder.string(), [&] { weights = open_weights(files, m.options); });
   if (!weights) return;
   const json stated = m.config.value("max_state_dim", json());
   Names names = check_names(*weights, stated.is_number_integer() ? stated.get<int64_t>() : 0);
@@ -65,6 +67,8 @@ std::vector<Finding> open_as_the_engine(Examined& m) {
   if (m.opened)
     for (const std::string& warning : m.opened->warnings)
       refusal.add(Finding::Level::warning, "open.warning", m.model, warning);
+  if (const AdapterSummary* a = m.opened ? m.opened->weights->adapter() : nullptr)
+    refusal.add(Finding::Level::note, "open.adapter", m.model, a->text());
   if (m.opened && m.folder.empty()) m.layout = m.opened->layout;
   if (m.opened && !m.sizes) m.sizes = m.opened->config;
   return std::move(refusal.findings);

@@ -58,8 +58,10 @@ void judge_values(const HostTensor& t, const Magnitudes& v, Report& r) {
   // Packed weights have padding and an order of their own.
   if (!v.finite() || name.starts_with("packed.")) return;
   if (v.largest == 0.f && t.shape.rank() >= 2) {
-    // Adaptive norms begin as zeros, so an untrained pi0.5 has such matrices.
-    const bool begins_so = name.ends_with(".dense.weight");
+    // Adaptive norms begin as zeros, so an untrained pi0.5 has such matrices; so does B of a LoRA,
+    // which stays so where no loss depends on it.
+    const bool begins_so = name.ends_with(".dense.weight") ||
+                           name.find(".lora_B") != std::string::npos || name.ends_with(".lora_b");
     r.add(begins_so ? Finding::Level::warning : Finding::Level::error, "tensor.zero", name,
           fmt::format("{} {} holds only zeros; was it never trained or never copied?", name,
                       to_string(t.shape)));

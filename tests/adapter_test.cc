@@ -1,0 +1,496 @@
+// labels: unit
+// LoRA adapters: merged as PEFT merges them and as their formulas say in double precision, and
+// refused by name where they cannot be.
+#include "checkpoint/adapter.h"
+
+#include <cmath>
+
+#include "damaged_checkpoint.h"
+#include "model/weights.h"
+#include "policy/open_model.h"
+#include "tensor/bf16.h"
+#include "tensor/check.h"
+
+using namespace tendon;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string kExpert = "paligemma_with_expert.gemma_expert.model.layers.2.self_attn.";
+const std::string kVision =
+    "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.1.mlp.";
+const std::string kPeft = "base_model.model.model.";
+const char *kAdapter = "adapter_model.safetensors", *kSettings = "adapter_config.json";
+
+// A few digits that look like nothing.
+std::vector<float> some(int64_t count, int seed) {
+  std::vector<float> values;
+  for (int64_t i = 0; i < count; ++i)
+    values.push_back(static_cast<float>(std::sin(1.7 * static_cast<double>(i) + seed) * 0.3));
+  return values;
+}
+
+HostTensor some_tensor(const std::string& name, const Shape& shape, int seed) {
+  return host_tensor(name, shape, some(shape.count(), seed));
+}
+
+void expect_near(const HostTensor& got, const std::vector<double>& wanted,
+                 const std::string& what) {
+  ASSERT_EQ(static_cast<size_t>(got.shape.count()), wanted.size()) << what;
+  double worst = 0;
+  for (size_t i = 0; i < wanted.size(); ++i)
+    worst = std::max(worst, std::abs(element(got, static_cast<int64_t>(i)) - wanted[i]));
+  EXPECT_LE(worst, 1e-6) << what;
+}
+
+// A π0 checkpoint in lerobot's layout with an adapter of PEFT beside its weights.
+struct Tuned : Checkpoint {
+  explicit Tuned(const std::string& kind = "lerobot-pi0") : Checkpoint(kind) {
+    options.precision = "f32";
+    options.threads = 1;
+  }
+  void save(const json& settings, const std::vector<HostTensor>& tensors) const {
+    json config{{"peft_type", "LORA"}, {"r", 2}, {"lora_alpha", 6}};
+    config.update(settings);
+    scratch().write(kSettings, config.dump());
+    write_safetensors(path(kAdapter), tensors);
+  }
+  OpenedModel open() const { return open_model(scratch().path().string(), options); }
+  HostTensor weight(const std::string& name) const {
+    const OpenedModel m = open();
+    return m.weights->get(name, m.weights->tensors().at(name).shape);
+  }
+  std::vector<double> before(const std::string& name) const {
+    const auto file = SafetensorsFile::open(path(kWeights));
+    const HostTensor* t = file->find(name);
+    if (!t) t = file->find("model." + name);
+    std::vector<double> values;
+    for (int64_t i = 0; i < t->shape.count(); ++i) values.push_back(element(*t, i));
+    return values;
+  }
+  Shape shape(const std::string& name) const {
+    const auto file = SafetensorsFile::open(path(kWeights));
+    const HostTensor* t = file->find(name);
+    return t ? t->shape : file->find("model." + name)->shape;
+  }
+  // Where nothing else is said, "…q_proj" has A of seed 1 and B of seed 2.
+  std::vector<HostTensor> low_rank(const std::string& module, int64_t rank) const {
+    const Shape w = shape(module + ".weight");
+    return {some_tensor(kPeft + module + ".lora_A.weight", {rank, w[1]}, 1),
+            some_tensor(kPeft + module + ".lora_B.weight", {w[0], rank}, 2)};
+  }
+  std::vector<double> expected(const std::string& module, int64_t rank, double scale) const {
+    std::vector<double> w = before(module + ".weight");
+    const int64_t columns = shape(module + ".weight")[1], rows = std::ssize(w) / columns;
+    const std::vector<float> a = some(rank * columns, 1), b = some(rows * rank, 2);
+    for (int64_t o = 0; o < rows; ++o)
+      for (int64_t i = 0; i < columns; ++i)
+        for (int64_t l = 0; l < rank; ++l)
+          w[static_cast<size_t>(o * columns + i)] +=
+              scale * static_cast<double>(b[static_cast<size_t>(o * rank + l)]) *
+              static_cast<double>(a[static_cast<size_t>(l * columns + i)]);
+    return w;
+  }
+};
+
+std::vector<HostTensor> operator+(std::vector<HostTensor> all,
+                                  const std::vector<HostTensor>& more) {
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+const std::string kQuery = kExpert + "q_proj", kValue = kExpert + "v_proj", kUp = kVision + "fc1";
+
+}  // namespace
+
+TEST(Adapter, is_merged_as_peft_merges_it) {
+  int cases = 0;
+  const auto base = SafetensorsFile::open(test_data("peft/base.safetensors"));
+  for (const auto& folder : fs::directory_iterator(test_data("peft"))) {
+    if (!folder.is_directory()) continue;
+    ++cases;
+    const auto merged = SafetensorsFile::open(folder.path() / "merged.safetensors");
+    const auto weights =
+        open_weights({base}, {.files = {SafetensorsFile::open(folder.path() / kAdapter)},
+                              .settings = read_adapter_config(folder.path() / kSettings)});
+    for (const HostTensor& t : base->tensors()) {
+      const HostTensor* changed = merged->find(t.name);
+      expect_near(weights->get(canonical_name(t.name), t.shape), numbers(changed ? *changed : t),
+                  folder.path().string() + " " + t.name);
+    }
+    for (const HostTensor& t : merged->tensors())
+      EXPECT_NE(numbers(t), numbers(*base->find(t.name))) << t.name;
+  }
+  EXPECT_EQ(cases, 8);
+}
+
+TEST(Adapter, has_a_scale_of_alpha_by_rank_or_by_its_root) {
+  const Tuned tuned;
+  const auto check = [&](const json& settings, int64_t rank, double scale) {
+    tuned.save(settings, tuned.low_rank(kQuery, rank) + tuned.low_rank(kUp, rank));
+    for (const std::string& module : {kQuery, kUp})
+      expect_near(tuned.weight(module + ".weight"), tuned.expected(module, rank, scale),
+                  module + settings.dump());
+    expect_near(tuned.weight(kValue + ".weight"), tuned.before(kValue + ".weight"), kValue);
+  };
+  check(json::object(), 2, 3);
+  check({{"r", 4}, {"lora_alpha", 1.5}, {"fan_in_fan_out", true}}, 4, 0.375);
+  check({{"r", 4}, {"use_rslora", true}}, 4, 3);
+  check({{"alpha_pattern", {{"q_proj", 5}, {R"(mlp\.fc1)", 5}}}}, 2, 2.5);
+  check({{"rank_pattern", {{"model." + kQuery, 3}, {"fc1", 3}}}}, 3, 2);
+}
+
+TEST(Adapter, of_dora_gives_each_row_its_trained_length) {
+  const Tuned tuned;
+  const int64_t rows = tuned.shape(kQuery + ".weight")[0],
+                columns = tuned.shape(kQuery + ".weight")[1];
+  std::vector<float> lengths = some(rows, 3);
+  for (float& v : lengths) v += 1;
+  tuned.save(
+      {{"use_dora", true}},
+      tuned.low_rank(kQuery, 2) +
+          std::vector{host_tensor(kPeft + kQuery + ".lora_magnitude_vector", {rows}, lengths)});
+  std::vector<double> wanted = tuned.expected(kQuery, 2, 3);
+  for (int64_t r = 0; r < rows; ++r) {
+    const std::span row(wanted.data() + r * columns, static_cast<size_t>(columns));
+    double squares = 0;
+    for (const double v : row) squares += v * v;
+    for (double& v : row)
+      v *= static_cast<double>(lengths[static_cast<size_t>(r)]) / std::sqrt(squares);
+  }
+  expect_near(tuned.weight(kQuery + ".weight"), wanted, "dora");
+}
+
+TEST(Adapter, brings_modules_that_were_trained_in_full_and_biases) {
+  const Tuned tuned;
+  const Shape state = tuned.shape("state_proj.weight");
+  const int64_t rows = tuned.shape(kUp + ".weight")[0];
+  const std::vector<HostTensor> whole = {some_tensor(kPeft + "state_proj.weight", state, 4),
+                                         some_tensor(kPeft + "state_proj.bias", {state[0]}, 5),
+                                         some_tensor(kPeft + kUp + ".base_layer.bias", {rows}, 6)};
+  tuned.save({{"modules_to_save", {"state_proj"}}, {"bias", "lora_only"}},
+             tuned.low_rank(kUp, 2) + whole);
+  EXPECT_EQ(numbers(tuned.weight("state_proj.weight")), numbers(whole[0]));
+  EXPECT_EQ(numbers(tuned.weight("state_proj.bias")), numbers(whole[1]));
+  EXPECT_EQ(numbers(tuned.weight(kUp + ".bias")), numbers(whole[2]));
+  expect_near(tuned.weight(kUp + ".weight"), tuned.expected(kUp, 2, 3), kUp);
+
+  tuned.save(
+      {{"lora_bias", true}},
+      tuned.low_rank(kUp, 2) + std::vector{some_tensor(kPeft + kUp + ".lora_B.bias", {rows}, 6)});
+  std::vector<double> bias = tuned.before(kUp + ".bias");
+  const std::vector<float> more = some(rows, 6);
+  for (size_t i = 0; i < bias.size(); ++i) bias[i] += 3 * static_cast<double>(more[i]);
+  expect_near(tuned.weight(kUp + ".bias"), bias, "lora_bias");
+}
+
+// A whole model as PEFT wraps it, saved as one file: names of layers inside layers.
+TEST(Adapter, may_lie_among_the_weights_under_the_names_of_the_wrapped_model) {
+  const Tuned tuned;
+  const Shape w = tuned.shape(kQuery + ".weight"), state = tuned.shape("state_proj.weight");
+  const std::vector<double> wanted = tuned.expected(kQuery, 2, 3);
+  tuned.scratch().write(kSettings, R"({"peft_type": "LORA", "r": 2, "lora_alpha": 6})");
+  tuned.tensors(tuned.kWeights, [&](std::vector<HostTensor>& all) {
+    for (HostTensor& t : all) {
+      if (t.name.ends_with(kQuery + ".weight"))
+        t.name.replace(t.name.size() - 7, 1, ".base_layer.");
+      if (t.name.ends_with("state_proj.weight"))
+        t.name.replace(t.name.size() - 7, 1, ".original_module.");
+      t.name = "base_model.model." + t.name;
+    }
+    all.push_back(some_tensor(kPeft + kQuery + ".lora_A.default.weight", {2, w[1]}, 1));
+    all.push_back(some_tensor(kPeft + kQuery + ".lora_B.default.weight", {w[0], 2}, 2));
+    all.push_back(some_tensor(kPeft + "state_proj.modules_to_save.default.weight", state, 4));
+  });
+  expect_near(tuned.weight(kQuery + ".weight"), wanted, kQuery);
+  const HostTensor saved = some_tensor("", state, 4);
+  EXPECT_EQ(numbers(tuned.weight("state_proj.weight")), numbers(saved));
+}
+
+// openpi: lora_a and lora_b beside the weight, of one matrix or, as in JAX, per head.
+TEST(Adapter, of_openpi_is_merged_per_head_with_the_scale_that_somebody_tells) {
+  Tuned tuned("openpi-pi05");
+  const Shape q = tuned.shape(kQuery + ".weight"), o = tuned.shape(kExpert + "o_proj.weight");
+  constexpr int64_t kHeads = 2, kRank = 3;
+  const int64_t width = q[1], head = q[0] / kHeads;
+  const std::vector<double> query = tuned.before(kQuery + ".weight"),
+                            output = tuned.before(kExpert + "o_proj.weight");
+  const std::vector<double> up = tuned.expected(kUp, 2, 0.5);
+  const Shape u = tuned.shape(kUp + ".weight");
+  const HostTensor qa = some_tensor(kQuery + ".lora_a", {kHeads, width, kRank}, 1),
+                   qb = some_tensor(kQuery + ".lora_b", {kHeads, kRank, head}, 2),
+                   oa = some_tensor(kExpert + "o_proj.lora_a", {kHeads, head, kRank}, 3),
+                   ob = some_tensor(kExpert + "o_proj.lora_b", {kHeads, kRank, width}, 4);
+  tuned.tensors(tuned.kWeights, [&](std::vector<HostTensor>& all) {
+    all = std::move(all) + std::vector{qa,
+                                       qb,
+                                       oa,
+                                       ob,
+                                       some_tensor(kUp + ".lora_a", {2, u[1]}, 1),
+                                       some_tensor(kUp + ".lora_b", {u[0], 2}, 2)};
+  });
+  EXPECT_TRUE(refuses(Fault::checkpoint, "--lora-scale", [&] { tuned.open(); }));
+  tuned.options.lora_scale = 0.5;
+  // x [inputs] -> A x per head -> B: einsum "BTD,NDL->BTNL" and "BTNL,NLH->BTNH".
+  std::vector<double> wanted = query;
+  const auto at = [](const HostTensor& t, int64_t i, int64_t j, int64_t k) {
+    return static_cast<double>(element(t, (i * t.shape[1] + j) * t.shape[2] + k));
+  };
+  for (int64_t n = 0; n < kHeads; ++n)
+    for (int64_t h = 0; h < head; ++h)
+      for (int64_t d = 0; d < width; ++d)
+        for (int64_t l = 0; l < kRank; ++l)
+          wanted[static_cast<size_t>((n * head + h) * width + d)] +=
+              0.5 * at(qa, n, d, l) * at(qb, n, l, h);
+  expect_near(tuned.weight(kQuery + ".weight"), wanted, "q_proj");
+  // "BTNH,NHL->BTL" sums over the heads, "BTL,NLD->BTD" once more.
+  wanted = output;
+  for (int64_t d = 0; d < width; ++d)
+    for (int64_t n = 0; n < kHeads; ++n)
+      for (int64_t h = 0; h < head; ++h)
+        for (int64_t l = 0; l < kRank; ++l)
+          for (int64_t m = 0; m < kHeads; ++m)
+            wanted[static_cast<size_t>(d * o[1] + n * head + h)] +=
+                0.5 * at(oa, n, h, l) * at(ob, m, l, d);
+  expect_near(tuned.weight(kExpert + "o_proj.weight"), wanted, "o_proj");
+  expect_near(tuned.weight(kUp + ".weight"), up, "fc1");
+}
+
+namespace {
+
+using Tensors = std::vector<HostTensor>;
+
+HostTensor& named(Tensors& all, const std::string& end) {
+  return *std::ranges::find_if(all, [&](const HostTensor& t) { return t.name.ends_with(end); });
+}
+
+std::function<void(Tensors&)> reshaped(const std::string& end, const Shape& shape) {
+  return [=](Tensors& all) { named(all, end) = some_tensor(named(all, end).name, shape, 1); };
+}
+
+std::function<void(Tensors&)> valued(const std::string& end, float value) {
+  return [=](Tensors& all) {
+    HostTensor& t = named(all, end);
+    std::vector<float> values = some(t.shape.count(), 1);
+    values.at(3) = value;
+    t = host_tensor(t.name, t.shape, values);
+  };
+}
+
+std::function<void(Tensors&)> more(const std::string& name, const Shape& shape) {
+  return [=](Tensors& all) { all.push_back(some_tensor(kPeft + name, shape, 1)); };
+}
+
+}  // namespace
+
+TEST(Adapter, that_does_not_fit_is_refused_by_the_tensor_that_does_not) {
+  const Tuned tuned;
+  const Shape w = tuned.shape(kQuery + ".weight");
+  const std::string a = kQuery + ".lora_A.weight", b = kQuery + ".lora_B.weight";
+  const std::vector<std::pair<std::function<void(Tensors&)>, std::vector<std::string>>> cases = {
+      {[](Tensors& all) { all.pop_back(); }, {a, "has no lora_B beside it"}},
+      {[](Tensors& all) { all.erase(all.begin()); }, {b, "has no lora_A beside it"}},
+      {reshaped(a, {2, w[1] + 1}), {a, "another model"}},
+      {reshaped(a, {2, 1, w[1]}), {a, "another model"}},
+      {reshaped(a, {3, w[1]}), {b, fmt::format("expected [{}, 3]", w[0])}},
+      {reshaped(b, {w[0] + 2, 2}), {b, "another model"}},
+      {reshaped(b, {1, 1, 1}), {b, "another model"}},
+      {[&](Tensors& all) {
+         reshaped(a, {3, w[1]})(all);
+         reshaped(b, {w[0], 3})(all);
+       },
+       {a, "its rank is 3", kSettings, "says 2"}},
+      {[](Tensors& all) {
+         for (HostTensor& t : all) t.name.replace(t.name.find("layers.2"), 8, "layers.9");
+       },
+       {"layers.9.self_attn.q_proj", "does not have", "nearest", "another model"}},
+      {valued(a, std::nanf("")), {a, "value 3", "nan"}},
+      {valued(b, 1e30f), {b, "value 3"}},
+      {[&](Tensors& all) {
+         valued(a, 9e3f)(all);
+         valued(b, 9e3f)(all);
+       },
+       {kQuery + ".weight"}},
+      {[&](Tensors& all) { named(all, b).dtype = DType::i32; }, {b, "type I32"}},
+      {more(kQuery + ".lora_A.left.weight", {2, w[1]}), {"'left'", "one adapter is merged"}},
+      {more(kQuery + ".lora_a", {2, w[1]}), {"stored twice"}},
+      {more(kQuery + ".lora_magnitude_vector", {w[0]}), {a, "use_dora false"}},
+      {more(kQuery + ".lora_B.bias", {w[0]}), {b, "lora_bias false"}},
+      {more(kQuery + ".lora_embedding_A", {2, w[1]}), {"lora_embedding_A", "merge_and_unload"}},
+      {more(kQuery + ".lora_E", {2}), {"lora_E", "merge_and_unload"}},
+      {more("state_proj.weight", {2, 3}), {"state_proj.weight is [2, 3]"}},
+      {more("state_proj.gain", {2}), {"state_proj.gain", "does not have"}},
+  };
+  for (const auto& [change, pieces] : cases) {
+    Tensors all = tuned.low_rank(kQuery, 2);
+    change(all);
+    tuned.save(json::object(), all);
+    const Error e = refused([&] { tuned.weight(kQuery + ".weight"); });
+    EXPECT_EQ(e.fault(), Fault::checkpoint) << e.what();
+    for (const std::string& piece : pieces) EXPECT_TRUE(says(e.what(), piece));
+  }
+}
+
+TEST(Adapter, whose_settings_are_not_understood_is_refused_by_the_key) {
+  const Tuned tuned;
+  const std::vector<std::pair<json, std::string>> cases = {
+      {{{"peft_type", "LOHA"}}, "peft_type is \"LOHA\""},
+      {{{"r", 0}}, "'r' is 0"},
+      {{{"r", "2"}}, "'r' is \"2\", expected an integer"},
+      {{{"lora_alpha", 1e300}}, "'lora_alpha' is 1e+300"},
+      {{{"lora_alpha", nullptr}}, "'lora_alpha' is null"},
+      {{{"use_rslora", 1}}, "'use_rslora' is 1, expected true or false"},
+      {{{"use_dora", true}}, "no lora_magnitude_vector, but"},
+      {{{"lora_bias", true}}, "no bias, but"},
+      {{{"use_dora", true}, {"lora_bias", true}}, "use_dora and lora_bias together"},
+      {{{"use_qalora", true}}, "use_qalora is true"},
+      {{{"layer_replication", {{0, 2}}}}, "layer_replication is [[0,2]]"},
+      {{{"alora_invocation_tokens", {1}}}, "alora_invocation_tokens"},
+      {{{"some_new_method", "x"}}, "some_new_method is \"x\""},
+      {{{"init_lora_weights", "pissa"}}, "init_lora_weights is \"pissa\""},
+      {{{"init_lora_weights", "olora"}}, "changes the base weights before training"},
+      {{{"rank_pattern", {{".*q_proj", 4}}}}, "regular expressions are not read"},
+      {{{"alpha_pattern", {{"q_proj", "4"}}}}, "'q_proj' is \"4\", expected a number"},
+      {{{"alpha_pattern", {{"q_proj", 4}, {"self_attn.q_proj", 5}}}}, "patterns say 4 and 5"},
+      {{{"rank_pattern", {4}}}, "rank_pattern is no object"},
+      {{{"modules_to_save", {"state_proj"}}}, "lacks state_proj.bias, which modules_to_save"},
+      {{{"modules_to_save", "state_proj"}}, "'modules_to_save' is no list"},
+  };
+  for (const auto& [settings, piece] : cases) {
+    tuned.save(settings, tuned.low_rank(kQuery, 2));
+    EXPECT_TRUE(refuses(Fault::checkpoint, piece, [&] { tuned.open(); }));
+  }
+  // Of the training alone, or the usual value.
+  tuned.save({{"task_type", "X"},
+              {"lora_dropout", 0.5},
+              {"init_lora_weights", "gaussian"},
+              {"use_qalora", false},
+              {"megatron_config", nullptr},
+              {"loftq_config", json::object()},
+              {"target_modules", ".*q_proj"},
+              {"modules_to_save", {"classifier"}}},
+             tuned.low_rank(kQuery, 2));
+  EXPECT_NO_THROW(tuned.open());
+}
+
+TEST(Adapter, alone_is_merged_into_the_base_that_is_named) {
+  const Tuned base;
+  Tuned tuned;
+  tuned.save({{"base_model_name_or_path", "lerobot/pi0_base"}}, tuned.low_rank(kQuery, 2));
+  const std::vector<double> wanted = tuned.expected(kQuery, 2, 3);
+  const auto shown = [&] { return open_model(tuned.scratch().path().string(), tuned.options); };
+  tuned.options.base = base.scratch().path().string();
+  EXPECT_TRUE(refuses(Fault::usage, "has weights of its own", shown));
+  fs::remove(tuned.path(tuned.kWeights));
+  tuned.edit("config.json", [](json& j) { j["use_peft"] = true; });
+  const auto merged = [&] {
+    const OpenedModel m = shown();
+    return m.weights->get(kQuery + ".weight", base.shape(kQuery + ".weight"));
+  };
+  expect_near(merged(), wanted, "alone");
+  EXPECT_TRUE(tuned.health().sound());
+
+  tuned.options.base.clear();
+  EXPECT_TRUE(refuses(Fault::checkpoint,
+                      "--base FOLDER with the weights that it was trained on "
+                      "('lerobot/pi0_base')",
+                      shown));
+  tuned.options.base = "nowhere";
+  EXPECT_TRUE(refuses(Fault::usage, "--base nowhere is no folder", shown));
+  tuned.options.base = tuned.scratch().path().string();
+  EXPECT_TRUE(refuses(Fault::checkpoint, "merge_and_unload", shown));  // an adapter of an adapter
+
+  // Without a file but PEFT's: a warning, since statistics are the base's.
+  for (const auto& entry : fs::directory_iterator(tuned.scratch().path()))
+    if (!entry.path().filename().string().starts_with("adapter")) fs::remove_all(entry.path());
+  tuned.options.base = base.scratch().path().string();
+  expect_near(merged(), wanted, "alone, without a configuration");
+  ASSERT_EQ(shown().warnings.size(), 1u);
+  EXPECT_TRUE(says(shown().warnings[0], "which may be another robot's"));
+
+  fs::remove(tuned.path(kAdapter));
+  EXPECT_TRUE(refuses(Fault::usage, "has no adapter_model.safetensors", shown));
+}
+
+TEST(Adapter, is_told_by_all_that_tell_of_a_model) {
+  const Tuned tuned;
+  tuned.save(
+      {{"rank_pattern", {{"v_proj", 4}}}},
+      tuned.low_rank(kQuery, 2) + tuned.low_rank(kValue, 4) +
+          std::vector{some_tensor(kPeft + "state_proj.bias", tuned.shape("state_proj.bias"), 1)});
+  const std::string said =
+      "adapter_model.safetensors is merged: LoRA of rank 2 to 4 and scale 1.5 to 3 in 2 weights, 1 "
+      "tensors that were trained in full";
+  const auto told = [&](const std::vector<std::string>& notes) {
+    return std::ranges::any_of(notes, [&](const auto& n) { return bool{says(n, said)}; });
+  };
+  EXPECT_TRUE(told(tuned.open().notes));
+  const Health health = tuned.health();
+  EXPECT_TRUE(health.sound());
+  EXPECT_TRUE(std::ranges::any_of(health.findings,
+                                  [&](const Finding& f) { return bool{says(f.text, said)}; }));
+  const std::string file = tuned.path("packed.safetensors").string();
+  convert(tuned.scratch().path().string(), file, tuned.options);
+  const OpenedModel packed = open_model(file, {});
+  EXPECT_TRUE(told(packed.notes));
+  EXPECT_FALSE(packed.weights->adapter());
+
+  Tuned without;
+  without.options.lora_scale = 1;
+  EXPECT_TRUE(refuses(Fault::usage, "has no LoRA adapter", [&] { without.open(); }));
+  EXPECT_TRUE(refuses(Fault::usage, "--lora-scale", [] { open_model("demo", {.lora_scale = 1}); }));
+}
+
+// The actions are those of a checkpoint whose weights were merged before.
+TEST(Adapter, acts_like_a_checkpoint_that_was_merged_before) {
+  const Tuned tuned, merged;
+  tuned.save(json::object(), tuned.low_rank(kQuery, 2) + tuned.low_rank(kUp, 2));
+  merged.tensors(merged.kWeights, [&](std::vector<HostTensor>& all) {
+    for (const std::string& module : {kQuery, kUp}) {
+      const std::vector<double> values = tuned.expected(module, 2, 3);
+      HostTensor& t = named(all, module + ".weight");
+      t = host_tensor(t.name, t.shape, {values.begin(), values.end()});
+    }
+  });
+  const auto actions = [](const Tuned& model) {
+    Engine engine = Engine::open(model.scratch().path().string(), model.options);
+    Observation seen{.prompt = "pick up the cube", .state = std::vector<double>(14, 0.25)};
+    Image& image = seen.images["base_0_rgb"];
+    image.height = image.width = 28;
+    image.rgb = std::vector<uint8_t>(size_t{3} * 28 * 28, 90);
+    return engine.infer(seen).values;
+  };
+  const std::vector<double> got = actions(tuned), wanted = actions(merged), base = actions(Tuned());
+  double worst = 0, changed = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    worst = std::max(worst, std::abs(got[i] - wanted[i]));
+    changed = std::max(changed, std::abs(base[i] - wanted[i]));
+  }
+  EXPECT_LE(worst, 1e-5);
+  EXPECT_GE(changed, 0.1);
+}
+
+// A base stored in bf16 moves by whole steps only, so that rounding its sum loses small updates.
+TEST(Adapter, that_rounding_to_bf16_would_lose_is_warned_of) {
+  Tuned tuned;
+  tuned.tensors(tuned.kWeights, [&](std::vector<HostTensor>& all) {
+    for (HostTensor& t : all) {
+      const auto bits = std::make_shared<std::vector<uint16_t>>();
+      for (int64_t i = 0; i < t.shape.count(); ++i) bits->push_back(to_bf16(element(t, i)));
+      t.dtype = DType::bf16;
+      t.bytes = std::as_bytes(std::span(*bits));
+      t.owner = bits;
+    }
+  });
+  const auto warnings = [&](double alpha, const char* precision) {
+    tuned.save({{"lora_alpha", alpha}}, tuned.low_rank(kQuery, 2));
+    tuned.options.precision = precision;
+    return tuned.open().warnings;
+  };
+  ASSERT_EQ(warnings(1e-3, "bf16").size(), 1u);
+  EXPECT_TRUE(says(warnings(1e-3, "bf16")[0], {"keeps about", "--precision f32 keeps all"}));
+  EXPECT_EQ(warnings(1e-3, "").size(), 1u);
+  EXPECT_TRUE(warnings(1e-3, "f32").empty());
+  EXPECT_TRUE(warnings(6, "bf16").empty());
+}
