@@ -29,12 +29,12 @@ def called(*command, **options):
     return done.stdout
 
 
-def wheel(maker, out):
+def wheel(maker, out, folder):
     """Around the engine that is built already: the extension alone is compiled."""
     shutil.rmtree(out, ignore_errors=True)
     called(maker, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
            "--no-build-isolation", "--no-index", "--wheel-dir", out,
-           "-C", "cmake.source-dir=python", "-C", f"build-dir={BUILD}/python",
+           "-C", "cmake.source-dir=python", "-C", f"build-dir={folder}",
            "-C", f"cmake.define.tendon_DIR={BUILD}", SOURCE)
     made, = out.glob("*.whl")
     return made
@@ -56,7 +56,7 @@ def main():
     if not header.exists():
         skip(f"{header} is missing, as Debian's python3-dev has it")
     maker = environment(ENVIRONMENTS / "wheel_maker", " ".join(MAKERS), MAKERS)
-    made = wheel(maker, BUILD / "python_wheel")
+    made = wheel(maker, BUILD / "python_wheel", BUILD / "python")
     check_files(made)
     bare = environment(ENVIRONMENTS / "wheel_bare", " ".join(NUMPY), NUMPY)
     called(bare, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",

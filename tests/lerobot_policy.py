@@ -1,0 +1,185 @@
+"""lerobot_policy.py SOURCE: lerobot's policy type "tendon" beside lerobot's own policies; run by
+lerobot_policy_test.py in an environment that has both.
+
+The checkpoints are the demo's: lerobot's own classes at small sizes, and lerobot's own processors.
+"""
+import pathlib
+import sys
+import tempfile
+import unittest
+
+import numpy as np
+import torch
+
+SOURCE = pathlib.Path(sys.argv[1])
+sys.path.insert(0, str(SOURCE / "tools/train_demo"))
+import lerobot_policy_tendon  # noqa: E402
+import record_golden  # noqa: E402  (lerobot's classes at the demo's sizes)
+import tendon_pi0  # noqa: E402
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig  # noqa: E402
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors  # noqa: E402
+from lerobot.policies.rtc.configuration_rtc import RTCConfig  # noqa: E402
+from lerobot.utils.import_utils import register_third_party_plugins  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+RELATIVE_L2_MAX = 1e-5  # of float32 in two orders of summation
+FOLDERS = {name: SOURCE / "assets/demo" / name for name in ("pi0", "pi05")}
+
+
+def apart(got, expected):
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def random_weights(folder, name, to):
+    """The checkpoint's folder with weights that were never trained."""
+    generator = torch.Generator().manual_seed(5)
+    for file in FOLDERS[name].rglob("*"):
+        if file.is_file():
+            target = to / file.relative_to(FOLDERS[name])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    weights = load_file(to / "model.safetensors")
+    for key, value in weights.items():
+        if value.ndim == 2:
+            spread = value.float().std()
+            weights[key] = (spread * torch.randn(value.shape, generator=generator)).to(value.dtype)
+    save_file(weights, to / "model.safetensors")
+    return to
+
+
+def batch_of(rows):
+    """As lerobot's preprocess_observation makes it of an environment's."""
+    generator = np.random.default_rng(3)
+    seen = tendon_pi0.demo_observation()
+    batch = {}
+    for key, value in seen.items():
+        if "images" in key:
+            pictures = np.stack([value] + [generator.integers(0, 256, value.shape, np.uint8)
+                                           for _ in range(rows - 1)])
+            batch[key] = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 255
+    batch["observation.state"] = torch.tensor(generator.uniform(0.2, 0.8, (rows, 3))).float()
+    batch["task"] = ["reach the red disc", "push the blue square to the left edge"][:rows]
+    return batch
+
+
+def tendon_policy(folder, **options):
+    config = lerobot_policy_tendon.TendonConfig(checkpoint=str(folder), precision="f32", **options)
+    return lerobot_policy_tendon.TendonPolicy(config)
+
+
+class Lerobot(unittest.TestCase):
+    def test_lerobot_finds_it_by_its_type(self):
+        register_third_party_plugins()
+        self.assertIn("tendon", PreTrainedConfig.get_known_choices())
+        self.assertIs(get_policy_class("tendon"), lerobot_policy_tendon.TendonPolicy)
+        before, after = make_pre_post_processors(
+            lerobot_policy_tendon.TendonConfig(checkpoint=str(FOLDERS["pi0"])))
+        batch, actions = batch_of(2), torch.randn(2, 3)
+        self.assertTrue(torch.equal(before(dict(batch))["observation.state"],
+                                    batch["observation.state"]))
+        self.assertTrue(torch.equal(after(actions), actions))
+
+    def test_its_actions_are_those_of_lerobots_own_policies(self):
+        for name in FOLDERS:
+            for trained in (True, False):
+                with tempfile.TemporaryDirectory() as scratch:
+                    folder = FOLDERS[name] if trained else random_weights(
+                        FOLDERS[name], name, pathlib.Path(scratch))
+                    own = record_golden.Lerobot(folder)
+                    batch, noise = batch_of(2), torch.randn(2, 10, 5)
+                    with torch.no_grad():
+                        expected = own.after(own.policy.predict_action_chunk(
+                            own.before(dict(batch)), noise=noise)).numpy()
+                    got = tendon_policy(folder).predict_action_chunk(batch, noise=noise).numpy()
+                self.assertEqual(got.shape, (2, 10, 3))
+                print(f"{name}, trained {trained}: relative L2 {apart(got, expected):.1e}")
+                self.assertLess(apart(got, expected), RELATIVE_L2_MAX, f"{name} {trained}")
+
+    def test_with_lerobots_processors_the_actions_are_the_same(self):
+        own = record_golden.Lerobot(FOLDERS["pi0"])
+        batch, noise = batch_of(2), torch.randn(2, 10, 5)
+        plain = tendon_policy(FOLDERS["pi0"]).predict_action_chunk(dict(batch), noise=noise)
+        policy = tendon_policy(FOLDERS["pi0"], normalize="lerobot")
+        got = own.after(policy.predict_action_chunk(own.before(dict(batch)), noise=noise))
+        self.assertLess(apart(got.numpy(), plain.numpy()), RELATIVE_L2_MAX)
+
+    def test_normalising_twice_or_never_is_refused(self):
+        own = record_golden.Lerobot(FOLDERS["pi0"])
+        with self.assertRaisesRegex(ValueError, "would normalise again"):
+            tendon_policy(FOLDERS["pi0"]).predict_action_chunk(own.before(batch_of(1)))
+        with self.assertRaisesRegex(ValueError, "was not normalised"):
+            tendon_policy(FOLDERS["pi0"], normalize="lerobot").predict_action_chunk(batch_of(1))
+        with self.assertRaisesRegex(ValueError, "normalize='tendon'"):
+            tendon_policy(FOLDERS["pi05"], normalize="lerobot")
+
+    def test_the_same_torch_seed_draws_lerobots_noise(self):
+        own, batch = record_golden.Lerobot(FOLDERS["pi0"]), batch_of(1)
+        torch.manual_seed(7)
+        with torch.no_grad():
+            expected = own.after(own.policy.predict_action_chunk(own.before(dict(batch)))).numpy()
+        torch.manual_seed(7)
+        got = tendon_policy(FOLDERS["pi0"]).predict_action_chunk(batch).numpy()
+        self.assertLess(apart(got, expected), RELATIVE_L2_MAX)
+
+    def test_actions_come_one_by_one_and_chunks_after_n_action_steps(self):
+        policy, batch = tendon_policy(FOLDERS["pi0"], n_action_steps=4), batch_of(2)
+        torch.manual_seed(1)
+        one_by_one = [policy.select_action(batch) for _ in range(9)]
+        torch.manual_seed(1)
+        chunks = [policy.predict_action_chunk(batch) for _ in range(3)]
+        for step, action in enumerate(one_by_one):
+            self.assertTrue(torch.equal(action, chunks[step // 4][:, step % 4]), step)
+        self.assertFalse(torch.equal(chunks[0], chunks[1]))
+        policy.reset()
+        torch.manual_seed(1)
+        self.assertTrue(torch.equal(policy.select_action(batch), chunks[0][:, 0]))
+
+    def test_real_time_chunking_guides_as_in_lerobot(self):
+        own, batch = record_golden.Lerobot(FOLDERS["pi0"]), batch_of(1)
+        noise = torch.randn(1, 10, 5)
+        own.policy.config.rtc_config = RTCConfig(execution_horizon=6)
+        own.policy.init_rtc_processor()
+        previous = torch.full((1, 6, 3), 0.4)
+        statistics = load_file(next(FOLDERS["pi0"].glob("*step_0_unnormalizer*.safetensors")))
+        normal = (previous - statistics["action.mean"]) / (statistics["action.std"] + 1e-8)
+        given = {"inference_delay": 2, "execution_horizon": 6}
+        with torch.enable_grad():
+            expected = own.after(own.policy.predict_action_chunk(
+                own.before(dict(batch)), noise=noise,
+                prev_chunk_left_over=torch.nn.functional.pad(normal, (0, 2)), **given))
+        policy = tendon_policy(FOLDERS["pi0"], rtc_config=RTCConfig(execution_horizon=6))
+        got = policy.predict_action_chunk(batch, noise=noise, prev_chunk_left_over=previous,
+                                          **given)
+        plain = policy.predict_action_chunk(batch, noise=noise)
+        self.assertGreater(apart(got.numpy(), plain.numpy()), 1e-3)
+        self.assertLess(apart(got.numpy(), expected.detach().numpy()), 1e-4)
+        with self.assertRaisesRegex(ValueError, "RTC is not supported for select_action"):
+            policy.select_action(batch)
+
+    def test_a_saved_configuration_opens_its_checkpoint(self):
+        policy, batch = tendon_policy(FOLDERS["pi0"], n_action_steps=3), batch_of(1)
+        with tempfile.TemporaryDirectory() as folder:
+            policy.save_pretrained(folder)
+            again = lerobot_policy_tendon.TendonPolicy.from_pretrained(folder)
+        self.assertEqual(again.config.n_action_steps, 3)
+        torch.manual_seed(2)
+        expected = policy.predict_action_chunk(batch)
+        torch.manual_seed(2)
+        self.assertTrue(torch.equal(again.predict_action_chunk(batch), expected))
+
+    def test_wrong_options_are_refused(self):
+        for options, piece in (({}, "either checkpoint"),
+                               ({"checkpoint": "a", "url": "b"}, "either checkpoint"),
+                               ({"checkpoint": "a", "normalize": "twice"}, "expected 'tendon'"),
+                               ({"url": "a", "normalize": "lerobot"}, "by itself"),
+                               ({"checkpoint": "a", "rtc_config": RTCConfig(
+                                   max_guidance_weight=5)}, "max_guidance_weight")):
+            with self.assertRaisesRegex(ValueError, piece):
+                lerobot_policy_tendon.TendonConfig(**options)
+        action = PolicyFeature(type=FeatureType.ACTION, shape=(7,))
+        with self.assertRaisesRegex(ValueError, "has 3 actions, the environment or dataset 7"):
+            tendon_policy(FOLDERS["pi0"], output_features={"action": action})
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=1)
