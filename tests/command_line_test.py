@@ -58,7 +58,7 @@ def edit_json(path, change):
 def usage():
     expect(0, "Subcommands", "-h")
     for verb in ("run", "demo", "inspect", "version", "bench", "coverage", "validate", "doctor",
-                 "replay", "velocity"):
+                 "replay", "velocity", "certify"):
         expect(0, "--json", verb, "-h")
     expect(0, "tendon 0.", "version")
     expect(2, "a verb is needed")

@@ -228,6 +228,37 @@ class Serve(unittest.TestCase):
             self.assertEqual(done.returncode, code, done.stderr)
             self.assertIn(word, done.stderr)
 
+    def test_a_certificate_is_for_one_model(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file, page = pathlib.Path(folder, "demo.json"), pathlib.Path(folder, "demo.html")
+            done = tendon("certify", "demo", "--count", "1", "--out", file, "--html", page)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("verdict: passed", done.stdout)
+            self.assertIn("</html>", page.read_text())
+            with Server("--certificate", file) as server:
+                self.assertEqual(server.stop(), 0)
+            for arguments, code, word in [
+                    (["demo:pi05", "--certificate", file], 1, "the weights"),
+                    (["demo", "--precision", "int8", "--certificate", file], 1, "the precision"),
+                    (["demo", "--certificate", page], 2, "no certificate")]:
+                done = tendon("serve", *arguments, "--port", "0", "--admin-port", "0")
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.assertIn(word, done.stderr)
+
+    def test_what_robots_saw_can_be_certified(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with Server("--record", folder) as server:
+                for _ in range(3):
+                    Socket(server.port).ask(REQUEST)
+                server.stop()
+            done = tendon("certify", "demo", "--observations", folder, "--count", "2", "--json")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(json.loads(done.stdout)["observations"], "2 recorded observations")
+            for options, word in [(["--observations", "/proc"], "no request was recorded"),
+                                  (["--against", "lerobot"], "examples/certify.py"),
+                                  (["--count", "0"], "1 or more")]:
+                self.assertIn(word, tendon("certify", "demo", *options).stderr)
+
     def test_api_keys_and_browsers(self):
         with tempfile.TemporaryDirectory() as folder:
             key = pathlib.Path(folder, "key")

@@ -93,6 +93,7 @@ int main(int argc, char** argv) {
   tendon::cli::add_demo(app);
   tendon::cli::add_run(app);
   tendon::cli::add_bench(app);
+  tendon::cli::add_certify(app);
   tendon::cli::add_convert(app);
   tendon::cli::add_coverage(app);
   tendon::cli::add_doctor(app);

@@ -4,15 +4,17 @@
 
 #include <cstdio>
 
+#include "cli/chunk_files.h"
 #include "cli/verbs.h"
 #include "serve/server.h"
 #include "tensor/check.h"
+#include "validate/certificate.h"
 
 namespace tendon::cli {
 namespace {
 
 struct Given {
-  std::string model, dialect = "openpi", api_key_file;
+  std::string model, dialect = "openpi", api_key_file, certificate;
   OpenOptions open;
   ServeOptions serve;
   bool quiet = false;
@@ -49,9 +51,16 @@ void run(Given g) {
   ServedPolicy described;
   g.serve.ready = [&](uint16_t port, uint16_t admin) { print_ready(g, described, port, admin); };
   const auto open = [&](const Opening& opening) {
+    ModelIdentity identity;
+    if (!g.certificate.empty()) identity = identify(g.model, g.open);
     ServedPolicy policy = open_served(g.model, g.open, opening);
     ensure(g.serve.answers.guard_factor <= 0 || policy.card.action_ranges, Fault::usage,
            "--guard-factor needs q01 and q99 of the actions, which this model's statistics lack");
+    identity.method = policy.card.method;
+    if (!g.certificate.empty())
+      for (const std::string& difference :
+           check_certificate(read_text(g.certificate, "--certificate"), identity))
+        fmt::print(stderr, "note: {}\n", printable(difference));
     described.card = policy.card;
     return policy;
   };
@@ -93,6 +102,8 @@ void add_serve(CLI::App& app) {
   verb->add_option("--admin-port", serve.admin.port, "default 8001");
   verb->add_option("--api-key-file", g->api_key_file,
                    "clients must send the key in this file's first line");
+  verb->add_option("--certificate", g->certificate,
+                   "of tendon certify; refuse to start with any other model");
   verb->add_option("--allow-origin", serve.policy.origins,
                    "a web page's origin that may connect; default: no browser at all");
   verb->add_option("--dialect", g->dialect, "openpi (default) or roboarena");

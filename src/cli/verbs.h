@@ -11,6 +11,7 @@ namespace tendon::cli {
 void add_replay(CLI::App& app);
 void add_run(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_certify(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_coverage(CLI::App& app);
 void add_demo(CLI::App& app);

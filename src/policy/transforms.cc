@@ -50,6 +50,24 @@ void inverse(const Affine& a, Row row, State) {
     row[i] = (row[i] - a.offset[i]) / a.scale[i];
 }
 
+void state_inverse(const AlohaJoints&, Row state) {
+  adapt(state, [](double angle) {
+    double low = 0, high = 1;  // between which the angle rises with the travel
+    for (int i = 0; i < 60; ++i) {
+      const double middle = (low + high) / 2;
+      (gripper_angle(middle) < angle ? low : high) = middle;
+    }
+    return low;
+  });
+}
+void state_inverse(const Affine& a, Row state) {
+  if (a.of == Affine::Of::actions) return;
+  for (size_t i = 0; i < std::min(state.size(), a.scale.size()); ++i)
+    state[i] = (state[i] - a.offset[i]) / a.scale[i];
+}
+void state_inverse(const DeltaActions&, Row) {}
+void state_inverse(const Normalize&, Row) {}  // where the state already is
+
 void state_forward(const DeltaActions&, Row) {}
 void forward(const DeltaActions& t, Row row, State state) {
   for (size_t d = 0; d < std::min(row.size(), t.mask.size()); ++d)
@@ -109,6 +127,12 @@ int64_t state_needed(const Transforms& transforms) {
   for (const Transform& transform : transforms)
     most = std::max(most, std::visit([](const auto& t) { return needed(t); }, transform));
   return most;
+}
+
+std::vector<double> state_to_robot(const Transforms& transforms, std::vector<double> state) {
+  for (size_t i = transforms.size(); i-- > 0;)
+    std::visit([&](const auto& t) { state_inverse(t, state); }, transforms[i]);
+  return state;
 }
 
 void actions_to_robot(const Transforms& transforms, const States& states, std::span<double> row) {

@@ -45,6 +45,10 @@ States state_to_model(const Transforms& transforms, std::vector<double> state);
 // How many values of a state the transforms before the normalisation read.
 int64_t state_needed(const Transforms& transforms);
 
+// The robot's state that Normalize, the last transform, finds as `state`: the inverses of all
+// before it. ALOHA's grippers come back as a travel of 0 to 1.
+std::vector<double> state_to_robot(const Transforms& transforms, std::vector<double> state);
+
 // One row of actions, in place, at the state of this observation.
 void actions_to_robot(const Transforms& transforms, const States& states, std::span<double> row);
 void actions_to_model(const Transforms& transforms, const States& states, std::span<double> row);

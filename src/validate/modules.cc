@@ -73,6 +73,8 @@ bool is_replaced(const std::string& name) {
 
 }  // namespace
 
+Bounds action_bounds(const std::string& precision) { return kActions.in(precision); }
+
 ModuleCheck judge(const std::string& module, const Bounds& gate, std::span<const float> got,
                   std::span<const float> expected) {
   constexpr size_t kSampleMax = 800;
@@ -129,17 +131,22 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
   return v;
 }
 
-Validation validate_model(const std::string& model, const OpenOptions& options,
-                          const std::function<Observation(Engine&)>& observe,
-                          const ModuleChoice& choice) {
-  Engine tested = Engine::open(model, options);
+Engine open_reference(const std::string& model, const OpenOptions& options, Engine& tested) {
   OpenOptions plain = options;
   plain.backend = "reference";
   // Synthetic weights are rounded to the policy's format: both sides must hold the same ones.
   plain.precision = OpenedEngine::of(tested).options.precision == "bf16" ? "bf16" : "f32";
+  plain.isa.clear();
   plain.host_modules.clear();
   plain.progress = {};
-  Engine reference = Engine::open(model, plain);
+  return Engine::open(model, plain);
+}
+
+Validation validate_model(const std::string& model, const OpenOptions& options,
+                          const std::function<Observation(Engine&)>& observe,
+                          const ModuleChoice& choice) {
+  Engine tested = Engine::open(model, options);
+  Engine reference = open_reference(model, options, tested);
   Validation v = validate_modules(OpenedEngine::of(tested), OpenedEngine::of(reference),
                                   observe(reference), choice);
   v.model = model;

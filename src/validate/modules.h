@@ -31,6 +31,9 @@ struct Validation {
   }
 };
 
+// How far normalised actions may be off, by precision.
+Bounds action_bounds(const std::string& precision);
+
 // What validate_modules decides with: values of a module, as many of each.
 ModuleCheck judge(const std::string& module, const Bounds& gate, std::span<const float> got,
                   std::span<const float> expected);
@@ -44,6 +47,10 @@ struct ModuleChoice {
 // no such module, Error(Fault::input) for a bad observation.
 Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
                             const Observation& observation, const ModuleChoice& choice = {});
+
+// `model` on the reference, with the weights that `tested` has: synthetic ones are rounded to its
+// precision.
+Engine open_reference(const std::string& model, const OpenOptions& options, Engine& tested);
 
 // Opens `model` with `options` and on the reference, with the same weights, and compares the two on
 // what `observe` gives for it. Throws as Engine::open and validate_modules do.

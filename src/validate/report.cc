@@ -8,18 +8,12 @@
 
 #include "validate/health.h"
 #include "validate/modules.h"
+#include "validate/page.h"
 
 namespace tendon {
 namespace {
 
 constexpr double kSide = 220, kMargin = 8;  // of a picture, in pixels
-
-std::string escaped(std::string text) {
-  for (const auto& [character, entity] : {std::pair{'&', "&amp;"}, {'<', "&lt;"}})
-    for (size_t at = 0; (at = text.find(character, at)) != text.npos; ++at)
-      text.replace(at, 1, entity);
-  return text;
-}
 
 // Expected to the right, got upwards; equal values lie on the diagonal.
 std::string scatter(const ModuleCheck& check) {
@@ -48,36 +42,20 @@ std::string card(const ModuleCheck& c) {
       "<section class='{}'><h2>{}</h2>{}<dl><dt>PCC</dt><dd>{:.10f}</dd><dt>at least</dt>"
       "<dd>{:.10f}</dd><dt>relative L2</dt><dd>{:.3g}</dd><dt>at most</dt><dd>{:.3g}</dd>"
       "<dt>max error</dt><dd>{:.3g} of {:.3g}</dd></dl><strong>{}{}</strong></section>\n",
-      passed ? "passed" : "failed", escaped(c.module), scatter(c), c.apart.pcc, c.gate.pcc,
+      passed ? "passed" : "failed", html_text(c.module), scatter(c), c.apart.pcc, c.gate.pcc,
       c.apart.relative_l2, c.gate.relative_l2, c.apart.max_error, c.apart.scale,
       passed ? "passed" : "FAILED: ", c.failed);
 }
-
-constexpr const char* kStyle = R"(
-:root { color-scheme: light dark; }
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
-section { border: 1px solid #8886; border-radius: 8px; padding: .8rem 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1rem; margin: 0 0 .5rem; }
-svg { display: block; width: 100%; } svg circle { fill: #2a78d0; fill-opacity: .55; }
-.frame { fill: none; stroke: #8884; } .equal { stroke: #888; stroke-dasharray: 3 3; }
-.axis { color: #888; font-size: .8rem; margin: .1rem 0 .4rem; text-align: right; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .8rem; margin: 0 0 .4rem; }
-dt { color: #888; } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
-.passed strong { color: #1a8a4a; } .failed strong { color: #d03a2a; }
-.failed { border-color: #d03a2a; }
-)";
 
 }  // namespace
 
 std::string html_report(const Validation& v, const std::string& heading) {
   const auto passed = std::ranges::count(v.checks, "", &ModuleCheck::failed);
   std::string page = fmt::format(
-      "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' "
-      "content='width=device-width'><title>tendon validate</title><style>{}</style>"
+      "{}"
       "<h1>{} of {} modules within their gate</h1><p>{}</p><p>Every module got the reference's "
       "input; a dot is one value, expected to the right, got upwards.</p><main>\n",
-      kStyle, passed, v.checks.size(), escaped(heading));
+      html_head("tendon validate"), passed, v.checks.size(), html_text(heading));
   for (const ModuleCheck& c : v.checks) page += card(c);
   return page + "</main></html>\n";
 }

@@ -1,0 +1,12 @@
+// What the HTML pages of this room share: self-contained, light and dark.
+#pragma once
+
+#include <string>
+
+namespace tendon {
+
+std::string html_text(std::string text);  // without tags and entities of its own
+// From the doctype to the end of the style, to which `style` is added.
+std::string html_head(const std::string& title, const std::string& style = {});
+
+}  // namespace tendon
