@@ -382,6 +382,30 @@ class Models(unittest.TestCase):
         self.assertNotEqual(own["modules"], printed["modules"])
         self.assertNotIn("modules", tendon_pi0.validate("demo", health_only=True))
 
+    def test_a_certificate_is_the_commands_and_compares_with_other_implementations(self):
+        with tempfile.TemporaryDirectory() as folder:
+            out, page = (pathlib.Path(folder) / name for name in ("c.json", "c.html"))
+            said = tendon_pi0.certify("demo", count=2, out=out, html=page)
+            printed = json.loads(command("certify", "demo", "--count", 2, "--json"))
+            self.assertEqual(said, printed)
+            self.assertTrue(said["passed"])
+            self.assertEqual(json.loads(out.read_text()), said)
+            self.assertIn("</html>", page.read_text())
+        other = tendon_pi0.Policy("demo", precision="f32")
+
+        def slightly_off(observation, noise):
+            return other.infer(observation, noise=noise)["actions"] + [0, 0, 0.5]
+
+        said = tendon_pi0.certify("demo", against=slightly_off, against_name="a test", count=1)
+        self.assertEqual((said["against"], said["passed"]), ("a test", False))
+        self.assertEqual([action["passed"] for action in said["actions"]], [False, True, True])
+        self.assertEqual(said["actions"][0]["action"], "action_2")
+        self.assertAlmostEqual(said["actions"][0]["max_error"], 0.5, 1)
+        with self.assertRaisesRegex(tendon_pi0.RequestError, "2 numbers"):
+            tendon_pi0.certify("demo", against=lambda *_: [1, 2])
+        with self.assertRaisesRegex(ZeroDivisionError, "division"):
+            tendon_pi0.certify("demo", against=lambda *_: 1 / 0)
+
     def test_a_converted_file_gives_the_same_actions(self):
         seen = tendon_pi0.demo_observation()
         with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <nlohmann/json.hpp>
@@ -13,6 +14,7 @@
 #include "tendon/embedded.h"
 #include "tendon/machine.h"
 #include "tensor/check.h"
+#include "validate/certificate.h"
 #include "validate/health.h"
 #include "validate/modules.h"
 
@@ -86,14 +88,43 @@ std::string validate(const std::string& model, const std::optional<nb::dict>& ob
   return text_of(json);
 }
 
-// ([(camera, height, width, rgb)], state, prompt)
-nb::tuple first_view() {
-  const Observation seen = demo_observation();
+// ([(camera, height, width, rgb)], state, prompt); the bytes are interleaved.
+nb::tuple parts_of(const Observation& seen) {
   nb::list pictures;
   for (const auto& [camera, image] : seen.images)
     pictures.append(nb::make_tuple(camera, image.height, image.width,
                                    nb::bytes(image.rgb.data(), image.rgb.size())));
   return nb::make_tuple(pictures, seen.state, seen.prompt);
+}
+
+// Actions of a function in Python, of an observation's parts and the noise as float32 bytes.
+Oracle oracle_of(const nb::object& against) {
+  if (against.is_none()) return {};
+  return [&against](const Observation& seen, const std::vector<float>& noise) {
+    const nb::gil_scoped_acquire gil;
+    const nb::bytes values(noise.data(), noise.size() * sizeof(float));
+    return nb::cast<std::vector<double>>(against(parts_of(seen), values));
+  };
+}
+
+// The certificate as JSON text, and its page.
+nb::tuple certify_model(const std::string& model, const nb::object& against,
+                        const std::string& name, const std::tuple<int64_t, uint64_t>& drawn,
+                        const nb::dict& given) {
+  OpenOptions options = read_open_options(given);
+  options.progress = progress_to(nb::none());
+  Certifying certifying{.drawn = std::get<0>(drawn), .seed = std::get<1>(drawn)};
+  ensure(certifying.drawn >= 1, Fault::usage, "count is {}, expected 1 or more", certifying.drawn);
+  if (!against.is_none()) certifying.against = name;
+  certifying.oracle = oracle_of(against);
+  std::string json, page;
+  {
+    const nb::gil_scoped_release released;
+    const Certificate certificate = certify(model, options, certifying);
+    json = text_of(to_json(certificate));
+    page = html_page(certificate);
+  }
+  return nb::make_tuple(json, page);
 }
 
 void add_policies(nb::module_& m) {
@@ -122,7 +153,8 @@ NB_MODULE(_engine, m) {
   m.def("convert", &convert_file, "model"_a, "out"_a, "options"_a);
   m.def("validate", &validate, "model"_a, "observation"_a.none(), "health_only"_a, "all_layers"_a,
         "options"_a);
-  m.def("demo_observation", &first_view);
+  m.def("certify", &certify_model, "model"_a, "against"_a.none(), "name"_a, "drawn"_a, "options"_a);
+  m.def("demo_observation", [] { return parts_of(demo_observation()); });
   m.def("version", &version);
   m.def("backends", &backends);
   m.def("option_names", &open_option_names);

@@ -7,7 +7,7 @@
 docs/python.md says what an observation is. Every error is a tendon_pi0.errors.Error.
 """
 from ._engine import version as _version
-from ._model import convert, doctor, inspect, validate
+from ._model import certify, convert, doctor, inspect, validate
 from ._observations import demo_observation
 from ._policy import Policy, RemotePolicy, connect
 from .errors import (BackendError, CheckpointError, Error, InternalError, MemoryPlanError,
@@ -16,4 +16,4 @@ from .errors import (BackendError, CheckpointError, Error, InternalError, Memory
 __version__ = _version()
 __all__ = ["BackendError", "CheckpointError", "Error", "InternalError", "MemoryPlanError",
            "NetworkError", "Policy", "RemotePolicy", "RequestError", "UsageError", "VerdictError",
-           "connect", "convert", "demo_observation", "doctor", "inspect", "validate"]
+           "certify", "connect", "convert", "demo_observation", "doctor", "inspect", "validate"]

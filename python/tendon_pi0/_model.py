@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from . import _engine
+from ._observations import from_parts
 from ._options import OpenOptions, Path
 
 if TYPE_CHECKING:
@@ -37,3 +38,29 @@ def convert(checkpoint: Path, out: Path, **options: Unpack[OpenOptions]) -> dict
 def doctor(**options: Unpack[OpenOptions]) -> dict[str, Any]:
     """What this machine can run, as `tendon doctor --json` says it."""
     return json.loads(_engine.doctor(dict(options)))
+
+
+def certify(checkpoint: Path, *, count: int = 3, seed: int = 0,
+            against: Callable[[dict[str, Any], Any], Any] | None = None,
+            against_name: str = "another implementation", out: Path | None = None,
+            html: Path | None = None, **options: Unpack[OpenOptions]) -> dict[str, Any]:
+    """How far a backend's actions are from the plain reference's, as `tendon certify --json` says
+    it: stages and actions with their bounds, worst first, `passed`, and hashes of the model.
+
+    The observations are `count` drawn within the checkpoint's statistics. `against(observation,
+    noise)`: another implementation instead of the reference, called with lerobot's keys and noise
+    float32 [horizon, model_action_dim]; it returns actions [horizon, action_dim] in the robot's
+    units. `out` and `html` are written: what `tendon serve --certificate` takes, and a page."""
+    def asked(parts: Any, noise: bytes) -> list[float]:
+        import numpy as np
+        values = np.frombuffer(noise, np.float32).reshape(-1, columns)
+        return np.asarray(against(from_parts(*parts), values), np.float64).ravel().tolist()
+
+    columns = inspect(checkpoint, **options)["config"]["action_dim"] if against else 0
+    text, page = _engine.certify(os.fspath(checkpoint), asked if against else None, against_name,
+                                 (count, seed), dict(options))
+    for path, content in ((out, text), (html, page)):
+        if path is not None:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(content + "\n")
+    return json.loads(text)

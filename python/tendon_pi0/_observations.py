@@ -11,8 +11,12 @@ def demo_observation() -> dict[str, Any]:
 
     Under lerobot's keys: two pictures, uint8 [height, width, 3]; "observation.state", float64 [3]:
     the gripper's place and opening; "prompt"."""
+    return from_parts(*_engine.demo_observation())
+
+
+def from_parts(pictures: list[Any], state: list[float], prompt: str | None) -> dict[str, Any]:
+    """An observation of the engine, under lerobot's keys."""
     import numpy as np
-    pictures, state, prompt = _engine.demo_observation()
     observation: dict[str, Any] = {
         f"observation.images.{camera}": np.frombuffer(rgb, np.uint8).reshape(height, width, 3)
         for camera, height, width, rgb in pictures}
