@@ -1,6 +1,7 @@
 // The module tendon_pi0._engine: what tendon_pi0 is made of.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -131,7 +132,7 @@ void add_policies(nb::module_& m) {
   nb::class_<LocalPolicy>(m, "LocalPolicy")
       .def(nb::init<const std::string&, const nb::dict&, nb::object>(), "model"_a, "options"_a,
            "progress"_a.none())
-      .def("infer", &LocalPolicy::infer, "observation"_a, "additions"_a, "steps"_a.none())
+      .def("infer", &LocalPolicy::infer, "observations"_a, "rows"_a, "steps"_a.none())
       .def("metadata", &LocalPolicy::metadata)
       .def("notes", &LocalPolicy::notes);
   nb::class_<ServedByOthers>(m, "RemotePolicy")

@@ -5,7 +5,9 @@
 #include <nanobind/stl/vector.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <deque>
 
 #include "client/wire_fields.h"
 #include "message.h"
@@ -89,25 +91,44 @@ LocalPolicy::~LocalPolicy() {
   engine_.reset();
 }
 
-nb::dict LocalPolicy::infer(const nb::dict& observation, const nb::dict& additions,
-                            std::optional<int64_t> steps) {
-  const Message message(observation, additions);
-  InferOptions options{.steps = steps, .poll = poll_signals()};
-  Actions actions;
+std::vector<nb::dict> LocalPolicy::infer(const std::vector<nb::dict>& observations,
+                                         const std::vector<Row>& rows,
+                                         std::optional<int64_t> steps) {
+  std::deque<Message> messages;
+  for (const auto& [place, additions] : rows)
+    messages.emplace_back(observations.at(place), additions);
+  const std::function<void()> poll = poll_signals();
+  std::vector<Actions> all;
   {
     const nb::gil_scoped_release released;
-    Request request = read_request(message.map(), card_, Dialect::openpi);
-    options.seed = request.seed.value_or(0);
-    options.noise.assign(request.noise.values.begin(), request.noise.values.end());
-    if (request.prev_chunk.rows > 0)
-      options.previous = guidance_by(std::move(request.prev_chunk), request, {}, card_.horizon);
-    const std::unique_lock turn = turns_.take(options.poll);
-    actions = engine_->infer(request.observation, options);
+    std::vector<Request> requests;
+    std::vector<BatchRow> batch;
+    std::vector<size_t> first(observations.size(), rows.size());  // row of each observation
+    for (size_t r = 0; r < rows.size(); ++r) try {
+        requests.push_back(read_request(messages[r].map(), card_, Dialect::openpi));
+        Request& request = requests.back();
+        InferOptions options{.seed = request.seed.value_or(0), .steps = steps, .poll = poll};
+        options.noise.assign(request.noise.values.begin(), request.noise.values.end());
+        if (request.prev_chunk.rows > 0)
+          options.previous = guidance_by(std::move(request.prev_chunk), request, {}, card_.horizon);
+        batch.push_back({nullptr, std::move(options)});
+        first[rows[r].first] = std::min(first[rows[r].first], r);
+      } catch (const Error& e) {
+        if (observations.size() == 1) throw;
+        fail(e.fault(), "row {}: {}", r, e.what());
+      }
+    for (size_t r = 0; r < rows.size(); ++r)
+      batch[r].observation = &requests[first[rows[r].first]].observation;
+    const std::unique_lock turn = turns_.take(poll);
+    all = engine_->infer_batch(batch);
   }
-  nb::dict out;
-  out["actions"] = to_numpy(std::move(actions.values), actions.horizon, actions.dim);
-  out["policy_timing"] = dict_of(actions.times);
-  out["warnings"] = actions.warnings;
+  std::vector<nb::dict> out;
+  for (Actions& actions : all) {
+    nb::dict& row = out.emplace_back();
+    row["actions"] = to_numpy(std::move(actions.values), actions.horizon, actions.dim);
+    row["policy_timing"] = dict_of(actions.times);
+    row["warnings"] = actions.warnings;
+  }
   return out;
 }
 

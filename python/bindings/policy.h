@@ -7,6 +7,8 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "serve/model_card.h"
 #include "tendon/client.h"
@@ -33,9 +35,11 @@ class LocalPolicy {
   LocalPolicy(const std::string& model, const nanobind::dict& options, nanobind::object progress);
   ~LocalPolicy();
 
-  // Keys of RemoteOptions replace those of the observation.
-  nanobind::dict infer(const nanobind::dict& observation, const nanobind::dict& additions,
-                       std::optional<int64_t> steps);
+  // Which observation, and keys of RemoteOptions, which replace those of the observation.
+  using Row = std::pair<size_t, nanobind::dict>;
+  // All rows in one call; those of the same observation share its prefix.
+  std::vector<nanobind::dict> infer(const std::vector<nanobind::dict>& observations,
+                                    const std::vector<Row>& rows, std::optional<int64_t> steps);
   nanobind::dict metadata() const;
   std::vector<std::string> notes() const { return card_.notes; }
 
