@@ -56,8 +56,8 @@ class Policy:
         that were not executed when the observation was taken, [rows, action_dim] in the robot's
         units, with inference_delay: how many of them will be executed before the new chunk arrives;
         execution_horizon: rows that are guided at all, default 10. samples: so many chunks of the
-        same observation, at most 64, with the noise of seed, seed + 1, ...: what the policy reads of
-        the observation is computed once.
+        same observation, at most 64, with the noise of seed, seed + 1, ...: vision and prefill are
+        computed once.
 
         Returns "actions", float64 [horizon, action_dim] (with samples: [samples, horizon,
         action_dim]) in the robot's units; "policy_timing", milliseconds per stage; "warnings".
