@@ -20,10 +20,10 @@ def ask_websockets_compressed(url, request):
     return ask_websockets(url, request, "deflate")
 
 
-def connect_as_a_page(url):
-    """Unlike all others this library sends an Origin unless told not to."""
+def connect_as_a_page(url, **origin):
+    """Unlike all others this library sends an Origin, the server's address, unless told not to."""
     import websocket
-    websocket.create_connection(url, timeout=30).close()
+    websocket.create_connection(url, timeout=30, **origin).close()
 
 
 def ask_websocket_client(url, request):

@@ -298,7 +298,9 @@ def other_clients(check, given, fixtures, replies):
                       f"{name}, {request}: the stock packer would write other bytes")
                 replies.keep(name, request, nth, still)
     with check.refused("403", "an Origin that is not allowed", Exception):
-        client_libraries.connect_as_a_page(f"ws://127.0.0.1:{given.ports['aloha']}")
+        client_libraries.connect_as_a_page(f"ws://127.0.0.1:{given.ports['aloha']}",
+                                           origin="http://page.example")
+    client_libraries.connect_as_a_page(f"ws://127.0.0.1:{given.ports['aloha']}")
     check_pongs(check, given.ports["slow"], fixtures.bytes("request_aloha"))
 
 

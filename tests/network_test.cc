@@ -329,6 +329,29 @@ TEST(Origin, of_a_browser_is_refused_unless_allowed) {
   EXPECT_EQ(upgrade_answer(server.port, "Origin: http://panel.robot\r\n"),
             "HTTP/1.1 101 Switching Protocols");
   EXPECT_EQ(server.network.counters().bad_origin, 3);
+  TestServer any({.origins = {"*"}});
+  EXPECT_EQ(upgrade_answer(any.port, "Origin: http://evil.example\r\n"),
+            "HTTP/1.1 101 Switching Protocols");
+}
+
+// websocket-client for Python sends it; a page of a domain may have it by DNS rebinding.
+TEST(Origin, of_the_servers_own_address_is_allowed_unless_a_domain_may_have_it) {
+  TestServer server;
+  const auto answer = [&](const std::string& host, const std::string& origin) {
+    return first_line(head_of_answer(
+        server.port, fmt::format("GET / HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: "
+                                 "Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+                                 "Sec-WebSocket-Version: 13\r\nOrigin: {}\r\n\r\n",
+                                 host, origin)));
+  };
+  for (const char* host : {"127.0.0.1:8000", "[::1]:8000", "localhost:8000", "robot-brain"}) {
+    for (const char* scheme : {"http://", "https://"})
+      EXPECT_EQ(answer(host, scheme + std::string(host)), "HTTP/1.1 101 Switching Protocols")
+          << host;
+    EXPECT_EQ(answer(host, "http://other"), "HTTP/1.1 403 Forbidden") << host;
+  }
+  for (const char* host : {"evil.example:8000", "1.evil.example", "10.0.0.1.evil.example:80"})
+    EXPECT_EQ(answer(host, "http://" + std::string(host)), "HTTP/1.1 403 Forbidden") << host;
 }
 
 TEST(Ports, that_cannot_be_had_say_what_to_do) {

@@ -175,6 +175,20 @@ TEST(Request, may_name_cameras_by_slot_and_bring_those_that_are_not_used) {
   EXPECT_THROW(images("observation.images.side"), Error);
 }
 
+TEST(Request, may_bring_other_cameras_where_it_has_those_of_the_policy) {
+  const Write picture = array("|u1", {2, 2, 3}, 12);
+  const Fields one = {{"observation.images.top", picture},
+                      {"observation.images.side", picture},
+                      {"state", doubles(std::vector<double>(8, 1.0))},
+                      {"prompt", text("fold")}};
+  EXPECT_TRUE(refuses(Fault::input,
+                      "'observation.images.side' is no camera of this policy; nearest: ", [&] {
+                        read(one, "lerobot");
+                      }));
+  const Request r = read(with(one, "observation.images.wrist", picture), "lerobot");
+  EXPECT_EQ(r.observation.images.size(), 3U);  // the policy says that one is not used
+}
+
 TEST(Request, may_have_a_narrow_state_where_the_statistics_are_wider_than_the_robot) {
   ModelCard wide = card("lerobot");
   const auto values = [&](size_t count) {

@@ -41,9 +41,10 @@ def array(dtype, shape, data):
 
 
 GREY = array(b"|u1", [63, 63, 3], b"\x80" * (63 * 63 * 3))
+STATE = array(b"<f8", [3], struct.pack("<3d", 0.5, 0.5, 1))
 WITHOUT_PROMPT = with_keys(b"\x80", {
     "observation.images.top": GREY, "observation.images.gripper": GREY,
-    "observation.state": array(b"<f8", [3], struct.pack("<3d", 0.5, 0.5, 1))})
+    "observation.state": STATE})
 REQUEST = with_keys(WITHOUT_PROMPT, {"prompt": b"\xb2reach the red disc"})
 
 
@@ -360,6 +361,22 @@ class Serve(unittest.TestCase):
             done = tendon("replay", folder, *ALOHA, "--json", "--tolerance", "0")
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertEqual(json.loads(done.stdout)["equal"], 3 + 3 + 3 + 4 + 1)
+
+    def test_what_is_not_as_it_should_be_is_said_once_per_connection(self):
+        blind = with_keys(b"\x80", {"observation.images.top": GREY,
+                                    "observation.state": STATE, "prompt": b"\xa4push"})
+        third = with_keys(REQUEST, {"observation.images.side": GREY})
+        with Server() as server:
+            for _ in range(2):
+                client = Socket(server.port)
+                for message in (blind, third, blind, third):
+                    kind, reply = client.ask(message)
+                    self.assertEqual(kind, 2, reply)
+            self.assertEqual(server.stop(), 0)
+            said = [line for line in server.log if ": warning: " in line]
+            self.assertEqual(len(said), 4, said)
+            self.assertEqual(sum("camera 'gripper' is absent" in line for line in said), 2, said)
+            self.assertEqual(sum("not used" in line and "'side'" in line for line in said), 2, said)
 
     def test_roboarenas_clients_get_bare_actions(self):
         request = with_keys((MESSAGES / "request_droid.bin").read_bytes(),

@@ -84,18 +84,27 @@ std::vector<double> Policy::robot_state(const Observation& observation) const {
 // Present cameras in the model's order, as one stack of patches; absent ones are left out.
 void Policy::add_images(const Observation& observation, Prepared& p) {
   std::map<std::string, decltype(observation.images.begin())> by_slot;
+  std::vector<std::string> extra;
   for (auto given = observation.images.begin(); given != observation.images.end(); ++given) {
     const std::string& key = given->first;
     const std::string own = camera_name(key);
     const auto known = spec_.cameras.find(own);
     const std::string slot = known == spec_.cameras.end() ? own : known->second;
     if (slot.empty()) continue;  // known to the robot, not used by the model
-    const std::vector<std::string> expected = robot_cameras(spec_);
-    ensure(std::ranges::find(spec_.slots, slot) != spec_.slots.end(), Fault::input,
-           "no camera is called '{}'; this model expects {}; nearest: '{}'", key,
-           quoted_names(expected), nearest(own, expected));
+    if (std::ranges::find(spec_.slots, slot) == spec_.slots.end()) {
+      extra.push_back(key);
+      continue;
+    }
     ensure(!by_slot.contains(slot), Fault::input, "two images for camera '{}'", slot);
     by_slot[slot] = given;
+  }
+  if (!extra.empty()) {  // a wrong name, unless the model sees all that it can see
+    const std::vector<std::string> expected = robot_cameras(spec_);
+    ensure(by_slot.size() >= expected.size(), Fault::input,
+           "no camera is called '{}'; this model expects {}; nearest: '{}'", extra[0],
+           quoted_names(expected), nearest(camera_name(extra[0]), expected));
+    p.warnings.push_back(
+        fmt::format("not used, the model has no such cameras: {}", quoted_names(extra)));
   }
   ensure(!by_slot.empty(), Fault::input, "no image given; this model expects {}",
          quoted_names(robot_cameras(spec_)));

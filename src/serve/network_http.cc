@@ -99,6 +99,29 @@ void HttpConnection::upgrade(const Request& request) {
   socket->accept(request);
 }
 
+namespace {
+
+// Whether no page of the internet can be at this address: an IP address, or a name without a
+// domain. A domain's owner may let its name point at any machine (DNS rebinding), so that a page of
+// the domain has the server's own address.
+bool is_local_name(std::string_view host) {
+  const size_t colon = host.rfind(':');
+  const bool bracketed = host.starts_with('[');
+  if (!bracketed && colon != host.npos) host = host.substr(0, colon);
+  const bool address = host.find_first_not_of("0123456789.") == host.npos;
+  return bracketed || address || host.find('.') == host.npos;
+}
+
+bool is_allowed(std::string_view origin, std::string_view host,
+                const std::vector<std::string>& allowed) {
+  for (const std::string& one : allowed)
+    if (one == "*" || one == origin) return true;
+  if (!is_local_name(host)) return false;
+  return origin == fmt::format("http://{}", host) || origin == fmt::format("https://{}", host);
+}
+
+}  // namespace
+
 // 101 when there is nothing against it.
 HttpReply HttpConnection::refusal(const Request& request) {
   const auto key = request[http::field::sec_websocket_key];
@@ -120,8 +143,9 @@ HttpReply HttpConnection::refusal(const Request& request) {
             .body = fmt::format("Failed to open a WebSocket connection: {}.\n", bad)};
   }
   const auto origin = request.find(http::field::origin);
-  if (origin != request.end() && std::find(options_.origins.begin(), options_.origins.end(),
-                                           origin->value()) == options_.origins.end()) {
+  const auto host = request[http::field::host];
+  if (origin != request.end() && !is_allowed({origin->value().data(), origin->value().size()},
+                                             {host.data(), host.size()}, options_.origins)) {
     ++hub_.counters.bad_origin;
     return {.status = 403, .body = "This Origin is not allowed.\n"};
   }

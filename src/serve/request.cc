@@ -149,19 +149,36 @@ void read_roboarena(const Value& map, Observation& out) {
 void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
   std::vector<std::string> known = card.cameras;
   known.insert(known.end(), card.other_cameras.begin(), card.other_cameras.end());
+  struct Unknown {
+    const Value& picture;
+    std::string_view prefix;
+    std::string camera;
+  };
+  std::vector<Unknown> unknown;
+  const auto read = [&](const Value& picture, std::string_view prefix, std::string camera) {
+    if (std::ranges::find(known, camera) != known.end())
+      read_camera(picture, prefix, camera, known, out);
+    else
+      unknown.push_back({picture, prefix, std::move(camera)});
+  };
   for (const msgpack::Entry& entry : map.map) {
     for (const std::string_view prefix : {"observation.images.", "observation/images/"})
       if (entry.key.starts_with(prefix))
-        read_camera(entry.value, prefix, std::string(entry.key.substr(prefix.size())), known, out);
+        read(entry.value, prefix, std::string(entry.key.substr(prefix.size())));
     // Features whose names do not begin so are cameras under their whole names.
     if (std::ranges::find(known, entry.key) != known.end())
-      read_camera(entry.value, "", std::string(entry.key), known, out);
+      read(entry.value, "", std::string(entry.key));
   }
-  if (const Value* images = map.find("images")) {
-    for (const msgpack::Entry& entry : images->map) {
-      read_camera(entry.value, "images/", std::string(entry.key), known, out);
-    }
-  }
+  if (const Value* images = map.find("images"))
+    for (const msgpack::Entry& entry : images->map)
+      read(entry.value, "images/", std::string(entry.key));
+  // A wrong name, unless all of the model's are there: then the policy says that it is not used.
+  const bool all_there = out.images.size() >= card.cameras.size();
+  for (const auto& [picture, prefix, camera] : unknown)
+    if (all_there)
+      out.images[camera] = read_picture(picture, std::string(prefix) + camera);
+    else
+      read_camera(picture, prefix, camera, known, out);
   ensure(!out.images.empty(), Fault::input,
          "no picture: keys such as 'observation.images.{}' are needed; got the keys {}",
          card.cameras.empty() ? "top" : card.cameras.front(), keys_of(map));

@@ -12,6 +12,8 @@ namespace {
 constexpr const char* kStrictReason =
     "Internal server error. Traceback included in previous frame.";
 
+constexpr size_t kWarningsPerClient = 16;  // different ones, for the log
+
 // Thrown for what is not the request's form: counted under its own name.
 struct Refused {
   Outcome outcome;
@@ -198,7 +200,11 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
   waited.infer_ms = ms_between(begin, Clock::now());
   for (const Actions& actions : chunks) {
     guard(actions);
-    for (const std::string& warning : actions.warnings) metrics_.warn(warning);
+    for (const std::string& warning : actions.warnings) {
+      metrics_.warn(warning);
+      if (session.warned.size() < kWarningsPerClient && session.warned.insert(warning).second)
+        log_(fmt::format("client {}: warning: {}", session.id, warning));
+    }
   }
   if (failures_ >= options_.failures_max)
     metrics_.set_state(ServerState::ready, "answering requests");

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -40,9 +41,10 @@ struct Session {
 
   // Of the inference thread alone.
   int64_t replies = 0;
-  int64_t turns_owed = 0;     // a batch takes as many turns as it has rows
-  ActionChunk previous;       // --rtc: the last reply
-  double latency_ms_max = 0;  // received to replied; the first is no sample
+  int64_t turns_owed = 0;        // a batch takes as many turns as it has rows
+  ActionChunk previous;          // --rtc: the last reply
+  std::set<std::string> warned;  // what the log has said of its requests
+  double latency_ms_max = 0;     // received to replied; the first is no sample
 };
 
 using Sessions = std::map<ConnectionId, std::shared_ptr<Session>>;  // of open connections
