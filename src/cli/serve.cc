@@ -104,8 +104,9 @@ void add_serve(CLI::App& app) {
                    "clients must send the key in this file's first line");
   verb->add_option("--certificate", g->certificate,
                    "of tendon certify; refuse to start with any other model");
-  verb->add_option("--allow-origin", serve.policy.origins,
-                   "a web page's origin that may connect, or *: any; default: the server's own address");
+  verb->add_option(
+      "--allow-origin", serve.policy.origins,
+      "a web page's origin that may connect, or *: any; default: the server's own address");
   verb->add_option("--dialect", g->dialect, "openpi (default) or roboarena");
   verb->add_option("--seed", serve.answers.seed,
                    "of the noise of every request without its own; default 0");
