@@ -145,6 +145,17 @@ bool is_noise(std::string_view line) {
   return line.find_first_not_of(' ') == line.npos || line.starts_with(" --- ");
 }
 
+// The child gets no descriptor from `first` on.
+void close_from(posix_spawn_file_actions_t& files, int first) {
+#if __GLIBC_PREREQ(2, 34)
+  posix_spawn_file_actions_addclosefrom_np(&files, first);
+#else  // what is open now; closing one that is not any more is no error
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
+    if (const int open = std::stoi(entry.path().filename()); open >= first)
+      posix_spawn_file_actions_addclose(&files, open);
+#endif
+}
+
 // A Python process with one socket and everything that runs below it.
 class WorkerProcess {
  public:
@@ -163,7 +174,7 @@ class WorkerProcess {
     int last = -1;  // the child's descriptors, see worker.py
     for (const int from : {input.get(), log_.get(), log_.get(), socket.get()})
       posix_spawn_file_actions_adddup2(&files, from, ++last);
-    posix_spawn_file_actions_addclosefrom_np(&files, last + 1);
+    close_from(files, last + 1);
     posix_spawnattr_t attributes;
     posix_spawnattr_init(&attributes);
     sigset_t none;  // a caller's blocked signals are not the worker's
