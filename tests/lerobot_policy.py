@@ -167,6 +167,20 @@ class Lerobot(unittest.TestCase):
         torch.manual_seed(2)
         self.assertTrue(torch.equal(again.predict_action_chunk(batch), expected))
 
+    def test_a_certificate_can_be_against_lerobot(self):
+        own = record_golden.Lerobot(FOLDERS["pi0"])
+
+        def actions(observation, noise):
+            pictures = [observation[f"observation.images.{camera}"] for camera in own.cameras]
+            state = observation["observation.state"].astype(np.float32)
+            return own.chunk(pictures, state, observation["prompt"], noise.copy())
+
+        for precision in ("f32", "bf16"):
+            said = tendon_pi0.certify("demo", against=actions, count=2,
+                                      against_name="lerobot", precision=precision)
+            self.assertTrue(said["passed"], said)
+            self.assertEqual((said["against"], said["stages"]), ("lerobot", []))
+
     def test_wrong_options_are_refused(self):
         for options, piece in (({}, "either checkpoint"),
                                ({"checkpoint": "a", "url": "b"}, "either checkpoint"),
