@@ -1,9 +1,11 @@
-"""lerobot_policy.py SOURCE: lerobot's policy type "tendon" beside lerobot's own policies; run by
-lerobot_policy_test.py in an environment that has both.
+"""lerobot_policy.py SOURCE DRIVE_TABLE: lerobot's policy type "tendon" beside lerobot's own
+policies; run by lerobot_policy_test.py in an environment that has both.
 
 The checkpoints are the demo's: lerobot's own classes at small sizes, and lerobot's own processors.
 """
+import json
 import pathlib
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -166,6 +168,17 @@ class Lerobot(unittest.TestCase):
         expected = policy.predict_action_chunk(batch)
         torch.manual_seed(2)
         self.assertTrue(torch.equal(again.predict_action_chunk(batch), expected))
+
+    def test_lerobots_evaluation_runs_it_in_closed_loop(self):
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [sys.executable, "-B", SOURCE / "examples/lerobot_eval.py", sys.argv[2],
+                 "--eval.n_episodes=4", f"--output_dir={folder}/out"], capture_output=True,
+                text=True)
+            self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+            info = json.loads(pathlib.Path(folder, "out/eval_info.json").read_text())
+        self.assertEqual(info["overall"]["n_episodes"], 4)
+        self.assertGreaterEqual(info["overall"]["pc_success"], 75)
 
     def test_a_certificate_can_be_against_lerobot(self):
         own = record_golden.Lerobot(FOLDERS["pi0"])

@@ -32,16 +32,18 @@ def python_for_lerobot():
 def main():
     python = python_for_lerobot()
     requirements = SOURCE / "tools/train_demo/requirements.txt"
+    packages = ["-r", requirements, "lerobot[dataset]", *MAKERS, "setuptools"]
     inside = environment(ENVIRONMENTS / "lerobot", requirements.read_text(),
-                         ["--only-binary", ":all:", "-r", requirements, *MAKERS, "setuptools"],
-                         python)
+                         ["--only-binary", ":all:", *packages], python)
     made = wheel(inside, BUILD / "python_wheel_lerobot", BUILD / "python_lerobot")
     package = BUILD / "lerobot_policy_tendon"
     shutil.rmtree(package, ignore_errors=True)  # setuptools builds in its source folder
     shutil.copytree(SOURCE / "python/lerobot_policy_tendon", package)
     called(inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
            "--no-index", "--no-build-isolation", "--force-reinstall", made, package)
-    return subprocess.run([inside, "-B", SOURCE / "tests/lerobot_policy.py", SOURCE]).returncode
+    called("cmake", "--build", BUILD, "--target", "drive_table")
+    return subprocess.run([inside, "-B", SOURCE / "tests/lerobot_policy.py", SOURCE,
+                           BUILD / "drive_table"]).returncode
 
 
 if __name__ == "__main__":
