@@ -34,13 +34,11 @@ std::string answer(uint16_t port, const std::string& bytes) {
 }
 std::string head_of_answer(uint16_t port, const std::string& bytes) {
   RawSocket client(port);
-  client.send(bytes);
-  return client.head();
+  return client.send(bytes), client.head();
 }
 
-// What the server answers to a websocket request with these lines more.
 constexpr const char* kSwitching = "HTTP/1.1 101 Switching Protocols";
-
+// What the server answers to a websocket request with these lines more.
 std::string upgrade_answer(uint16_t port, const std::string& more) {
   return first_line(RawSocket(port).upgrade(more));
 }
@@ -65,7 +63,7 @@ TEST(Handshake, answers_the_key_like_the_reference) {
   EXPECT_EQ(line_of(ours, "Sec-WebSocket-Accept"), line_of(reference, "Sec-WebSocket-Accept"));
   const std::string offered =
       RawSocket(server.port).upgrade("Sec-WebSocket-Extensions: permessage-deflate\r\n");
-  EXPECT_EQ(first_line(offered), "HTTP/1.1 101 Switching Protocols");
+  EXPECT_EQ(first_line(offered), kSwitching);
   EXPECT_EQ(line_of(offered, "Sec-WebSocket-Extensions"), "");
 }
 
@@ -304,7 +302,7 @@ TEST(Silence, of_a_client_that_is_not_read_is_not_its_fault) {
 
 TEST(ApiKey, is_wanted_before_the_upgrade) {
   TestServer server({.api_key = "not-a-secret"});
-  const std::string good = "HTTP/1.1 101 Switching Protocols", bad = "HTTP/1.1 401 Unauthorized";
+  const std::string good = kSwitching, bad = "HTTP/1.1 401 Unauthorized";
   const auto with = [&](const std::string& value) {
     return upgrade_answer(server.port, "Authorization: " + value + "\r\n");
   };
