@@ -167,6 +167,17 @@ TEST(Engine, room_for_48_or_200_prompt_tokens_gives_the_same_bytes) {
   }
 }
 
+TEST(Engine, cameras_beyond_those_of_the_model_are_not_used_and_said_so) {
+  Engine engine = Engine::open("demo");
+  Observation scene = demo_observation();
+  const Actions without = engine.infer(scene);
+  scene.images["side"] = picture(9);
+  const Actions with = engine.infer(scene);
+  EXPECT_EQ(with.values, without.values);
+  EXPECT_EQ(with.warnings,
+            (std::vector<std::string>{"not used, the model has no such cameras: 'side'"}));
+}
+
 TEST(Engine, an_absent_camera_is_masked_and_said_so) {
   Engine engine = small("pi0");
   Observation o = observe(engine);
@@ -348,7 +359,10 @@ TEST(Quantiles, a_state_outside_of_them_is_marked_value_by_value) {
 }
 
 TEST(BadInput, camera_names_are_listed_with_the_nearest) {
-  const auto misspelt = [](Observation& o) { o.images["bse_0_rgb"] = picture(9); };
+  const auto misspelt = [](Observation& o) {
+    o.images["bse_0_rgb"] = picture(9);
+    o.images.erase("base_0_rgb");
+  };
   for (const char* part : {"'left_wrist_0_rgb'", "'right_wrist_0_rgb'", "nearest: 'base_0_rgb'"})
     EXPECT_TRUE(refuses_observation(misspelt, part));
   EXPECT_TRUE(refuses_observation([](Observation& o) { o.images.clear(); }));

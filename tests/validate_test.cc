@@ -195,7 +195,7 @@ struct NegativeControl : testing::TestWithParam<Control> {};
 
 TEST_P(NegativeControl, fails_where_the_fault_is_and_nowhere_else) {
   const OpenOptions options{.backend = "reference", .precision = "f32"};
-  const char* model = "synthetic:pi0-small";
+  const char* model = "demo:pi0";
   const auto right = open_engine(model, options),
              sound = open_engine(model, options, std::make_unique<WrappedKernels>());
   const auto wrong = open_engine(model, options, GetParam().faulty());

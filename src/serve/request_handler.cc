@@ -200,7 +200,8 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
   waited.infer_ms = ms_between(begin, Clock::now());
   for (const Actions& actions : chunks) {
     guard(actions);
-    for (const std::string& warning : actions.warnings) {
+    for (const std::string& text : actions.warnings) {
+      const std::string warning = escaped(text);  // it may have a peer's camera names
       metrics_.warn(warning);
       if (session.warned.size() < kWarningsPerClient && session.warned.insert(warning).second)
         log_(fmt::format("client {}: warning: {}", session.id, warning));
