@@ -80,14 +80,14 @@ bool tell(const std::vector<Description>& told, const char* pointer) {
 // `from_config_json` tells whether it knows the horizon, for which there is no usual value.
 Config sizes(const fs::path& folder, const WeightSource& weights,
              const std::vector<Description>& told,
-             const std::function<bool(Config&)>& from_config_json) {
+             const std::function<bool(Config&)>& from_config_json, const std::string& unread = "") {
   Config c = config_from_weights(weights, tell(told, "/vision/heads"));
   ensure(from_config_json(c) || tell(told, "/horizon"), Fault::checkpoint,
          "{} does not tell the action horizon (rows of a chunk) that it was trained with, and rows "
          "depend on each other: say --config NAME (its openpi training config) or --config "
          "FILE.json with {{\"horizon\": N}}; train_pytorch.py stores it in metadata.pt as config, "
-         "model, action_horizon",
-         folder.string());
+         "model, action_horizon{}",
+         folder.string(), unread.empty() ? "" : "; " + unread);
   for (const Description& d : told) c = read_config(d.json, d.file, c);
   check(c);
   return c;
@@ -308,31 +308,6 @@ void read_lerobot(const fs::path& folder, const fs::path& named, const OpenOptio
   if (!p.relative_step) warn_of_lerobot_0_4(config, file, features, o, m);
 }
 
-// assets/<id>/norm_stats.json; `wanted` may be empty when there is only one.
-fs::path find_statistics(const fs::path& folder, const std::string& wanted) {
-  const fs::path assets = folder / "assets";
-  std::vector<std::string> ids;
-  if (fs::is_directory(assets))
-    for (const auto& entry : fs::recursive_directory_iterator(assets))
-      if (entry.path().filename() == "norm_stats.json" && ids.size() < 1000)
-        ids.push_back(entry.path().parent_path().lexically_relative(assets).string());
-  std::ranges::sort(ids);
-  std::string list;
-  for (const std::string& id : ids) list += (list.empty() ? "" : ", ") + id;
-  ensure(!ids.empty(), Fault::checkpoint,
-         "{} has no assets/<id>/norm_stats.json; copy openpi's assets folder beside the weights, "
-         "or give --statistics FILE",
-         folder.string());
-  if (wanted.empty()) {
-    ensure(ids.size() == 1, Fault::usage, "{} has statistics for {}; choose with --asset",
-           folder.string(), list);
-    return assets / ids.front() / "norm_stats.json";
-  }
-  ensure(std::ranges::find(ids, wanted) != ids.end(), Fault::checkpoint,
-         "{} has no assets/{}/norm_stats.json; there is: {}", folder.string(), wanted, list);
-  return assets / wanted / "norm_stats.json";
-}
-
 // Nobody told the robot's width: openpi takes every state and as much of the statistics, which are
 // often padded to the model's width. Values that varied in training must be there.
 void allow_narrow_states(OpenedModel& m) {
@@ -385,7 +360,7 @@ void add_statistics(const fs::path& folder, const OpenOptions& o,
 
 // What would change the actions and is in no checkpoint of openpi.
 void ask_for_transforms(const std::vector<Description>& told, const OpenOptions& o,
-                        const fs::path& folder, OpenedModel& m) {
+                        const fs::path& folder, bool state_told, OpenedModel& m) {
   if (!tell(told, "/robot")) {
     m.notes.push_back(
         "no openpi training config was named (--config NAME) and no robot described (\"robot\" in "
@@ -399,7 +374,8 @@ void ask_for_transforms(const std::vector<Description>& told, const OpenOptions&
          "\"robot\", such as [{{\"type\": \"delta_actions\", \"mask\": [6, -1]}}, {{\"type\": "
          "\"normalize\"}}], or --config NAME",
          folder.string());
-  ensure(named_robot || !m.config.pi05() || o.state_in_prompt || tell(told, "/robot/prompt/state"),
+  ensure(named_robot || !m.config.pi05() || o.state_in_prompt || state_told ||
+             tell(told, "/robot/prompt/state"),
          Fault::usage,
          "{} does not tell whether its prompt has the state in it: say \"prompt\": {{\"state\": "
          "true}} in \"robot\", --state-in-prompt or --no-state-in-prompt",
@@ -414,25 +390,36 @@ void read_openpi(const fs::path& folder, const fs::path& named, const OpenOption
       fs::exists(folder / "config.json") ? read_json(folder / "config.json") : json::object();
   const std::vector<Description> told = descriptions(folder, o);
   m.weights = open_weights(weight_files(named, o), o);
-  m.config = sizes(folder, *m.weights, told, [&](Config& c) {
+  const TrainedWith trained = read_metadata(folder);
+  const auto from_files = [&](Config& c) {
     ensure_agrees(config, "action_dim", c.action_dim, file);
-    if (config.contains("action_horizon")) c.horizon = json_int(config, "action_horizon", file);
+    std::optional<int64_t> stated;
+    if (config.contains("action_horizon")) stated = json_int(config, "action_horizon", file);
+    c.horizon = stated.value_or(c.horizon);
+    apply(trained, stated, c);
+    const bool known = stated || trained.horizon;
     for (const Description& d : told) {
       if (!d.named) continue;
       ensure(d.json.at("action_dim") == c.action_dim, Fault::checkpoint,
              "{} has {} action dims, the model {}", d.file, d.json.at("action_dim").dump(),
              c.action_dim);
-      ensure(!config.contains("action_horizon") || d.json.at("horizon") == c.horizon,
-             Fault::checkpoint, "{}: action_horizon is {}, but {} has {}", file, c.horizon, d.file,
-             d.json.at("horizon").dump());
+      ensure(!known || d.json.at("horizon") == c.horizon, Fault::checkpoint,
+             "{}: action_horizon is {}, but {} has {}", stated ? file : trained.file, c.horizon,
+             d.file, d.json.at("horizon").dump());
     }
-    return config.contains("action_horizon");
-  });
+    return known;
+  };
+  m.config = sizes(folder, *m.weights, told, from_files, trained.unread);
+  if (trained.horizon || trained.max_token_len)
+    m.notes.push_back(
+        fmt::format("{}: trained with {} actions per chunk and prompts of at most {} "
+                    "tokens",
+                    trained.file, m.config.horizon, m.config.max_token_len));
   warn_of_unknown_keys(config, file, kOpenpiKeys, m);
   m.spec = {.slots = kSlots,
             .resizer = Family::openpi,
             .prompt = {.style = Family::openpi,
-                       .state_in_prompt = m.config.pi05(),
+                       .state_in_prompt = m.config.pi05() && trained.state_in_prompt.value_or(true),
                        .tokens_max = m.config.max_token_len},
             .transforms = {Normalize{{.family = Family::openpi}, {.family = Family::openpi}}},
             .state_dim = 0,
@@ -440,7 +427,7 @@ void read_openpi(const fs::path& folder, const fs::path& named, const OpenOption
   name_cameras(m.spec, {});
   describe_robot(m.spec, told);
   add_statistics(folder, o, told, m);
-  ask_for_transforms(told, o, folder, m);
+  ask_for_transforms(told, o, folder, trained.state_in_prompt.has_value(), m);
 }
 
 }  // namespace

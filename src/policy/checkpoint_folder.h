@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,25 @@ WeightFiles weight_files(const std::filesystem::path& folder, const OpenOptions&
 // With the adapter merged. Throws Error(Fault::checkpoint), and Error(Fault::usage) for a
 // --lora-scale without an adapter.
 std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenOptions& options);
+
+// What openpi's train_pytorch.py stored of its TrainConfig in metadata.pt; what is absent was not
+// told there.
+struct TrainedWith {
+  std::string file;
+  std::optional<int64_t> horizon, max_token_len, action_dim;
+  std::optional<bool> state_in_prompt, pi05;
+  std::string unread;  // why the file was not read
+};
+// Throws nothing for a file that cannot be read: another may tell the same.
+TrainedWith read_metadata(const std::filesystem::path& folder);
+// Its values into `config`, which comes from the tensors. Throws Error(Fault::checkpoint) where
+// they contradict those, or the horizon of config.json.
+void apply(const TrainedWith& trained, std::optional<int64_t> stated_horizon, Config& config);
+
+// assets/<id>/norm_stats.json; `wanted` may be empty when there is only one. Throws
+// Error(Fault::checkpoint), and Error(Fault::usage) where one must be chosen.
+std::filesystem::path find_statistics(const std::filesystem::path& folder,
+                                      const std::string& wanted);
 
 // --base as a folder.
 std::filesystem::path base_folder(const OpenOptions& options);
