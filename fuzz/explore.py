@@ -24,10 +24,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 CPU_SECONDS_MAX = 1
 MEMORY_MIB_MAX = 512
 # Bytes of the longest input: what reaches every branch, not what the parser takes.
-LENGTH_MAX = {"checkpoint_folder": 12 << 10, "configuration": 4 << 10, "converted_file": 12 << 10,
-              "http": 6 << 10, "image": 4 << 10, "msgpack": 4 << 10, "recording": 2 << 10,
-              "safetensors": 6 << 10, "sentencepiece": 12 << 10, "tokenizer_json": 16 << 10,
-              "websocket": 20 << 10}
+LENGTH_MAX = {"adapter": 4 << 10, "checkpoint_folder": 12 << 10, "configuration": 4 << 10,
+              "converted_file": 12 << 10, "http": 6 << 10, "image": 4 << 10, "msgpack": 4 << 10,
+              "recording": 2 << 10, "safetensors": 6 << 10, "sentencepiece": 12 << 10,
+              "tokenizer_json": 16 << 10, "torch_file": 2 << 10, "websocket": 20 << 10}
 KEPT_BYTES_MAX = 400_000  # of one target's corpus before it is packed, the shortest inputs first
 
 

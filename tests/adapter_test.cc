@@ -183,6 +183,10 @@ TEST(Adapter, brings_modules_that_were_trained_in_full_and_biases) {
   const std::vector<float> more = some(rows, 6);
   for (size_t i = 0; i < bias.size(); ++i) bias[i] += 3 * static_cast<double>(more[i]);
   expect_near(tuned.weight(kUp + ".bias"), bias, "lora_bias");
+  tuned.save(
+      {{"lora_bias", true}, {"lora_alpha", 1e6}},
+      tuned.low_rank(kUp, 2) + std::vector{some_tensor(kPeft + kUp + ".lora_B.bias", {rows}, 6)});
+  EXPECT_TRUE(refuses(Fault::checkpoint, kUp + ".bias", [&] { tuned.weight(kUp + ".bias"); }));
 }
 
 // A whole model as PEFT wraps it, saved as one file: names of layers inside layers.

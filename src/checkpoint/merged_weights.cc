@@ -331,7 +331,9 @@ class MergedWeights final : public WeightSource {
     const std::vector<float> added = floats(more.values, adapter_.file);
     for (size_t i = 0; i < values.size(); ++i)
       values[i] += static_cast<float>(more.scale) * added[i];
-    return host_tensor(t.name, t.shape, std::move(values));
+    HostTensor sum = host_tensor(t.name, t.shape, std::move(values));
+    check_values(sum, description_);
+    return sum;
   }
 
   std::unique_ptr<WeightSource> base_;
