@@ -34,8 +34,9 @@ def wheel(maker, out, folder):
     shutil.rmtree(out, ignore_errors=True)
     called(maker, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
            "--no-build-isolation", "--no-index", "--wheel-dir", out,
-           "-C", "cmake.source-dir=python", "-C", f"build-dir={folder}",
-           "-C", f"cmake.define.tendon_DIR={BUILD}", SOURCE)
+           "--config-settings", "cmake.source-dir=python",
+           "--config-settings", f"build-dir={folder}",
+           "--config-settings", f"cmake.define.tendon_DIR={BUILD}", SOURCE)
     made, = out.glob("*.whl")
     return made
 
