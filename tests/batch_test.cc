@@ -4,9 +4,11 @@
 
 #include "refusals.h"
 #include "tendon/embedded.h"
+#include "tendon/opened.h"
 #include "tendon/tendon.h"
 #include "tensor/compare.h"
 #include "test_files.h"
+#include "wrapped_kernels.h"
 
 using namespace tendon;
 
@@ -118,6 +120,33 @@ TEST(BatchRows, have_the_same_bytes_with_every_instruction_set) {
       } catch (const Error& e) {
         EXPECT_EQ(e.fault(), Fault::usage) << e.what();  // does not carry this precision
       }
+}
+
+// Masks that a batch leaves on a device would lie where a recording has its intermediates.
+TEST(BatchRows, are_not_recorded_and_forget_what_was) {
+  struct Recording : WrappedKernels {
+    std::vector<std::string>& told;
+    explicit Recording(std::vector<std::string>& to) : told(to) {}
+    bool records() const override { return true; }
+    Replayed graph(const GraphKey& key, std::span<const Tensor> inputs, const Body& body) override {
+      told.emplace_back(key.graph);
+      return WrappedKernels::graph(key, inputs, body);
+    }
+    void forget_graphs() override { told.emplace_back("forgotten"); }
+  };
+  std::vector<std::string> told;
+  const auto engine =
+      open_engine("demo", {.backend = "reference"}, std::make_unique<Recording>(told));
+  const Observation scene = demo_observation(), other = scene;
+  const std::vector<std::string> recorded = {"vision", "prefill", "denoise"};
+  engine->policy->infer(scene);
+  EXPECT_EQ(told, recorded);
+  for (const Observation* second : {&scene, &other}) {
+    told.clear();
+    const BatchRow rows[] = {{&scene, {}}, {second, {}}};
+    engine->policy->infer_batch(rows);
+    EXPECT_EQ(told, std::vector<std::string>{"forgotten"});
+  }
 }
 
 TEST(BatchRows, are_refused_by_their_number) {

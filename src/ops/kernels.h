@@ -138,6 +138,10 @@ class Kernels {
     return {body(inputs)};
   }
 
+  // Ops outside of graphs follow that may leave tensors which outlast their call (masks, tables): a
+  // backend whose recordings would write over them has to record anew.
+  virtual void forget_graphs() {}
+
   virtual std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) = 0;
   virtual Tensor upload(std::span<const float> values, const Shape& shape) = 0;
   virtual void download(const Tensor& x, std::span<float> to) = 0;

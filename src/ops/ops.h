@@ -110,6 +110,8 @@ class Ops {
   std::vector<Tensor> graph(const GraphKey& key, std::span<const Tensor> inputs,
                             const Kernels::Body& body);
 
+  void forget_graphs() { kernels_.forget_graphs(); }  // see Kernels
+
   std::string_view backend() const { return kernels_.name(); }
   const Coverage& coverage() const { return coverage_; }
   // From now on `observer` is told of every op after it ran; {}: nobody is. Each op is waited for

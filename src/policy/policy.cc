@@ -284,7 +284,7 @@ void Policy::add_quantiles(const Prepared& p, Actions& out) const {
 }
 
 // Vision and prefill, like denoising, are bodies that a backend may record and replay; their sizes
-// are those of one observation, so a batch runs plainly.
+// are those of one observation and one chunk, so a batch runs plainly.
 void Policy::read_prefix(Call& call, const Stage& stage) {
   std::vector<KvCache*> caches;
   for (size_t i = 0; i < call.inputs.size(); ++i) caches.push_back(&cache_of(call, i));
@@ -293,7 +293,7 @@ void Policy::read_prefix(Call& call, const Stage& stage) {
   tendon::read_prefix(
       ops_, model_, call.inputs, Sequences(caches), [&](auto* name, auto given, auto& body) {
         std::vector<Tensor> made =
-            caches.size() == 1 ? ops_.graph({name, call.sizes}, given, body) : body(given);
+            call.recorded ? ops_.graph({name, call.sizes}, given, body) : body(given);
         if (std::string_view(name) == "vision")
           stage(times.vision_ms, work.vision_flops, work.vision_bytes);
         else
@@ -369,6 +369,8 @@ Policy::Call Policy::prepare(std::span<const BatchRow> rows) {
   ensure(!rows.empty() && rows.size() <= 64, Fault::input, "a batch of {} rows, expected 1 to 64",
          rows.size());
   Call call;
+  call.recorded = rows.size() == 1;
+  if (!call.recorded) ops_.forget_graphs();
   std::map<const Observation*, size_t> known;
   for (const BatchRow& row : rows) try {
       ensure(row.observation != nullptr, Fault::input, "no observation");
@@ -413,7 +415,7 @@ std::vector<float> Policy::denoise_together(Call& call, std::span<const size_t> 
     return std::vector<Tensor>{
         denoise(ops_, model_, Sequences(caches), *first.steps, {inputs[0], guided})};
   };
-  const bool recorded = call.draws.size() == 1 && !guided;
+  const bool recorded = call.recorded && !guided;
   const std::span<const Tensor> inputs(&start, 1);
   return ops_.download(
       (recorded ? ops_.graph({"denoise", call.sizes}, inputs, denoised) : denoised(inputs))[0]);

@@ -123,6 +123,7 @@ class Policy {
     std::vector<Draw> draws;         // one per row
     std::vector<KvCache> others;     // the first observation's is cache_
     std::array<int64_t, 4> sizes{};  // of its graphs
+    bool recorded = true;            // vision, prefill and denoise may be
     Actions out;                     // times and work
   };
   Call prepare(std::span<const BatchRow> rows);

@@ -36,10 +36,7 @@ class TtnnKernels final : public Kernels {
   // not: their keys begin anew.
   bool records() const override { return device_.caps().fast_dispatch; }
   Replayed graph(const GraphKey& key, std::span<const Tensor> inputs, const Body& body) override {
-    if (!recordings_.empty() && key.sizes != recordings_.begin()->first.sizes) {
-      forget_traces();
-      recordings_.clear();
-    }
+    if (!recordings_.empty() && key.sizes != recordings_.begin()->first.sizes) forget_graphs();
     Recording& r = recordings_[key];
     if (!r.compiled) {
       forget_traces();
@@ -56,6 +53,11 @@ class TtnnKernels final : public Kernels {
         device_.copy(held(inputs[i]), held(r.inputs[i]));
     device_.replay(r.trace);
     return {r.outputs, true};
+  }
+
+  void forget_graphs() override {
+    forget_traces();
+    recordings_.clear();
   }
 
   ~TtnnKernels() override { forget_traces(); }
