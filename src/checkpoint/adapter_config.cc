@@ -11,8 +11,6 @@
 namespace tendon {
 namespace {
 
-using nlohmann::json;
-
 constexpr size_t kPatternsMax = 4096, kPatternBytesMax = 512;
 
 // Read here, or of the training alone.
@@ -27,9 +25,10 @@ const std::set<std::string> kKnown = {
     "fan_in_fan_out"};
 
 // Initialisations that leave the base weights as they are.
-const std::set<json> kInitialisations = {true, false, nullptr, "gaussian", "orthogonal", "eva"};
+const std::set<nlohmann::json> kInitialisations = {true,       false,        nullptr,
+                                                   "gaussian", "orthogonal", "eva"};
 
-bool says_nothing(const json& value) {
+bool says_nothing(const nlohmann::json& value) {
   return value.is_null() || value == false ||
          ((value.is_object() || value.is_array()) && value.empty());
 }
@@ -51,9 +50,10 @@ std::string pattern(const std::string& key, const std::string& where) {
 }
 
 template <class T, class Read>
-std::vector<std::pair<std::string, T>> patterns(const json& config, const std::string& key,
-                                                const std::string& file, Read read) {
-  const json object = config.value(key, json());
+std::vector<std::pair<std::string, T>> patterns(const nlohmann::json& config,
+                                                const std::string& key, const std::string& file,
+                                                Read read) {
+  const nlohmann::json object = config.value(key, nlohmann::json());
   std::vector<std::pair<std::string, T>> all;
   if (says_nothing(object)) return all;
   const std::string where = file + ": " + key;
@@ -68,25 +68,27 @@ std::vector<std::pair<std::string, T>> patterns(const json& config, const std::s
   return all;
 }
 
-double checked_alpha(const json& object, const std::string& key, const std::string& file) {
+double checked_alpha(const nlohmann::json& object, const std::string& key,
+                     const std::string& file) {
   const double alpha = json_number(object, key, file);
   ensure(std::isfinite(alpha) && std::abs(alpha) <= 1e6, Fault::checkpoint,
          "{}: '{}' is {}, expected a finite number of at most a million", file, key, alpha);
   return alpha;
 }
 
-int64_t checked_rank(const json& object, const std::string& key, const std::string& file) {
+int64_t checked_rank(const nlohmann::json& object, const std::string& key,
+                     const std::string& file) {
   const int64_t rank = json_int(object, key, file);
   ensure(rank >= 1 && rank <= 1 << 20, Fault::checkpoint,
          "{}: '{}' is {}, expected a rank of 1 to {}", file, key, rank, 1 << 20);
   return rank;
 }
 
-std::vector<std::string> modules(const json& config, const std::string& file) {
-  const json list = config.value("modules_to_save", json());
+std::vector<std::string> modules(const nlohmann::json& config, const std::string& file) {
+  const nlohmann::json list = config.value("modules_to_save", nlohmann::json());
   if (says_nothing(list)) return {};
   ensure(list.is_array() && list.size() <= kPatternsMax &&
-             std::ranges::all_of(list, [](const json& name) { return name.is_string(); }),
+             std::ranges::all_of(list, [](const nlohmann::json& name) { return name.is_string(); }),
          Fault::checkpoint, "{}: 'modules_to_save' is no list of at most {} names", file,
          kPatternsMax);
   return list.get<std::vector<std::string>>();
@@ -96,10 +98,10 @@ std::vector<std::string> modules(const json& config, const std::string& file) {
 
 LoraSettings read_adapter_config(const std::filesystem::path& path) {
   const std::string file = path.string();
-  const json config = read_json(path, 4 << 20);
+  const nlohmann::json config = read_json(path, 4 << 20);
   ensure(config.is_object(), Fault::checkpoint, "{}: expected an object, got {}", file,
          config.type_name());
-  const json type = config.value("peft_type", json());
+  const nlohmann::json type = config.value("peft_type", nlohmann::json());
   ensure(type == "LORA", Fault::checkpoint,
          "{}: peft_type is {}, only LORA is merged here; merge it with PEFT's merge_and_unload()",
          file, type.dump(-1, ' ', true).substr(0, 60));
@@ -108,14 +110,14 @@ LoraSettings read_adapter_config(const std::filesystem::path& path) {
            "{}: {} is {}, which may change the actions and is not known here; merge the adapter "
            "with PEFT's merge_and_unload()",
            file, entry.key(), entry.value().dump(-1, ' ', true).substr(0, 60));
-  const json start = config.value("init_lora_weights", json());
+  const nlohmann::json start = config.value("init_lora_weights", nlohmann::json());
   ensure(kInitialisations.contains(start), Fault::checkpoint,
          "{}: init_lora_weights is {}, which changes the base weights before training begins; save "
          "the adapter with path_initial_model_for_weight_conversion, or merge it with PEFT's "
          "merge_and_unload()",
          file, start.dump(-1, ' ', true).substr(0, 60));
   const auto flag = [&](const char* key) {
-    return !config.value(key, json()).is_null() && json_bool(config, key, file);
+    return !config.value(key, nlohmann::json()).is_null() && json_bool(config, key, file);
   };
   LoraSettings s{.file = file,
                  .rank_stabilised = flag("use_rslora"),
@@ -126,7 +128,7 @@ LoraSettings read_adapter_config(const std::filesystem::path& path) {
                  .whole = modules(config, file)};
   if (config.contains("lora_alpha")) s.alpha = checked_alpha(config, "lora_alpha", file);
   if (config.contains("r")) s.rank = checked_rank(config, "r", file);
-  const json base = config.value("base_model_name_or_path", json());
+  const nlohmann::json base = config.value("base_model_name_or_path", nlohmann::json());
   if (base.is_string()) s.base = base.get<std::string>().substr(0, 200);
   ensure(!(s.dora && s.bias), Fault::checkpoint,
          "{}: use_dora and lora_bias together, which PEFT itself merges to another model than it "

@@ -14,7 +14,6 @@
 namespace tendon {
 namespace {
 
-using nlohmann::json;
 using Bytes = std::span<const std::byte>;
 
 constexpr size_t kPickleBytesMax = 1 << 20, kValuesMax = 1 << 16, kNestingMax = 64;
@@ -65,7 +64,7 @@ std::string plain(std::string_view text) {
 struct Value {
   enum class Kind { scalar, list, dict, object, mark };
   Kind kind = Kind::scalar;
-  json scalar = {};                // of an object: its class
+  nlohmann::json scalar = {};      // of an object: its class
   std::vector<size_t> parts = {};  // of a dictionary: key, value, key, value, ...
 };
 
@@ -75,7 +74,7 @@ class Unpickler {
  public:
   Unpickler(Bytes bytes, std::string file) : in_(bytes, file), file_(std::move(file)) {}
 
-  json read() {
+  nlohmann::json read() {
     while (true) {
       const auto op = static_cast<uint8_t>(in_.number(1));
       if (op == '.') break;
@@ -95,7 +94,7 @@ class Unpickler {
     return values_.size() - 1;
   }
   void push(Value value) { stack_.push_back(make(std::move(value))); }
-  void push(json scalar) { push(Value{.scalar = std::move(scalar)}); }
+  void push(nlohmann::json scalar) { push(Value{.scalar = std::move(scalar)}); }
   size_t pop() {
     ensure(!stack_.empty() && values_[stack_.back()].kind != Kind::mark, Fault::checkpoint,
            "{}: a pickle that takes more than it has", file_);
@@ -134,17 +133,17 @@ class Unpickler {
 
   bool scalar(uint8_t op) {
     switch (op) {
-      case 'N': push(json()); break;
-      case 0x88: push(json(true)); break;
-      case 0x89: push(json(false)); break;
-      case 'K': push(json(in_.number(1))); break;
-      case 'M': push(json(in_.number(2))); break;
-      case 'J': push(json(static_cast<int32_t>(in_.number(4)))); break;
+      case 'N': push(nlohmann::json()); break;
+      case 0x88: push(nlohmann::json(true)); break;
+      case 0x89: push(nlohmann::json(false)); break;
+      case 'K': push(nlohmann::json(in_.number(1))); break;
+      case 'M': push(nlohmann::json(in_.number(2))); break;
+      case 'J': push(nlohmann::json(static_cast<int32_t>(in_.number(4)))); break;
       case 0x8a: push(long_integer(in_.number(1))); break;
       case 'G': push(floating()); break;
-      case 'X': push(json(plain(in_.text(in_.number(4))))); break;
-      case 0x8c: push(json(plain(in_.text(in_.number(1))))); break;
-      case 0x8d: push(json(plain(in_.text(in_.number(8))))); break;
+      case 'X': push(nlohmann::json(plain(in_.text(in_.number(4))))); break;
+      case 0x8c: push(nlohmann::json(plain(in_.text(in_.number(1))))); break;
+      case 0x8d: push(nlohmann::json(plain(in_.text(in_.number(8))))); break;
       case 'U':
       case 'C': push(Value{Kind::object, bytes_of(in_.number(1))}); break;
       case 'T':
@@ -154,19 +153,19 @@ class Unpickler {
     return true;
   }
 
-  json bytes_of(uint64_t count) {
+  nlohmann::json bytes_of(uint64_t count) {
     in_.take(count);
     return "bytes";
   }
 
-  json long_integer(uint64_t bytes) {
+  nlohmann::json long_integer(uint64_t bytes) {
     ensure(bytes <= 8, Fault::checkpoint, "{}: an integer of {} bytes", file_, bytes);
     if (bytes == 0) return 0;
     const int shift = 64 - 8 * static_cast<int>(bytes);
     return std::bit_cast<int64_t>(in_.number(static_cast<int>(bytes)) << shift) >> shift;
   }
 
-  json floating() {  // big-endian
+  nlohmann::json floating() {  // big-endian
     uint64_t bits = 0;
     for (const std::byte b : in_.take(8)) bits = bits << 8 | std::to_integer<uint64_t>(b);
     return std::bit_cast<double>(bits);
@@ -263,18 +262,18 @@ class Unpickler {
   }
 
   std::string name(size_t value) const {
-    const json& text = values_[value].scalar;
+    const nlohmann::json& text = values_[value].scalar;
     return text.is_string() ? text.get<std::string>() : "?";
   }
 
-  json to_json(size_t index, size_t depth) {
+  nlohmann::json to_json(size_t index, size_t depth) {
     ensure(depth < kNestingMax && ++told_ <= kValuesMax, Fault::checkpoint,
            "{}: nested deeper than {} levels, or more than {} values", file_, kNestingMax,
            kValuesMax);
     const Value& v = values_[index];
     if (v.kind == Kind::scalar) return v.scalar;
     if (v.kind == Kind::object) return {{"python", v.scalar}};
-    json all = v.kind == Kind::dict ? json::object() : json::array();
+    nlohmann::json all = v.kind == Kind::dict ? nlohmann::json::object() : nlohmann::json::array();
     if (v.kind == Kind::list)
       for (const size_t part : v.parts) all.push_back(to_json(part, depth + 1));
     for (size_t i = 0; v.kind == Kind::dict && i < v.parts.size(); i += 2) {
@@ -295,7 +294,7 @@ class Unpickler {
 
 }  // namespace
 
-json read_pickle(Bytes bytes, const std::string& file) {
+nlohmann::json read_pickle(Bytes bytes, const std::string& file) {
   ensure(bytes.size() <= kPickleBytesMax, Fault::checkpoint,
          "{}: a pickle of {} bytes, at most {} are read", file, bytes.size(), kPickleBytesMax);
   return Unpickler(bytes, file).read();
@@ -345,7 +344,7 @@ Bytes find_pickle(Bytes archive, const std::string& file) {
   fail(Fault::checkpoint, "{} holds no {}", file, kName);
 }
 
-json read_torch_file(const std::filesystem::path& path) {
+nlohmann::json read_torch_file(const std::filesystem::path& path) {
   const std::string bytes = read_file(path, 16 << 20);
   return read_pickle(find_pickle(std::as_bytes(std::span(bytes)), path.string()), path.string());
 }

@@ -51,8 +51,8 @@ struct Tokenizer::Candidate {
 
 Tokenizer Tokenizer::from_bytes(std::span<const std::byte> bytes, const std::string& name) {
   const bool braces = !bytes.empty() && bytes[0] == std::byte{'{'};
-  const bool json = name.ends_with(".json") || (braces && !name.ends_with(".model"));
-  return Tokenizer(json ? read_tokenizer_json(bytes, name) : read_sentencepiece(bytes, name));
+  const bool is_json = name.ends_with(".json") || (braces && !name.ends_with(".model"));
+  return Tokenizer(is_json ? read_tokenizer_json(bytes, name) : read_sentencepiece(bytes, name));
 }
 
 Tokenizer Tokenizer::of_bytes() {
