@@ -103,6 +103,7 @@ def runs(scratch):
     expect(0, "demo", "inspect", "demo")
     expect(3, "MODEL is demo, demo:pi05", "inspect", "demo:pi1")
     expect(0, "0 differences", "inspect", "demo", "--diff", "demo")
+    expect(0, '"path":"/config/policy"', "inspect", "demo", "--diff", "demo:pi05", "--json")
     expect(0, "3238048528", "inspect", "synthetic:pi0", "--json")
     expect(0, "3353433872", "inspect", "synthetic:pi05", "--json")
     expect(0, "horizon", "inspect", "synthetic:pi05", "--config", "pi05_droid")

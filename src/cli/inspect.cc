@@ -57,8 +57,11 @@ void inspect(const InspectOptions& o) {
   }
   const Json model = Json::parse(describe(o.model, o.open));
   if (!o.diff.empty()) {
-    const int n = print_differences(model, Json::parse(describe(o.diff, o.open)));
-    fmt::print("{} differences\n", n);
+    const Json other = Json::parse(describe(o.diff, o.open));
+    if (o.json)
+      fmt::print("{}\n", Json::diff(model, other).dump());
+    else
+      fmt::print("{} differences\n", print_differences(model, other));
   } else if (o.json) {
     fmt::print("{}\n", model.dump());
   } else {
@@ -72,7 +75,8 @@ void add_inspect(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("inspect", "what is in a model");
   const auto o = std::make_shared<InspectOptions>();
   add_model_options(*verb, o->model, o->open);
-  verb->add_option("--diff", o->diff, "another model: show only what differs");
+  verb->add_option("--diff", o->diff,
+                   "another model: show only what differs; with --json as a JSON patch");
   verb->add_flag("--json", o->json, "one JSON object on standard output");
   verb->add_flag("--tendon-json", o->tendon_json,
                  "only sizes and robot, as a tendon.json that says the same");
