@@ -129,6 +129,7 @@ struct Sample {
 std::vector<Sample> torch_samples(int in, int out) {
   const float scale = static_cast<float>(in) / static_cast<float>(out);
   std::vector<Sample> samples;
+  samples.reserve(static_cast<size_t>(out));
   for (int i = 0; i < out; ++i) {
     const float at = std::max(std::fma(scale, static_cast<float>(i) + 0.5f, -0.5f), 0.f);
     const int low = std::min(static_cast<int>(at), in - 1);

@@ -59,6 +59,16 @@ Policy::Policy(Ops& ops, Model model, PolicySpec spec)
   check_spec(spec_, model_.config);
   cache_ = make_cache(ops_, model_.config);
   schedule({});
+  const Normalizer& action = spec_.normalize().action;
+  if (!action.has_quantiles(spec_.action_dim)) return;
+  for (const std::vector<double>* quantile : {&action.q01, &action.q99}) {
+    std::vector<double> row(quantile->begin(), quantile->begin() + spec_.action_dim);
+    action.renormalize(row);
+    std::ranges::transform(row, std::back_inserter(quantiles_),
+                           [](double v) { return static_cast<float>(v); });
+    quantiles_.resize(quantiles_.size() +
+                      static_cast<size_t>(model_.config.action_dim - spec_.action_dim));
+  }
 }
 
 const Schedule& Policy::schedule(const InferOptions& options) {
@@ -220,12 +230,13 @@ std::optional<Policy::Leftover> Policy::leftover(const InferOptions& options,
 
 // The robot's dims only: what the model adds to fill its width means nothing.
 std::vector<double> Policy::to_robot(std::span<const float> normalized, const Prepared& p) const {
-  std::vector<double> actions;
-  for (; !normalized.empty();
-       normalized = normalized.subspan(static_cast<size_t>(model_.config.action_dim))) {
-    std::vector<double> row(normalized.begin(), normalized.begin() + spec_.action_dim);
-    actions_to_robot(spec_.transforms, p.states, row);
-    actions.insert(actions.end(), row.begin(), row.end());
+  const auto wide = static_cast<size_t>(model_.config.action_dim);
+  const auto dim = static_cast<size_t>(spec_.action_dim);
+  std::vector<double> actions(normalized.size() / wide * dim);
+  for (std::span<double> rest = actions; !rest.empty(); rest = rest.subspan(dim)) {
+    std::copy_n(normalized.begin(), dim, rest.begin());
+    actions_to_robot(spec_.transforms, p.states, rest.first(dim));
+    normalized = normalized.subspan(wide);
   }
   return actions;
 }
@@ -254,7 +265,7 @@ std::vector<double> Policy::postprocess(std::span<const float> normalized,
 
 // Two more rows through to_robot: relative actions become absolute, ALOHA's joints flip.
 void Policy::add_quantiles(const Prepared& p, Actions& out) const {
-  const Normalizer &state = spec_.normalize().state, &action = spec_.normalize().action;
+  const Normalizer& state = spec_.normalize().state;
   const std::vector<double>& before = p.states[p.states.size() - 2];  // as they are normalised
   if (state.has_quantiles(std::ssize(before)))
     for (size_t i = 0; i < before.size(); ++i) {
@@ -265,16 +276,8 @@ void Policy::add_quantiles(const Prepared& p, Actions& out) const {
       const double v = seen(before[i]);
       out.state_outside.push_back(v < seen(state.q01[i]) || v > seen(state.q99[i]));
     }
-  if (!action.has_quantiles(out.dim)) return;
-  std::vector<float> rows(static_cast<size_t>(2 * out.model_dim), 0.f);
-  auto to = rows.begin();
-  for (const std::vector<double>* quantile : {&action.q01, &action.q99}) {
-    std::vector<double> row(quantile->begin(), quantile->begin() + out.dim);
-    action.renormalize(row);
-    std::ranges::transform(row, to, [](double v) { return static_cast<float>(v); });
-    to += out.model_dim;
-  }
-  const std::vector<double> pair = to_robot(rows, p);
+  if (quantiles_.empty()) return;
+  const std::vector<double> pair = to_robot(quantiles_, p);
   if (!std::ranges::all_of(pair, [](double v) { return std::isfinite(v); })) return;
   for (size_t d = 0; d < static_cast<size_t>(out.dim); ++d) {
     const auto [low, high] = std::minmax(pair[d], pair[d + static_cast<size_t>(out.dim)]);

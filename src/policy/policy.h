@@ -149,6 +149,7 @@ class Policy {
   Model model_;
   PolicySpec spec_;
   KvCache cache_;
+  std::vector<float> quantiles_;  // two normalised rows: 1 % and 99 % of the actions; or none
   std::map<std::pair<int64_t, TimeSequence>, Schedule> schedules_;
 };
 
