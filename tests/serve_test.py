@@ -203,6 +203,7 @@ class Serve(unittest.TestCase):
             model = json.loads(server.get("/status"))["model"]
             self.assertEqual((model["robot"], model["cameras"]), ("lerobot", ["top", "gripper"]))
             self.assertTrue(model["demo"])
+            self.assertIn(b"\xabfingerprint\xb0" + model["fingerprint"].encode(), client.greeting)
 
     def test_the_demo_acts_behind_a_server_as_without(self):
         def episode(*where):

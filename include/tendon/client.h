@@ -115,7 +115,9 @@ struct RemoteActions : ActionChunk {
 // what is absent stays empty.
 struct RemotePolicy {
   std::string model, robot, server;  // "aloha", "droid", "libero" or "lerobot"; "tendon 0.1.0"
-  int64_t horizon = 0;               // rows of a chunk
+  // Of the answer to the warm-up's observation: weights, statistics, backend and precision in one.
+  std::string fingerprint;
+  int64_t horizon = 0;  // rows of a chunk
   std::vector<std::string> action_names, cameras;
   std::vector<double> reset_pose;  // joints of one arm where an episode begins
   bool demo = false;               // no policy for a real robot: built in or random weights

@@ -37,6 +37,7 @@ void greeting_fields(Policy& policy, Field&& field) {
   field("cameras", policy.cameras);
   field("demo", policy.demo);
   field("server", policy.server);
+  field("fingerprint", policy.fingerprint);
 }
 
 // Beside the observation.

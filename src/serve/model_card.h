@@ -24,8 +24,6 @@ struct ModelCard : RemotePolicy {
   std::vector<std::string> other_cameras;
   std::vector<std::string> notes;
   double load_ms = 0, warm_up_ms = 0;
-  // Of the answer to the warm-up's observation: weights, statistics, backend and precision in one.
-  std::string fingerprint;
 };
 
 // What there is to know of an opened model before it has run.
