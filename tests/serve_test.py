@@ -48,6 +48,14 @@ WITHOUT_PROMPT = with_keys(b"\x80", {
 REQUEST = with_keys(WITHOUT_PROMPT, {"prompt": b"\xb2reach the red disc"})
 
 
+def memory_of(pid):
+    """(bytes of its own, bytes that others map as well), as the kernel counts pages."""
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return tuple(1024 * (kib[f"{kind}_Clean"] + kib[f"{kind}_Dirty"])
+                 for kind in ("Private", "Shared"))
+
+
 class Socket:
     """The least of a websocket client: one binary message out, one message in."""
 
@@ -391,6 +399,33 @@ class Serve(unittest.TestCase):
             self.assertTrue(reply.startswith(b"\x84\xc4\x0b__ndarray__"))
             self.assertIn(b"<f4", reply)
             self.assertEqual(client.ask(b"\x81\xa8endpoint\xa5reset"), (1, b"reset successful"))
+
+    def test_servers_of_one_converted_file_have_its_weights_once(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config, file = (pathlib.Path(folder, name) for name in ("sizes.json", "m.safetensors"))
+            config.write_text(json.dumps({"num_steps": 1, "vlm": {
+                "depth": 4, "width": 512, "mlp": 6144, "vocab": 20000}}))
+            plain = ("synthetic:pi0-small", "--config", config)
+            done = tendon("convert", *plain, file)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            size = file.stat().st_size
+            self.assertGreater(size, 70e6)
+            with Server(model=[file]) as one, Server(model=[file]) as other, Server(
+                    model=plain) as unshared:
+                for server in (one, other):
+                    private, shared = memory_of(server.process.pid)
+                    self.assertLess(private, size / 3)
+                    self.assertGreater(shared, size / 2)
+                    said = json.loads(server.get("/status"))["memory"]
+                    self.assertAlmostEqual(said["private_bytes"], private, delta=size / 20)
+                    self.assertAlmostEqual(said["shared_bytes"], shared, delta=size / 5)
+                    self.assertIn('tendon_memory_bytes{kind="private"}', server.get("/metrics"))
+                self.assertGreater(memory_of(unshared.process.pid)[0], 0.6 * size)
+                facts = json.loads(tendon("doctor", "--json").stdout)["machine"]
+                found = next(f["found"] for f in facts if f["what"] == "tendon processes")
+                count, together = re.match(r"(\d+), ([\d.]+) GB together", found).groups()
+                self.assertGreaterEqual(int(count), 3, found)
+                self.assertGreater(float(together), 1.5 * size / 1e9, found)
 
     def test_prompts_of_every_kind(self):
         def ask(prompt):

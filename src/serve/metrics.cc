@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tensor/percentile.h"
+#include "tensor/resident_memory.h"
 
 namespace tendon {
 
@@ -186,6 +187,16 @@ nlohmann::json Metrics::warnings_json() const {
   return rows;
 }
 
+namespace {
+
+nlohmann::json memory_json() {
+  const std::optional<ResidentMemory> memory = own_memory_by_kind();
+  if (!memory) return nullptr;
+  return {{"private_bytes", memory->private_bytes}, {"shared_bytes", memory->shared_bytes}};
+}
+
+}  // namespace
+
 std::string Metrics::status_json(const Sessions& sessions) const {
   const std::string why = reason();
   const std::lock_guard lock(mutex_);
@@ -194,6 +205,7 @@ std::string Metrics::status_json(const Sessions& sessions) const {
   out["reason"] = why;
   out["loading"] = loading_json();
   out["uptime_s"] = seconds_since(start_);
+  out["memory"] = memory_json();
   out["version"] = card_ ? nlohmann::json(card_->version) : nlohmann::json();
   out["model"] = card_ ? nlohmann::json(*card_) : nlohmann::json();
   if (card_) out["model"]["name"] = card_->model;
@@ -273,6 +285,11 @@ std::string Metrics::prometheus(const Sessions& sessions, const NetworkCounters&
     row("tendon_stage_seconds_total", "stage", kStageNames[s], stage_sum_ms_[s] / 1e3);
   type("tendon_clients", "gauge", "Open connections");
   out += fmt::format("tendon_clients {}\n", sessions.size());
+  if (const std::optional<ResidentMemory> memory = own_memory_by_kind()) {
+    type("tendon_memory_bytes", "gauge", "In memory: its own, and of mapped files");
+    row("tendon_memory_bytes", "kind", "private", memory->private_bytes);
+    row("tendon_memory_bytes", "kind", "shared", memory->shared_bytes);
+  }
   type("tendon_state_out_of_range_total", "counter", "State values outside q01 to q99");
   for (size_t i = 0; i < outside_.size(); ++i)
     row("tendon_state_out_of_range_total", "dimension", i, outside_[i]);

@@ -1,5 +1,8 @@
 #include "tendon/machine.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <filesystem>
@@ -10,6 +13,7 @@
 #include "tendon/tendon.h"
 #include "tensor/check.h"
 #include "tensor/parallel.h"
+#include "tensor/resident_memory.h"
 
 namespace tendon {
 namespace {
@@ -67,6 +71,27 @@ MachineFact memory() {
           free > 8 ? "" : "a full-size model needs 5.4 GB (bf16) or 3.5 GB (int8)"};
 }
 
+// Those of one converted file have its pages once in memory.
+MachineFact processes() {
+  std::vector<ResidentMemory> all;
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator("/proc", none)) {
+    const std::string pid = entry.path().filename().string();
+    if (pid == std::to_string(::getpid()) || first_line(entry.path() / "comm") != "tendon")
+      continue;
+    if (const auto memory = resident_memory(pid)) all.push_back(*memory);
+  }
+  double fair = 0, most = 0;
+  for (const ResidentMemory& memory : all) {
+    fair += static_cast<double>(memory.fair_bytes) / 1e9;
+    most = std::max(most, static_cast<double>(memory.private_bytes) / 1e9);
+  }
+  return {"tendon processes", true,
+          fmt::format("{}, {:.2f} GB together, at most {:.2f} GB of one are its own", all.size(),
+                      fair, most),
+          ""};
+}
+
 MachineFact nvidia() {
   const bool there = fs::exists("/dev/nvidia0");
   return {
@@ -114,7 +139,7 @@ Machine examine_machine(const OpenOptions& o) {
   m.facts = {instruction_sets()};
   for (const Precision p : {Precision::f32, Precision::bf16, Precision::int8})
     m.facts.push_back(products(p));
-  m.facts.insert(m.facts.end(), {memory(), gpu, ttnn, sim, card});
+  m.facts.insert(m.facts.end(), {memory(), processes(), gpu, ttnn, sim, card});
   const double free = memory_gb("MemAvailable");
   m.tests = {
       {"host", true, "unit, op and model tests on reference and cpu: scripts/test"},
