@@ -26,6 +26,7 @@ ModelCard card(const std::string& robot) {
   c.state_dim = robot == "aloha" ? 14 : 8;
   if (robot == "aloha") c.cameras = {"cam_high", "cam_left_wrist", "cam_right_wrist"};
   if (robot == "lerobot") c.cameras = {"top", "wrist"};
+  if (robot == "libero") c.cameras = {"image", "wrist_image"};
   return c;
 }
 
@@ -223,6 +224,73 @@ struct Bad {
   Write write;
   std::vector<const char*> named;  // in the refusal
 };
+
+Write map_of(Fields fields) {
+  return [=](Writer& to) {
+    to.map(std::ssize(fields));
+    for (const auto& [key, write] : fields) {
+      to.text(key);
+      write(to);
+    }
+  };
+}
+
+Write compressed(const std::string& format, const std::string& file) {
+  return map_of({{"__image__", [](Writer& to) { to.boolean(true); }},
+                 {"format", text(format)},
+                 {"data", [=](Writer& to) { to.bytes(bytes_of(file)); }}});
+}
+
+TEST(Request, of_vla_eval_has_pictures_by_name_or_in_order) {
+  const std::string two_by_one = "P6 2 1 255\nabcdef";
+  const auto look = [&](const std::string& first, const std::string& second) {
+    return read({{"images", map_of({{first, compressed("png", two_by_one)},
+                                    {second, array("|u1", {2, 2, 3}, 12, 7)}})},
+                 {"states", doubles(std::vector<double>(8, 0.5))},
+                 {"task_description", text("fold")},
+                 {"noise", text("the benchmark's own")}},
+                "libero", Dialect::vla_eval)
+        .observation;
+  };
+  const Observation by_order = look("agentview", "eye_in_hand");
+  EXPECT_EQ(by_order.images.at("image").rgb[5], 'f');
+  EXPECT_EQ(by_order.images.at("wrist_image").rgb[5], 7);
+  EXPECT_EQ(by_order.prompt, "fold");
+  EXPECT_EQ(by_order.state[7], 0.5);
+  EXPECT_EQ(look("wrist_image", "image").images.at("image").rgb[5], 7);
+}
+
+TEST(Request, of_vla_eval_reserves_for_a_few_pictures_only) {
+  const auto refused = [](const Write& images) {
+    return refusal({{"images", images}}, "libero", Dialect::vla_eval);
+  };
+  const std::string huge = "P6 8000 8000 255\n", large = "P6 4000 3000 255\n";
+  EXPECT_TRUE(says(refused(map_of({{"a", compressed("png", huge)}})), "8000 by 8000 pixels"));
+  EXPECT_TRUE(says(refused(map_of({{"a", compressed("jpeg", large)}})), "need 36000000 bytes"));
+  EXPECT_TRUE(says(refused(map_of({{"a", compressed("webp", large)}})), "expected 'png'"));
+  EXPECT_TRUE(says(refused(map_of({{"a", text("x")}})), "'images/a' is a text"));
+  const Write small = compressed("png", "P6 1 1 255\nabc");
+  EXPECT_TRUE(says(refused(map_of({{"a", small}, {"b", small}, {"c", small}})), "1 to 2 pictures"));
+}
+
+TEST(Envelope, that_is_wrong_is_refused) {
+  const Fields good = {{"type", text("observation")}, {"payload", map_of({})}, {"seq", integer(7)}};
+  const auto read = [](const Fields& fields) {
+    const std::string kept = message(fields);
+    const Envelope envelope = read_envelope(msgpack::decode(bytes_of(kept)));
+    return std::pair(std::string(envelope.type), envelope.seq);
+  };
+  EXPECT_EQ(read(good), std::pair(std::string("observation"), int64_t{7}));
+  const auto refuses_with = [&](const std::string& key, const Write& value, const char* word) {
+    return refuses(Fault::input, word, [&] { read(with(good, key, value)); });
+  };
+  EXPECT_TRUE(refuses_with("type", text("action"), "'type' is 'action'"));
+  EXPECT_TRUE(refuses_with("type", integer(1), "'type'"));
+  EXPECT_TRUE(refuses_with("seq", text("7"), "'seq' is a text"));
+  EXPECT_TRUE(refuses_with("payload", integer(1), "'payload' is an integer"));
+  EXPECT_TRUE(
+      refuses(Fault::input, "'payload' is missing", [&] { read(without(good, "payload")); }));
+}
 
 TEST(Request, that_is_wrong_is_refused_naming_key_got_and_wanted) {
   const std::vector<Bad> all = {

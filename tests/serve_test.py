@@ -230,6 +230,8 @@ class Serve(unittest.TestCase):
         for arguments, code, word in [
                 (["/no/such/model"], 3, "/no/such/model"),
                 (["demo", "--dialect", "x"], 2, "roboarena"),
+                (["demo", "--dialect", "vla-eval", "--rtc"], 2, "--rtc"),
+                (["demo", "--chunk-steps", "3"], 2, "--dialect vla-eval"),
                 (["demo", "--api-key-file", "/no/such/file"], 2, "/no/such/file"),
                 ([*ALOHA, "--guard-factor", "2"], 2, "q01"),
                 (["demo", "--robot", "droid"], 2, "names its own cameras"),

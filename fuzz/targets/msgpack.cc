@@ -1,4 +1,4 @@
-// A robot's message: decoded, then read as an observation of each robot in both dialects.
+// A robot's message: decoded, then read as an observation of each robot in every dialect.
 #include "client/msgpack.h"
 
 #include "../target.h"
@@ -54,5 +54,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (const ModelCard& robot : cards())
     for (const Dialect dialect : {Dialect::openpi, Dialect::roboarena})
       fuzz::taken({Fault::input}, [&] { read_request(value, robot, dialect); });
+  fuzz::taken({Fault::input}, [&] {
+    const Envelope envelope = read_envelope(value);
+    for (const ModelCard& robot : cards())
+      fuzz::taken({Fault::input},
+                  [&] { read_request(*envelope.payload, robot, Dialect::vla_eval); });
+  });
   return 0;
 }

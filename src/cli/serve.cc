@@ -38,8 +38,16 @@ void print_ready(const Given& g, const ServedPolicy& policy, uint16_t port, uint
 }
 
 void run(Given g) {
-  ensure(g.dialect == "openpi" || g.dialect == "roboarena", Fault::usage,
-         "--dialect {}: expected openpi or roboarena", g.dialect);
+  ensure(g.dialect == "openpi" || g.dialect == "roboarena" || g.dialect == "vla-eval", Fault::usage,
+         "--dialect {}: expected openpi, roboarena or vla-eval", g.dialect);
+  if (g.dialect == "vla-eval") {
+    g.serve.answers.dialect = Dialect::vla_eval;
+    ensure(!g.serve.answers.rtc && g.serve.record.empty(), Fault::usage,
+           "--rtc and --record are for openpi's clients; vla-eval hands chunks out itself and "
+           "records on its own side");
+  }
+  ensure(g.serve.answers.chunk_steps == 0 || g.dialect == "vla-eval", Fault::usage,
+         "--chunk-steps is for --dialect vla-eval; openpi's clients get whole chunks");
   if (g.dialect == "roboarena") {
     g.serve.answers.dialect = Dialect::roboarena;
     ensure(g.open.robot.empty() || g.open.robot == "droid", Fault::usage,
@@ -107,7 +115,10 @@ void add_serve(CLI::App& app) {
   verb->add_option(
       "--allow-origin", serve.policy.origins,
       "a web page's origin that may connect, or *: any; default: the server's own address");
-  verb->add_option("--dialect", g->dialect, "openpi (default) or roboarena");
+  verb->add_option("--dialect", g->dialect, "openpi (default), roboarena or vla-eval");
+  verb->add_option("--chunk-steps", serve.answers.chunk_steps,
+                   "vla-eval: actions of a chunk until the next inference; default all")
+      ->check(CLI::PositiveNumber);
   verb->add_option("--seed", serve.answers.seed,
                    "of the noise of every request without its own; default 0");
   verb->add_flag("--fresh-noise", serve.answers.fresh_noise,

@@ -99,8 +99,11 @@ class Writer {
   void number(double value);  // always float64
   void boolean(bool value);
   void nil();
-  // An ndarray as msgpack-numpy packs it; `dtype` is NumPy's dtype.str.
-  void array(std::string_view dtype, std::span<const int64_t> shape, std::span<const uint8_t> data);
+  // An ndarray as msgpack-numpy packs it, its keys being bytes, or with keys that are texts;
+  // `dtype` is NumPy's dtype.str.
+  enum class Keys { bytes, texts };
+  void array(std::string_view dtype, std::span<const int64_t> shape, std::span<const uint8_t> data,
+             Keys keys = Keys::bytes);
   void array(std::span<const double> values, std::span<const int64_t> shape);  // "<f8"
   void value(const Value& any);  // as decode() gave it
 

@@ -73,15 +73,18 @@ void Writer::boolean(bool value) { put(out_, value ? 0xc3 : 0xc2, 1); }
 void Writer::nil() { put(out_, 0xc0, 1); }
 
 void Writer::array(std::string_view dtype, std::span<const int64_t> shape,
-                   std::span<const uint8_t> data) {
+                   std::span<const uint8_t> data, Keys keys) {
+  const auto key = [&](std::string_view name) {
+    keys == Keys::texts ? text(name) : bytes(bytes_of(name));
+  };
   map(4);
-  bytes(bytes_of("__ndarray__"));
+  key("__ndarray__");
   boolean(true);
-  bytes(bytes_of("data"));
+  key("data");
   bytes(data);
-  bytes(bytes_of("dtype"));
+  key("dtype");
   text(dtype);
-  bytes(bytes_of("shape"));
+  key("shape");
   list(std::ssize(shape));
   for (const int64_t size : shape) integer(size);
 }

@@ -98,8 +98,19 @@ void FieldWriter::write(std::string_view key, const ActionChunk& chunk) {
 void FieldWriter::write(std::string_view key, const Timing& timing) {
   FieldWriter numbers;
   for (const auto& [name, number] : timing) numbers(name, number);
-  at(key).map(numbers.entries());
-  bytes_ += numbers.bytes();
+  write(key, numbers);
+}
+
+void FieldWriter::write(std::string_view key, const PlainRow& row) {
+  const auto data = std::as_bytes(std::span(row.values));
+  at(key).array("<f4", std::array{std::ssize(row.values)},
+                {reinterpret_cast<const uint8_t*>(data.data()), data.size()},
+                msgpack::Writer::Keys::texts);
+}
+
+void FieldWriter::write(std::string_view key, const FieldWriter& map) {
+  at(key).map(map.entries());
+  bytes_ += map.bytes();
 }
 
 std::string FieldWriter::map() const {

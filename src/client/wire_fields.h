@@ -73,6 +73,11 @@ void reply_fields(AnyReply& reply, Field&& field) {
   field("request_id", reply.request_id);
 }
 
+// Numbers as vla-eval packs an array of one axis.
+struct PlainRow {
+  std::vector<float> values;
+};
+
 // Writes the entries of a map; a field without a value is left out. Throws Error(Fault::input) for
 // numbers that are not finite and chunks whose values are not rows * dim.
 class FieldWriter {
@@ -99,6 +104,8 @@ class FieldWriter {
   void write(std::string_view key, const std::vector<double>& numbers);  // none: left out
   void write(std::string_view key, const ActionChunk& chunk);            // no rows: left out
   void write(std::string_view key, const Timing& timing);
+  void write(std::string_view key, const PlainRow& row);
+  void write(std::string_view key, const FieldWriter& map);
   template <class... Kinds>
   void write(std::string_view key, const std::variant<Kinds...>& value) {
     std::visit([&](const auto& kind) { write(key, kind); }, value);

@@ -22,10 +22,20 @@ using Bytes = std::span<const std::byte>;
 
 const unsigned char* raw(Bytes file) { return reinterpret_cast<const unsigned char*>(file.data()); }
 
-Image blank(int64_t height, int64_t width, const std::string& name) {
+// What is read, by name, and how much of it.
+struct Source {
+  Bytes file;
+  const std::string& name;
+  int64_t pixels_max;
+};
+
+Image blank(int64_t height, int64_t width, const Source& from) {
+  const std::string& name = from.name;
   ensure(height >= 1 && width >= 1 && height <= kImageSideMax && width <= kImageSideMax,
          Fault::input, "{}: {} by {} pixels; at most {} per side are read", name, height, width,
          kImageSideMax);
+  ensure(height * width <= from.pixels_max, Fault::input, "{}: {} by {} pixels; {} more are read",
+         name, height, width, from.pixels_max);
   return {static_cast<int>(height), static_cast<int>(width),
           std::vector<uint8_t>(static_cast<size_t>(3 * height * width))};
 }
@@ -35,7 +45,9 @@ void ensure_colour(int channels, const std::string& name) {
          channels, channels == 1 ? "" : "s");
 }
 
-Image decode_png(Bytes file, const std::string& name) {
+Image decode_png(const Source& from) {
+  const Bytes file = from.file;
+  const std::string& name = from.name;
   png_image png{};
   png.version = PNG_IMAGE_VERSION;
   const std::unique_ptr<png_image, void (*)(png_image*)> owner(&png, png_image_free);
@@ -48,7 +60,7 @@ Image decode_png(Bytes file, const std::string& name) {
   const int64_t height = png.height, width = png.width;
   ensure_colour(channels, name);
   ensure(!deep, Fault::input, "{} has 16 bits per channel, expected 8", name);
-  Image image = blank(height, width, name);
+  Image image = blank(height, width, from);
   png.format = PNG_FORMAT_RGB;
   if (!png_image_finish_read(&png, nullptr, image.rgb.owned().data(), 0, nullptr)) refuse();
   ensure((png.warning_or_error & PNG_IMAGE_ERROR) == 0, Fault::input, "{}: {}", name, png.message);
@@ -100,7 +112,9 @@ bool read_jpeg(Bytes file, JpegErrors& errors, Begin begin) {
   return true;
 }
 
-Image decode_jpeg(Bytes file, const std::string& name) {
+Image decode_jpeg(const Source& from) {
+  const Bytes file = from.file;
+  const std::string& name = from.name;
   JpegErrors errors{};
   Image image;
   int channels = 0;
@@ -113,7 +127,7 @@ Image decode_jpeg(Bytes file, const std::string& name) {
   });
   ensure(header, Fault::input, "{}: {}", name, errors.message);
   ensure_colour(channels, name);
-  image = blank(height, width, name);
+  image = blank(height, width, from);
   const bool read = read_jpeg(
       file, errors, [&](jpeg_decompress_struct&) -> uint8_t* { return image.rgb.owned().data(); });
   ensure(read, Fault::input, "{}: {}", name, errors.message);
@@ -121,7 +135,9 @@ Image decode_jpeg(Bytes file, const std::string& name) {
 }
 
 // P6: width, height and largest value as text, then bytes.
-Image decode_ppm(Bytes file, const std::string& name) {
+Image decode_ppm(const Source& from) {
+  const Bytes file = from.file;
+  const std::string& name = from.name;
   size_t at = 2;
   const auto character = [&](size_t i) { return static_cast<char>(file[i]); };
   const auto space = [&](size_t i) {
@@ -141,7 +157,7 @@ Image decode_ppm(Bytes file, const std::string& name) {
   const int64_t width = number(), height = number(), largest = number();
   ensure(largest == 255, Fault::input, "{}: largest value {}, expected 255", name, largest);
   ++at;  // one white space
-  Image image = blank(height, width, name);
+  Image image = blank(height, width, from);
   ensure(file.size() - std::min(file.size(), at) >= image.rgb.size(), Fault::input,
          "{}: {} by {} pixels need {} bytes, the file has {}", name, width, height,
          image.rgb.size(), file.size() - std::min(file.size(), at));
@@ -151,14 +167,15 @@ Image decode_ppm(Bytes file, const std::string& name) {
 
 }  // namespace
 
-Image decode_image(Bytes file, const std::string& name) {
+Image decode_image(Bytes file, const std::string& name, int64_t pixels_max) {
+  const Source from{file, name, pixels_max};
   const auto begins = [&](std::string_view magic) {
     return file.size() > magic.size() &&
            std::string_view(reinterpret_cast<const char*>(file.data()), magic.size()) == magic;
   };
-  if (begins("\x89PNG")) return decode_png(file, name);
-  if (begins("\xFF\xD8\xFF")) return decode_jpeg(file, name);
-  if (begins("P6")) return decode_ppm(file, name);
+  if (begins("\x89PNG")) return decode_png(from);
+  if (begins("\xFF\xD8\xFF")) return decode_jpeg(from);
+  if (begins("P6")) return decode_ppm(from);
   ensure(!begins("P5"), Fault::input, "{} has 1 channel, expected 3 (red, green, blue)", name);
   fail(Fault::input, "{} is neither PNG, JPEG nor PPM (P6)", name);
 }

@@ -1,9 +1,13 @@
 #include "serve/request.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "client/wire_fields.h"
+#include "policy/image_file.h"
 #include "policy/training_configs.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
@@ -18,6 +22,7 @@ using Kind = Value::Kind;
 constexpr int64_t kPictureSideMax = 8192;
 constexpr size_t kKeysNamed = 8;
 constexpr int64_t kExecutionHorizon = 10;  // lerobot's default
+constexpr int64_t kPixelsMax = 16 << 20;   // of one message's compressed pictures
 
 // What a message has, for the answer to one that lacks something. A peer's words: cut and escaped.
 std::string keys_of(const Value& map) {
@@ -187,6 +192,43 @@ void read_lerobot(const Value& map, const ModelCard& card, Observation& out) {
       read_row(map, dotted ? "observation.state" : "state", card.state_dim, card.state_dim_min);
 }
 
+// vla-eval's form of a compressed picture. Takes its pixels off those that the message may have.
+Image read_compressed(const Value& picture, const std::string& key, int64_t& pixels_left) {
+  const Value& format = needed(picture, "format", "'png' or 'jpeg'");
+  ensure(format.text == "png" || format.text == "jpeg", Fault::input,
+         "'{}': the format is '{}', expected 'png' or 'jpeg'", key, escaped(format.text));
+  const Value& data = needed(picture, "data", "the picture's bytes");
+  ensure(data.kind == Kind::bytes, Fault::input, "'{}': 'data' is {}, expected bytes", key,
+         describe(data));
+  Image image = decode_image(std::as_bytes(std::span(data.text)), key, pixels_left);
+  pixels_left -= int64_t{image.height} * image.width;
+  return image;
+}
+
+// A benchmark has names of its own for cameras: where one is unknown here, the first picture is
+// that of the policy's first camera, and so on.
+void read_vla_eval(const Value& map, const ModelCard& card, Observation& out) {
+  const Value& images = needed(map, "images", "a map of pictures");
+  ensure(
+      images.kind == Kind::map && !images.map.empty() && images.map.size() <= card.cameras.size(),
+      Fault::input, "'images' is {} of {}, expected a map of 1 to {} pictures", describe(images),
+      images.map.size(), card.cameras.size());
+  const auto known = [&](const msgpack::Entry& picture) {
+    return std::ranges::find(card.cameras, picture.key) != card.cameras.end();
+  };
+  const bool by_name = std::ranges::all_of(images.map, known);
+  int64_t pixels_left = kPixelsMax;
+  for (size_t i = 0; i < images.map.size(); ++i) {
+    const auto& [name, bytes_key, picture] = images.map[i];
+    const std::string key = "images/" + escaped(name);
+    out.images[by_name ? std::string(name) : card.cameras[i]] =
+        picture.find("__image__") ? read_compressed(picture, key, pixels_left)
+                                  : read_picture(picture, key);
+  }
+  out.state =
+      read_row(map, map.find("states") ? "states" : "state", card.state_dim, card.state_dim_min);
+}
+
 // One overload per type of a field; nil is as good as absent.
 struct StrictReader {
   const Value& map;
@@ -308,6 +350,25 @@ Image read_picture(const Value& value, std::string_view key) {
   return image;
 }
 
+Envelope read_envelope(const Value& message) {
+  ensure(message.kind == Kind::map, Fault::input, "the message is {}, expected a map of keys",
+         describe(message));
+  Envelope out;
+  const Value& seq = needed(message, "seq", "the message's number");
+  ensure(seq.kind == Kind::integer && !seq.above_int64, Fault::input,
+         "'seq' is {}, expected an integer", describe(seq));
+  out.seq = seq.integer;
+  out.type = needed(message, "type", "a text").text;
+  constexpr std::array<std::string_view, 5> kTypes = {"hello", "observation", "episode_start",
+                                                      "episode_end", "error"};
+  ensure(std::ranges::find(kTypes, out.type) != kTypes.end(), Fault::input,
+         "'type' is '{}', expected one of {}", escaped(out.type), fmt::join(kTypes, ", "));
+  out.payload = &needed(message, "payload", "a map");
+  ensure(out.payload->kind == Kind::map, Fault::input, "'payload' is {}, expected a map",
+         describe(*out.payload));
+  return out;
+}
+
 Request read_request(const Value& message, const ModelCard& card, Dialect dialect) {
   ensure(message.kind == Kind::map, Fault::input, "the message is {}, expected a map of keys",
          describe(message));
@@ -320,6 +381,8 @@ Request read_request(const Value& message, const ModelCard& card, Dialect dialec
     out.reset = endpoint == "reset";
     if (out.reset) return out;
     read_roboarena(message, out.observation);
+  } else if (dialect == Dialect::vla_eval) {
+    read_vla_eval(message, card, out.observation);
   } else if (card.robot == "aloha") {
     read_aloha(message, card, out.observation);
   } else if (card.robot == "droid") {
@@ -331,12 +394,14 @@ Request read_request(const Value& message, const ModelCard& card, Dialect dialec
   } else {
     read_lerobot(message, card, out.observation);
   }
-  out.observation.prompt = read_prompt(message, "prompt");
+  const char* prompt = dialect == Dialect::vla_eval ? "task_description" : "prompt";
+  out.observation.prompt = read_prompt(message, prompt);
   if (!out.observation.prompt) out.observation.prompt = read_prompt(message, "task");
   ensure(out.observation.prompt || card.default_prompt, Fault::input,
-         "key 'prompt' is missing: say what the robot shall do, or start the server with "
+         "key '{}' is missing: say what the robot shall do, or start the server with "
          "--default-prompt TEXT; got the keys {}",
-         keys_of(message));
+         prompt, keys_of(message));
+  if (dialect == Dialect::vla_eval) return out;  // other keys are the benchmark's
   const StrictReader read{message, card};
   request_fields(static_cast<RemoteOptions&>(out), read);
   std::optional<int64_t> samples;

@@ -13,7 +13,17 @@ namespace tendon {
 enum class Dialect {
   openpi,
   roboarena,  // key `endpoint` (infer or reset), actions alone as the reply
+  vla_eval,   // allenai's evaluation harness: envelopes, an action for every observation
 };
+
+// vla-eval's messages, {type, payload, seq, timestamp}; the payload is a map.
+struct Envelope {
+  std::string_view type;
+  int64_t seq = 0;  // an answer repeats it
+  const msgpack::Value* payload = nullptr;
+};
+// Throws Error(Fault::input) also for types that a client does not send.
+Envelope read_envelope(const msgpack::Value& message);
 
 struct Request : RemoteOptions {
   Observation observation;  // uint8 pictures are views into the message
@@ -28,7 +38,7 @@ struct Requests {
 };
 
 // Throws Error(Fault::input) naming the key, what was got and what was wanted. What the message
-// holds beyond the known keys is ignored.
+// holds beyond the known keys is ignored. Of vla-eval, `message` is the payload of an observation.
 Request read_request(const msgpack::Value& message, const ModelCard& card, Dialect dialect);
 
 constexpr int64_t kRowsMax = 64;  // of one message

@@ -13,6 +13,7 @@ constexpr const char* kStrictReason =
     "Internal server error. Traceback included in previous frame.";
 
 constexpr size_t kWarningsPerClient = 16;  // different ones, for the log
+constexpr int64_t kVlaEvalVersion = 1;
 
 // Thrown for what is not the request's form: counted under its own name.
 struct Refused {
@@ -42,9 +43,42 @@ double unix_seconds_now() {
   return std::chrono::duration<double>(now).count();
 }
 
+std::string write_envelope(const std::string& type, const FieldWriter& payload, int64_t seq) {
+  FieldWriter field;
+  field("type", type);
+  field("payload", payload);
+  field("seq", seq);
+  field("timestamp", unix_seconds_now());
+  return field.map();
+}
+
+// What vla-eval's harness is told of the policy, and what it shall make its benchmark send.
+std::string write_hello(const ModelCard& card, int64_t seq) {
+  FieldWriter observation, field;
+  observation("send_state", true);
+  observation("send_wrist_image", card.cameras.size() > 1);
+  field("harness_version", card.server);
+  field("protocol_version", kVlaEvalVersion);
+  field("model_server", card.server);
+  field("capabilities", FieldWriter());
+  field("observation_params", observation);
+  greeting_fields(card, field);
+  return write_envelope("hello", field, seq);
+}
+
+// The next row of the session's chunk.
+std::string write_action(Session& session) {
+  const ActionChunk& chunk = session.previous;
+  FieldWriter payload;
+  payload("actions", PlainRow{{chunk.values.begin(), chunk.values.begin() + chunk.dim}});
+  session.previous = chunk.from(1);
+  return write_envelope("action", payload, session.seq);
+}
+
 }  // namespace
 
 std::string write_greeting(const ModelCard& card, Dialect dialect) {
+  if (dialect == Dialect::vla_eval) return {};
   FieldWriter field;
   if (dialect == Dialect::roboarena) {
     field("image_resolution", std::vector{224.0, 224.0});
@@ -126,6 +160,11 @@ Answer RequestHandler::refuse(const QueuedRequest& queued, Outcome outcome, cons
   ++queued.session->errors;
   log_(fmt::format("client {}: {}: {}", queued.session->id, name(outcome), text));
   Answer answer{.message = text, .text = true};
+  if (options_.dialect == Dialect::vla_eval) {
+    FieldWriter payload;
+    payload("error", text);
+    answer = {.message = write_envelope("error", payload, queued.session->seq)};
+  }
   if (options_.strict_openpi || internal) {
     answer.close = CloseCode::internal_error;
     answer.close_reason = options_.strict_openpi ? kStrictReason : "internal error";
@@ -217,8 +256,7 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
   ActionChunk first;
   for (size_t r = 0; r < rows.size(); ++r) {
     Reply reply = reply_to(*of_row[r], rows[r].options, chunks[r], waited);
-    answer.message +=
-        options_.dialect == Dialect::roboarena ? write_bare_actions(reply) : write_reply(reply);
+    answer.message += write_rows(reply, session);
     if (r == 0) first = std::move(static_cast<ActionChunk&>(reply));
   }
   const Clock::time_point done = Clock::now();
@@ -237,10 +275,47 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
   return answer;
 }
 
+std::string RequestHandler::write_rows(const Reply& reply, Session& session) const {
+  if (options_.dialect == Dialect::openpi) return write_reply(reply);
+  if (options_.dialect == Dialect::roboarena) return write_bare_actions(reply);
+  session.previous = reply;
+  if (options_.chunk_steps > 0 && options_.chunk_steps < reply.rows) {
+    session.previous.rows = options_.chunk_steps;
+    session.previous.values.resize(static_cast<size_t>(options_.chunk_steps * reply.dim));
+  }
+  return write_action(session);
+}
+
+// A chunk is handed out row by row, an observation each; an episode begins without one.
+Answer RequestHandler::answer_envelope(const QueuedRequest& queued, const msgpack::Value& message,
+                                       Clock::time_point begin) {
+  Session& session = *queued.session;
+  session.seq = 0;
+  const Envelope envelope = read_envelope(message);
+  session.seq = envelope.seq;
+  if (envelope.type == "hello") {
+    const msgpack::Value* version = envelope.payload->find("protocol_version");
+    ensure(!version || version->integer == kVlaEvalVersion, Fault::input,
+           "'protocol_version' is {}, expected {}", version ? version->integer : 0,
+           kVlaEvalVersion);
+    return {.message = write_hello(policy_.card, session.seq)};
+  }
+  if (envelope.type != "observation") {
+    session.previous = {};
+    return {};
+  }
+  if (session.previous.rows == 0)
+    return answer_requests(queued, read_requests(*envelope.payload, policy_.card, options_.dialect),
+                           ms_between(begin, Clock::now()));
+  ++session.answered;
+  return {.message = write_action(session)};
+}
+
 Answer RequestHandler::answer_or_refuse(const QueuedRequest& queued) {
   try {
     const Clock::time_point begin = Clock::now();
     const msgpack::Value message = msgpack::decode(queued.message);
+    if (options_.dialect == Dialect::vla_eval) return answer_envelope(queued, message, begin);
     const Requests requests = read_requests(message, policy_.card, options_.dialect);
     if (requests.rows[0].reset) {
       queued.session->previous = {};

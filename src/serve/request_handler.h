@@ -27,17 +27,18 @@ struct RequestOptions {
                             // unchecked
   int failures_max = 3;     // in a row; then the server is not ready
   bool strict_openpi = false;  // close with 1011 after every error
+  int64_t chunk_steps = 0;     // vla-eval: rows that are executed before the next inference; 0: all
 };
 
 struct Answer {
-  std::string message;
-  bool text = false;  // an error
+  std::string message;  // empty: there is none
+  bool text = false;    // an error
   std::optional<CloseCode> close;
   std::string close_reason;
   uint64_t seed = 0;  // that was used
 };
 
-// The first message of a connection.
+// The first message of a connection; empty where the client speaks first.
 std::string write_greeting(const ModelCard& card, Dialect dialect);
 
 // What the replies to one message have in common.
@@ -61,6 +62,9 @@ class RequestHandler {
 
  private:
   Answer answer_or_refuse(const QueuedRequest& queued);
+  Answer answer_envelope(const QueuedRequest& queued, const msgpack::Value& message,
+                         Clock::time_point begin);
+  std::string write_rows(const Reply& reply, Session& session) const;
   Answer answer_requests(const QueuedRequest& queued, const Requests& requests, double decode_ms);
   InferOptions infer_options(const QueuedRequest& queued, const Request& request);
   Reply reply_to(const Request& request, const InferOptions& infer, Actions& actions,

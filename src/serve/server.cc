@@ -117,7 +117,7 @@ void Server::opened(ConnectionId id, const Peer& peer) {
   session->latest_wins = peer.target.find("queue=latest") != std::string::npos;
   sessions_[id] = session;
   options_.log(fmt::format("client {} connected from {}", id, peer.address));
-  network_.send(id, greeting_);
+  if (!greeting_.empty()) network_.send(id, greeting_);
 }
 
 bool Server::received(ConnectionId id, Bytes message, bool) {
@@ -155,7 +155,7 @@ void Server::closed(ConnectionId id) {
 
 void Server::deliver(ConnectionId id, Clock::time_point received, Answer answer) {
   const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return;
+  if (found == sessions_.end() || answer.message.empty()) return;
   found->second->replying = received;
   // Until it is sent; a quick client's next request may be here before that is known.
   found->second->prev_total_ms = ms_between(received, Clock::now());

@@ -42,7 +42,8 @@ struct Session {
   // Of the inference thread alone.
   int64_t replies = 0;
   int64_t turns_owed = 0;        // a batch takes as many turns as it has rows
-  ActionChunk previous;          // --rtc: the last reply
+  ActionChunk previous;          // --rtc: the last reply; vla-eval: what is left of it
+  int64_t seq = 0;               // vla-eval: of the message that is answered
   std::set<std::string> warned;  // what the log has said of its requests
   double latency_ms_max = 0;     // received to replied; the first is no sample
 };
