@@ -107,11 +107,11 @@ class Socket:
 class Server:
     """A running `tendon serve`; what it prints is read all the time, so that it never waits."""
 
-    def __init__(self, *options, model=("demo",), before=(), port=0, wait=True):
+    def __init__(self, *options, model=("demo",), before=(), port=0, admin=0, wait=True):
         threads = () if "--threads" in options else ("--threads", "1")
         self.process = subprocess.Popen(
-            [*before, TENDON, "serve", *map(str, model), "--port", str(port), "--admin-port", "0",
-             *threads, *map(str, options)], stderr=subprocess.PIPE, text=True)
+            [*before, TENDON, "serve", *map(str, model), "--port", str(port), "--admin-port",
+             str(admin), *threads, *map(str, options)], stderr=subprocess.PIPE, text=True)
         self.log, self.port, self.admin = [], None, None
         self.told = threading.Event()  # that it serves, or all that it ever said
         self.reader = threading.Thread(target=self.read, daemon=True)
