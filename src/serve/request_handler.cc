@@ -278,7 +278,7 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
 std::string RequestHandler::write_rows(const Reply& reply, Session& session) const {
   if (options_.dialect == Dialect::openpi) return write_reply(reply);
   if (options_.dialect == Dialect::roboarena) return write_bare_actions(reply);
-  session.previous = reply;
+  session.previous = static_cast<const ActionChunk&>(reply);
   if (options_.chunk_steps > 0 && options_.chunk_steps < reply.rows) {
     session.previous.rows = options_.chunk_steps;
     session.previous.values.resize(static_cast<size_t>(options_.chunk_steps * reply.dim));
