@@ -103,10 +103,13 @@ class StubServer {
         code_ = serve(
             [this, on_inference](const auto&) {
               if (on_inference) on_inference();
-              return ServedPolicy{stub_card(),
-                                  [this](const Observation& seen, const InferOptions& infer) {
-                                    return stub_actions(policy, seen, infer);
-                                  }};
+              return ServedPolicy{
+                  stub_card(), [this](std::span<const BatchRow> rows) {
+                    std::vector<Actions> all;
+                    for (const BatchRow& row : rows)
+                      all.push_back(stub_actions(policy, *row.observation, row.options));
+                    return all;
+                  }};
             },
             options);
       } catch (const std::bad_alloc&) {

@@ -53,6 +53,14 @@ struct LenientReader {
 
 }  // namespace
 
+Timing stage_timing(const StageTimes& times) {
+  return {{"preprocess_ms", times.preprocess_ms},
+          {"vision_ms", times.vision_ms},
+          {"prefill_ms", times.prefill_ms},
+          {"denoise_ms", times.denoise_ms},
+          {"postprocess_ms", times.postprocess_ms}};
+}
+
 void check_finite(std::span<const double> values, std::string_view key) {
   for (size_t i = 0; i < values.size(); ++i)
     ensure(std::isfinite(values[i]), Fault::input, "'{}'[{}] is {}, expected a finite number", key,

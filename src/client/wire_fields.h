@@ -58,6 +58,13 @@ void request_fields(Options& options, Field&& field) {
 using Number = std::variant<double, int64_t>;
 using Timing = std::vector<std::pair<std::string_view, std::optional<Number>>>;
 
+// The stages of one call in milliseconds, in their order.
+Timing stage_timing(const StageTimes& times);
+// Of the network alone.
+inline double network_ms(const StageTimes& times) {
+  return times.vision_ms + times.prefill_ms + times.denoise_ms;
+}
+
 // What a server sends; its client has RemoteActions for it.
 struct Reply : ActionChunk {
   Timing policy_timing, server_timing;

@@ -323,7 +323,7 @@ void allow_narrow_states(OpenedModel& m) {
   m.notes.push_back(fmt::format(
       "a state of {} values is taken as it comes: nobody tells the robot's width ('state_dim' of "
       "'robot' in tendon.json does), and {}",
-      state_dims(s),
+      state_dims(s.state_dim, s.state_dim_min),
       n.method == NormMethod::identity ? "nothing is normalised"
                                        : "the statistics of the last ones are padding"));
 }

@@ -84,7 +84,7 @@ std::vector<double> Policy::robot_state(const Observation& observation) const {
   std::vector<double> state = observation.state;
   ensure(std::ssize(state) >= spec_.narrowest_state() && std::ssize(state) <= spec_.state_dim,
          Fault::input, "the state has {} values, this model expects {}", state.size(),
-         state_dims(spec_));
+         state_dims(spec_.state_dim, spec_.state_dim_min));
   for (size_t i = 0; i < state.size(); ++i)
     ensure(std::isfinite(state[i]), Fault::input, "state[{}] is {}, expected a finite number", i,
            state[i]);

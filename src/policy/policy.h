@@ -52,7 +52,7 @@ void check_spec(const PolicySpec& spec, const Config& config);
 std::string quoted_names(const std::vector<std::string>& names);
 
 // How many values a state may have: "7", or "4 to 32".
-std::string state_dims(const PolicySpec& spec);
+std::string state_dims(int64_t most, const std::optional<int64_t>& least);
 
 // What the robot calls the cameras of the model, in the model's order.
 std::vector<std::string> robot_cameras(const PolicySpec& spec);

@@ -16,9 +16,8 @@ std::string quoted_names(const std::vector<std::string>& names) {
   return text;
 }
 
-std::string state_dims(const PolicySpec& spec) {
-  return (spec.state_dim_min ? fmt::format("{} to ", *spec.state_dim_min) : "") +
-         std::to_string(spec.state_dim);
+std::string state_dims(int64_t most, const std::optional<int64_t>& least) {
+  return (least ? fmt::format("{} to ", *least) : "") + std::to_string(most);
 }
 
 std::vector<std::string> robot_cameras(const PolicySpec& spec) {

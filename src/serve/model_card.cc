@@ -81,12 +81,7 @@ ServedPolicy open_served(const std::string& model, OpenOptions options, const Op
   served.card.action_ranges = !warm.low.empty();
   served.card.fingerprint =
       fmt::format("{:016x}", content_hash(std::as_bytes(std::span(warm.values))));
-  served.infer = [engine](const Observation& observation, const InferOptions& infer) {
-    return engine->infer(observation, infer);
-  };
-  served.infer_batch = [engine](std::span<const BatchRow> rows) {
-    return engine->infer_batch(rows);
-  };
+  served.infer = [engine](std::span<const BatchRow> rows) { return engine->infer_batch(rows); };
   return served;
 }
 

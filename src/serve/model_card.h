@@ -31,8 +31,7 @@ ModelCard model_card(const std::string& model, Engine& engine);
 
 struct ServedPolicy {
   ModelCard card;
-  std::function<Actions(const Observation&, const InferOptions&)> infer;
-  std::function<std::vector<Actions>(std::span<const BatchRow>)> infer_batch;
+  std::function<std::vector<Actions>(std::span<const BatchRow>)> infer;  // Engine::infer_batch
 };
 
 // Told while a policy is opened; either may be empty.

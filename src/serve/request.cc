@@ -8,6 +8,7 @@
 
 #include "client/wire_fields.h"
 #include "policy/image_file.h"
+#include "policy/policy.h"
 #include "policy/training_configs.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
@@ -76,7 +77,7 @@ std::vector<double> read_row(const Value& value, std::string_view key) {
 // `least`: it may have as few numbers; otherwise `count`.
 std::vector<double> read_row(const Value& map, std::string_view key, int64_t count,
                              const std::optional<int64_t>& least = {}) {
-  const std::string expected = (least ? fmt::format("{} to ", *least) : "") + std::to_string(count);
+  const std::string expected = state_dims(count, least);
   std::vector<double> row =
       read_row(needed(map, key, fmt::format("the robot's state, {} numbers", expected)), key);
   ensure(std::ssize(row) >= least.value_or(count) && std::ssize(row) <= count, Fault::input,
@@ -275,6 +276,10 @@ struct StrictReader {
   }
 };
 
+[[noreturn]] void fail_in_row(size_t row, const Error& e) {
+  fail(e.fault(), "row {} of 'batch': {}", row, e.what());
+}
+
 Image picture_from_floats(const Array& array, std::string_view key) {
   std::vector<uint8_t> bytes(static_cast<size_t>(array.size()));
   for (size_t i = 0; i < bytes.size(); ++i) {
@@ -429,9 +434,25 @@ Requests read_requests(const Value& message, const ModelCard& card, Dialect dial
       chunks += all.rows.back().samples;
       ensure(chunks <= kRowsMax, Fault::input, "a message may ask for at most {} chunks", kRowsMax);
     } catch (const Error& e) {
-      fail(e.fault(), "row {} of 'batch': {}", all.rows.size(), e.what());
+      fail_in_row(all.rows.size(), e);
     }
   return all;
+}
+
+std::vector<BatchRow> batch_rows(const Requests& requests,
+                                 const std::function<InferOptions(const Request&)>& options_of) {
+  std::vector<BatchRow> rows;
+  for (const Request& request : requests.rows) try {
+      const InferOptions options = options_of(request);
+      for (int64_t s = 0; s < request.samples; ++s) {
+        rows.push_back({&request.observation, options});
+        rows.back().options.seed += static_cast<uint64_t>(s);
+      }
+    } catch (const Error& e) {
+      if (requests.rows.size() == 1) throw;
+      fail_in_row(static_cast<size_t>(&request - requests.rows.data()), e);
+    }
+  return rows;
 }
 
 }  // namespace tendon

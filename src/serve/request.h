@@ -1,8 +1,10 @@
 // From a decoded message to an observation: the key layouts of openpi's robots and of lerobot.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "client/msgpack.h"
 #include "serve/model_card.h"
@@ -45,6 +47,11 @@ constexpr int64_t kRowsMax = 64;  // of one message
 // Also of a message of several, in openpi's dialect: 1 to kRowsMax chunks in all. An error names
 // the row.
 Requests read_requests(const msgpack::Value& message, const ModelCard& card, Dialect dialect);
+
+// A row per chunk of `requests`, which must outlive it, with what `options_of` gives for its
+// request; the seeds of a request's samples count on. An Error of `options_of` names the row.
+std::vector<BatchRow> batch_rows(const Requests& requests,
+                                 const std::function<InferOptions(const Request&)>& options_of);
 
 // Guidance by `left`, the rows of the previous chunk that were not executed when the observation of
 // `request` was taken. `delay`: actions that will be executed before the reply arrives, where the

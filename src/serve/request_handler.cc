@@ -184,25 +184,20 @@ InferOptions RequestHandler::infer_options(const QueuedRequest& queued, const Re
 
 Reply RequestHandler::reply_to(const Request& request, const InferOptions& infer, Actions& actions,
                                const Waited& waited) {
-  const StageTimes& stages = actions.times;
   std::optional<double> observation_age;
   if (request.observed_at) observation_age = observation_age_ms(*request.observed_at);
   std::optional<int64_t> delay;
   if (infer.previous) delay = infer.previous->delay;
   Reply reply{{actions.horizon, actions.dim, std::move(actions.values)}};
-  reply.policy_timing = {{"infer_ms", stages.vision_ms + stages.prefill_ms + stages.denoise_ms}};
+  reply.policy_timing = {{"infer_ms", network_ms(actions.times)}};
   reply.server_timing = {{"infer_ms", waited.infer_ms},
                          {"prev_total_ms", waited.prev_total_ms},
                          {"queue_ms", waited.queue_ms},
-                         {"decode_ms", waited.decode_ms},
-                         {"preprocess_ms", stages.preprocess_ms},
-                         {"vision_ms", stages.vision_ms},
-                         {"prefill_ms", stages.prefill_ms},
-                         {"denoise_ms", stages.denoise_ms},
-                         {"postprocess_ms", stages.postprocess_ms},
-                         {"observation_age_ms", observation_age},
-                         {"reply_id", waited.reply_id},
-                         {"inference_delay", delay}};
+                         {"decode_ms", waited.decode_ms}};
+  std::ranges::copy(stage_timing(actions.times), std::back_inserter(reply.server_timing));
+  reply.server_timing.emplace_back("observation_age_ms", observation_age);
+  reply.server_timing.emplace_back("reply_id", waited.reply_id);
+  reply.server_timing.emplace_back("inference_delay", delay);
   reply.request_id = request.request_id;
   return reply;
 }
@@ -214,28 +209,17 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
                 .decode_ms = decode_ms,
                 .reply_id = session.replies};
   if (session.prev_total_ms >= 0) waited.prev_total_ms = session.prev_total_ms;
-  std::vector<BatchRow> rows;
-  std::vector<const Request*> of_row;
-  for (const Request& request : requests.rows) {
+  const std::vector<BatchRow> rows = batch_rows(requests, [&](const Request& request) {
     if (request.deadline_ms && waited.queue_ms + decode_ms > *request.deadline_ms)
       throw Refused{Outcome::deadline_missed,
                     fmt::format("the request waited {:.0f} ms, its deadline_ms is {:.0f}",
                                 waited.queue_ms, *request.deadline_ms)};
     check_age(request);
-    const InferOptions infer = infer_options(queued, request);
-    for (int64_t s = 0; s < request.samples; ++s) {
-      rows.push_back({&request.observation, infer});
-      rows.back().options.seed += static_cast<uint64_t>(s);
-      of_row.push_back(&request);
-    }
-  }
+    return infer_options(queued, request);
+  });
   chunks_ = std::ssize(rows);
   const Clock::time_point begin = Clock::now();
-  std::vector<Actions> chunks;
-  if (requests.list)
-    chunks = policy_.infer_batch(rows);
-  else
-    chunks.push_back(policy_.infer(*rows[0].observation, rows[0].options));
+  std::vector<Actions> chunks = policy_.infer(rows);
   waited.infer_ms = ms_between(begin, Clock::now());
   for (const Actions& actions : chunks) {
     guard(actions);
@@ -254,11 +238,13 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
   Answer answer{.seed = rows[0].options.seed};
   if (requests.list) msgpack::Writer(answer.message).list(std::ssize(rows));
   ActionChunk first;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    Reply reply = reply_to(*of_row[r], rows[r].options, chunks[r], waited);
-    answer.message += write_rows(reply, session);
-    if (r == 0) first = std::move(static_cast<ActionChunk&>(reply));
-  }
+  size_t r = 0;
+  for (const Request& request : requests.rows)
+    for (int64_t s = 0; s < request.samples; ++s, ++r) {
+      Reply reply = reply_to(request, rows[r].options, chunks[r], waited);
+      answer.message += write_rows(reply, session);
+      if (r == 0) first = std::move(static_cast<ActionChunk&>(reply));
+    }
   const Clock::time_point done = Clock::now();
   const double total_ms = ms_between(queued.received, done);
   // The first inference of a connection pays for connecting and warming up: it is no sample.

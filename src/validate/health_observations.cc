@@ -102,10 +102,10 @@ std::vector<Finding> check_observation(const std::string& file, const Examined& 
       }
     }
     if (!fits)
-      r.error(
-          "observation.dimension", "state",
-          fmt::format("{}: the state has {} values, this model expects {}; is it the same robot?",
-                      file, sent.size(), state_dims(m.opened->spec)));
+      r.error("observation.dimension", "state",
+              fmt::format(
+                  "{}: the state has {} values, this model expects {}; is it the same robot?", file,
+                  sent.size(), state_dims(m.opened->spec.state_dim, m.opened->spec.state_dim_min)));
     else if (statistics)
       judge_state(state, sent, file, *statistics, r);
   });
