@@ -8,6 +8,7 @@
 #include <atomic>
 #include <functional>
 #include <limits>
+#include <stdexcept>
 #include <thread>
 
 #include "client/wire_fields.h"
@@ -375,6 +376,37 @@ TEST(PolicyClient, a_bare_array_is_a_reply_too) {
   FakeServer server(kEmptyMap, always(reply));
   EXPECT_EQ(PolicyClient(server.url()).infer(small_observation()).values,
             (std::vector<double>{1, 1}));
+}
+
+TEST(PolicyClient, a_list_of_replies_has_a_chunk_per_row) {
+  std::string list, empty;
+  Writer(list).list(2);
+  list += reply_with({1, 2}, 1) + reply_with({3, 4}, 1);
+  Writer(empty).list(0);
+  FakeServer server(kEmptyMap, [&](int request) {
+    return request < 2 ? list : request == 2 ? reply_with({5, 6}, 1) : empty;
+  });
+  PolicyClient client(server.url());
+  const PolicyClient::Replies both = client.ask_rows(kEmptyMap);
+  EXPECT_TRUE(both.list);
+  ASSERT_EQ(both.rows.size(), 2u);
+  EXPECT_EQ(both.rows[1].values, (std::vector<double>{3, 4}));
+  EXPECT_TRUE(refuses(Fault::input, "ask_rows()", [&] { client.ask(kEmptyMap); }));
+  EXPECT_FALSE(client.ask_rows(kEmptyMap).list);
+  EXPECT_TRUE(refuses(Fault::network, "an empty list", [&] { client.ask_rows(kEmptyMap); }));
+}
+
+TEST(PolicyClient, what_poll_throws_ends_the_wait_and_the_connection) {
+  TestServer server(
+      {}, [](Network&, ConnectionId, const Bytes&) { return true; }, kEmptyMap);
+  int polls = 0;
+  const auto give_up = [&] {
+    if (++polls == 2) throw std::domain_error("enough");
+  };
+  PolicyClient client(server.url(), {.timeout_s = 600, .poll = give_up});
+  EXPECT_THROW(client.infer(small_observation()), std::domain_error);
+  EXPECT_EQ(polls, 2);
+  EXPECT_TRUE(refuses(Fault::network, "was lost", [&] { client.infer(small_observation()); }));
 }
 
 TEST(PolicyClient, a_reply_to_another_request_is_refused) {

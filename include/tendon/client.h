@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -132,6 +133,9 @@ class PolicyClient {
     std::string api_key;
     double timeout_s = 10;     // to connect, and of every reply
     bool keep_trying = false;  // while nobody listens there yet, however long that takes
+    // Called every tenth of a second of waiting for the server. What it throws comes out of the
+    // call; the connection is then gone.
+    std::function<void()> poll = {};
   };
 
   // `url`: "ws://host:port", "host:port" or "host" (port 8000). Throws Error(Fault::network) when
@@ -149,6 +153,14 @@ class PolicyClient {
 
   // The same for a request that is already a message, as request_message() makes them.
   RemoteActions ask(std::string_view request);
+
+  // Of tendon's server, for {"batch": [request, ...]} and requests with "num_samples": a chunk per
+  // row, each as a request of its own gets it. Fault::input also names the row.
+  struct Replies {
+    std::vector<RemoteActions> rows;
+    bool list = false;  // what came was a list, else one reply
+  };
+  Replies ask_rows(std::string_view request);
 
   // laid_out() for `robot`; "": as the server says.
   RemoteActions infer(const Observation& observation, const std::string& robot = "",

@@ -108,6 +108,14 @@ auto from_server(const Bytes& message, Read read) {
   }
 }
 
+PolicyClient::Replies read_replies(const msgpack::Value& reply) {
+  if (reply.kind != msgpack::Value::Kind::list) return {{read_reply(reply)}};
+  PolicyClient::Replies replies{.list = true};
+  for (const msgpack::Value& row : reply.list) replies.rows.push_back(read_reply(row));
+  ensure(!replies.rows.empty(), Fault::input, "a reply is an empty list");
+  return replies;
+}
+
 // A server that still loads does not listen; a proxy in front of it says 502 or 503. A wrong
 // address, an unknown host or a refused key stays what it is.
 bool may_come_up(const Error& error) {
@@ -220,7 +228,8 @@ PolicyClient::PolicyClient(const std::string& url) : PolicyClient(url, Options{}
 
 PolicyClient::PolicyClient(const std::string& url, const Options& options)
     : state_(std::make_unique<State>()) {
-  const WebSocketClient::Options socket{.api_key = options.api_key, .timeout_s = options.timeout_s};
+  const WebSocketClient::Options socket{
+      .api_key = options.api_key, .timeout_s = options.timeout_s, .poll = options.poll};
   while (!state_->socket) {
     try {
       state_->socket.emplace(url, socket);
@@ -246,6 +255,13 @@ PolicyClient& PolicyClient::operator=(PolicyClient&&) noexcept = default;
 const RemotePolicy& PolicyClient::policy() const { return state_->policy; }
 
 RemoteActions PolicyClient::ask(std::string_view request) {
+  Replies replies = ask_rows(request);
+  ensure(!replies.list, Fault::input,
+         "the reply has several chunks: ask_rows() takes 'batch' and 'num_samples'");
+  return std::move(replies.rows[0]);
+}
+
+PolicyClient::Replies PolicyClient::ask_rows(std::string_view request) {
   const Clock::time_point begin = Clock::now();
   ensure(state_->socket.has_value(), Fault::network,
          "the connection to the policy server was lost: make a new PolicyClient");
@@ -258,11 +274,13 @@ RemoteActions PolicyClient::ask(std::string_view request) {
     state_->socket = std::move(socket);
     fail(Fault::input, "{}", as_text(reply.bytes));
   }
-  RemoteActions actions = from_server(reply.bytes, read_reply);
+  Replies replies = from_server(reply.bytes, read_replies);
   state_->socket = std::move(socket);
-  check_actions(actions);
-  actions.round_trip_ms = ms_since(begin);
-  return actions;
+  for (RemoteActions& actions : replies.rows) {
+    check_actions(actions);
+    actions.round_trip_ms = ms_since(begin);
+  }
+  return replies;
 }
 
 RemoteActions PolicyClient::infer(const RemoteObservation& observation,

@@ -2,6 +2,7 @@
 // operation on a loop of its own.
 #include "client/websocket_client.h"
 
+#include <algorithm>
 #include <boost/asio/connect.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -34,9 +35,11 @@ namespace websocket = boost::beast::websocket;
 using asio::ip::tcp;
 using Loop = boost::asio::io_context;
 using ErrorCode = beast::error_code;
+using Clock = std::chrono::steady_clock;
 using Stream = beast::basic_stream<tcp, Loop::executor_type>;
 
 constexpr double kCloseSeconds = 2;
+constexpr std::chrono::milliseconds kPollEvery{100};
 constexpr size_t kMessageBytesMax = 64 << 20;
 
 struct Url {
@@ -90,14 +93,21 @@ struct WebSocketClient::State {
   std::optional<ErrorCode> wait_for(double limit_s, Operation&& operation) {
     std::optional<ErrorCode> result;
     operation([&result](const ErrorCode& ec, auto&&...) { result = ec; });
+    // The callback refers to this frame.
+    const std::shared_ptr<void> cut(nullptr, [&](void*) {
+      if (result) return;
+      beast::get_lowest_layer(ws).close();
+      loop.restart();
+      loop.run();
+    });
+    const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                        std::chrono::duration<double>(limit_s));
     loop.restart();
-    loop.run_for(std::chrono::duration_cast<std::chrono::nanoseconds>(
-        std::chrono::duration<double>(limit_s)));
-    if (result) return result;
-    beast::get_lowest_layer(ws).close();
-    loop.restart();
-    loop.run();  // the callback refers to this frame
-    return std::nullopt;
+    while (!result && Clock::now() < end) {
+      loop.run_until(std::min(end, Clock::now() + kPollEvery));
+      if (!result && options.poll) options.poll();
+    }
+    return std::optional(result);  // not what `cut` makes of it
   }
   void connect(const Url& url);
   void check(const std::optional<ErrorCode>& ec);

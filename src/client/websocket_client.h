@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,6 +23,9 @@ class WebSocketClient {
   struct Options {
     std::string api_key;
     double timeout_s = 10;  // to connect, and of every receive
+    // Called every tenth of a second of waiting. What it throws comes out of the call; the
+    // connection is then closed.
+    std::function<void()> poll;
   };
   struct Message {
     Bytes bytes;
