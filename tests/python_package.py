@@ -1,12 +1,15 @@
 """python_package.py TENDON: tendon_pi0 as programs use it; run by python_wheel_test.py in an
 environment that holds the wheel and NumPy."""
+import base64
 import contextlib
+import hashlib
 import inspect
 import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,7 @@ from tendon_pi0 import _engine, _options  # noqa: E402
 
 TENDON = sys.argv[1]
 SLOW = {"backend": "reference", "threads": 1}  # with 300 steps a call takes a second or more
+WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 TOP, STATE = "observation.images.top", "observation.state"
 
 
@@ -63,6 +67,29 @@ def served(*arguments):
         server.stderr.read()
         server.wait(30)
         server.stderr.close()
+
+
+@contextlib.contextmanager
+def silent_server():
+    """The port of a server that greets one client and never answers it."""
+    def serve():
+        peer = listener.accept()[0]
+        held.append(peer)
+        key = re.search(rb"Sec-WebSocket-Key: (\S+)", peer.recv(4096))[1]
+        accept = base64.b64encode(hashlib.sha1(key + WEBSOCKET).digest())
+        greeting = b"\x81\xa5model\xa6silent"
+        peer.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+                     b"Connection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+                     + bytes([0x82, len(greeting)]) + greeting)
+
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+        for peer in held:
+            peer.close()
 
 
 class Package(unittest.TestCase):
@@ -173,26 +200,57 @@ def wrong_requests(seen):
             STATE: (np.zeros(2), np.zeros((2, 2)), np.array([0, np.nan, 1]), "text", [1, "a", 2]),
             "prompt": (3, ["a", "b"], ""),
             "seed": (-1, 0.5, "a", 2**60), "noise": (np.zeros((3, 5, 1)), np.zeros((10, 4)), 1),
+            "num_samples": (0, 65, 1.5, "a"), "batch": ([seen], 3),
             "prev_chunk": (np.zeros((11, 3)), np.zeros((4, 2)), np.zeros((4, 3))),
             "inference_delay": (-1, 1000)}.items():
         for value in values:
             yield {**seen, key: value}
     yield {**seen, "prev_chunk": np.zeros((4, 3)), "inference_delay": 5}
+    yield {**seen, "num_samples": 2, "noise": np.zeros((10, 5))}
     others = {key: value for key, value in seen.items() if key != TOP}
     yield {**others, "observation.images.tpo": picture}
 
 
 class Server(unittest.TestCase):
+    def check_several(self, local, remote):
+        """`num_samples` of an observation, and batches."""
+        seen = tendon_pi0.demo_observation()
+        single = [local.infer(seen, seed=seed)["actions"] for seed in range(4)]
+        other = local.infer({**seen, "prompt": "push it"}, seed=1)["actions"]
+        rows = [{**seen, "num_samples": 2}, {**seen, "prompt": "push it", "seed": 1},
+                {key: value[None] if key.startswith("observation") else value
+                 for key, value in {**seen, "seed": 3}.items()}]
+        for policy in (local, remote):
+            several = policy.infer({**seen, "num_samples": 2, "seed": 1})
+            self.assertTrue(np.array_equal(several["actions"], single[1:3]), policy)
+            chunks = [reply["actions"] for reply in policy.infer_batch(rows)]
+            self.assertTrue(np.array_equal(chunks, [*single[:2], other, single[3]]), policy)
+            chunks = [reply["actions"] for reply in policy.infer_batch(iter([seen] * 2), seed=2)]
+            self.assertTrue(np.array_equal(chunks, [single[2]] * 2), policy)
+        for wrong, piece in (([], "'batch' is"), ([seen, {}], "row 1 of 'batch': no picture"),
+                             ([seen] * 65, "at most 64 chunks"), ([seen, 3], "row 1 of 'batch'"),
+                             ([seen, {**seen, "prev_chunk": np.zeros((2, 3))}],
+                              "row 1 of 'batch': 'inference_delay' is missing")):
+            words = []
+            for policy in (local, remote):
+                with self.assertRaisesRegex(tendon_pi0.RequestError, piece) as error:
+                    policy.infer_batch(wrong)
+                words.append(str(error.exception))
+            self.assertEqual(*words)
+
     def test_here_and_behind_a_server_the_actions_and_the_words_are_the_same(self):
         seen, local = tendon_pi0.demo_observation(), tendon_pi0.Policy("demo")
         previous = np.full((6, 3), 0.4)
         options = ({}, {"seed": 5}, {"noise": np.full((10, 5), 0.3)},
-                   {"previous": previous, "inference_delay": 2, "execution_horizon": 5})
+                   {"previous": previous, "inference_delay": 2, "execution_horizon": 5},
+                   {"samples": 1}, {"samples": 3, "seed": 2, "previous": previous,
+                                    "inference_delay": 2})
         with served("demo") as port, tendon_pi0.connect(f"127.0.0.1:{port}") as remote:
             for given in options:
                 ours, theirs = local.infer(seen, **given), remote.infer(seen, **given)
                 self.assertTrue(np.array_equal(ours["actions"], theirs["actions"]), given)
             self.assertGreater(theirs["round_trip_ms"], theirs["server_timing"]["infer_ms"])
+            self.check_several(local, remote)
             refused = 0
             for request in wrong_requests(seen):
                 words = []
@@ -210,6 +268,18 @@ class Server(unittest.TestCase):
             remote.infer(seen)
         with self.assertRaisesRegex(tendon_pi0.NetworkError, "cannot connect"):
             tendon_pi0.connect(f"127.0.0.1:{port}", timeout_s=2)
+
+
+    def test_ctrl_c_ends_the_wait_for_a_server(self):
+        with silent_server() as port:
+            policy = tendon_pi0.connect(f"127.0.0.1:{port}", timeout_s=600)
+            self.assertEqual(policy.metadata["model"], "silent")
+            timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with self.assertRaises(KeyboardInterrupt):
+                policy.infer(tendon_pi0.demo_observation())
+            with self.assertRaisesRegex(tendon_pi0.NetworkError, "was lost"):
+                policy.infer(tendon_pi0.demo_observation())  # nobody waits for a late reply
 
 
 class Actions(unittest.TestCase):

@@ -132,13 +132,13 @@ void add_policies(nb::module_& m) {
   nb::class_<LocalPolicy>(m, "LocalPolicy")
       .def(nb::init<const std::string&, const nb::dict&, nb::object>(), "model"_a, "options"_a,
            "progress"_a.none())
-      .def("infer", &LocalPolicy::infer, "observations"_a, "rows"_a, "steps"_a.none())
+      .def("infer", &LocalPolicy::infer, "message"_a, "additions"_a, "steps"_a.none())
       .def("metadata", &LocalPolicy::metadata)
       .def("notes", &LocalPolicy::notes);
   nb::class_<ServedByOthers>(m, "RemotePolicy")
       .def(nb::init<const std::string&, const std::string&, double>(), "url"_a, "api_key"_a,
            "timeout_s"_a)
-      .def("infer", &ServedByOthers::infer, "observation"_a, "additions"_a)
+      .def("infer", &ServedByOthers::infer, "message"_a, "additions"_a)
       .def("metadata", &ServedByOthers::metadata)
       .def("close", &ServedByOthers::close);
 }

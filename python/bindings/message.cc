@@ -66,16 +66,26 @@ bool holds_batch(const Value& map) {
   });
 }
 
+void complete(Value& request, const Value& additions) {
+  if (holds_batch(request))
+    for (msgpack::Entry& entry : request.map) drop_first_axis(entry.value);
+  for (const msgpack::Entry& added : additions.map) {
+    std::erase_if(request.map, [&](const msgpack::Entry& entry) { return entry.key == added.key; });
+    request.map.push_back(added);
+  }
+}
+
 }  // namespace
 
 Message::Message(const nb::dict& observation, const nb::dict& additions) {
   map_ = map(observation, "observation", 0);
-  if (holds_batch(map_))
-    for (msgpack::Entry& entry : map_.map) drop_first_axis(entry.value);
-  for (msgpack::Entry& added : map(additions, "options", 0).map) {
-    std::erase_if(map_.map, [&](const msgpack::Entry& entry) { return entry.key == added.key; });
-    map_.map.push_back(std::move(added));
-  }
+  const Value added = map(additions, "options", 0);
+  for (msgpack::Entry& entry : map_.map)
+    if (entry.key == "batch" && entry.value.kind == Kind::list) {
+      for (Value& row : entry.value.list) complete(row, added);
+      return;
+    }
+  complete(map_, added);
 }
 
 Message::~Message() {

@@ -17,9 +17,9 @@ namespace tendon::python {
 // without.
 class Message {
  public:
-  // `additions` are keys that replace those of `observation`. A batch of one, as lerobot's
-  // processors make it (pictures of four axes), loses its first axis. Throws Error(Fault::input)
-  // for what no message can hold.
+  // `additions` are keys that replace those of `observation`, or of each row of {"batch": [...]}.
+  // A batch of one, as lerobot's processors make it (pictures of four axes), loses its first axis.
+  // Throws Error(Fault::input) for what no message can hold.
   Message(const nanobind::dict& observation, const nanobind::dict& additions);
   ~Message();
   Message(const Message&) = delete;

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <deque>
 
 #include "client/wire_fields.h"
 #include "message.h"
@@ -47,14 +46,15 @@ nb::dict dict_of(const Numbers& numbers) {
 
 nb::dict dict_of(const StageTimes& times) {
   nb::dict out;
-  out["infer_ms"] = times.vision_ms + times.prefill_ms + times.denoise_ms;
-  out["preprocess_ms"] = times.preprocess_ms;
-  out["vision_ms"] = times.vision_ms;
-  out["prefill_ms"] = times.prefill_ms;
-  out["denoise_ms"] = times.denoise_ms;
-  out["postprocess_ms"] = times.postprocess_ms;
+  out["infer_ms"] = network_ms(times);
+  for (const auto& [name, ms] : stage_timing(times))
+    out[nb::str(name.data())] = std::get<double>(*ms);
   out["total_ms"] = times.total_ms;
   return out;
+}
+
+nb::object one_or_list(const std::vector<nb::dict>& rows, bool list) {
+  return list ? nb::cast(rows) : nb::object(rows.at(0));
 }
 
 }  // namespace
@@ -91,36 +91,25 @@ LocalPolicy::~LocalPolicy() {
   engine_.reset();
 }
 
-std::vector<nb::dict> LocalPolicy::infer(const std::vector<nb::dict>& observations,
-                                         const std::vector<Row>& rows,
-                                         std::optional<int64_t> steps) {
-  std::deque<Message> messages;
-  for (const auto& [place, additions] : rows)
-    messages.emplace_back(observations.at(place), additions);
+nb::object LocalPolicy::infer(const nb::dict& given, const nb::dict& additions,
+                              std::optional<int64_t> steps) {
+  const Message message(given, additions);
   const std::function<void()> poll = poll_signals();
   std::vector<Actions> all;
+  bool list = false;
   {
     const nb::gil_scoped_release released;
-    std::vector<Request> requests;
-    std::vector<BatchRow> batch;
-    std::vector<size_t> first(observations.size(), rows.size());  // row of each observation
-    for (size_t r = 0; r < rows.size(); ++r) try {
-        requests.push_back(read_request(messages[r].map(), card_, Dialect::openpi));
-        Request& request = requests.back();
-        InferOptions options{.seed = request.seed.value_or(0), .steps = steps, .poll = poll};
-        options.noise.assign(request.noise.values.begin(), request.noise.values.end());
-        if (request.prev_chunk.rows > 0)
-          options.previous = guidance_by(std::move(request.prev_chunk), request, {}, card_.horizon);
-        batch.push_back({nullptr, std::move(options)});
-        first[rows[r].first] = std::min(first[rows[r].first], r);
-      } catch (const Error& e) {
-        if (observations.size() == 1) throw;
-        fail(e.fault(), "row {}: {}", r, e.what());
-      }
-    for (size_t r = 0; r < rows.size(); ++r)
-      batch[r].observation = &requests[first[rows[r].first]].observation;
+    const Requests requests = read_requests(message.map(), card_, Dialect::openpi);
+    const std::vector<BatchRow> rows = batch_rows(requests, [&](const Request& request) {
+      InferOptions options{.seed = request.seed.value_or(0), .steps = steps, .poll = poll};
+      options.noise.assign(request.noise.values.begin(), request.noise.values.end());
+      if (request.prev_chunk.rows > 0)
+        options.previous = guidance_by(request.prev_chunk, request, {}, card_.horizon);
+      return options;
+    });
+    list = requests.list;
     const std::unique_lock turn = turns_.take(poll);
-    all = engine_->infer_batch(batch);
+    all = engine_->infer_batch(rows);
   }
   std::vector<nb::dict> out;
   for (Actions& actions : all) {
@@ -129,7 +118,7 @@ std::vector<nb::dict> LocalPolicy::infer(const std::vector<nb::dict>& observatio
     row["policy_timing"] = dict_of(actions.times);
     row["warnings"] = actions.warnings;
   }
-  return out;
+  return one_or_list(out, list);
 }
 
 nb::dict LocalPolicy::metadata() const {
@@ -145,11 +134,14 @@ nb::dict LocalPolicy::metadata() const {
   return out;
 }
 
-ServedByOthers::ServedByOthers(const std::string& url, const std::string& api_key,
-                               double timeout_s) {
+ServedByOthers::ServedByOthers(const std::string& url, const std::string& api_key, double timeout_s)
+    : poll_(poll_signals()) {
   const nb::gil_scoped_release released;
+  const auto poll = [this] {
+    if (poll_) poll_();
+  };
   client_ = std::make_unique<PolicyClient>(
-      url, PolicyClient::Options{.api_key = api_key, .timeout_s = timeout_s});
+      url, PolicyClient::Options{.api_key = api_key, .timeout_s = timeout_s, .poll = poll});
 }
 
 ServedByOthers::~ServedByOthers() { close(); }
@@ -163,25 +155,29 @@ void ServedByOthers::close() {
   client_.reset();
 }
 
-nb::dict ServedByOthers::infer(const nb::dict& observation, const nb::dict& additions) {
-  const Message message(observation, additions);
+nb::object ServedByOthers::infer(const nb::dict& given, const nb::dict& additions) {
+  const Message message(given, additions);
   const std::function<void()> poll = poll_signals();
-  RemoteActions reply;
+  PolicyClient::Replies replies;
   {
     const nb::gil_scoped_release released;
     const std::unique_lock turn = turns_.take(poll);
     ensure(client_ != nullptr, Fault::network, "this connection was closed: call connect() again");
     std::string request;
     msgpack::Writer(request).value(message.map());
-    reply = client_->ask(request);
+    poll_ = poll;
+    replies = client_->ask_rows(request);
   }
-  nb::dict out;
-  out["actions"] = to_numpy(std::move(reply.values), reply.rows, reply.dim);
-  out["policy_timing"] = dict_of(reply.policy_timing);
-  out["server_timing"] = dict_of(reply.server_timing);
-  out["round_trip_ms"] = reply.round_trip_ms;
-  if (!reply.request_id.empty()) out["request_id"] = reply.request_id;
-  return out;
+  std::vector<nb::dict> out;
+  for (RemoteActions& reply : replies.rows) {
+    nb::dict& row = out.emplace_back();
+    row["actions"] = to_numpy(std::move(reply.values), reply.rows, reply.dim);
+    row["policy_timing"] = dict_of(reply.policy_timing);
+    row["server_timing"] = dict_of(reply.server_timing);
+    row["round_trip_ms"] = reply.round_trip_ms;
+    if (!reply.request_id.empty()) row["request_id"] = reply.request_id;
+  }
+  return one_or_list(out, replies.list);
 }
 
 nb::dict ServedByOthers::metadata() const {

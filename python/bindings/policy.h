@@ -3,11 +3,11 @@
 
 #include <nanobind/nanobind.h>
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "serve/model_card.h"
@@ -35,11 +35,10 @@ class LocalPolicy {
   LocalPolicy(const std::string& model, const nanobind::dict& options, nanobind::object progress);
   ~LocalPolicy();
 
-  // Which observation, and keys of RemoteOptions, which replace those of the observation.
-  using Row = std::pair<size_t, nanobind::dict>;
-  // All rows in one call; those of the same observation share its prefix.
-  std::vector<nanobind::dict> infer(const std::vector<nanobind::dict>& observations,
-                                    const std::vector<Row>& rows, std::optional<int64_t> steps);
+  // What a server answers to `message`, one observation or {"batch": [observation, ...]}, with
+  // `additions`, keys that replace those of each: a dictionary, or a list of them.
+  nanobind::object infer(const nanobind::dict& message, const nanobind::dict& additions,
+                         std::optional<int64_t> steps);
   nanobind::dict metadata() const;
   std::vector<std::string> notes() const { return card_.notes; }
 
@@ -54,11 +53,12 @@ class ServedByOthers {
   ServedByOthers(const std::string& url, const std::string& api_key, double timeout_s);
   ~ServedByOthers();
 
-  nanobind::dict infer(const nanobind::dict& observation, const nanobind::dict& additions);
+  nanobind::object infer(const nanobind::dict& message, const nanobind::dict& additions);
   nanobind::dict metadata() const;
   void close();
 
  private:
+  std::function<void()> poll_;  // of the call that has its turn
   std::unique_ptr<PolicyClient> client_;
   Turns turns_;
 };

@@ -8,17 +8,36 @@ from typing import TYPE_CHECKING, Any, Iterable
 
 from . import _engine, _progress
 from ._options import OpenOptions, Path
+from .errors import NetworkError, RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 def _additions(seed: Any, noise: Any, previous: Any, inference_delay: Any,
-               execution_horizon: Any) -> dict[str, Any]:
+               execution_horizon: Any, samples: Any = None) -> dict[str, Any]:
     """What stands beside the observation, under the keys of the policy server's protocol."""
     given = {"seed": seed, "noise": noise, "prev_chunk": previous,
-             "inference_delay": inference_delay, "execution_horizon": execution_horizon}
+             "inference_delay": inference_delay, "execution_horizon": execution_horizon,
+             "num_samples": samples}
     return {key: value for key, value in given.items() if value is not None}
+
+
+def _one(observation: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(observation, dict) and "batch" in observation:
+        raise RequestError("'batch' holds several observations: infer_batch() takes a list of them")
+    return observation
+
+
+def _stacked(reply: Any, samples: int | None) -> dict[str, Any]:
+    """Several chunks of one observation as one reply."""
+    if isinstance(reply, dict):
+        if samples is not None:
+            raise NetworkError("the server sent one chunk: it is none of tendon's, which alone "
+                               "know num_samples")
+        return reply
+    import numpy as np
+    return {**reply[0], "actions": np.stack([chunk["actions"] for chunk in reply])}
 
 
 class Policy:
@@ -57,36 +76,20 @@ class Policy:
         units, with inference_delay: how many of them will be executed before the new chunk arrives;
         execution_horizon: rows that are guided at all, default 10. samples: so many chunks of the
         same observation, at most 64, with the noise of seed, seed + 1, ...: vision and prefill are
-        computed once.
+        computed once; the same as "num_samples" in the observation.
 
         Returns "actions", float64 [horizon, action_dim] (with samples: [samples, horizon,
         action_dim]) in the robot's units; "policy_timing", milliseconds per stage; "warnings".
         Raises RequestError in the words of the policy server."""
-        if samples is not None:
-            return self._infer_samples(samples, observation, seed, noise, steps,
-                                       (previous, inference_delay, execution_horizon))
-        additions = _additions(seed, noise, previous, inference_delay, execution_horizon)
-        return self._policy.infer([observation], [(0, additions)], steps)[0]
-
-    def _infer_samples(self, samples: int, observation: dict[str, Any], seed: int | None,
-                       noise: Any, steps: int | None, guidance: tuple[Any, ...]) -> dict[str, Any]:
-        import numpy as np
-        if samples < 1 or (noise is not None and len(noise) != samples):
-            raise ValueError(f"samples is {samples}, expected at least 1, and as many noises")
-        first = observation.get("seed", 0) if seed is None else seed
-        rows = [(0, _additions(None if noise is not None else first + i,
-                               None if noise is None else noise[i], *guidance))
-                for i in range(samples)]
-        chunks = self._policy.infer([observation], rows, steps)
-        return {**chunks[0], "actions": np.stack([chunk["actions"] for chunk in chunks])}
+        additions = _additions(seed, noise, previous, inference_delay, execution_horizon, samples)
+        return _stacked(self._policy.infer(_one(observation), additions, steps), samples)
 
     def infer_batch(self, observations: Iterable[dict[str, Any]], *, seed: int | None = None,
                     steps: int | None = None) -> list[dict[str, Any]]:
         """infer() of each observation, in one call: bit for bit what single calls give. At most 64;
         "policy_timing" is that of the whole call. Raises RequestError that names the row."""
-        every = list(observations)
-        rows = [(i, _additions(seed, None, None, None, None)) for i in range(len(every))]
-        return self._policy.infer(every, rows, steps)
+        additions = _additions(seed, None, None, None, None)
+        return self._policy.infer({"batch": list(observations)}, additions, steps)
 
     def reset(self) -> None:
         """A new episode begins. Nothing is kept from call to call, so nothing is to be done."""
@@ -111,12 +114,18 @@ class RemotePolicy:
 
     def infer(self, observation: dict[str, Any], *, seed: int | None = None, noise: Any = None,
               previous: Any = None, inference_delay: int | None = None,
-              execution_horizon: int | None = None) -> dict[str, Any]:
-        """As Policy.infer. Returns "actions", "policy_timing", "server_timing" (milliseconds) and
-        "round_trip_ms". Raises RequestError with the server's words, and NetworkError when the
-        connection is gone: connect anew."""
-        return self._policy.infer(
-            observation, _additions(seed, noise, previous, inference_delay, execution_horizon))
+              execution_horizon: int | None = None, samples: int | None = None) -> dict[str, Any]:
+        """As Policy.infer; samples are for tendon's servers. Returns "actions", "policy_timing",
+        "server_timing" (milliseconds) and "round_trip_ms". Raises RequestError with the server's
+        words, and NetworkError when the connection is gone: connect anew. So it is after Ctrl-C."""
+        additions = _additions(seed, noise, previous, inference_delay, execution_horizon, samples)
+        return _stacked(self._policy.infer(_one(observation), additions), samples)
+
+    def infer_batch(self, observations: Iterable[dict[str, Any]], *,
+                    seed: int | None = None) -> list[dict[str, Any]]:
+        """As Policy.infer_batch, in one message; for tendon's servers."""
+        additions = _additions(seed, None, None, None, None)
+        return self._policy.infer({"batch": list(observations)}, additions)
 
     def reset(self) -> None:
         """A new episode begins. The server keeps nothing that would have to be forgotten."""
