@@ -1,27 +1,69 @@
-"""Certifies a checkpoint: how far tendon's actions are from the plain reference's, or lerobot's.
+"""Certifies a checkpoint: how far tendon's actions are from the plain reference's, and lerobot's.
 
     python certify.py CHECKPOINT [--precision bf16] [--lerobot] [--count 3] [--out certificate.json]
 
-Needs `pip install tendon-pi0`; --lerobot also lerobot with π0's packages, and memory for both
-models. `tendon serve CHECKPOINT --certificate certificate.json` then serves this model only.
+Needs `pip install tendon-pi0`; --lerobot also lerobot with π0's packages, and memory for its
+float32 model: they run one after the other. With `--certificate certificate.json`, `tendon serve`
+starts with this model only.
 """
 import argparse
+import functools
 import sys
 
+import numpy as np
 import tendon_pi0
 
 
-def lerobot_policy(checkpoint):
-    """A function from observation and noise to the actions of lerobot's own policy."""
-    import torch
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-    config = PreTrainedConfig.from_pretrained(checkpoint)
-    config.device, config.dtype = "cpu", "float32"
-    policy = get_policy_class(config.type).from_pretrained(checkpoint, config=config)
-    before, after = make_pre_post_processors(config, pretrained_path=checkpoint)
+class Hooks:
+    """What lerobot's network computes on its way, in the words of tendon's certificates."""
 
-    def actions(observation, noise):
+    def __init__(self, network):
+        self.stages = {}
+        self._keep(network.paligemma_with_expert, "embed_image", "siglip")
+        self._keep(network, "denoise_step", "velocity")
+        self._keep(network, "sample_actions", "actions")
+
+    def _keep(self, module, method, stage):
+        whole = getattr(module, method)
+
+        def kept(*args, **options):
+            value = whole(*args, **options)
+            seen = self.stages.setdefault(stage, [])
+            if stage == "siglip" or not seen:  # every camera; the first Euler step
+                seen.append(value[0].float().numpy())
+            return value
+
+        setattr(module, method, kept)
+
+    def take(self):
+        taken, self.stages = self.stages, {}
+        return {stage: np.concatenate(values) for stage, values in taken.items()}
+
+
+def lerobot_policy(checkpoint):
+    """A function from observation and noise to what lerobot's own policy makes of them; it loads
+    the policy when it is called."""
+    @functools.cache
+    def opened():
+        from lerobot.configs.policies import PreTrainedConfig
+        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+        from safetensors import safe_open
+        config = PreTrainedConfig.from_pretrained(checkpoint)
+        config.device, config.dtype = "cpu", "float32"
+        policy = get_policy_class(config.type).from_pretrained(checkpoint, config=config).eval()
+        # lerobot goes on with random weights where it could not load them.
+        own = policy.model.action_out_proj.weight
+        with safe_open(f"{checkpoint}/model.safetensors", "pt") as file:
+            names = [name for name in file.keys() if name.endswith("action_out_proj.weight")]
+            if not names or not torch.equal(file.get_tensor(names[0]).float(), own):
+                raise ValueError(f"lerobot has not loaded the weights of {checkpoint}")
+        return policy, *make_pre_post_processors(config, pretrained_path=checkpoint), \
+            Hooks(policy.model)
+
+    import torch
+
+    def answer(observation, noise):
+        policy, before, after, hooks = opened()
         batch = {"task": [observation["prompt"]]}
         for key, value in observation.items():
             if key.startswith("observation.images."):
@@ -31,9 +73,9 @@ def lerobot_policy(checkpoint):
                 batch[key] = torch.from_numpy(value)[None].float()
         with torch.no_grad():
             chunk = policy.predict_action_chunk(before(batch), noise=torch.tensor(noise)[None])
-        return after(chunk)[0].numpy()
+        return {"actions": after(chunk)[0].numpy(), "stages": hooks.take()}
 
-    return actions
+    return answer
 
 
 def main():
@@ -49,10 +91,15 @@ def main():
     said = tendon_pi0.certify(given.checkpoint, precision=given.precision, count=given.count,
                               against=against, against_name="lerobot's policy in float32",
                               out=given.out, html=given.out.removesuffix(".json") + ".html")
-    print(f"{said['model']} in {said['precision']} ({said['method']}) against {said['against']}")
-    for action in said["actions"]:
-        print(f"  {action['action']:24} max error {action['max_error']:.3g} of "
-              f"{action['scale']:.3g}, relative L2 {action['relative_l2']:.1e}")
+    print(f"{said['model']} in {said['precision']} ({said['method']})")
+    for other in said["compared"]:
+        print(f"against {other['against']}: {'passed' if other['passed'] else 'NOT PASSED'}")
+        for stage in other["stages"]:
+            print(f"  {stage['stage']:24} relative L2 {stage['relative_l2']:.1e}, at most "
+                  f"{stage['relative_l2_max']:.1e}")
+        for action in other["actions"]:
+            print(f"  {action['action']:24} max error {action['max_error']:.3g} of "
+                  f"{action['scale']:.3g}, relative L2 {action['relative_l2']:.1e}")
     print(f"{'passed' if said['passed'] else 'NOT PASSED'}: {given.out}")
     return not said["passed"]
 

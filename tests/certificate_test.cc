@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "damaged_checkpoint.h"
 #include "refusals.h"
@@ -52,42 +53,47 @@ TEST(DrawnObservation, goes_back_through_every_transform_of_states) {
 Certificate of_demo(const std::string& precision = "bf16") {
   static std::map<std::string, Certificate> made;
   if (!made.contains(precision))
-    made[precision] = certify("demo", {.precision = precision}, {.drawn = 2});
+    made[precision] = certify("demo", {.precision = precision}, {.count = 2});
   return made[precision];
 }
 
 TEST(Certificate, tells_stages_and_actions_worst_first) {
   const Certificate c = of_demo();
   EXPECT_TRUE(c.passed());
-  ASSERT_EQ(c.stages.size(), 6u);
-  for (size_t i = 1; i < c.stages.size(); ++i)
-    EXPECT_GE(c.stages[i - 1].apart.relative_l2 / c.stages[i - 1].gate.relative_l2,
-              c.stages[i].apart.relative_l2 / c.stages[i].gate.relative_l2);
-  ASSERT_EQ(c.dimensions.size(), 3u);
+  ASSERT_EQ(c.compared.size(), 1u);
+  const Compared& reference = c.compared[0];
+  ASSERT_EQ(reference.stages.size(), 6u);
+  for (size_t i = 1; i < reference.stages.size(); ++i)
+    EXPECT_GE(reference.stages[i - 1].apart.relative_l2 / reference.stages[i - 1].gate.relative_l2,
+              reference.stages[i].apart.relative_l2 / reference.stages[i].gate.relative_l2);
+  ASSERT_EQ(reference.dimensions.size(), 3u);
   for (size_t i = 1; i < 3; ++i)
-    EXPECT_GE(c.dimensions[i - 1].normal_rms, c.dimensions[i].normal_rms);
+    EXPECT_GE(reference.dimensions[i - 1].normal_rms, reference.dimensions[i].normal_rms);
   // The largest error of a dimension is that of the chunks which the page shows.
-  for (const DimensionCheck& check : c.dimensions) {
+  for (const DimensionCheck& check : reference.dimensions) {
     const auto d = static_cast<size_t>(check.name.back() - '0');
     double largest = 0;
-    for (const ChunkPair& chunk : c.chunks)
-      for (size_t i = d; i < chunk.got.size(); i += 3)
-        largest = std::max(largest, std::abs(chunk.got[i] - chunk.expected[i]));
+    for (size_t o = 0; o < c.chunks.size(); ++o)
+      for (size_t i = d; i < c.chunks[o].size(); i += 3)
+        largest = std::max(largest, std::abs(c.chunks[o][i] - reference.chunks[o][i]));
     EXPECT_NEAR(check.apart.max_error, largest, 1e-6);
     EXPECT_GT(largest, 1e-6);
   }
   EXPECT_EQ(c.chunks.size(), 2u);
-  EXPECT_GT(c.dimensions[0].normal_rms, of_demo("f32").dimensions[0].normal_rms * 10);
+  const Certificate exact = of_demo("f32");
+  EXPECT_GT(reference.dimensions[0].normal_rms, exact.compared[0].dimensions[0].normal_rms * 10);
 }
 
 TEST(Certificate, does_not_pass_with_one_bad_number) {
   Certificate c = of_demo();
-  c.dimensions[1].normal_rms = c.dimensions[1].normal_rms_max * 1.01;
+  c.compared.push_back(c.compared[0]);
+  DimensionCheck& last = c.compared[1].dimensions[1];
+  last.normal_rms = last.normal_rms_max * 1.01;
   EXPECT_FALSE(c.passed());
-  c.dimensions[1].normal_rms = std::numeric_limits<double>::quiet_NaN();
+  last.normal_rms = std::numeric_limits<double>::quiet_NaN();
   EXPECT_FALSE(c.passed());
   c = of_demo();
-  c.stages[2].failed = "PCC";
+  c.compared[0].stages[2].failed = "PCC";
   EXPECT_FALSE(c.passed());
   EXPECT_EQ(to_json(c)["passed"], false);
 }
@@ -102,9 +108,55 @@ TEST(Certificate, has_a_page_with_both_chunks_of_every_action) {
   EXPECT_EQ(count("<polyline class='reference'"), 3);
   EXPECT_EQ(count("<polyline class='got'"), 3);
   EXPECT_EQ(count("<polyline class='error'"), 6);
+  EXPECT_EQ(count("<line class='zero'"), 3) << "of the differences alone";
   EXPECT_EQ(count("<section class='passed'>"), 3);
   EXPECT_EQ(count("http"), 0) << "it loads something";
   EXPECT_GT(count(of_demo().identity.weights), 0);
+}
+
+// The oracle is asked what the backend was, with its noise, and stands beside the reference.
+TEST(Certificate, compares_with_another_implementation_in_the_same_run) {
+  Engine other = Engine::open("demo", {.precision = "f32"});
+  const Oracle oracle = [&](const Observation& seen, const std::vector<float>& noise, int64_t dim) {
+    EXPECT_EQ(std::ssize(noise), 10 * dim);
+    StagedActions said = run_stages(OpenedEngine::of(other), seen, {.noise = noise});
+    said.actions.values[2] += 0.5;
+    std::erase_if(said.stages, [](const auto& stage) { return stage.first != "velocity"; });
+    return Answered{said.actions.values, said.stages};
+  };
+  const Certificate c =
+      certify("demo", {}, {.count = 2, .oracle = oracle, .oracle_name = "another"});
+  ASSERT_EQ(c.compared.size(), 2u);
+  EXPECT_TRUE(c.compared[0].passed());
+  EXPECT_FALSE(c.compared[1].passed());
+  EXPECT_FALSE(c.passed());
+  EXPECT_EQ(c.compared[1].dimensions[0].name, "action_2");
+  EXPECT_NEAR(c.compared[1].dimensions[0].apart.max_error, 0.5, 0.05);
+  ASSERT_EQ(c.compared[1].stages.size(), 1u);
+  EXPECT_LT(c.compared[1].stages[0].apart.relative_l2, 0.01);
+  const auto stage = [](const std::string& name, size_t numbers) -> Oracle {
+    return [=](const Observation&, const std::vector<float>&, int64_t) {
+      return Answered{std::vector<double>(30), {{name, std::vector<float>(numbers)}}};
+    };
+  };
+  for (const auto& [wrong, words] : {std::pair(stage("sigl", 3), "a stage 'sigl'"),
+                                     std::pair(stage("velocity", 3), "3 numbers for the stage")})
+    EXPECT_TRUE(refuses(Fault::input, words, [&] {
+      certify("demo", {}, {.count = 1, .oracle = wrong, .oracle_name = "another"});
+    }));
+}
+
+TEST(Certificate, opens_its_model_once) {
+  std::vector<std::string> notes;
+  const OpenOptions options{.note = [&](const std::string& note) { notes.push_back(note); }};
+  Engine::open("synthetic:pi0-small", options);
+  const std::vector<std::string> once = std::exchange(notes, {});
+  ASSERT_FALSE(once.empty());
+  certify("synthetic:pi0-small", options,
+          {.count = 1, .observe = [](Engine& engine) {
+             return std::vector{drawn_observation("synthetic:pi0-small", engine, 1)};
+           }});
+  EXPECT_EQ(notes, once);
 }
 
 TEST(Identity, changes_with_a_weight_a_statistic_and_the_tokenizer) {

@@ -468,10 +468,15 @@ class Models(unittest.TestCase):
             return other.infer(observation, noise=noise)["actions"] + [0, 0, 0.5]
 
         said = tendon_pi0.certify("demo", against=slightly_off, against_name="a test", count=1)
-        self.assertEqual((said["against"], said["passed"]), ("a test", False))
-        self.assertEqual([action["passed"] for action in said["actions"]], [False, True, True])
-        self.assertEqual(said["actions"][0]["action"], "action_2")
-        self.assertAlmostEqual(said["actions"][0]["max_error"], 0.5, 1)
+        reference, test = said["compared"]
+        self.assertEqual((reference["passed"], said["passed"]), (True, False))
+        self.assertEqual((test["against"], test["passed"], test["stages"]), ("a test", False, []))
+        self.assertEqual([action["passed"] for action in test["actions"]], [False, True, True])
+        self.assertEqual(test["actions"][0]["action"], "action_2")
+        self.assertAlmostEqual(test["actions"][0]["max_error"], 0.5, 1)
+        with self.assertRaisesRegex(tendon_pi0.RequestError, "3 numbers for the stage 'velocity'"):
+            tendon_pi0.certify("demo", count=1, against=lambda *_: {
+                "actions": np.zeros((10, 3)), "stages": {"velocity": np.zeros(3)}})
         with self.assertRaisesRegex(tendon_pi0.RequestError, "2 numbers"):
             tendon_pi0.certify("demo", against=lambda *_: [1, 2])
         with self.assertRaisesRegex(ZeroDivisionError, "division"):

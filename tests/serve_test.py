@@ -27,6 +27,10 @@ ALOHA = ("synthetic:pi0-small", "--robot", "aloha")
 ALOHA_REQUEST = (MESSAGES / "request_aloha.bin").read_bytes()
 
 
+def batch(*requests):
+    return b"\x81\xa5batch" + bytes([0x90 + len(requests)]) + b"".join(requests)
+
+
 def with_keys(request, keys):
     """The request with more keys, whose values are msgpack already."""
     added = b"".join(bytes([0xa0 + len(key)]) + key.encode() + value for key, value in keys.items())
@@ -260,13 +264,16 @@ class Serve(unittest.TestCase):
     def test_what_robots_saw_can_be_certified(self):
         with tempfile.TemporaryDirectory() as folder:
             with Server("--record", folder) as server:
-                for _ in range(3):
-                    Socket(server.port).ask(REQUEST)
+                Socket(server.port).ask(REQUEST)
+                twice = with_keys(REQUEST, {"num_samples": b"\x02"})
+                Socket(server.port).ask(batch(twice, REQUEST))
                 server.stop()
-            done = tendon("certify", "demo", "--observations", folder, "--count", "2", "--json")
+            done = tendon("certify", "demo", "--observations", folder, "--count", "9", "--json")
             self.assertEqual(done.returncode, 0, done.stderr)
-            self.assertEqual(json.loads(done.stdout)["observations"], "2 recorded observations")
-            for options, word in [(["--observations", "/proc"], "no request was recorded"),
+            self.assertEqual(json.loads(done.stdout)["observations"], "3 recorded observations")
+            done = tendon("validate", "demo", "--loss", folder, "--json")
+            self.assertEqual(json.loads(done.stdout)["flow_matching"]["examples"], 3)
+            for options, word in [(["--observations", "/proc"], "no recording with actions"),
                                   (["--against", "lerobot"], "examples/certify.py"),
                                   (["--count", "0"], "1 or more")]:
                 self.assertIn(word, tendon("certify", "demo", *options).stderr)
@@ -347,9 +354,6 @@ class Serve(unittest.TestCase):
             count, parts = reply[0] - 0x90, reply.split(b"\xa7actions")[1:]
             self.assertEqual(len(parts), count)
             return [actions(part) for part in parts]
-
-        def batch(*requests):
-            return b"\x81\xa5batch" + bytes([0x90 + len(requests)]) + b"".join(requests)
 
         with tempfile.TemporaryDirectory() as folder:
             with Server("--record", folder, model=ALOHA) as server:

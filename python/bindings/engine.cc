@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "message.h"
@@ -98,13 +99,25 @@ nb::tuple parts_of(const Observation& seen) {
   return nb::make_tuple(pictures, seen.state, seen.prompt);
 }
 
-// Actions of a function in Python, of an observation's parts and the noise as float32 bytes.
+std::vector<float> floats_of(const nb::bytes& bytes) {
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
+  return values;
+}
+
+// What a function in Python makes of an observation's parts and the noise as float32 bytes, with
+// the number of its columns: its actions, and stages as float32 bytes.
 Oracle oracle_of(const nb::object& against) {
   if (against.is_none()) return {};
-  return [&against](const Observation& seen, const std::vector<float>& noise) {
+  return [&against](const Observation& seen, const std::vector<float>& noise, int64_t model_dim) {
     const nb::gil_scoped_acquire gil;
     const nb::bytes values(noise.data(), noise.size() * sizeof(float));
-    return nb::cast<std::vector<double>>(against(parts_of(seen), values));
+    const nb::object said = against(parts_of(seen), values, model_dim);
+    Answered answered{nb::cast<std::vector<double>>(said[0]), {}};
+    for (const nb::handle stage : said[1])
+      answered.stages.emplace_back(nb::cast<std::string>(stage[0]),
+                                   floats_of(nb::cast<nb::bytes>(stage[1])));
+    return answered;
   };
 }
 
@@ -114,10 +127,11 @@ nb::tuple certify_model(const std::string& model, const nb::object& against,
                         const nb::dict& given) {
   OpenOptions options = read_open_options(given);
   options.progress = progress_to(nb::none());
-  Certifying certifying{.drawn = std::get<0>(drawn), .seed = std::get<1>(drawn)};
-  ensure(certifying.drawn >= 1, Fault::usage, "count is {}, expected 1 or more", certifying.drawn);
-  if (!against.is_none()) certifying.against = name;
-  certifying.oracle = oracle_of(against);
+  const Certifying certifying{.count = std::get<0>(drawn),
+                              .seed = std::get<1>(drawn),
+                              .oracle = oracle_of(against),
+                              .oracle_name = name};
+  ensure(certifying.count >= 1, Fault::usage, "count is {}, expected 1 or more", certifying.count);
   std::string json, page;
   {
     const nb::gil_scoped_release released;

@@ -48,15 +48,21 @@ def certify(checkpoint: Path, *, count: int = 3, seed: int = 0,
     it: stages and actions with their bounds, worst first, `passed`, and hashes of the model.
 
     The observations are `count` drawn within the checkpoint's statistics. `against(observation,
-    noise)`: another implementation instead of the reference, called with lerobot's keys and noise
+    noise)`: another implementation beside the reference, called with lerobot's keys and noise
     float32 [horizon, model_action_dim]; it returns actions [horizon, action_dim] in the robot's
-    units. `out` and `html` are written: what `tendon serve --certificate` takes, and a page."""
-    def asked(parts: Any, noise: bytes) -> list[float]:
+    units, or {"actions": them, "stages": {name: float32 array}} with what it can tell of siglip
+    [tokens, width], velocity (of the first Euler step) and actions (normalised), both [horizon,
+    model_action_dim]. The engine is closed before it is called. `out` and `html` are written: what
+    `tendon serve --certificate` takes, and a page."""
+    def asked(parts: Any, noise: bytes, columns: int) -> tuple[list[float], list[Any]]:
         import numpy as np
         values = np.frombuffer(noise, np.float32).reshape(-1, columns)
-        return np.asarray(against(from_parts(*parts), values), np.float64).ravel().tolist()
+        said = against(from_parts(*parts), values)
+        said = said if isinstance(said, dict) else {"actions": said}
+        return (np.asarray(said["actions"], np.float64).ravel().tolist(),
+                [(name, np.asarray(stage, np.float32).tobytes())
+                 for name, stage in said.get("stages", {}).items()])
 
-    columns = inspect(checkpoint, **options)["config"]["action_dim"] if against else 0
     text, page = _engine.certify(os.fspath(checkpoint), asked if against else None, against_name,
                                  (count, seed), dict(options))
     for path, content in ((out, text), (html, page)):

@@ -2,10 +2,9 @@
 #include <fmt/format.h>
 
 #include "cli/chunk_files.h"
+#include "cli/recorded_examples.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
-#include "serve/recording.h"
-#include "serve/request.h"
 #include "tensor/check.h"
 #include "validate/certificate.h"
 
@@ -19,63 +18,46 @@ struct CertifyOptions {
   bool json = false;
 };
 
-// The pictures of a recorded request are views into it: the observation gets its own.
-Observation own(Observation seen) {
-  for (auto& [camera, image] : seen.images) image.rgb.owned();
-  return seen;
-}
-
-// At most `most` requests, evenly picked, of what `serve --record` wrote into a folder.
-std::vector<Observation> recorded(const CertifyOptions& o, int64_t most) {
-  OpenOptions quiet = o.open;
-  quiet.note = {};
-  Engine engine = Engine::open(o.model, quiet);
-  const ModelCard card = model_card(o.model, engine);
-  std::vector<Observation> all;
-  for (const std::filesystem::path& path : recordings_in(o.observations)) {
-    RecordingReader reader(path);
-    while (const std::optional<Record> record = reader.next())
-      if (record->kind == RecordKind::request)
-        all.push_back(
-            own(read_request(msgpack::decode(record->message), card, Dialect::openpi).observation));
-  }
-  ensure(!all.empty(), Fault::input, "--observations {}: no request was recorded there",
-         o.observations);
-  std::vector<Observation> picked;
-  const auto count = std::min<size_t>(all.size(), static_cast<size_t>(most));
-  for (size_t i = 0; i < count; ++i) picked.push_back(all[i * all.size() / count]);
-  return picked;
-}
-
 std::string text_of(const Json& json) {
-  return lines(
-             "{model} on {backend} in {precision} ({method}), against {against}\n"
-             "{observations} · weights {weights} · statistics {statistics} · "
-             "tokenizer {tokenizer}\n",
-             json) +
-         table(
-             "stage {stage} | relative L2 {relative_l2:.2e} | at most {relative_l2_max:.2g} | "
-             "PCC {pcc:.8f} | {passed:ok|FAILED}",
-             json.at("stages")) +
-         "\n" +
-         table(
-             "action {action} | max error {max_error:.3g} | of {scale:.3g} | "
-             "relative L2 {relative_l2:.2e} | PCC {pcc:.8f} | normalised rms {normal_rms:.2e} | "
-             "at most {normal_rms_max:.2g} | {passed:ok|FAILED}",
-             json.at("actions")) +
-         lines(
-             "\nverdict: {passed:passed|NOT PASSED}\nstages: {reasons/stages}\n"
-             "actions: {reasons/actions}",
-             json);
+  std::string text = lines(
+      "{model} on {backend} in {precision} ({method})\n"
+      "{observations} · weights {weights} · statistics {statistics} · "
+      "tokenizer {tokenizer}",
+      json);
+  for (const Json& other : json.at("compared")) {
+    text += lines("\nagainst {against}: {passed:passed|NOT PASSED}\n", other);
+    if (!other.at("stages").empty())
+      text += table(
+                  "stage {stage} | relative L2 {relative_l2:.2e} | at most {relative_l2_max:.2g} | "
+                  "PCC {pcc:.8f} | {passed:ok|FAILED}",
+                  other.at("stages")) +
+              "\n";
+    text += table(
+        "action {action} | max error {max_error:.3g} | of {scale:.3g} | "
+        "relative L2 {relative_l2:.2e} | PCC {pcc:.8f} | normalised rms {normal_rms:.2e} | "
+        "at most {normal_rms_max:.2g} | {passed:ok|FAILED}",
+        other.at("actions"));
+  }
+  return text + lines(
+                    "\nverdict: {passed:passed|NOT PASSED}\nstages: {reasons/stages}\n"
+                    "actions: {reasons/actions}",
+                    json);
 }
 
 void run(CertifyOptions o) {
   ensure(o.against == "reference", Fault::usage,
-         "--against {}: only the reference is built in; against lerobot: examples/certify.py",
+         "--against {}: only the reference is built in; for lerobot: examples/certify.py --lerobot",
          o.against);
-  ensure(o.certifying.drawn >= 1, Fault::usage, "--count {}: expected 1 or more",
-         o.certifying.drawn);
-  if (!o.observations.empty()) o.certifying.recorded = recorded(o, o.certifying.drawn);
+  ensure(o.certifying.count >= 1, Fault::usage, "--count {}: expected 1 or more",
+         o.certifying.count);
+  if (!o.observations.empty())
+    o.certifying.observe = [&](Engine& engine) {
+      std::vector<Observation> seen;
+      for (Example& example : recorded_examples(o.observations, model_card(o.model, engine),
+                                                static_cast<size_t>(o.certifying.count)))
+        seen.push_back(std::move(example.observation));
+      return seen;
+    };
   const Certificate certificate = certify(o.model, o.open, o.certifying);
   const Json json = to_json(certificate);
   if (!o.out.empty()) write_file(o.out, json.dump(2) + "\n");
@@ -94,7 +76,7 @@ void add_certify(CLI::App& app) {
   add_model_options(*verb, o->model, o->open);
   verb->add_option("--observations", o->observations,
                    "folder of `serve --record`; default: drawn within the model's statistics");
-  verb->add_option("--count", o->certifying.drawn, "observations at most; default 3");
+  verb->add_option("--count", o->certifying.count, "observations at most; default 3");
   verb->add_option("--seed", o->certifying.seed, "of drawn observations and of the noise");
   verb->add_option("--against", o->against, "reference (default)");
   verb->add_option("--out", o->out, "write the certificate to FILE.json");

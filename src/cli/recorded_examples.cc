@@ -16,7 +16,18 @@ namespace {
 struct Recorded {
   std::string where;
   Bytes request, reply;
+  size_t row = 0;  // of a request that is a batch
 };
+
+size_t rows_of(const msgpack::Value& request) {
+  const msgpack::Value* batch = request.find("batch");
+  return batch ? batch->list.size() : 1;
+}
+
+const msgpack::Value& row_of(const msgpack::Value& request, size_t row) {
+  const msgpack::Value* batch = request.find("batch");
+  return batch ? batch->list.at(row) : request;
+}
 
 // Fair among all, and the same ones every time: the n-th takes a place with probability count / n.
 class Sample {
@@ -39,8 +50,10 @@ void read_file(const std::filesystem::path& path, Sample& sample) {
   RecordingReader reader(path);
   std::map<uint64_t, Recorded> asked;  // by connection
   const auto offer = [&](Recorded recorded) {
-    const bool has_chunk = msgpack::decode(recorded.request).find("actions") != nullptr;
-    if (has_chunk || !recorded.reply.empty()) sample.offer(std::move(recorded));
+    const msgpack::Value request = msgpack::decode(recorded.request);
+    for (; recorded.row < rows_of(request); ++recorded.row)
+      if (row_of(request, recorded.row).find("actions") || !recorded.reply.empty())
+        sample.offer(recorded);
   };
   for (int64_t number = 1; std::optional<Record> record = reader.next(); ++number) {
     Recorded& last = asked[record->connection];
@@ -49,8 +62,7 @@ void read_file(const std::filesystem::path& path, Sample& sample) {
     last = {};
     if (record->kind == RecordKind::request)
       last = {fmt::format("{}, record {}", path.filename().string(), number),
-              std::move(record->message),
-              {}};
+              std::move(record->message)};
   }
   for (auto& [connection, last] : asked)
     if (!last.request.empty()) offer(std::move(last));
@@ -58,14 +70,26 @@ void read_file(const std::filesystem::path& path, Sample& sample) {
     fmt::print(stderr, "warning: {}: {}\n", path.filename().string(), reader.warning());
 }
 
+// What a row was answered: of a list, the first of its chunks.
+RemoteActions answer_of(const Recorded& recorded, const Requests& asked) {
+  size_t chunk = 0;
+  for (size_t row = 0; row < recorded.row; ++row)
+    chunk += static_cast<size_t>(asked.rows[row].samples);
+  const msgpack::Value reply = msgpack::decode(recorded.reply);
+  if (!asked.list) return read_reply(reply);
+  ensure(chunk < reply.list.size(), Fault::input, "its reply has {} chunks", reply.list.size());
+  return read_reply(reply.list[chunk]);
+}
+
 // The pictures are copied: they would be views into the message.
 Example example_of(const Recorded& recorded, const ModelCard& card) try {
   const msgpack::Value request = msgpack::decode(recorded.request);
-  const bool own = request.find("actions") != nullptr;
-  const RemoteActions chunk = read_reply(own ? request : msgpack::decode(recorded.reply));
+  Requests asked = read_requests(request, card, Dialect::openpi);
+  const msgpack::Value& row = row_of(request, recorded.row);
+  const RemoteActions chunk = row.find("actions") ? read_reply(row) : answer_of(recorded, asked);
   ensure(chunk.dim == card.action_dim, Fault::input, "its actions have {} dims, this policy {}",
          chunk.dim, card.action_dim);
-  Example example{read_request(request, card, Dialect::openpi).observation, chunk.values};
+  Example example{std::move(asked.rows[recorded.row].observation), chunk.values};
   for (auto& [camera, image] : example.observation.images) image.rgb.owned();
   return example;
 } catch (const Error& e) {

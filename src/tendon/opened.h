@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/weights.h"
+#include "policy/open_model.h"
 #include "policy/policy.h"
 #include "tendon/backends.h"
 #include "tendon/tendon.h"
@@ -23,9 +24,14 @@ struct OpenedEngine {
 
   explicit OpenedEngine(const OpenOptions& resolved_options, std::unique_ptr<Kernels> kernels = {});
   static OpenedEngine& of(Engine& engine) { return *engine.parts_; }
+  static Engine front(std::unique_ptr<OpenedEngine> parts) { return Engine(std::move(parts)); }
 };
 
-// As Engine::open; on `kernels`, when given, whatever the options' backend is.
+// As Engine::open; on `kernels`, when given, whatever the options' backend is. What open_model()
+// has opened may be loaded several times, with other options of the engine (backend, precision,
+// ...).
+std::unique_ptr<OpenedEngine> open_engine(const OpenedModel& opened, const OpenOptions& options,
+                                          std::unique_ptr<Kernels> kernels = {});
 std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& options,
                                           std::unique_ptr<Kernels> kernels = {});
 

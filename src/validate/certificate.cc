@@ -91,15 +91,17 @@ std::vector<double> action_scales(const PolicySpec& spec, const std::vector<doub
   return one;
 }
 
-DimensionCheck check_dimension(const Certificate& c, size_t d, double scale, double rms_max) {
-  DimensionCheck check{.name = c.action_names[d], .normal_rms_max = rms_max};
+DimensionCheck check_dimension(const Certificate& c, const Compared& other, size_t d,
+                               double scale) {
+  DimensionCheck check{.name = c.action_names[d],
+                       .normal_rms_max = action_bounds(c.identity.precision).relative_l2};
   std::vector<float> got, expected;
   double squares = 0;
-  for (const ChunkPair& chunk : c.chunks)
-    for (size_t i = d; i < chunk.got.size(); i += static_cast<size_t>(c.dim)) {
-      got.push_back(static_cast<float>(chunk.got[i]));
-      expected.push_back(static_cast<float>(chunk.expected[i]));
-      squares += std::pow(chunk.got[i] - chunk.expected[i], 2);
+  for (size_t o = 0; o < c.chunks.size(); ++o)
+    for (size_t i = d; i < c.chunks[o].size(); i += static_cast<size_t>(c.dim)) {
+      got.push_back(static_cast<float>(c.chunks[o][i]));
+      expected.push_back(static_cast<float>(other.chunks[o][i]));
+      squares += std::pow(c.chunks[o][i] - other.chunks[o][i], 2);
     }
   check.apart = compare(got, expected);
   // A dimension that the statistics make constant has no scale.
@@ -116,9 +118,12 @@ std::vector<float> noise_of(const Engine& engine, uint64_t seed) {
 
 }  // namespace
 
-ModelIdentity identify(const std::string& model, const OpenOptions& given) {
+ModelIdentity identify(const std::string& model, const OpenOptions& options) {
+  return identify(open_model(model, resolved(options)), options);
+}
+
+ModelIdentity identify(const OpenedModel& opened, const OpenOptions& given) {
   const OpenOptions options = resolved(given);
-  const OpenedModel opened = open_model(model, options);
   ModelIdentity id{.weights = hash_weights(opened, options), .version = version()};
   id.statistics = hash_of(policy_spec_json(opened.spec).dump());
   id.tokenizer = hash_tokenizer(opened, id.weights);
@@ -146,51 +151,114 @@ Observation drawn_observation(const std::string& model, Engine& engine, uint64_t
   return drawn;
 }
 
-bool Certificate::passed() const {
+bool Compared::passed() const {
   return std::ranges::all_of(stages, &std::string::empty, &ModuleCheck::failed) &&
          std::ranges::all_of(dimensions, &DimensionCheck::passed);
 }
 
-Certificate certify(const std::string& model, const OpenOptions& options, const Certifying& o) {
-  Certificate c{.model = model, .identity = identify(model, options), .against = o.against};
-  Engine tested = Engine::open(model, options);
-  std::optional<Engine> reference;
-  if (!o.oracle) reference = open_reference(model, options, tested);
-  c.identity.method = tested.method();
-  c.action_names = tested.action_names();
-  std::vector<Observation> seen = o.recorded;
-  c.observations = fmt::format("{} recorded observations", seen.size());
-  if (seen.empty()) {
-    for (int64_t i = 0; i < o.drawn; ++i)
-      seen.push_back(drawn_observation(model, tested, o.seed + static_cast<uint64_t>(i)));
+bool Certificate::passed() const { return std::ranges::all_of(compared, &Compared::passed); }
+
+namespace {
+
+// What all implementations are asked.
+struct Questions {
+  std::vector<Observation> seen;
+  std::vector<std::vector<float>> noise;  // [rows, model_dim]
+  int64_t model_dim = 0;
+  std::vector<double> scales;  // action_scales()
+  Stages stages;               // the backend's, of the first observation
+};
+
+Questions questions(const std::string& model, Engine& tested, const Certifying& o, Certificate& c) {
+  Questions q{.model_dim = tested.model_dim()};
+  if (o.observe) {
+    q.seen = o.observe(tested);
+    c.observations = fmt::format("{} recorded observations", q.seen.size());
+  } else {
+    for (int64_t i = 0; i < o.count; ++i)
+      q.seen.push_back(drawn_observation(model, tested, o.seed + static_cast<uint64_t>(i)));
     c.observations =
-        fmt::format("{} observations drawn within the statistics, seed {}", seen.size(), o.seed);
+        fmt::format("{} observations drawn within the statistics, seed {}", q.seen.size(), o.seed);
   }
-  for (size_t i = 0; i < seen.size(); ++i) {
-    const InferOptions given{.noise = noise_of(tested, o.seed + i)};
-    const Actions got = tested.infer(seen[i], given);
-    ChunkPair chunk{seen[i].prompt.value_or(""), got.values, {}};
-    chunk.expected =
-        o.oracle ? o.oracle(seen[i], given.noise) : reference->infer(seen[i], given).values;
-    ensure(chunk.expected.size() == chunk.got.size(), Fault::input,
-           "{} gave {} numbers for observation {}, expected {} rows of {}", o.against,
-           chunk.expected.size(), i, got.horizon, got.dim);
+  for (size_t i = 0; i < q.seen.size(); ++i) q.noise.push_back(noise_of(tested, o.seed + i));
+  q.scales = action_scales(OpenedEngine::of(tested).policy->spec(), q.seen[0].state);
+  return q;
+}
+
+// The backend's own part of the certificate.
+Questions run_tested(const OpenedModel& opened, const OpenOptions& options, const Certifying& o,
+                     Certificate& c) {
+  Engine tested = OpenedEngine::front(open_engine(opened, options));
+  c.identity.method = tested.method();
+  c.identity.precision = OpenedEngine::of(tested).options.precision;
+  c.action_names = tested.action_names();
+  Questions q = questions(c.model, tested, o, c);
+  for (size_t i = 0; i < q.seen.size(); ++i) {
+    const Actions got = tested.infer(q.seen[i], {.noise = q.noise[i]});
     c.rows = got.horizon;
     c.dim = got.dim;
-    c.chunks.push_back(std::move(chunk));
+    c.chunks.push_back(got.values);
   }
-  if (reference)
-    c.stages = validate_modules(OpenedEngine::of(tested), OpenedEngine::of(*reference), seen[0],
-                                {.only = "end_to_end."})
-                   .checks;
-  std::ranges::sort(c.stages, std::greater(),
+  q.stages = run_stages(OpenedEngine::of(tested), q.seen[0], {.noise = q.noise[0]}).stages;
+  return q;
+}
+
+ModuleCheck check_stage(const Questions& q, const std::string& precision,
+                        const std::string& against,
+                        const std::pair<std::string, std::vector<float>>& expected) {
+  const auto got = std::ranges::find(q.stages, expected.first, &Stages::value_type::first);
+  ensure(got != q.stages.end(), Fault::input,
+         "{} gave a stage '{}'; stages are siglip, prefix, keys, values, velocity and actions",
+         against, expected.first);
+  ensure(got->second.size() == expected.second.size(), Fault::input,
+         "{} gave {} numbers for the stage '{}', expected {}", against, expected.second.size(),
+         expected.first, got->second.size());
+  return judge_stage(expected.first, precision, got->second, expected.second);
+}
+
+Compared compare_with(const std::string& against, const Certificate& c, const Questions& q,
+                      const std::function<Answered(size_t)>& answer) {
+  Compared other{.against = against};
+  for (size_t i = 0; i < q.seen.size(); ++i) {
+    Answered is = answer(i);
+    ensure(is.actions.size() == c.chunks[i].size(), Fault::input,
+           "{} gave {} numbers for observation {}, expected {} rows of {}", against,
+           is.actions.size(), i, c.rows, c.dim);
+    other.chunks.push_back(std::move(is.actions));
+    if (i > 0) continue;
+    for (const auto& stage : is.stages)
+      other.stages.push_back(check_stage(q, c.identity.precision, against, stage));
+  }
+  std::ranges::sort(other.stages, std::greater(),
                     [](const ModuleCheck& s) { return s.apart.relative_l2 / s.gate.relative_l2; });
-  const OpenedEngine& opened = OpenedEngine::of(tested);
-  const std::vector<double> scales = action_scales(opened.policy->spec(), seen[0].state);
-  const double rms_max = action_bounds(opened.options.precision).relative_l2;
-  for (size_t d = 0; d < scales.size(); ++d)
-    c.dimensions.push_back(check_dimension(c, d, scales[d], rms_max));
-  std::ranges::sort(c.dimensions, std::greater(), &DimensionCheck::normal_rms);
+  for (size_t d = 0; d < q.scales.size(); ++d)
+    other.dimensions.push_back(check_dimension(c, other, d, q.scales[d]));
+  std::ranges::sort(other.dimensions, std::greater(), &DimensionCheck::normal_rms);
+  return other;
+}
+
+Compared compare_with_reference(const OpenedModel& opened, const OpenOptions& options,
+                                const Certificate& c, const Questions& q) {
+  const auto reference = open_engine(opened, reference_options(options, c.identity.precision));
+  return compare_with("the plain reference in f32", c, q, [&](size_t i) -> Answered {
+    const InferOptions given{.noise = q.noise[i]};
+    if (i > 0) return {reference->policy->infer(q.seen[i], given).values, {}};
+    StagedActions first = run_stages(*reference, q.seen[i], given);
+    return {std::move(first.actions.values), std::move(first.stages)};
+  });
+}
+
+}  // namespace
+
+Certificate certify(const std::string& model, const OpenOptions& options, const Certifying& o) {
+  const OpenedModel opened = open_model(model, resolved(options));
+  Certificate c{.model = model, .identity = identify(opened, options)};
+  const Questions q = run_tested(opened, options, o, c);
+  c.compared.push_back(compare_with_reference(opened, options, c, q));
+  if (o.oracle)
+    c.compared.push_back(compare_with(o.oracle_name, c, q, [&](size_t i) {
+      return o.oracle(q.seen[i], q.noise[i], q.model_dim);
+    }));
   return c;
 }
 
@@ -202,7 +270,7 @@ nlohmann::ordered_json to_json(const Certificate& c) {
                 {"scale", apart.scale}};
   };
   const ModelIdentity& id = c.identity;
-  Json json{{"certificate", 1},
+  Json json{{"certificate", 2},
             {"model", c.model},
             {"passed", c.passed()},
             {"weights", id.weights},
@@ -213,7 +281,6 @@ nlohmann::ordered_json to_json(const Certificate& c) {
             {"method", id.method},
             {"processor", id.processor},
             {"version", id.version},
-            {"against", c.against},
             {"observations", c.observations}};
   json["reasons"] = {
       {"stages",
@@ -222,21 +289,24 @@ nlohmann::ordered_json to_json(const Certificate& c) {
       {"actions",
        "a dimension's difference, in the units in which the model's actions have a spread of about "
        "1, at most the relative L2 that whole chunks may have"}};
-  json["stages"] = Json::array();
-  for (const ModuleCheck& s : c.stages) {
-    Json stage{{"stage", s.module.substr(s.module.find('.') + 1)}};
-    stage.update(numbers(s.apart));
-    stage["relative_l2_max"] = s.gate.relative_l2;
-    stage["passed"] = s.failed.empty();
-    json["stages"].push_back(std::move(stage));
-  }
-  for (const DimensionCheck& d : c.dimensions) {
-    Json action{{"action", d.name}};
-    action.update(numbers(d.apart));
-    action["normal_rms"] = d.normal_rms;
-    action["normal_rms_max"] = d.normal_rms_max;
-    action["passed"] = d.passed();
-    json["actions"].push_back(std::move(action));
+  for (const Compared& other : c.compared) {
+    Json one{{"against", other.against}, {"passed", other.passed()}, {"stages", Json::array()}};
+    for (const ModuleCheck& s : other.stages) {
+      Json stage{{"stage", s.module.substr(s.module.find('.') + 1)}};
+      stage.update(numbers(s.apart));
+      stage["relative_l2_max"] = s.gate.relative_l2;
+      stage["passed"] = s.failed.empty();
+      one["stages"].push_back(std::move(stage));
+    }
+    for (const DimensionCheck& d : other.dimensions) {
+      Json action{{"action", d.name}};
+      action.update(numbers(d.apart));
+      action["normal_rms"] = d.normal_rms;
+      action["normal_rms_max"] = d.normal_rms_max;
+      action["passed"] = d.passed();
+      one["actions"].push_back(std::move(action));
+    }
+    json["compared"].push_back(std::move(one));
   }
   return json;
 }

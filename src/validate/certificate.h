@@ -21,7 +21,8 @@ struct ModelIdentity {
   std::string method, processor, version;  // may differ where a certificate is used
 };
 
-// Opens `model` without its backend and reads all of its weights once.
+// Reads all weights of `model`, which open_model() or this has opened, once; needs no backend.
+ModelIdentity identify(const OpenedModel& model, const OpenOptions& options);
 ModelIdentity identify(const std::string& model, const OpenOptions& options);
 
 struct DimensionCheck {
@@ -32,42 +33,51 @@ struct DimensionCheck {
   bool passed() const { return normal_rms <= normal_rms_max; }
 };
 
-// The chunks of one observation, [rows, dim], in the robot's units.
-struct ChunkPair {
-  std::string prompt;
-  std::vector<double> got, expected;
+// The backend's actions beside those of one other implementation.
+struct Compared {
+  std::string against;
+  std::vector<ModuleCheck> stages;          // farthest beyond or nearest to its gate first
+  std::vector<DimensionCheck> dimensions;   // worst first
+  std::vector<std::vector<double>> chunks;  // per observation, [rows, dim], in the robot's units
+  bool passed() const;
 };
 
 struct Certificate {
   std::string model;
   ModelIdentity identity;
-  std::string against, observations;  // compared with what; how many and where from
-  std::vector<ModuleCheck> stages;    // end to end, farthest beyond or nearest to its gate first
-  std::vector<DimensionCheck> dimensions;  // worst first
+  std::string observations;  // how many and where from
   int64_t rows = 0, dim = 0;
-  std::vector<std::string> action_names;  // as the chunks have them
-  std::vector<ChunkPair> chunks;
+  std::vector<std::string> action_names;    // as the chunks have them
+  std::vector<std::vector<double>> chunks;  // the backend's
+  std::vector<Compared> compared;           // the reference, then the oracle
   bool passed() const;
 };
 
-// Another implementation: the actions [rows, dim] of an observation with this noise
-// [rows, model_dim], in the robot's units.
-using Oracle = std::function<std::vector<double>(const Observation&, const std::vector<float>&)>;
+// Another implementation: its actions [rows, dim] in the robot's units of an observation with this
+// noise [rows, model_dim], and those of run_stages() that it can tell, by their names.
+struct Answered {
+  std::vector<double> actions;
+  Stages stages;
+};
+using Oracle =
+    std::function<Answered(const Observation&, const std::vector<float>& noise, int64_t model_dim)>;
 
 struct Certifying {
-  int64_t drawn = 3;                  // observations to draw where none is given; at least 1
-  std::vector<Observation> recorded;  // instead
-  uint64_t seed = 0;                  // of observations and noise
-  std::string against = "the plain reference in f32";
-  Oracle oracle;  // what `against` names; absent: the reference, with its stages
+  int64_t count = 3;  // observations to draw; at least 1
+  // Instead: those that the opened model is to see.
+  std::function<std::vector<Observation>(Engine&)> observe;
+  uint64_t seed = 0;  // of observations and noise
+  Oracle oracle;      // beside the reference; may be absent
+  std::string oracle_name;
 };
 
 // An observation within the statistics of `engine`: a state in q01..q99, or two standard deviations
 // around the mean; pictures of the embedded observation, shifted.
 Observation drawn_observation(const std::string& model, Engine& engine, uint64_t seed);
 
-// Runs `model` with `options`, and the oracle or the reference. Throws what they, Engine::open and
-// Engine::infer do, and Error(Fault::input) for actions of another size.
+// Runs `model` with `options`, then the reference, then the oracle, one after the other: never two
+// of them are in memory. Throws what they, Engine::open and Engine::infer do, and
+// Error(Fault::input) for actions or stages of another size.
 Certificate certify(const std::string& model, const OpenOptions& options,
                     const Certifying& certifying);
 

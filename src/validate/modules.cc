@@ -42,10 +42,21 @@ Gate gate_of(const std::string& row) {
 }
 
 // One call of the policy whose tensors `tap` sees.
-Values run(OpenedEngine& engine, const Observation& observation, const Tap& tap) {
+Actions run(OpenedEngine& engine, const Observation& observation, const Tap& tap,
+            const InferOptions& options = {}) {
   engine.ops.set_tap(tap);
   const auto stop = std::shared_ptr<void>(nullptr, [&](void*) { engine.ops.set_tap({}); });
-  return engine.policy->infer(observation, {.sequence = TimeSequence::lerobot}).normalized;
+  return engine.policy->infer(observation, options);
+}
+
+// The tensors that are stages, by the network's names, and how the stages are called.
+std::vector<std::pair<std::string, std::string>> stage_tensors(const Config& config) {
+  const std::string last = fmt::format("vlm.layer.{}.", config.vlm.depth - 1);
+  return {{"siglip.projector", "siglip"},
+          {"vlm.embed", "prefix"},
+          {last + "key", "keys"},
+          {last + "value", "values"},
+          {"step.0.suffix.velocity", "velocity"}};
 }
 
 // Compared are the prefix, the state token and the first Euler step, of each tower the first and
@@ -93,9 +104,10 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
   };
   std::map<std::string, Values> expected;
   const Values actions = run(reference, observation, [&](const std::string& name, const Tensor& x) {
-    if (is_layer(name) || compared(name)) expected[name] = reference.ops.download(x);
-    return x;
-  });
+                           if (is_layer(name) || compared(name))
+                             expected[name] = reference.ops.download(x);
+                           return x;
+                         }).normalized;
 
   Validation v{.backend = std::string(tested.kernels->name()),
                .method = tested.kernels->method(),
@@ -114,41 +126,52 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
     return is_replaced(name) ? tested.ops.upload(found->second, x.shape()) : x;
   });
   // Then all at once, where they do.
-  const std::string last = fmt::format("vlm.layer.{}.", config.vlm.depth - 1);
-  const std::map<std::string, std::string> whole = {{"siglip.projector", "siglip"},
-                                                    {"vlm.embed", "prefix"},
-                                                    {last + "key", "keys"},
-                                                    {last + "value", "values"},
-                                                    {"step.0.suffix.velocity", "velocity"}};
-  const Values got = run(tested, observation, [&](const std::string& name, const Tensor& x) {
-    if (const auto found = whole.find(name); found != whole.end())
-      check("end_to_end." + found->second, tested.ops.download(x), expected.at(name));
-    return x;
-  });
-  check("end_to_end.actions", got, actions);
+  for (const auto& [tensor, stage] : stage_tensors(config)) expected[stage] = expected.at(tensor);
+  expected["actions"] = actions;
+  for (const auto& [stage, got] : run_stages(tested, observation, {}).stages)
+    check("end_to_end." + stage, got, expected.at(stage));
   ensure(!v.checks.empty(), Fault::usage, "no module '{}'; nearest: '{}'", choice.only,
          nearest(choice.only, names));
   return v;
 }
 
-Engine open_reference(const std::string& model, const OpenOptions& options, Engine& tested) {
-  OpenOptions plain = options;
-  plain.backend = "reference";
-  // Synthetic weights are rounded to the policy's format: both sides must hold the same ones.
-  plain.precision = OpenedEngine::of(tested).options.precision == "bf16" ? "bf16" : "f32";
-  plain.isa.clear();
-  plain.host_modules.clear();
-  plain.progress = {};
-  return Engine::open(model, plain);
+StagedActions run_stages(OpenedEngine& engine, const Observation& observation,
+                         const InferOptions& options) {
+  const auto tensors = stage_tensors(engine.policy->config());
+  StagedActions out;
+  const Tap tap = [&](const std::string& name, const Tensor& x) {
+    for (const auto& stage : tensors)
+      if (stage.first == name) out.stages.emplace_back(stage.second, engine.ops.download(x));
+    return x;
+  };
+  out.actions = run(engine, observation, tap, options);
+  out.stages.emplace_back("actions", out.actions.normalized);
+  return out;
+}
+
+ModuleCheck judge_stage(const std::string& stage, const std::string& precision,
+                        std::span<const float> got, std::span<const float> expected) {
+  const std::string module = "end_to_end." + stage;
+  return judge(module, gate_of(module).in(precision), got, expected);
+}
+
+OpenOptions reference_options(OpenOptions options, const std::string& precision) {
+  options.backend = "reference";
+  options.precision = precision == "bf16" ? "bf16" : "f32";
+  options.isa.clear();
+  options.host_modules.clear();
+  options.progress = {};
+  return options;
 }
 
 Validation validate_model(const std::string& model, const OpenOptions& options,
                           const std::function<Observation(Engine&)>& observe,
                           const ModuleChoice& choice) {
-  Engine tested = Engine::open(model, options);
-  Engine reference = open_reference(model, options, tested);
-  Validation v = validate_modules(OpenedEngine::of(tested), OpenedEngine::of(reference),
-                                  observe(reference), choice);
+  const OpenedModel opened = open_model(model, resolved(options));
+  const auto tested = open_engine(opened, options);
+  Engine reference = OpenedEngine::front(
+      open_engine(opened, reference_options(options, tested->options.precision)));
+  Validation v = validate_modules(*tested, OpenedEngine::of(reference), observe(reference), choice);
   v.model = model;
   return v;
 }

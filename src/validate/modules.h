@@ -48,9 +48,23 @@ struct ModuleChoice {
 Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
                             const Observation& observation, const ModuleChoice& choice = {});
 
-// `model` on the reference, with the weights that `tested` has: synthetic ones are rounded to its
-// precision.
-Engine open_reference(const std::string& model, const OpenOptions& options, Engine& tested);
+// One call, and what its stages computed: siglip, prefix, the keys and values of the last layer,
+// the velocity of the first Euler step, actions (normalised). In this order.
+using Stages = std::vector<std::pair<std::string, std::vector<float>>>;
+struct StagedActions {
+  Actions actions;
+  Stages stages;
+};
+StagedActions run_stages(OpenedEngine& engine, const Observation& observation,
+                         const InferOptions& options);
+
+// judge() of a stage with what it may differ by in `precision`; both have as many values.
+ModuleCheck judge_stage(const std::string& stage, const std::string& precision,
+                        std::span<const float> got, std::span<const float> expected);
+
+// How the reference is opened beside a backend that runs in `precision`: synthetic weights are
+// rounded to it.
+OpenOptions reference_options(OpenOptions options, const std::string& precision);
 
 // Opens `model` with `options` and on the reference, with the same weights, and compares the two on
 // what `observe` gives for it. Throws as Engine::open and validate_modules do.
