@@ -1,6 +1,7 @@
 """What the tests in Python share: the command, checks that are counted, a limit on memory, virtual
 environments with packages from PyPI."""
 import contextlib
+import pathlib
 import resource
 import shutil
 import subprocess
@@ -49,6 +50,24 @@ def memory_was_bounded():
     mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     print(f"largest process: {mib} MiB, at most {MEMORY_MIB_MAX} are allowed")
     return mib <= MEMORY_MIB_MAX
+
+
+def interpreter(version, headers=True):
+    """The Python of a version such as "3.12" on this machine, or None; with `headers`, one that
+    extensions can be compiled for."""
+    asked = ("import sys, sysconfig; print('%d.%d' % sys.version_info[:2], "
+             "sysconfig.get_path('include'))")
+    name = f"python{version}"
+    for found in (sys.executable, shutil.which(name),
+                  *pathlib.Path.home().glob(f".pyenv/versions/{version}*/bin/{name}")):
+        done = found and subprocess.run([found, "-c", asked], capture_output=True, text=True)
+        if not done or done.returncode:
+            continue  # a shim without its interpreter
+        is_version, _, include = done.stdout.strip().partition(" ")
+        if is_version == version and (
+                not headers or (pathlib.Path(include) / "Python.h").exists()):
+            return str(found)
+    return None
 
 
 def environment(folder, wanted, packages, python=sys.executable, no_build=None):

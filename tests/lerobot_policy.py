@@ -9,22 +9,26 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 import numpy as np
 import torch
 
 SOURCE = pathlib.Path(sys.argv[1])
-sys.path.insert(0, str(SOURCE / "tools/train_demo"))
+sys.path[:0] = [str(SOURCE / "tools/train_demo"), str(SOURCE / "examples")]
+import certify  # noqa: E402
 import lerobot_policy_tendon  # noqa: E402
 import record_golden  # noqa: E402  (lerobot's classes at the demo's sizes)
 import tendon_pi0  # noqa: E402
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig  # noqa: E402
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors  # noqa: E402
 from lerobot.policies.rtc.configuration_rtc import RTCConfig  # noqa: E402
+from lerobot.scripts import lerobot_eval  # noqa: E402
 from lerobot.utils.import_utils import register_third_party_plugins  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 RELATIVE_L2_MAX = 1e-5  # of float32 in two orders of summation
+PUSHT = {"mean": 256.0, "std": 90.0}  # pixels
 FOLDERS = {name: SOURCE / "assets/demo" / name for name in ("pi0", "pi05")}
 
 
@@ -32,14 +36,30 @@ def apart(got, expected):
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
-def random_weights(folder, name, to):
-    """The checkpoint's folder with weights that were never trained."""
-    generator = torch.Generator().manual_seed(5)
+def copy_of(name, to):
     for file in FOLDERS[name].rglob("*"):
         if file.is_file():
             target = to / file.relative_to(FOLDERS[name])
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
+    return to
+
+
+def with_longer_prompts(folder):
+    """In place: three times as many tokens fit, which any prompt needs in the demo's vocabulary."""
+    for file in (folder / "config.json", folder / "policy_preprocessor.json"):
+        text = json.loads(file.read_text())
+        for part in [text] if "type" in text else [step["config"] for step in text["steps"]]:
+            for key in {"tokenizer_max_length", "max_length"} & set(part):
+                part[key] *= 3
+        file.write_text(json.dumps(text))
+    return folder
+
+
+def random_weights(name, to):
+    """The checkpoint's folder with weights that were never trained."""
+    generator = torch.Generator().manual_seed(5)
+    copy_of(name, to)
     weights = load_file(to / "model.safetensors")
     for key, value in weights.items():
         if value.ndim == 2:
@@ -47,6 +67,28 @@ def random_weights(folder, name, to):
             weights[key] = (spread * torch.randn(value.shape, generator=generator)).to(value.dtype)
     save_file(weights, to / "model.safetensors")
     return to
+
+
+def for_pusht(folder):
+    """The demo's checkpoint for lerobot's environment "pusht", in place: one camera, two numbers of
+    state and action, in pixels."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["input_features"]["observation.images.gripper"]
+    for file in (folder / "config.json", *folder.glob("policy_*processor.json")):
+        text = json.loads(file.read_text())
+        for features in ([text["input_features"], text["output_features"]] if "type" in text
+                         else [step["config"].get("features", {}) for step in text["steps"]]):
+            features.pop("observation.images.gripper", None)
+            for name in {"observation.state", "action"} & set(features):
+                features[name]["shape"] = [2]
+        file.write_text(json.dumps(text))
+    for file in folder.glob("policy_*.safetensors"):
+        statistics = load_file(file)
+        for key, value in statistics.items():
+            if value.shape == (3,):
+                statistics[key] = PUSHT["std" if key.endswith("std") else "mean"] * torch.ones(2)
+        save_file(statistics, file)
+    return folder
 
 
 def batch_of(rows):
@@ -86,7 +128,7 @@ class Lerobot(unittest.TestCase):
             for trained in (True, False):
                 with tempfile.TemporaryDirectory() as scratch:
                     folder = FOLDERS[name] if trained else random_weights(
-                        FOLDERS[name], name, pathlib.Path(scratch))
+                        name, pathlib.Path(scratch))
                     own = record_golden.Lerobot(folder)
                     batch, noise = batch_of(2), torch.randn(2, 10, 5)
                     with torch.no_grad():
@@ -180,19 +222,78 @@ class Lerobot(unittest.TestCase):
         self.assertEqual(info["overall"]["n_episodes"], 4)
         self.assertGreaterEqual(info["overall"]["pc_success"], 75)
 
+    def test_lerobots_evaluation_of_a_real_environment_gets_lerobots_actions_at_every_step(self):
+        """lerobot-eval in gym-pusht, two at once, with weights that were never trained."""
+        whole = lerobot_policy_tendon.TendonPolicy.predict_action_chunk
+        task = "push the blue square to the left edge"
+        for precision, bound in (("f32", RELATIVE_L2_MAX), ("bf16", 0.01)):
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = for_pusht(random_weights("pi0", pathlib.Path(scratch)))
+                own, distances = record_golden.Lerobot(folder), []
+
+                def both(policy, batch, **_):
+                    noise = torch.randn(2, 10, 5)
+                    got = whole(policy, batch, noise=noise)
+                    with torch.no_grad():
+                        expected = own.after(own.policy.predict_action_chunk(
+                            own.before({**batch, "task": [task] * 2}), noise=noise))
+                    # The robot's units have a mean beside which differences look small.
+                    distances.append(apart(got.numpy() - PUSHT["mean"],
+                                           expected.numpy() - PUSHT["mean"]))
+                    return got
+
+                arguments = [
+                    "lerobot-eval", "--policy.type=tendon", f"--policy.checkpoint={folder}",
+                    f"--policy.precision={precision}", "--policy.n_action_steps=5",
+                    f"--policy.default_prompt={task}", "--env.type=pusht", "--eval.batch_size=2",
+                    '--policy.rename_map={"observation.image": "observation.images.top"}',
+                    "--env.episode_length=100", "--eval.n_episodes=2",
+                    "--eval.use_async_envs=false",
+                    f"--output_dir={scratch}/out"]
+                with mock.patch.object(lerobot_policy_tendon.TendonPolicy, "predict_action_chunk",
+                                       both), mock.patch.object(sys, "argv", arguments):
+                    lerobot_eval.main()
+                info = json.loads(pathlib.Path(scratch, "out/eval_info.json").read_text())
+            self.assertEqual(info["overall"]["n_episodes"], 2)
+            print(f"pusht, {precision}: {len(distances)} chunks, relative L2 at most "
+                  f"{max(distances):.1e}")
+            self.assertEqual(len(distances), 20)
+            self.assertLess(max(distances), bound)
+
     def test_a_certificate_can_be_against_lerobot(self):
-        own = record_golden.Lerobot(FOLDERS["pi0"])
-
-        def actions(observation, noise):
-            pictures = [observation[f"observation.images.{camera}"] for camera in own.cameras]
-            state = observation["observation.state"].astype(np.float32)
-            return own.chunk(pictures, state, observation["prompt"], noise.copy())
-
-        for precision in ("f32", "bf16"):
-            said = tendon_pi0.certify("demo", against=actions, count=2,
-                                      against_name="lerobot", precision=precision)
+        """examples/certify.py, with lerobot's classes at the demo's sizes and its tokenizer."""
+        for name, precision in (("pi0", "f32"), ("pi0", "bf16"), ("pi05", "bf16")):
+            record_golden.Lerobot(FOLDERS[name])
+            with tempfile.TemporaryDirectory() as scratch:
+                out = pathlib.Path(scratch, "c.json")
+                folder = with_longer_prompts(copy_of(name, pathlib.Path(scratch)))
+                arguments = ["certify.py", str(folder), "--lerobot", "--count=2",
+                             f"--precision={precision}", f"--out={out}"]
+                with mock.patch.object(sys, "argv", arguments):
+                    self.assertEqual(certify.main(), 0)
+                said = json.loads(out.read_text())
+                self.assertIn("against lerobot", out.with_suffix(".html").read_text())
+            reference, lerobot = said["compared"]
             self.assertTrue(said["passed"], said)
-            self.assertEqual((said["against"], said["stages"]), ("lerobot", []))
+            self.assertIn("lerobot", lerobot["against"])
+            self.assertEqual(len(reference["stages"]), 6)
+            self.assertEqual({stage["stage"] for stage in lerobot["stages"]},
+                             {"siglip", "velocity", "actions"})
+            self.assertEqual(len(lerobot["actions"]), 3)
+            for stage in lerobot["stages"]:
+                print(f"{name} {precision} {stage['stage']}: relative L2 to lerobot "
+                      f"{stage['relative_l2']:.1e}")
+                self.assertGreater(stage["relative_l2"], 0)
+
+    def test_a_certificate_is_not_against_weights_that_lerobot_could_not_load(self):
+        record_golden.Lerobot(FOLDERS["pi0"])
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = random_weights("pi0", pathlib.Path(scratch))
+            file = folder / "model.safetensors"
+            against = certify.lerobot_policy(str(folder))
+            save_file({f"elsewhere.{key}": value for key, value in load_file(file).items()}, file)
+            with self.assertRaisesRegex(ValueError, "has not loaded"):
+                against({}, np.zeros((10, 5), np.float32))
 
     def test_wrong_options_are_refused(self):
         for options, piece in (({}, "either checkpoint"),

@@ -5,35 +5,23 @@ Builds the wheel as python_wheel_test.py does, installs it beside lerobot into a
 ENVIRONMENTS and runs tests/lerobot_policy.py there. PyTorch brings 3 GB along. Exit code 77,
 "skipped: reason", where they cannot be had.
 """
-import pathlib
 import shutil
 import subprocess
 import sys
 
-from environment import environment, skip
+from environment import environment, interpreter, skip
 from python_wheel_test import BUILD, ENVIRONMENTS, MAKERS, SOURCE, called, wheel
 
-
-def python_for_lerobot():
-    """Of 3.12 or newer, with the headers that the extension needs."""
-    for name in (sys.executable, "python3.13", "python3.12"):
-        found = shutil.which(name)
-        asked = ("import sys, sysconfig; "
-                 "print(sys.version_info >= (3, 12), sysconfig.get_path('include'))")
-        if not found:
-            continue
-        done = subprocess.run([found, "-c", asked], capture_output=True, text=True)
-        new_enough, _, include = done.stdout.strip().partition(" ")
-        if new_enough == "True" and (pathlib.Path(include) / "Python.h").exists():
-            return found
-    return skip("lerobot needs Python 3.12 or newer, and the extension its headers")
+ENVIRONMENT = ["gym-pusht==0.1.8", "pymunk>=6.6,<7"]  # the lightest that lerobot knows
 
 
 def main():
-    python = python_for_lerobot()
+    python = interpreter("3.12") or interpreter("3.13") or skip(
+        "lerobot needs Python 3.12 or newer, and the extension its headers")
     requirements = SOURCE / "tools/train_demo/requirements.txt"
-    packages = ["-r", requirements, "lerobot[dataset]", *MAKERS, "setuptools"]
-    inside = environment(ENVIRONMENTS / "lerobot", requirements.read_text(),
+    packages = ["-r", requirements, "lerobot[dataset]", *MAKERS, "setuptools", *ENVIRONMENT]
+    inside = environment(ENVIRONMENTS / "lerobot",
+                         " ".join([requirements.read_text(), *ENVIRONMENT]),
                          ["--only-binary", ":all:", *packages], python)
     made = wheel(inside, BUILD / "python_wheel_lerobot", BUILD / "python_lerobot")
     package = BUILD / "lerobot_policy_tendon"

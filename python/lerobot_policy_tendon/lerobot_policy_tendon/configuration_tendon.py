@@ -23,6 +23,9 @@ class TendonConfig(PreTrainedConfig):
     # checkpoint's policy_preprocessor.json and policy_postprocessor.json in lerobot; π0 only.
     normalize: str = "tendon"
     n_action_steps: int | None = None  # executed of each chunk; None: all
+    default_prompt: str | None = None  # for environments that name no task
+    # From the environment's or dataset's names of observations to the checkpoint's.
+    rename_map: dict[str, str] = field(default_factory=dict)
     rtc_config: RTCConfig | None = None
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {kind: NormalizationMode.IDENTITY

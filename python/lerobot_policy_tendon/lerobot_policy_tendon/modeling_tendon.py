@@ -31,7 +31,8 @@ class TendonPolicy(PreTrainedPolicy):
             if statistics:
                 _check_that_lerobot_can_normalise(config.checkpoint)
             self._policy = tendon_pi0.Policy(config.checkpoint, precision=config.precision,
-                                             threads=config.threads, statistics=statistics)
+                                             threads=config.threads, statistics=statistics,
+                                             default_prompt=config.default_prompt)
         self._card = self._policy.metadata
         wanted = config.output_features.get(ACTION) if config.output_features else None
         actions = len(self._card["action_names"])
@@ -109,8 +110,8 @@ class TendonPolicy(PreTrainedPolicy):
                   for key, value in batch.items()
                   if isinstance(value, Tensor) and key.startswith("observation.")
                   and "language" not in key}
-        return [{**{key: value[row] for key, value in fields.items()}, "prompt": prompts[row]}
-                for row in range(count)]
+        return [{**{key: value[row] for key, value in fields.items()},
+                 "prompt": prompts[row] or self.config.default_prompt} for row in range(count)]
 
     def forward(self, batch: dict[str, Any]):
         raise NotImplementedError("a tendon policy runs checkpoints; train them as pi0 or pi05")

@@ -16,9 +16,12 @@ def make_tendon_pre_post_processors(config: TendonConfig, dataset_stats=None):
     """With normalize="tendon" both pass values on: the engine normalises by the checkpoint's own
     statistics, and `dataset_stats` are not looked at. With "lerobot" they are the checkpoint's."""
     if config.normalize == "lerobot":
-        return make_pre_post_processors(config, pretrained_path=config.checkpoint)
+        renamed = {"rename_observations_processor": {"rename_map": config.rename_map}}
+        return make_pre_post_processors(config, pretrained_path=config.checkpoint,
+                                        preprocessor_overrides=renamed if config.rename_map else {})
     before = PolicyProcessorPipeline(
-        steps=[RenameObservationsProcessorStep(rename_map={}), AddBatchDimensionProcessorStep()],
+        steps=[RenameObservationsProcessorStep(rename_map=config.rename_map),
+               AddBatchDimensionProcessorStep()],
         name=POLICY_PREPROCESSOR_DEFAULT_NAME)
     after = PolicyProcessorPipeline(
         steps=[], name=POLICY_POSTPROCESSOR_DEFAULT_NAME,
