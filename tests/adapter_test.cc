@@ -3,106 +3,13 @@
 // refused by name where they cannot be.
 #include "checkpoint/adapter.h"
 
-#include <cmath>
-
-#include "damaged_checkpoint.h"
 #include "model/weights.h"
-#include "policy/open_model.h"
 #include "tensor/bf16.h"
-#include "tensor/check.h"
+#include "tuned_checkpoint.h"
 
 using namespace tendon;
 using nlohmann::json;
 namespace fs = std::filesystem;
-
-namespace {
-
-const std::string kExpert = "paligemma_with_expert.gemma_expert.model.layers.2.self_attn.";
-const std::string kVision =
-    "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.1.mlp.";
-const std::string kPeft = "base_model.model.model.";
-const char *kAdapter = "adapter_model.safetensors", *kSettings = "adapter_config.json";
-
-// A few digits that look like nothing.
-std::vector<float> some(int64_t count, int seed) {
-  std::vector<float> values;
-  for (int64_t i = 0; i < count; ++i)
-    values.push_back(static_cast<float>(std::sin(1.7 * static_cast<double>(i) + seed) * 0.3));
-  return values;
-}
-
-HostTensor some_tensor(const std::string& name, const Shape& shape, int seed) {
-  return host_tensor(name, shape, some(shape.count(), seed));
-}
-
-void expect_near(const HostTensor& got, const std::vector<double>& wanted,
-                 const std::string& what) {
-  ASSERT_EQ(static_cast<size_t>(got.shape.count()), wanted.size()) << what;
-  double worst = 0;
-  for (size_t i = 0; i < wanted.size(); ++i)
-    worst = std::max(worst, std::abs(element(got, static_cast<int64_t>(i)) - wanted[i]));
-  EXPECT_LE(worst, 1e-6) << what;
-}
-
-// A π0 checkpoint in lerobot's layout with an adapter of PEFT beside its weights.
-struct Tuned : Checkpoint {
-  explicit Tuned(const std::string& kind = "lerobot-pi0") : Checkpoint(kind) {
-    options.precision = "f32";
-    options.threads = 1;
-  }
-  void save(const json& settings, const std::vector<HostTensor>& tensors) const {
-    json config{{"peft_type", "LORA"}, {"r", 2}, {"lora_alpha", 6}};
-    config.update(settings);
-    scratch().write(kSettings, config.dump());
-    write_safetensors(path(kAdapter), tensors);
-  }
-  OpenedModel open() const { return open_model(scratch().path().string(), options); }
-  HostTensor weight(const std::string& name) const {
-    const OpenedModel m = open();
-    return m.weights->get(name, m.weights->tensors().at(name).shape);
-  }
-  std::vector<double> before(const std::string& name) const {
-    const auto file = SafetensorsFile::open(path(kWeights));
-    const HostTensor* t = file->find(name);
-    if (!t) t = file->find("model." + name);
-    std::vector<double> values;
-    for (int64_t i = 0; i < t->shape.count(); ++i) values.push_back(element(*t, i));
-    return values;
-  }
-  Shape shape(const std::string& name) const {
-    const auto file = SafetensorsFile::open(path(kWeights));
-    const HostTensor* t = file->find(name);
-    return t ? t->shape : file->find("model." + name)->shape;
-  }
-  // Where nothing else is said, "…q_proj" has A of seed 1 and B of seed 2.
-  std::vector<HostTensor> low_rank(const std::string& module, int64_t rank) const {
-    const Shape w = shape(module + ".weight");
-    return {some_tensor(kPeft + module + ".lora_A.weight", {rank, w[1]}, 1),
-            some_tensor(kPeft + module + ".lora_B.weight", {w[0], rank}, 2)};
-  }
-  std::vector<double> expected(const std::string& module, int64_t rank, double scale) const {
-    std::vector<double> w = before(module + ".weight");
-    const int64_t columns = shape(module + ".weight")[1], rows = std::ssize(w) / columns;
-    const std::vector<float> a = some(rank * columns, 1), b = some(rows * rank, 2);
-    for (int64_t o = 0; o < rows; ++o)
-      for (int64_t i = 0; i < columns; ++i)
-        for (int64_t l = 0; l < rank; ++l)
-          w[static_cast<size_t>(o * columns + i)] +=
-              scale * static_cast<double>(b[static_cast<size_t>(o * rank + l)]) *
-              static_cast<double>(a[static_cast<size_t>(l * columns + i)]);
-    return w;
-  }
-};
-
-std::vector<HostTensor> operator+(std::vector<HostTensor> all,
-                                  const std::vector<HostTensor>& more) {
-  all.insert(all.end(), more.begin(), more.end());
-  return all;
-}
-
-const std::string kQuery = kExpert + "q_proj", kValue = kExpert + "v_proj", kUp = kVision + "fc1";
-
-}  // namespace
 
 TEST(Adapter, is_merged_as_peft_merges_it) {
   int cases = 0;
@@ -376,74 +283,6 @@ TEST(Adapter, whose_settings_are_not_understood_is_refused_by_the_key) {
               {"modules_to_save", {"classifier"}}},
              tuned.low_rank(kQuery, 2));
   EXPECT_NO_THROW(tuned.open());
-}
-
-TEST(Adapter, alone_is_merged_into_the_base_that_is_named) {
-  const Tuned base;
-  Tuned tuned;
-  tuned.save({{"base_model_name_or_path", "lerobot/pi0_base"}}, tuned.low_rank(kQuery, 2));
-  const std::vector<double> wanted = tuned.expected(kQuery, 2, 3);
-  const auto shown = [&] { return open_model(tuned.scratch().path().string(), tuned.options); };
-  tuned.options.base = base.scratch().path().string();
-  EXPECT_TRUE(refuses(Fault::usage, "has weights of its own", shown));
-  fs::remove(tuned.path(tuned.kWeights));
-  tuned.edit("config.json", [](json& j) { j["use_peft"] = true; });
-  const auto merged = [&] {
-    const OpenedModel m = shown();
-    return m.weights->get(kQuery + ".weight", base.shape(kQuery + ".weight"));
-  };
-  expect_near(merged(), wanted, "alone");
-  EXPECT_TRUE(tuned.health().sound());
-
-  tuned.options.base.clear();
-  EXPECT_TRUE(refuses(Fault::checkpoint,
-                      "--base FOLDER with the weights that it was trained on "
-                      "('lerobot/pi0_base')",
-                      shown));
-  tuned.options.base = "nowhere";
-  EXPECT_TRUE(refuses(Fault::usage, "--base nowhere is no folder", shown));
-  tuned.options.base = tuned.scratch().path().string();
-  EXPECT_TRUE(refuses(Fault::checkpoint, "merge_and_unload", shown));  // an adapter of an adapter
-
-  // Without a file but PEFT's: a warning, since statistics are the base's.
-  for (const auto& entry : fs::directory_iterator(tuned.scratch().path()))
-    if (!entry.path().filename().string().starts_with("adapter")) fs::remove_all(entry.path());
-  tuned.options.base = base.scratch().path().string();
-  expect_near(merged(), wanted, "alone, without a configuration");
-  ASSERT_EQ(shown().warnings.size(), 1u);
-  EXPECT_TRUE(says(shown().warnings[0], "which may be another robot's"));
-
-  fs::remove(tuned.path(kAdapter));
-  EXPECT_TRUE(refuses(Fault::usage, "has no adapter_model.safetensors", shown));
-}
-
-TEST(Adapter, is_told_by_all_that_tell_of_a_model) {
-  const Tuned tuned;
-  tuned.save(
-      {{"rank_pattern", {{"v_proj", 4}}}},
-      tuned.low_rank(kQuery, 2) + tuned.low_rank(kValue, 4) +
-          std::vector{some_tensor(kPeft + "state_proj.bias", tuned.shape("state_proj.bias"), 1)});
-  const std::string said =
-      "adapter_model.safetensors is merged: LoRA of rank 2 to 4 and scale 1.5 to 3 in 2 weights, 1 "
-      "tensors that were trained in full";
-  const auto told = [&](const std::vector<std::string>& notes) {
-    return std::ranges::any_of(notes, [&](const auto& n) { return bool{says(n, said)}; });
-  };
-  EXPECT_TRUE(told(tuned.open().notes));
-  const Health health = tuned.health();
-  EXPECT_TRUE(health.sound());
-  EXPECT_TRUE(std::ranges::any_of(health.findings,
-                                  [&](const Finding& f) { return bool{says(f.text, said)}; }));
-  const std::string file = tuned.path("packed.safetensors").string();
-  convert(tuned.scratch().path().string(), file, tuned.options);
-  const OpenedModel packed = open_model(file, {});
-  EXPECT_TRUE(told(packed.notes));
-  EXPECT_FALSE(packed.weights->adapter());
-
-  Tuned without;
-  without.options.lora_scale = 1;
-  EXPECT_TRUE(refuses(Fault::usage, "has no LoRA adapter", [&] { without.open(); }));
-  EXPECT_TRUE(refuses(Fault::usage, "--lora-scale", [] { open_model("demo", {.lora_scale = 1}); }));
 }
 
 // The actions are those of a checkpoint whose weights were merged before.

@@ -37,9 +37,10 @@ struct OpenOptions {
   std::string robot;       // "aloha", "droid", "libero" or "lerobot"; else from the model
   std::string asset;       // which assets/<id> of an openpi checkpoint, when there are several
   // Where the model is an adapter of PEFT without weights: the checkpoint folder with those that it
-  // was trained on, or a demo.
+  // was trained on, or a demo. The model's own folder: the weights beside the adapter are those.
   std::string base;
-  // Of an adapter: what B A is multiplied by, instead of what adapter_config.json says.
+  // Of an adapter: what B A is multiplied by, instead of what adapter_config.json says. 0: the
+  // weights as they are, without the adapter.
   std::optional<double> lora_scale;
   std::optional<std::string> default_prompt;
   std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt

@@ -20,7 +20,7 @@ namespace tendon {
 // What the tensors of an adapter do not tell: PEFT's adapter_config.json, or a user.
 struct LoraSettings {
   std::string file;             // adapter_config.json; empty: there is none
-  std::optional<double> scale;  // of every update, whatever the rest says
+  std::optional<double> scale;  // of every update, whatever the rest says; 0: nothing is applied
   double alpha = 8;             // PEFT's defaults
   int64_t rank = 8;
   bool rank_stabilised = false;  // scale is alpha / sqrt(rank), else alpha / rank
@@ -42,6 +42,7 @@ LoraSettings read_adapter_config(const std::filesystem::path& path);
 struct AdapterFiles {
   std::vector<std::shared_ptr<const SafetensorsFile>> files;  // empty: it lies among the weights
   LoraSettings settings = {};
+  std::string left_out = {};  // a file of an adapter that was not even opened, since scale is 0
 };
 
 // What a key means for an adapter. `tensor` is the canonical name of the weight or bias concerned.

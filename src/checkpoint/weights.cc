@@ -60,6 +60,11 @@ class FileWeights final : public WeightSource {
 
   const NamedTensors& tensors() const override { return tensors_; }
   std::string description() const override { return description_; }
+  const AdapterSummary* adapter() const override {
+    return left_out_.file.empty() ? nullptr : &left_out_;
+  }
+  // The file of an adapter that is not applied.
+  void leave_out(const std::string& file) { left_out_ = {.file = file, .left_out = true}; }
 
  private:
   void add(const HostTensor& t, const std::string& name, const std::string& file) {
@@ -75,6 +80,7 @@ class FileWeights final : public WeightSource {
 
   NamedTensors tensors_;
   std::string description_;
+  AdapterSummary left_out_;
 };
 
 }  // namespace
@@ -122,6 +128,9 @@ bool is_unread(std::string_view name) {
 }
 
 std::string AdapterSummary::text() const {
+  if (left_out)
+    return fmt::format("the adapter of {} is not applied, since the scale that was given is 0",
+                       file);
   const auto range = [](const auto& both) {
     return both.first == both.second
                ? fmt::format("{:.6g}", double(both.first))
@@ -152,6 +161,10 @@ std::unique_ptr<WeightSource> open_weights(
         key.role = AdapterKey::Role::whole;
       tensors.add(key, t, file->name());
     }
+  if (adapter.settings.scale == 0.) {
+    base->leave_out(tensors.empty() ? adapter.left_out : tensors.file);
+    return base;
+  }
   for (const std::string& name : tensors.wrapped)
     ensure(tensors.updates.contains(name.substr(0, name.rfind('.')) + ".weight") ||
                tensors.whole.contains(name),

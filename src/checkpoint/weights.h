@@ -32,9 +32,10 @@ inline constexpr std::string_view kOrSayScale =
 
 using NamedTensors = std::map<std::string, HostTensor, std::less<>>;
 
-// What was merged into weights.
+// What was merged into weights, or is there and was not.
 struct AdapterSummary {
   std::string file;
+  bool left_out = false;             // somebody wants the weights as they are: a scale of 0
   std::vector<std::string> weights;  // each tensor that is another one than the base's
   int64_t updated = 0, replaced = 0;
   std::pair<int64_t, int64_t> ranks = {};  // smallest and largest
@@ -60,7 +61,7 @@ class WeightSource {
     return kNone;
   }
   virtual std::string description() const = 0;
-  // The adapter that get() merges; null: none.
+  // The adapter that get() merges or leaves out; null: there is none.
   virtual const AdapterSummary* adapter() const { return nullptr; }
 };
 
@@ -79,9 +80,9 @@ bool is_unread(std::string_view name);
 struct AdapterFiles;
 
 // Tensors of one or several files, with the adapter that lies among them or in files of its own
-// merged. The token table is `embed_tokens`; where only `lm_head` is
-// stored, it is served under that name. Throws Error(Fault::checkpoint) when two keys mean the same
-// tensor, when the buffers of lerobot's first pi0 release are found (its preprocessing was
+// merged, or left out where its scale is 0. The token table is `embed_tokens`; where only `lm_head`
+// is stored, it is served under that name. Throws Error(Fault::checkpoint) when two keys mean the
+// same tensor, when the buffers of lerobot's first pi0 release are found (its preprocessing was
 // another), or an adapter cannot be merged: see merge_adapter(); nobody tells its scale.
 std::unique_ptr<WeightSource> open_weights(
     const std::vector<std::shared_ptr<const SafetensorsFile>>& files);

@@ -67,9 +67,11 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--robot", o.robot, "aloha, droid, libero or lerobot; default: from the model");
   verb.add_option("--asset", o.asset, "which assets/<id> of an openpi checkpoint");
   verb.add_option("--base", o.base,
-                  "where MODEL is a LoRA adapter alone: the checkpoint that it was trained on");
+                  "where MODEL is a LoRA adapter: the checkpoint that it was trained on, which may "
+                  "be the same folder");
   verb.add_option("--lora-scale", o.lora_scale,
-                  "alpha / rank of a LoRA adapter; default: as adapter_config.json says");
+                  "alpha / rank of a LoRA adapter; default: as adapter_config.json says; 0: the "
+                  "weights without it");
   verb.add_option(
       "--backend", o.backend,
       "cpu (default), reference, ttnn, cuda, or auto: ttnn where its device is named, cuda "

@@ -271,7 +271,7 @@ void read_lerobot(const fs::path& folder, const fs::path& named, const OpenOptio
          file);
   ensure(std::ranges::none_of(told, &Description::named), Fault::usage,
          "--config {} is for openpi checkpoints; {} is lerobot's", o.config, file);
-  m.weights = open_weights(weight_files(named, o), o);
+  m.weights = open_weights(weight_files(named, o, config), o);
   const json peft = config.value("use_peft", json());
   ensure(peft.is_null() || peft == false || m.weights->adapter(), Fault::checkpoint,
          "{}: use_peft is {}, but there is no adapter: the model {}, and set use_peft to false",
@@ -389,7 +389,7 @@ void read_openpi(const fs::path& folder, const fs::path& named, const OpenOption
   const json config =
       fs::exists(folder / "config.json") ? read_json(folder / "config.json") : json::object();
   const std::vector<Description> told = descriptions(folder, o);
-  m.weights = open_weights(weight_files(named, o), o);
+  m.weights = open_weights(weight_files(named, o, config), o);
   const TrainedWith trained = read_metadata(folder);
   const auto from_files = [&](Config& c) {
     ensure_agrees(config, "action_dim", c.action_dim, file);

@@ -34,12 +34,17 @@ struct WeightFiles {
   std::vector<std::filesystem::path> weights;       // one, or those that `index` names
   std::filesystem::path index;                      // empty: none
   std::filesystem::path adapter, adapter_settings;  // PEFT's two files; empty: none
+  bool uncertain =
+      false;             // the adapter lies beside the weights, and nothing says what it is to them
+  std::string left_out;  // what --lora-scale 0 leaves out
 };
-// Throws Error(Fault::checkpoint), also for an adapter without weights or settings, for several and
-// for other forms of adapters; Error(Fault::usage) where --base does not fit.
-WeightFiles weight_files(const std::filesystem::path& folder, const OpenOptions& options);
-// With the adapter merged. Throws Error(Fault::checkpoint), and Error(Fault::usage) for a
-// --lora-scale without an adapter.
+// `config`: config.json, where there is one. Throws Error(Fault::checkpoint), also for an adapter
+// without weights or settings, for several and for other forms of adapters; Error(Fault::usage)
+// where --base does not fit.
+WeightFiles weight_files(const std::filesystem::path& folder, const OpenOptions& options,
+                         const nlohmann::json& config);
+// With the adapter merged. Throws Error(Fault::checkpoint), also where it is uncertain whether it
+// shall be, and Error(Fault::usage) for a --lora-scale without an adapter.
 std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenOptions& options);
 
 // What openpi's train_pytorch.py stored of its TrainConfig in metadata.pt; what is absent was not

@@ -18,33 +18,40 @@ namespace {
 
 const char *kAdapter = "adapter_model.safetensors", *kSettings = "adapter_config.json";
 
-// Adapters in other files than those of PEFT, or in folders where they have names.
-void refuse_adapters(const fs::path& folder) {
+// Adapters in other files than those of PEFT, or in folders where they have names: the first one,
+// and whether it is such a folder.
+struct ForeignAdapter {
+  std::string path;
+  bool named = false;
+};
+
+ForeignAdapter find_foreign_adapter(const fs::path& folder) {
   static const std::regex kNames(R"((^|[^a-z])(adapter|lora).*\.(json|safetensors|bin|pth?))",
                                  std::regex::icase);
   std::error_code none;  // of a folder that cannot be read, or is inside the library
   for (const auto& entry : fs::directory_iterator(folder, none)) {
     const std::string name = entry.path().filename().string();
     const bool named = is_file(entry.path() / kSettings);
-    ensure(!named && (name == kAdapter || name == kSettings || !std::regex_search(name, kNames)),
-           Fault::checkpoint, "{} {}{}; or move it elsewhere to run the weights of {} without it",
-           entry.path().string(), kMergeFirst,
-           named
-               ? fmt::format("; or name that folder as the model, with --base {}", folder.string())
-               : "",
-           folder.string());
+    if (named || (name != kAdapter && name != kSettings && std::regex_search(name, kNames)))
+      return {entry.path().string(), named};
   }
+  return {};
 }
 
 bool has_weights(const fs::path& folder) {
   return is_file(folder / "model.safetensors") || is_file(folder / "model.safetensors.index.json");
 }
 
-// The folder whose weights an adapter in `folder`, which has none itself, changes.
-fs::path checked_base(const fs::path& folder, const WeightFiles& files, const OpenOptions& o) {
+// The folder whose weights an adapter in `folder` changes: another one where `own` is false.
+fs::path checked_base(const fs::path& folder, bool own, const WeightFiles& files,
+                      const OpenOptions& o) {
+  fs::path base = base_folder(o);
+  std::error_code none;  // of a folder inside the library
+  ensure(!own || fs::equivalent(base, folder, none), Fault::usage,
+         "--base {}: {} has weights of its own", o.base, folder.string());
   ensure(!files.adapter.empty(), Fault::usage, "--base {}: {} has no {} that it is the base of",
          o.base, folder.string(), kAdapter);
-  fs::path base = base_folder(o);
+  if (own) return folder;
   for (const char* name : {kAdapter, kSettings})
     ensure(!is_file(base / name), Fault::checkpoint, "{} {}", (base / name).string(), kMergeFirst);
   return base;
@@ -122,21 +129,55 @@ fs::path base_folder(const OpenOptions& o) {
   return o.base;
 }
 
-WeightFiles weight_files(const fs::path& folder, const OpenOptions& o) {
-  refuse_adapters(folder);
+WeightFiles weight_files(const fs::path& folder, const OpenOptions& o,
+                         const nlohmann::json& config) {
   WeightFiles files;
+  const ForeignAdapter foreign = find_foreign_adapter(folder);
   if (is_file(folder / kAdapter)) files.adapter = folder / kAdapter;
   if (is_file(folder / kSettings)) files.adapter_settings = folder / kSettings;
-  const bool own = has_weights(folder);
-  ensure(!own || o.base.empty(), Fault::usage, "--base {}: {} has weights of its own", o.base,
+  const bool unwanted = o.lora_scale == 0.;
+  ensure(foreign.path.empty() || unwanted, Fault::checkpoint,
+         "{} {}{}; or say --lora-scale 0 to run the weights of {} without it", foreign.path,
+         kMergeFirst,
+         foreign.named
+             ? fmt::format("; or name that folder as the model, with --base {}", folder.string())
+             : "",
          folder.string());
+  const bool own = has_weights(folder);
   if (!own && o.base.empty() && !files.adapter.empty()) refuse_lone_adapter(files);
-  find_weights(o.base.empty() ? folder : checked_base(folder, files, o), files);
+  find_weights(o.base.empty() ? folder : checked_base(folder, own, files, o), files);
+  const bool use_peft = config.is_object() && config.value("use_peft", nlohmann::json()) == true;
+  files.uncertain = own && !use_peft && o.base.empty() && !o.lora_scale && !files.adapter.empty();
+  if (!unwanted) return files;
+  files.left_out = !files.adapter.empty()            ? files.adapter.string()
+                   : !files.adapter_settings.empty() ? files.adapter_settings.string()
+                                                     : foreign.path;
+  files.adapter.clear();
+  files.adapter_settings.clear();
   return files;
 }
 
+namespace {
+
+// lerobot would run the weights, PEFT merge the adapter; and the weights may be the merged ones.
+void refuse_uncertain(const WeightFiles& files,
+                      const std::vector<std::shared_ptr<const SafetensorsFile>>& weights) {
+  for (const auto& file : weights)
+    for (const HostTensor& t : file->tensors())
+      if (adapter_key(t.name, file->name()).role == AdapterKey::Role::wrapped) return;
+  const std::string folder = files.adapter.parent_path().string();
+  fail(Fault::checkpoint,
+       "{} is a LoRA adapter beside complete weights, and config.json does not say use_peft: "
+       "whether it belongs to them or is in them already cannot be seen, and the actions are "
+       "others. Say --base {} to merge it into these weights, or --lora-scale 0 to run them as "
+       "they are",
+       files.adapter.string(), folder);
+}
+
+}  // namespace
+
 std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenOptions& o) {
-  AdapterFiles adapter;
+  AdapterFiles adapter{.left_out = files.left_out};
   if (!files.adapter_settings.empty())
     adapter.settings = read_adapter_config(files.adapter_settings);
   adapter.settings.scale = o.lora_scale;
@@ -147,6 +188,7 @@ std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenO
          files.adapter.string(), kSettings, kMergeFirst, kOrSayScale);
   std::vector<std::shared_ptr<const SafetensorsFile>> weights;
   for (const fs::path& file : files.weights) weights.push_back(SafetensorsFile::open(file));
+  if (files.uncertain) refuse_uncertain(files, weights);
   if (!files.adapter.empty()) adapter.files.push_back(SafetensorsFile::open(files.adapter));
   if (!files.index.empty()) {
     const nlohmann::json root = read_json(files.index);

@@ -32,7 +32,7 @@ void examine_folder(Examined& m, Report& r) {
   const bool indexed = fs::exists(index);
   r.attempt(indexed ? "file.index" : "file.missing",
             indexed ? index.string() : (m.folder / "model.safetensors").string(),
-            [&] { files = weight_files(m.folder, m.options); });
+            [&] { files = weight_files(m.folder, m.options, m.config); });
   std::vector<fs::path> paths = files.weights;
   if (!files.adapter.empty()) paths.push_back(files.adapter);
   for (const fs::path& path : paths)
