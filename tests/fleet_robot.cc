@@ -4,6 +4,7 @@
 //   fleet_robot URL ROBOTS SECONDS HZ EPISODE_S TIMEOUT_S [rtc]
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <mutex>
@@ -51,8 +52,8 @@ class Robot {
       return begin_ + std::chrono::duration_cast<Clock::duration>(periods * period);
     };
     const double phase = static_cast<double>(number_) / options_.robots;
-    for (int64_t id = 0; at(static_cast<double>(id) + phase) < at(options_.seconds * options_.hz);
-         ++id) {
+    const Clock::time_point end = at(options_.seconds * options_.hz);
+    for (int64_t id = 0; std::max(at(static_cast<double>(id) + phase), Clock::now()) < end; ++id) {
       std::this_thread::sleep_until(at(static_cast<double>(id) + phase));
       while (!ask(id)) std::this_thread::sleep_for(std::chrono::duration<double>(kRetrySeconds));
       queue_.pop();  // some of the chunk is executed before the next observation
