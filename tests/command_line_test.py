@@ -454,7 +454,7 @@ def conversions(scratch):
     for name, altered, message in (
             ("flipped", content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], "altered"),
             ("cut", content[:-100], "cut.safetensors"),
-            ("newer", content.replace(b'"tendon.format":"2"', b'"tendon.format":"3"'), "format 3")):
+            ("newer", content.replace(b'"tendon.format":"3"', b'"tendon.format":"4"'), "format 4")):
         (scratch / f"{name}.safetensors").write_bytes(altered)
         expect(3, message, "run", scratch / f"{name}.safetensors", *SCENE, "--json")
 

@@ -82,14 +82,23 @@ class Walk {
     const Parameter dense = list(name + ".dense.weight", {3 * width, width});
     const Parameter bias = list(name + ".dense.bias", {3 * width});
     if (!loads()) return;
-    const HostTensor matrix = source_->get(dense.name, dense.shape);
+    const bool packed = !source_->packed(name + ".scale").empty();
+    const HostTensor matrix = packed ? HostTensor() : source_->get(dense.name, dense.shape);
     std::vector<float> b = values(bias);
     for (auto scale = b.begin(); scale < b.begin() + width; ++scale) *scale += 1.f;
     const auto third = [&](const char* what, int64_t i) {
-      return ops_->prepare({name + "." + what,
-                            WeightKind::small,
-                            {matrix.rows(i * width, (i + 1) * width)},
-                            {b.begin() + i * width, b.begin() + (i + 1) * width}});
+      WeightParts parts{.name = name + "." + what,
+                        .kind = WeightKind::small,
+                        .bias = {b.begin() + i * width, b.begin() + (i + 1) * width},
+                        .outputs = width,
+                        .inputs = width};
+      if (packed)
+        parts.packed = source_->packed(parts.name);
+      else
+        parts.matrices = {matrix.rows(i * width, (i + 1) * width)};
+      Weight weight = ops_->prepare(parts);
+      if (options_.prepared) options_.prepared(parts, weight);
+      return weight;
     };
     to = {{}, third("scale", 0), third("shift", 1), third("gate", 2)};
   }

@@ -84,7 +84,7 @@ struct LoadOptions {
   // Also keep what the policy never computes (the last prefix layer beyond its keys and values, the
   // final prefix norm), so that every stage can be compared.
   bool whole_prefix = false;
-  // Told of every large weight once the backend has it.
+  // Told of every large weight, and of pi0.5's norms, once the backend has it.
   std::function<void(const WeightParts&, const Weight&)> prepared;
 };
 

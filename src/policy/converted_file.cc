@@ -18,7 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int kFormat = 2;
+constexpr int kFormat = 3;
 
 HostTensor file_content(const std::string& name, const std::string& path) {
   auto bytes = std::make_shared<const std::string>(read_file(path, kTokenizerBytesMax));

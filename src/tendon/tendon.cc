@@ -56,7 +56,8 @@ class Watch {
   }
 
   void loaded(const Weight& w) const {
-    now_.bytes += w.native->bytes();
+    // The plan takes pi0.5's norms, which stay f32, for as narrow as the rest.
+    now_.bytes = std::min(now_.bytes + w.native->bytes(), now_.plan.weights);
     now_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
     if (progress_) progress_(now_);
   }
