@@ -262,6 +262,7 @@ class Server(unittest.TestCase):
                 refused += 1
             self.assertGreater(refused, 25)
             said, ours = remote.metadata, local.metadata
+            self.assertEqual(len(said.pop("fingerprint")), 16)  # of a server, which ran once
             self.assertEqual(said, {key: ours[key] for key in said})
             remote.reset()
         with self.assertRaisesRegex(tendon_pi0.NetworkError, "closed"):
