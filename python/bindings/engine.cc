@@ -9,6 +9,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "answering.h"
 #include "message.h"
 #include "options.h"
 #include "policy.h"
@@ -155,6 +156,15 @@ void add_policies(nb::module_& m) {
       .def("infer", &ServedByOthers::infer, "message"_a, "additions"_a)
       .def("metadata", &ServedByOthers::metadata)
       .def("close", &ServedByOthers::close);
+  nb::class_<Answering>(m, "Answering")
+      .def(nb::init<const std::string&, const nb::dict&>(), "model"_a, "options"_a)
+      .def("greeting", &Answering::greeting)
+      .def("connect", &Answering::connect)
+      .def("disconnect", &Answering::disconnect, "connection"_a)
+      .def("answer", &Answering::answer, "connection"_a, "message"_a)
+      .def("waiting", &Answering::waiting)
+      .def("failure", &Answering::failure)
+      .def("fingerprint", &Answering::fingerprint);
 }
 
 }  // namespace
