@@ -70,11 +70,7 @@ Json to_json(const AuditEntry& e) {
 }
 
 Json to_json(const CoverageOptions& o, const Engine& engine, const Audit& audit, const Actions& a) {
-  const auto without_times = [&](AuditSum sum) {
-    if (engine.simulated()) sum.seconds = 0;  // those of the host are not the whole
-    return sum;
-  };
-  const AuditSum total = without_times(audit.total());
+  const AuditSum total = audit.total();
   Json json{{"model", o.model},
             {"backend", engine.backend()},
             {"method", engine.method()},
@@ -85,14 +81,13 @@ Json to_json(const CoverageOptions& o, const Engine& engine, const Audit& audit,
             {"version", version()}};
   for (int i = 0; i < kOpClassCount; ++i) {
     const auto c = static_cast<OpClass>(i);
-    json["by_class"][std::string(name(c))] = to_json(without_times(audit.of(c)), total);
+    json["by_class"][std::string(name(c))] = to_json(audit.of(c), total);
   }
   for (int i = 0; i < kModuleCount; ++i) {
     const auto m = static_cast<Module>(i);
-    json["by_module"][std::string(name(m))] = to_json(without_times(audit.of(m)), total);
+    json["by_module"][std::string(name(m))] = to_json(audit.of(m), total);
   }
-  for (const auto& [layer, sum] : audit.layers())
-    json["by_layer"][layer] = to_json(without_times(sum), total);
+  for (const auto& [layer, sum] : audit.layers()) json["by_layer"][layer] = to_json(sum, total);
   for (const AuditEntry& e : audit.entries) json["calls"].push_back(to_json(e));
   const StageTimes& t = a.times;
   for (const auto& [what, ms] : {std::pair("pictures to patches, upload", t.pictures_ms),
