@@ -22,19 +22,7 @@ SCENE = ("--prompt", "pick up the red cube", "--state", ",".join(["0.25"] * 14),
          f"base_0_rgb={FLOWER}")
 ALOHA = ("synthetic:pi0-small", "--robot", "aloha")
 check = environment.Checks()
-
-
-def tendon(*args):
-    done = environment.tendon(*args)
-    return done.returncode, done.stdout, done.stderr
-
-
-def expect(code, piece, *args):
-    """The command ends with `code` and prints `piece` somewhere."""
-    got, out, err = tendon(*args)
-    check(got == code and piece in out + err,
-          f"tendon {' '.join(map(str, args))}\n  exit {got}, expected {code} and {piece!r}\n"
-          f"  {out[-300:]}\n  {err[-300:]}")
+tendon, expect = check.run, check.expect
 
 
 def copied(scratch, source, name):
@@ -58,7 +46,7 @@ def edit_json(path, change):
 def usage():
     expect(0, "Subcommands", "-h")
     for verb in ("run", "demo", "inspect", "version", "bench", "coverage", "validate", "doctor",
-                 "replay", "velocity", "certify"):
+                 "replay", "velocity", "certify", "tune"):
         expect(0, "--json", verb, "-h")
     expect(0, "tendon 0.", "version")
     expect(2, "a verb is needed")
@@ -260,24 +248,6 @@ def validations(scratch):
     expect(0, "actions", "validate", *opened(folder), *TOKENIZER, *fake)
     (folder / "model.safetensors").write_bytes(b"not a tensor")
     expect(1, "NOT SOUND", "validate", *opened(folder), *TOKENIZER, *fake)
-
-
-def doctor():
-    code, out, _ = tendon("doctor", "--json")
-    machine = json.loads(out)
-    check(code == 0 and {t["name"] for t in machine["tests"]} >= {"host", "simulator", "chip"},
-          "doctor lists kinds of tests")
-    expect(0, "tests that can run here", "doctor")
-    expect(0, "scripts/ttnn-sim makes it", "doctor", "--ttnn-sim", "no/such/folder")
-
-
-def missing_devices():
-    expect(5, "--device fake", "run", "demo", "--backend", "ttnn")
-    expect(2, "expected fake, sim or chip", "run", "demo", "--backend", "ttnn", "--device", "gpu")
-    expect(5, "scripts/ttnn-sim", "run", "demo", "--backend", "ttnn", "--ttnn-sim", "no/such")
-    expect(5, "no/such/python", "run", "demo", "--backend", "ttnn", "--ttnn-python",
-           "no/such/python")
-    expect(2, "there are: bf16, bfp8", "run", "demo", "--backend", "ttnn", "--precision", "int8")
 
 
 def bad_inputs(scratch):
@@ -486,8 +456,6 @@ with tempfile.TemporaryDirectory() as folder:
     audits(pathlib.Path(folder))
     validations(pathlib.Path(folder))
     velocities(pathlib.Path(folder))
-    doctor()
-    missing_devices()
     bad_inputs(pathlib.Path(folder))
     bad_checkpoints(pathlib.Path(folder))
     layouts(pathlib.Path(folder))

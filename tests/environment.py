@@ -29,6 +29,18 @@ class Checks:
             self.failures += 1
             print("FAILED", what, flush=True)
 
+    def run(self, *arguments):
+        """Exit code, standard output and standard error of the command."""
+        done = tendon(*arguments)
+        return done.returncode, done.stdout, done.stderr
+
+    def expect(self, code, piece, *arguments):
+        """The command ends with `code` and prints `piece` somewhere."""
+        got, out, err = self.run(*arguments)
+        self(got == code and piece in out + err,
+             f"tendon {' '.join(map(str, arguments))}\n  exit {got}, expected {code} and "
+             f"{piece!r}\n  {out[-300:]}\n  {err[-300:]}")
+
     @contextlib.contextmanager
     def refused(self, piece, what, error=RuntimeError):
         """The block ends with `error`, whose text has `piece`."""

@@ -71,7 +71,9 @@ inline std::vector<Output> play(const Case& c, const Recording& from, Board& boa
 // Measured: 0.0010 to 0.0022 where both round once to bf16, 0.0031 to 0.0035 where one of them also
 // rounds inside, 0.0026 to 0.0065 with sums in bf16, two passes of a product or bfp8; the library's
 // attention is 0.024 from its formula.
-constexpr double kOnce = 2.5e-3, kTwice = 4e-3, kCoarse = 8e-3, kAttention = 3e-2;
+// A norm in lofi is 0.0087; without its cuts 0.041.
+constexpr double kOnce = 2.5e-3, kTwice = 4e-3, kCoarse = 8e-3, kLofiNorm = 1.2e-2,
+                 kAttention = 3e-2;
 
 inline std::vector<Case> recorded_cases() {
   const Compute half{.f32_accumulate = false};
@@ -91,7 +93,15 @@ inline std::vector<Case> recorded_cases() {
   return {
       linear("bias", {}),
       linear("bias_bf16_accumulate", {.compute = half}, kCoarse),
-      linear("bias_hifi2", {.compute = {.fidelity = Fidelity::hifi2}}, kCoarse),
+      linear("bias_hifi2", {.compute = {.fidelity = Fidelity::hifi2}}),
+      {"linear_lofi",
+       {.call = Call::linear, .compute = {.fidelity = Fidelity::lofi}},
+       {{"x"}, {"w"}, {""}},
+       kOnce},
+      {"rms_norm_lofi",
+       {.call = Call::rms_norm, .scalar = 1e-6f, .compute = {.fidelity = Fidelity::lofi}},
+       {{"x"}, {"w"}},
+       kLofiNorm},
       linear("long_k", {.compute = half}, kCoarse),
       linear("gelu_tanh", {.activation = Activation::gelu_tanh}, kTwice),
       linear("silu", {.activation = Activation::silu}, kTwice),

@@ -219,8 +219,10 @@ class Blank final : public WeightSource {
 };
 
 // Every call of a full-size policy, shapes, legality and memory only: no number is computed.
-void run_shapes(PolicyType type, const tt::FakeOptions& device, TtPrecision precision) {
-  const auto kernels = make_ttnn_backend(tt::open_fake_device(device), precision);
+void run_shapes(PolicyType type, const tt::FakeOptions& device, const std::string& precision,
+                const TtnnOptions& options = {}) {
+  const auto kernels =
+      make_ttnn_backend(tt::open_fake_device(device), tt::use_of(precision, options));
   Ops ops(*kernels);
   const Config c = full_size(type);
   Blank blank;
@@ -241,25 +243,34 @@ void run_shapes(PolicyType type, const tt::FakeOptions& device, TtPrecision prec
 }
 
 // What the weights take, and a seventh more for everything else.
-int64_t dram_bytes(TtPrecision precision) {
-  return precision == TtPrecision::bf16 ? 7'500'000'000 : 4'500'000'000;
+int64_t dram_bytes(const std::string& precision) {
+  return precision == "bf16" ? 7'500'000'000 : 4'500'000'000;
 }
 
 TEST(TtnnFullSize, every_call_is_legal_and_memory_holds_on_every_grid) {
   for (const auto& [x, y] : {std::pair{8, 7}, {8, 8}, {8, 9}, {11, 10}, {13, 10}})
     for (const PolicyType type : {PolicyType::pi0, PolicyType::pi05})
-      for (const TtPrecision precision : {TtPrecision::bf16, TtPrecision::bfp8}) {
-        SCOPED_TRACE(fmt::format("{}x{} {} {}", x, y, name(type), static_cast<int>(precision)));
+      for (const std::string precision : {"bf16", "bfp8"}) {
+        SCOPED_TRACE(fmt::format("{}x{} {} {}", x, y, name(type), precision));
         const tt::FakeOptions device{
             .grid_x = x, .grid_y = y, .dram_bytes = dram_bytes(precision), .compute = false};
         ASSERT_NO_THROW(run_shapes(type, device, precision));
       }
 }
 
+TEST(TtnnFullSize, every_call_is_legal_wherever_results_lie) {
+  for (const auto& [x, y] : {std::pair{8, 7}, {13, 10}})
+    for (const PolicyType type : {PolicyType::pi0, PolicyType::pi05})
+      for (const char* memory : {"dram", "l1"}) {
+        SCOPED_TRACE(fmt::format("{}x{} {} {}", x, y, name(type), memory));
+        const tt::FakeOptions device{.grid_x = x, .grid_y = y, .compute = false};
+        ASSERT_NO_THROW(run_shapes(type, device, "bf16,expert=bfp8", {.memory = memory}));
+      }
+}
+
 TEST(TtnnFullSize, a_device_with_too_little_memory_is_an_error_that_says_so) {
-  const Error e = refused([] {
-    run_shapes(PolicyType::pi0, {.dram_bytes = 2LL << 30, .compute = false}, TtPrecision::bf16);
-  });
+  const Error e = refused(
+      [] { run_shapes(PolicyType::pi0, {.dram_bytes = 2LL << 30, .compute = false}, "bf16"); });
   EXPECT_EQ(e.fault(), Fault::memory);
   EXPECT_NE(std::string(e.what()).find("out of memory"), std::string::npos) << e.what();
 }

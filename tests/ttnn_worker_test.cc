@@ -155,11 +155,34 @@ TEST_F(TtnnWorker, nothing_runs_on_when_tendon_is_killed) {
 }
 
 TEST_F(TtnnWorker, nothing_runs_on_when_the_keeper_is_killed) {
-  const Scratch scratch("keeper");  // nobody is left to remove the worker's folder
-  Board board = open({"TMPDIR=" + scratch.path().string()});
-  kill(family[0].id, SIGKILL);
-  EXPECT_TRUE(all_end(family));
-  EXPECT_EQ(refused([&] { board.api().begin_trace(); }).fault(), Fault::backend);
+  const Scratch scratch("keeper");
+  {
+    Board board = open({"TMPDIR=" + scratch.path().string()});
+    EXPECT_FALSE(std::filesystem::is_empty(scratch.path()));
+    kill(family[0].id, SIGKILL);
+    EXPECT_TRUE(all_end(family));
+    EXPECT_EQ(refused([&] { board.api().begin_trace(); }).fault(), Fault::backend);
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(scratch.path()));  // tendon removes the worker's folder
+}
+
+TEST_F(TtnnWorker, tells_what_the_library_says_of_the_device) {
+  WorkerOptions second = stub_options();
+  second.device = 1;
+  {
+    Board board(open_worker(second));
+    const Caps& caps = board.api().caps();
+    EXPECT_EQ(caps.arch, "wormhole_b0");
+    EXPECT_EQ(caps.version, "0.81.1");
+    EXPECT_EQ(caps.dram_bytes, 12LL << 30);
+    const DeviceMemory memory = board.api().memory();
+    EXPECT_EQ(memory.dram, 12 * (3 << 20));
+    EXPECT_EQ(memory.l1, 3 << 20);
+    EXPECT_EQ(memory.l1_size, 1'499'136);
+    EXPECT_FALSE(memory.dram_peak || memory.l1_peak);
+  }
+  second.environment.push_back("STUB_OPEN=fail");
+  EXPECT_SAYS(refusal_to_open(second), "cannot open device 1: TT_FATAL: No chip with id 1");
 }
 
 TEST_F(TtnnWorker, a_missing_piece_is_named_when_it_opens) {

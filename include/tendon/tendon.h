@@ -67,6 +67,8 @@ class Engine {
   // "avx512vnni, int8 products (vpdpbusd, exact)", "TTNN library on a simulated Wormhole, bf16"
   std::string method() const;
   bool simulated() const;  // the device is: times are the host's, simulating it
+  // Nothing where the backend does not tell: only ttnn does.
+  std::optional<DeviceMemory> device_memory() const;
   double load_ms() const;  // what open took
 
   ~Engine();

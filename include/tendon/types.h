@@ -27,6 +27,25 @@ struct LoadProgress {
   double seconds = 0;  // since loading began
 };
 
+// How a ttnn device is opened and used. What is empty follows from device and precision; every
+// other backend refuses it.
+struct TtnnOptions {
+  std::string grid;                  // of device "fake": columns by rows of cores, "8x7"
+  std::optional<int64_t> device_id;  // of a chip: the library's number; 0
+  std::string fidelity;              // of products: "lofi", "hifi2", "hifi3" or "hifi4"
+  // Where results of calls lie: "dram"; "l1" while they fit; "auto": those of norms in L1.
+  std::string memory;
+  bool operator==(const TtnnOptions&) const = default;
+};
+
+// Memory of a device in bytes. Its peaks are known of device "fake" alone.
+struct DeviceMemory {
+  int64_t dram = 0, dram_size = 0;
+  int64_t l1 = 0, l1_size = 0;  // of one core
+  std::optional<int64_t> dram_peak;
+  std::optional<int64_t> l1_peak;  // with the buffers of the call that ran
+};
+
 struct OpenOptions {
   std::string backend = "cpu";  // see backends(), or "auto"
   std::string fallback;         // "reference": ops that the backend lacks run there and are counted
@@ -47,7 +66,8 @@ struct OpenOptions {
   bool pad_state_in_prompt = false;     // pi0.5 checkpoints of lerobot 0.4
   bool adapt_to_pi = true;              // false: an ALOHA's joints and grippers stay as they are
   // cpu: bf16 (default), f32, int8; reference: f32, or bf16: synthetic weights rounded to it;
-  // ttnn: bf16 (default), bfp8; cuda: bf16 (default), f32.
+  // ttnn: bf16 (default), bfp8, and of single modules ("bf16,expert=bfp8"); cuda: bf16 (default),
+  // f32.
   std::string precision;
   std::string isa;               // cpu: instruction set, "": the best; see `tendon version --json`
   uint64_t weights_seed = 2024;  // synthetic models
@@ -55,6 +75,7 @@ struct OpenOptions {
   std::string device;
   std::string ttnn_python;  // ttnn: interpreter that has the ttnn package, for a chip
   std::string ttnn_sim;     // ttnn: folder that scripts/ttnn-sim makes, for the simulator
+  TtnnOptions ttnn;
   // Modules of the policy that run on the fallback, as the audit names them ("suffix", "prefix"),
   // or "all".
   std::vector<std::string> host_modules;

@@ -37,6 +37,10 @@ void fields(OpenOptions& o, Field&& field) {
   field("device", o.device);
   field("ttnn_python", o.ttnn_python);
   field("ttnn_sim", o.ttnn_sim);
+  field("grid", o.ttnn.grid);
+  field("device_id", o.ttnn.device_id);
+  field("fidelity", o.ttnn.fidelity);
+  field("memory", o.ttnn.memory);
   field("weights_seed", o.weights_seed);
   field("max_memory", o.max_memory);
 }

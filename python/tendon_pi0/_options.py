@@ -26,5 +26,9 @@ class OpenOptions(TypedDict, total=False):
     device: str | None  # ttnn: "fake", "sim" or "chip"; cuda: number of the GPU
     ttnn_python: Path | None
     ttnn_sim: Path | None
+    grid: str | None  # ttnn, device "fake": columns by rows of cores, "8x7"
+    device_id: int | None  # ttnn: the library's number of the chip
+    fidelity: str | None  # ttnn: "lofi", "hifi2", "hifi3" or "hifi4"
+    memory: str | None  # ttnn: "dram", "l1" or "auto" (default)
     weights_seed: int | None  # of synthetic models
     max_memory: int | None  # bytes; a model that needs more is a MemoryPlanError

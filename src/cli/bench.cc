@@ -9,6 +9,7 @@
 #include "cli/observation.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
+#include "tendon/backends.h"
 #include "tensor/check.h"
 
 namespace tendon::cli {
@@ -45,10 +46,9 @@ double peak_memory_gb() {
 }
 
 double reference_ms(const BenchOptions& o, const Observation& observation) {
-  OpenOptions plain = o.open;
-  plain.backend = "reference";
-  plain.precision.clear();
-  return Engine::open(o.model, plain).infer(observation, o.infer).times.total_ms;
+  return Engine::open(o.model, moved_to(o.open, "reference"))
+      .infer(observation, o.infer)
+      .times.total_ms;
 }
 
 // The measured calls.
@@ -204,6 +204,7 @@ Json bench_json(const BenchOptions& o) {
             {"version", version()},
             {"stages", stages_json(calls, o.infer.steps.value_or(engine.steps()))},
             {"ops", ops_json(calls)}};
+  if (const auto memory = engine.device_memory()) json["device_memory"] = memory_json(*memory);
   if (calls.simulated) return json;
   if (!o.batch.empty()) {
     json["batch"] = batch_json(o, engine, observation);
@@ -231,6 +232,7 @@ std::string bench_text(const Json& json, bool ops) {
       "utilisation {fraction_of_peak:.1%} of the limits of this machine with {threads} threads, "
       "measured now: {peak_gflops:.0f} GFLOP/s, {peak_gbytes_per_s:.1f} GB/s\n",
       json);
+  text += lines(kDeviceMemoryLines, json);
   text += table(
       "stage {} | p50 ms {p50_ms:.2f} | p90 ms {p90_ms:.2f} | p99 ms {p99_ms:.2f} | GFLOP/s "
       "{gflops:.1f} | of peak {fraction_of_peak:.1%} | GB/s {gbytes_per_s:.1f} | ms per step "

@@ -11,6 +11,7 @@
 #include "cli/observation.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
+#include "tendon/backends.h"
 #include "tensor/check.h"
 
 namespace tendon::cli {
@@ -79,6 +80,7 @@ Json to_json(const CoverageOptions& o, const Engine& engine, const Audit& audit,
             {"transfers_between_steps", audit.transfers_between_steps()},
             {"flops_skipped", a.work.skipped_flops},
             {"version", version()}};
+  if (const auto memory = engine.device_memory()) json["device_memory"] = memory_json(*memory);
   for (int i = 0; i < kOpClassCount; ++i) {
     const auto c = static_cast<OpClass>(i);
     json["by_class"][std::string(name(c))] = to_json(audit.of(c), total);
@@ -119,7 +121,8 @@ std::string coverage_text(const Json& json, bool layers) {
              "\nFLOPs on the device {total/flops_on_device_share:.3%} · uploads {total/uploads} "
              "({total/bytes_up:.1k} kB) · downloads {total/downloads} ({total/bytes_down:.1k} "
              "kB) · between denoising steps {transfers_between_steps}",
-             json);
+             json) +
+         lines(kDeviceMemoryLines, json);
 }
 
 // One engine, opened so, and its audited call.
@@ -226,9 +229,7 @@ void add_comparison(const CoverageOptions& o, Json& json) {
     ensure(!open.host_modules.empty(), Fault::usage,
            "--against {}: name modules, such as host:suffix,siglip, or host:each", o.against);
   } else {
-    open.backend = o.against;
-    open.device.clear();
-    open.host_modules.clear();
+    open = moved_to(open, o.against);
   }
   json["after"] = beside_json(json, audited(o, open).json);
 }

@@ -3,10 +3,18 @@
 
 #include "cli/report.h"
 #include "cli/verbs.h"
+#include "tendon/backends.h"
 #include "tendon/machine.h"
 
 namespace tendon::cli {
 namespace {
+
+// A line per entry.
+std::string pairs(const Json& entries) {
+  Json rows;
+  for (const auto& [what, is] : entries.items()) rows.push_back({{"what", what}, {"is", is}});
+  return table("{what} | {is}", rows);
+}
 
 std::string doctor_text(const Json& json) {
   Json missing = Json::array();
@@ -19,6 +27,7 @@ std::string doctor_text(const Json& json) {
          table("{there:+|-} | {what} | {found}", json.at("machine")) +
          "\nhow to get what is missing\n" + table("{what} | {get}", missing) +
          "\ntests that can run here\n" + table("{runs:+|-} | {name} | {why}", tests) +
+         (json.contains("device") ? "\nthe device\n" + pairs(json.at("device")) : "") +
          fmt::format("\n{} of {} kinds of tests can run, {} would be skipped\n",
                      std::ssize(tests) - skipped, tests.size(), skipped);
 }
@@ -29,13 +38,16 @@ void add_doctor(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "doctor", "what this machine can run: processor, devices, libraries, kinds of tests");
   const auto o = std::make_shared<OpenOptions>();
-  const auto json = std::make_shared<bool>(false);
-  verb->add_option("--ttnn-python", o->ttnn_python, "interpreter to look for the ttnn package in");
-  verb->add_option("--ttnn-sim", o->ttnn_sim,
-                   "folder made by scripts/ttnn-sim; default build/ttnn-sim");
+  const auto json = std::make_shared<bool>(false), open = std::make_shared<bool>(false);
+  add_device_options(*verb, *o);
+  verb->add_flag("--open", *open,
+                 "open the ttnn device that the options name, and print what the library says of "
+                 "it: architecture, grid, memory, version");
   verb->add_flag("--json", *json, "one JSON object on standard output");
-  verb->callback([o, json] {
-    const Json found = to_json(examine_machine(*o));
+  verb->callback([o, json, open] {
+    Json found = to_json(examine_machine(*o));
+    if (*open)
+      for (const auto& [what, is] : device_facts(*o)) found["device"][what] = is;
     print_report(*json, found, doctor_text(found));
   });
 }

@@ -100,6 +100,7 @@ int main(int argc, char** argv) {
   tendon::cli::add_inspect(app);
   tendon::cli::add_replay(app);
   tendon::cli::add_serve(app);
+  tendon::cli::add_tune(app);
   tendon::cli::add_validate(app);
   tendon::cli::add_velocity(app);
   tendon::cli::add_version(app);

@@ -49,6 +49,21 @@ std::string printable(std::string_view text) {
   return out;
 }
 
+void add_device_options(CLI::App& verb, OpenOptions& o) {
+  verb.add_option("--device", o.device,
+                  "ttnn: fake (a model of the device inside tendon), sim or chip; cuda: number of "
+                  "the GPU");
+  verb.add_option("--ttnn-python", o.ttnn_python,
+                  "ttnn: interpreter of an environment with the ttnn package, on a machine with a "
+                  "chip");
+  verb.add_option("--ttnn-sim", o.ttnn_sim,
+                  "ttnn: folder made by scripts/ttnn-sim: the TTNN library on a simulated "
+                  "Wormhole");
+  verb.add_option("--grid", o.ttnn.grid,
+                  "ttnn, device fake: columns x rows of cores, such as 8x7; default 8x9");
+  verb.add_option("--device-id", o.ttnn.device_id, "ttnn: the library's number of the chip");
+}
+
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option(
           "MODEL", model,
@@ -77,17 +92,14 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
       "cpu (default), reference, ttnn, cuda, or auto: ttnn where its device is named, cuda "
       "where there is a GPU, else cpu");
   verb.add_option("--precision", o.precision,
-                  "cpu: bf16 (default), f32, int8; reference: f32; ttnn: bf16 (default), bfp8; "
-                  "cuda: bf16 (default), f32");
-  verb.add_option("--device", o.device,
-                  "ttnn: fake (a model of the device inside tendon), sim or chip; cuda: number of "
-                  "the GPU");
-  verb.add_option("--ttnn-python", o.ttnn_python,
-                  "ttnn: interpreter of an environment with the ttnn package, on a machine with a "
-                  "chip");
-  verb.add_option("--ttnn-sim", o.ttnn_sim,
-                  "ttnn: folder made by scripts/ttnn-sim: the TTNN library on a simulated "
-                  "Wormhole");
+                  "cpu: bf16 (default), f32, int8; reference: f32; ttnn: bf16 (default), bfp8, or "
+                  "by module as in bf16,expert=bfp8; cuda: bf16 (default), f32");
+  add_device_options(verb, o);
+  verb.add_option("--fidelity", o.ttnn.fidelity,
+                  "ttnn: lofi, hifi2, hifi3 or hifi4; default: hifi4, hifi2 for bfp8");
+  verb.add_option("--memory", o.ttnn.memory,
+                  "ttnn: where results of calls lie: dram, l1 while they fit, or auto (default): "
+                  "those of norms in L1");
   verb.add_option("--isa", o.isa, "cpu: instruction set; default: the fastest, by measurement");
   verb.add_option("--threads", o.threads, "default: one per core; never changes a result");
   // Not one flag with a negation: CLI11 sets an optional to false where neither is given.

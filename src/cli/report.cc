@@ -111,6 +111,14 @@ void print_report(bool as_json, const Json& json, const std::string& text) {
   std::fflush(stdout);  // whole, where standard error goes to the same place
 }
 
+Json memory_json(const DeviceMemory& m) {
+  Json json{{"size", {{"dram", m.dram_size}, {"l1_of_a_core", m.l1_size}}},
+            {"in_use", {{"dram", m.dram}, {"l1_of_a_core", m.l1}}}};
+  if (m.dram_peak && m.l1_peak)
+    json["peak"] = {{"dram", *m.dram_peak}, {"l1_of_a_core", *m.l1_peak}};
+  return json;
+}
+
 std::array<double, 3> p50_p90_p99(std::vector<double> values) {
   std::ranges::sort(values);
   const auto at = [&](double part) {

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,15 @@ inline constexpr std::array<Stage, 6> kStages = {
      {"denoise", &StageTimes::denoise_ms, &StageWork::denoise_flops, &StageWork::denoise_bytes},
      {"postprocess", &StageTimes::postprocess_ms},
      {"total", &StageTimes::total_ms}}};
+
+// {size, in_use, peak: {dram, l1_of_a_core}}, without peak where that is not known; and the lines
+// for a record that has it as "device_memory".
+Json memory_json(const DeviceMemory& memory);
+inline constexpr const char* kDeviceMemoryLines =
+    "device memory: DRAM {device_memory/in_use/dram:.2M} of {device_memory/size/dram:.0M} MB, L1 "
+    "{device_memory/in_use/l1_of_a_core:.0k} of {device_memory/size/l1_of_a_core:.0k} kB per core\n"
+    "at its peak: DRAM {device_memory/peak/dram:.2M} MB, L1 "
+    "{device_memory/peak/l1_of_a_core:.0k} kB per core, with the buffers of a call";
 
 // Zeros without any value.
 std::array<double, 3> p50_p90_p99(std::vector<double> values);

@@ -56,6 +56,7 @@ Json to_json(const RunOptions& o, const Engine& engine, const Actions& a) {
     native += use.native_calls;
     fallback += use.fallback_calls;
   }
+  if (const auto memory = engine.device_memory()) json["device_memory"] = memory_json(*memory);
   json["native"] = native;
   json["fallback"] = fallback;
   return json;
@@ -83,7 +84,8 @@ void print_text(const Json& json, const Actions& a) {
                    "prefill {stage_ms/prefill:.1f} ms · denoise {stage_ms/denoise:.1f} ms · "
                    "postprocess {stage_ms/postprocess:.1f} ms · total {stage_ms/total:.1f} ms\n"
                    "backend {backend}: native {native} · fallback {fallback}",
-                   json));
+                   json) +
+                 lines(kDeviceMemoryLines, json));
 }
 
 void run(RunOptions o) {

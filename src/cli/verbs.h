@@ -18,6 +18,7 @@ void add_demo(CLI::App& app);
 void add_doctor(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_serve(CLI::App& app);
+void add_tune(CLI::App& app);
 void add_validate(CLI::App& app);
 void add_velocity(CLI::App& app);
 void add_version(CLI::App& app);
@@ -25,6 +26,9 @@ void add_version(CLI::App& app);
 // MODEL, optional where `model` holds a default, and the options that decide how it is opened; both
 // must outlive the parse.
 void add_model_options(CLI::App& verb, std::string& model, OpenOptions& options);
+
+// Those of them that say which device it is.
+void add_device_options(CLI::App& verb, OpenOptions& options);
 
 // Text that quotes a file, cut and without what would clear a terminal.
 std::string printable(std::string_view text);

@@ -24,6 +24,12 @@ struct Matrix {
 
 constexpr bool kBias = true, kNoBias = false;
 
+Module module_of(Part part) {
+  if (part == Part::vision || part == Part::projector) return Module::siglip;
+  if (part == Part::vlm) return Module::vlm;
+  return part == Part::expert ? Module::expert : Module::pi0;
+}
+
 // Goes through the tensors of a model. Each method names the tensors of one member of Weights, with
 // their shapes; where there is a source, it also makes the member of them.
 class Walk {
@@ -61,6 +67,7 @@ class Walk {
     if (!loads()) return;
     const bool large = parts.kind == WeightKind::linear || parts.kind == WeightKind::gated;
     parts.name = base + projections.begin()->name;
+    parts.module = module_of(part);
     if (large) parts.packed = source_->packed(parts.name);
     parts.inputs = matrices.front().shape.count() / matrices.front().shape[0];
     for (const Parameter& m : matrices) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ops/event.h"
+#include "tendon/types.h"
 #include "tensor/tensor.h"
 
 namespace tendon {
@@ -37,6 +38,7 @@ struct WeightParts {
   // outputs of a qkv weight, the inputs of the product after attention. 0: none. For backends that
   // pad every head.
   int64_t output_head_width = 0, input_head_width = 0;
+  Module module = Module::pi0;  // whose it is, for backends that store modules differently
   // Instead of the matrices: what PreparedWeight::pieces() of the same backend once gave.
   std::vector<HostTensor> packed;
   int64_t outputs = 0, inputs = 0;  // with `packed` only
@@ -117,6 +119,7 @@ class Kernels {
   // How it computes, in words; empty: as the formulas say.
   virtual std::string method() const { return {}; }
   virtual bool simulated() const { return false; }  // its times say nothing about a device
+  virtual std::optional<DeviceMemory> device_memory() { return {}; }  // where the backend tells
   // From now on every call made of the device is appended to `to`; null: no more. False: this
   // backend makes one call per op, and appends nothing.
   virtual bool report_calls(std::vector<DeviceCall>* /*to*/) { return false; }

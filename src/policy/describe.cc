@@ -44,7 +44,10 @@ json describe_spec(const OpenedModel& m) {
 }
 
 // bfp8: 16 values share an exponent.
-int64_t weight_bytes(int64_t values, const std::string& precision) {
+int64_t weight_bytes(int64_t values, std::string precision) {
+  // Of modules that differ, the first is the rule; a plan is an upper bound.
+  if (precision.find("=bf16") != std::string::npos) precision = "bf16";
+  precision.resize(std::min(precision.find(','), precision.size()));
   if (precision == "bfp8") return values * 17 / 16;
   return values * (precision == "int8" ? 1 : precision == "bf16" ? 2 : 4);
 }

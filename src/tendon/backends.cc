@@ -33,16 +33,35 @@ std::unique_ptr<tt::TtApi> open_device(const OpenOptions& o) {
                              : !o.ttnn_sim.empty()    ? "sim"
                              : !o.ttnn_python.empty() ? "chip"
                                                       : "";
-  if (device == "fake") return tt::open_fake_device({.threads = o.threads});
+  const TtnnOptions& t = o.ttnn;
+  const bool fake = device == "fake";
+  ensure(t.grid.empty() || fake || device.empty(), Fault::usage,
+         "--grid {}: a chip and the simulator tell their own grid; --device fake takes one",
+         t.grid);
+  ensure(!t.device_id || !fake, Fault::usage,
+         "--device-id {}: the model of the device is one; chips have numbers",
+         t.device_id.value_or(0));
+  if (fake) {
+    tt::FakeOptions options{.threads = o.threads};
+    if (!t.grid.empty()) {
+      const tt::Grid grid = tt::grid_of(t.grid);
+      options.grid_x = grid.x, options.grid_y = grid.y;
+    }
+    return tt::open_fake_device(options);
+  }
   if (device == "sim") {
     ensure(!o.ttnn_sim.empty(), Fault::usage,
            "--device sim needs --ttnn-sim DIR, the folder that scripts/ttnn-sim makes");
-    return tt::open_worker(tt::simulator_options(o.ttnn_sim));
+    tt::WorkerOptions options = tt::simulator_options(o.ttnn_sim);
+    options.device = t.device_id.value_or(0);
+    return tt::open_worker(options);
   }
   if (device == "chip") {
     ensure(!o.ttnn_python.empty(), Fault::usage,
            "--device chip needs --ttnn-python PYTHON, an interpreter that has the ttnn package");
-    return tt::open_worker({.python = o.ttnn_python, .trace_region_bytes = 64 << 20});
+    return tt::open_worker({.python = o.ttnn_python,
+                            .device = t.device_id.value_or(0),
+                            .trace_region_bytes = 64 << 20});
   }
   ensure(device.empty(), Fault::usage, "--device {}: expected fake, sim or chip", device);
   fail(Fault::backend,
@@ -69,6 +88,16 @@ std::unique_ptr<Kernels> open_cuda(const OpenOptions& o) {
 #endif
 }
 
+void refuse_ttnn_options(const OpenOptions& o) {
+  const TtnnOptions& t = o.ttnn;
+  for (const auto& [name, given] : {std::pair("grid", !t.grid.empty()),
+                                    {"device-id", t.device_id.has_value()},
+                                    {"fidelity", !t.fidelity.empty()},
+                                    {"memory", !t.memory.empty()}})
+    ensure(!given, Fault::usage, "the {} backend has no --{}: it is an option of ttnn", o.backend,
+           name);
+}
+
 // ttnn where its device is named, cuda where there is a GPU, else the processor.
 std::string automatic(const OpenOptions& o) {
   if (!o.ttnn_python.empty() || !o.ttnn_sim.empty() || o.device == "fake") return "ttnn";
@@ -89,10 +118,41 @@ OpenOptions resolved(OpenOptions o) {
   ensure(found != known().end(), Fault::usage, "unknown backend '{}'; nearest: '{}'", o.backend,
          nearest(o.backend, backends()));
   if (o.precision.empty()) o.precision = found->precision;
+  if (o.backend == "ttnn") {
+    tt::use_of(o.precision, o.ttnn);
+    ensure(o.ttnn.device_id.value_or(0) >= 0, Fault::usage, "--device-id {}: at least 0",
+           o.ttnn.device_id.value_or(0));
+    return o;
+  }
   ensure(std::ranges::find(found->precisions, o.precision) != found->precisions.end(), Fault::usage,
          "the {} backend has no precision '{}'; there are: {}", o.backend, o.precision,
          fmt::join(found->precisions, ", "));
+  refuse_ttnn_options(o);
   return o;
+}
+
+OpenOptions moved_to(OpenOptions o, const std::string& backend) {
+  if (keeps_table(o)) o.device.clear(), o.ttnn = {};
+  o.backend = backend;
+  o.precision.clear();
+  o.isa.clear();
+  o.host_modules.clear();
+  return o;
+}
+
+std::vector<std::pair<std::string, std::string>> device_facts(const OpenOptions& o) {
+  const std::unique_ptr<tt::TtApi> device = open_device(o);
+  const tt::Caps& c = device->caps();
+  const DeviceMemory m = device->memory();
+  return {{"device", c.description},
+          {"library", fmt::format("ttnn {}", c.version)},
+          {"arch", c.arch},
+          {"grid", fmt::format("{}x{}, {} cores", c.grid_x, c.grid_y, c.grid_x * c.grid_y)},
+          {"L1 per core", fmt::format("{} bytes, {} in use", m.l1_size, m.l1)},
+          {"DRAM", fmt::format("{:.2f} GB, {:.2f} in use", 1e-9 * static_cast<double>(m.dram_size),
+                               1e-9 * static_cast<double>(m.dram))},
+          {"dispatch", c.fast_dispatch ? "fast: calls are recorded and replayed"
+                                       : "slow: nothing is recorded"}};
 }
 
 bool keeps_table(const OpenOptions& o) { return o.backend == "ttnn" || o.backend == "cuda"; }
@@ -101,8 +161,7 @@ std::unique_ptr<Kernels> open_backend(const OpenOptions& o) {
   if (o.backend == "reference") return make_reference_backend({.threads = o.threads});
   if (o.backend == "cuda") return open_cuda(o);
   if (o.backend == "ttnn")
-    return make_ttnn_backend(open_device(o),
-                             o.precision == "bfp8" ? TtPrecision::bfp8 : TtPrecision::bf16);
+    return make_ttnn_backend(open_device(o), tt::use_of(o.precision, o.ttnn));
   return make_cpu_backend(
       {.threads = o.threads, .precision = precision_named(o.precision), .isa = o.isa});
 }

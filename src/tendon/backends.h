@@ -20,4 +20,12 @@ bool keeps_table(const OpenOptions& o);
 // Of resolved options. Throws Error(Fault::backend) when the device is missing.
 std::unique_ptr<Kernels> open_backend(const OpenOptions& o);
 
+// `o` for another backend, in the precision that it takes by default: without what only the one
+// before has.
+OpenOptions moved_to(OpenOptions o, const std::string& backend);
+
+// What the library says of the ttnn device that `o` names, which is opened for it: {"arch",
+// "wormhole_b0"}, {"grid", "8 x 9 cores"}, ... Throws as open_backend() does.
+std::vector<std::pair<std::string, std::string>> device_facts(const OpenOptions& o);
+
 }  // namespace tendon

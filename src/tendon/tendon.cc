@@ -152,6 +152,9 @@ std::vector<std::string> Engine::notes() const { return parts_->notes; }
 std::string Engine::backend() const { return std::string(parts_->kernels->name()); }
 std::string Engine::method() const { return parts_->kernels->method(); }
 bool Engine::simulated() const { return parts_->kernels->simulated(); }
+std::optional<DeviceMemory> Engine::device_memory() const {
+  return parts_->kernels->device_memory();
+}
 double Engine::load_ms() const { return parts_->load_ms; }
 
 std::vector<OpUse> Engine::op_use() const {

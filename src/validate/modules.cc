@@ -155,13 +155,11 @@ ModuleCheck judge_stage(const std::string& stage, const std::string& precision,
   return judge(module, gate_of(module).in(precision), got, expected);
 }
 
-OpenOptions reference_options(OpenOptions options, const std::string& precision) {
-  options.backend = "reference";
-  options.precision = precision == "bf16" ? "bf16" : "f32";
-  options.isa.clear();
-  options.host_modules.clear();
-  options.progress = {};
-  return options;
+OpenOptions reference_options(const OpenOptions& options, const std::string& precision) {
+  OpenOptions plain = moved_to(options, "reference");
+  plain.precision = precision == "bf16" ? "bf16" : "f32";
+  plain.progress = {};
+  return plain;
 }
 
 Validation validate_model(const std::string& model, const OpenOptions& options,

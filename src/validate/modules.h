@@ -64,7 +64,7 @@ ModuleCheck judge_stage(const std::string& stage, const std::string& precision,
 
 // How the reference is opened beside a backend that runs in `precision`: synthetic weights are
 // rounded to it.
-OpenOptions reference_options(OpenOptions options, const std::string& precision);
+OpenOptions reference_options(const OpenOptions& options, const std::string& precision);
 
 // Opens `model` with `options` and on the reference, with the same weights, and compares the two on
 // what `observe` gives for it. Throws as Engine::open and validate_modules do.

@@ -1,5 +1,6 @@
 #include "backends/ttnn/device.h"
 
+#include "backends/ttnn/plan.h"
 #include "tensor/check.h"
 
 namespace tendon::tt {
@@ -13,10 +14,50 @@ int64_t flops_of(const Request& r, std::span<const TensorRef> inputs) {
   return r.call == Call::linear ? 2 * rows * x[3] * y[3] : 4 * rows * y[2] * x[3];
 }
 
+// Whether the next call, as a rule, is all that reads the result: no weight, no cache, no mask.
+bool is_passed_on(Call call, Placement placement) {
+  switch (call) {
+    case Call::layer_norm:
+    case Call::rms_norm: return placement != Placement::none;
+    case Call::linear:
+    case Call::attention:
+    case Call::concat_heads:
+    case Call::add:
+    case Call::multiply:
+    case Call::multiply_scalar: return placement == Placement::all;
+    default: return false;
+  }
+}
+
 }  // namespace
 
+int64_t Device::bytes_per_core(const Spec& spec) const {
+  return spec.memory == Memory::l1 ? tt::bytes_per_core(spec, caps().grid_x * caps().grid_y) : 0;
+}
+
+// A quarter of L1 at most, so that the call that reads it finds room. Single rows, such as those
+// that depend on time alone, are kept by the dozen. Norms of a ragged width are padded next.
+Memory Device::place(const Request& request, const Spec& output) const {
+  Spec there = output;
+  there.memory = Memory::l1;
+  const bool whole = output.dims[2] > 1 && output.dims[3] % kTile == 0;
+  const bool fits = *l1_held_ + bytes_per_core(there) <= caps().l1_bytes / 4;
+  return whole && fits && is_passed_on(request.call, placement_) ? Memory::l1 : request.memory;
+}
+
+Caps Device::room(const Request& request, InputSpecs inputs) const {
+  Spec output = output_specs(request, inputs)[0];
+  output.memory = place(request, output);
+  Caps room = caps();
+  room.l1_bytes -= *l1_held_ + bytes_per_core(output);
+  return room;
+}
+
 TensorRef Device::hold(const Output& output, const Spec& expected, std::string_view call) {
-  TensorRef held(new Output(output), [api = api_.get()](const Output* gone) {
+  const int64_t l1 = bytes_per_core(output.spec);
+  *l1_held_ += l1;
+  TensorRef held(new Output(output), [api = api_.get(), l1, all = l1_held_](const Output* gone) {
+    *all -= l1;
     api->release(gone->id);
     delete gone;
   });
@@ -50,6 +91,7 @@ std::vector<float> Device::download(const TensorRef& x) {
 
 std::vector<TensorRef> Device::run_all(Request request, std::span<const TensorRef> inputs) {
   for (const TensorRef& x : inputs) request.inputs.push_back(x ? x->id : 0);
+  request.memory = place(request, output_specs(request, specs_of(inputs))[0]);
   const std::vector<Spec> expected = output_specs(request, specs_of(inputs));
   const std::vector<Output> made = api_->run(request);
   const CallInfo& called = info(request.call);
@@ -91,7 +133,7 @@ TensorId Device::capture(const std::function<void()>& body) {
 
 TensorRef Device::reshape(const TensorRef& x, const Dims& dims) {
   if (x->dims() == dims) return x;
-  return run({.call = Call::reshape, .dims = dims}, {x});
+  return run({.call = Call::reshape, .dims = dims, .memory = x->spec.memory}, {x});  // a view
 }
 
 TensorRef Device::slice(const TensorRef& x, const Dims& begin, const Dims& end) {

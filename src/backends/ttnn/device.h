@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backends/ttnn/tt_api.h"
+#include "backends/ttnn/use.h"
 
 namespace tendon::tt {
 
@@ -19,9 +20,13 @@ using TensorRef = std::shared_ptr<const Output>;
 // another shape, format or memory than expected.
 class Device {
  public:
-  explicit Device(std::unique_ptr<TtApi> api) : api_(std::move(api)) {}
+  Device(std::unique_ptr<TtApi> api, Placement placement)
+      : api_(std::move(api)), placement_(placement) {}
 
   const Caps& caps() const { return api_->caps(); }
+  DeviceMemory memory() { return api_->memory(); }
+  // The device as the buffers of this call find it: without the L1 that tensors take.
+  Caps room(const Request& request, InputSpecs inputs) const;
   TensorRef upload(const Spec& spec, std::span<const float> values);  // logical values
   std::vector<float> download(const TensorRef& x);
   // `request` without its inputs; the first output, or all of them.
@@ -56,9 +61,13 @@ class Device {
 
  private:
   TensorRef hold(const Output& output, const Spec& expected, std::string_view call);
+  Memory place(const Request& request, const Spec& output) const;
+  int64_t bytes_per_core(const Spec& spec) const;
   void report(DeviceCall call);
 
   std::unique_ptr<TtApi> api_;
+  Placement placement_;
+  std::shared_ptr<int64_t> l1_held_ = std::make_shared<int64_t>(0);  // bytes of a core
   std::vector<DeviceCall>* calls_ = nullptr;
   std::optional<Module> serving_;
 };

@@ -5,6 +5,7 @@
 #include <map>
 #include <unordered_map>
 
+#include "backends/ttnn/plan.h"
 #include "tensor/check.h"
 #include "tensor/parallel.h"
 
@@ -13,13 +14,14 @@ namespace {
 // Bytes in use of one kind of memory.
 struct Ledger {
   std::string_view name;
-  int64_t bytes_max = 0, used = 0;
+  int64_t bytes_max = 0, used = 0, peak = 0;
 
   void charge(int64_t bytes) {
     ensure(used + bytes <= bytes_max, Fault::memory,
            "[ttnn] out of memory: {} asked for {} bytes, but {} of {} are in use and {} available",
            name, bytes, used, bytes_max, bytes_max - used);
     used += bytes;
+    peak = std::max(peak, used);
   }
 };
 
@@ -80,7 +82,10 @@ class FakeDevice final : public TtApi {
               .fast_dispatch = options.fast_dispatch,
               .simulated = true,
               .shapes_only = !options.compute,
-              .description = "fake device"},
+              .description = "fake device",
+              .arch = "wormhole_b0",
+              .version = "0.81.1, as the model has it",
+              .dram_bytes = options.dram_bytes},
         dram_{"DRAM", options.dram_bytes},
         l1_{"L1", cores() * std::max<int64_t>(0, options.l1_bytes - kL1Base)} {}
 
@@ -156,6 +161,15 @@ class FakeDevice final : public TtApi {
     recording_->back().dropped.push_back(storage);
   }
 
+  DeviceMemory memory() override {
+    return {.dram = dram_.used,
+            .dram_size = dram_.bytes_max,
+            .l1 = l1_.used / cores(),
+            .l1_size = caps_.l1_bytes,
+            .dram_peak = dram_.peak,
+            .l1_peak = l1_peak_};
+  }
+
  private:
   int64_t cores() const { return caps_.grid_x * caps_.grid_y; }
   void expect_no_capture(std::string_view call) const {
@@ -188,13 +202,28 @@ class FakeDevice final : public TtApi {
       specs.push_back(x == 0 ? std::nullopt : std::optional(step.inputs.back().spec));
     }
     // Tensors in L1 lie on all cores alike and leave less for the buffers of a kernel.
-    check_legal(request, specs, {caps_.grid_x, caps_.grid_y, caps_.l1_bytes - l1_.used / cores()});
+    check_legal(request, specs, room());
     for (const Spec& y : output_specs(request, specs)) {
       check_spec(y);
       const FakeTensor& x = step.inputs[0];
       step.outputs.push_back(is_view(request, x.spec, y) ? FakeTensor{y, x.storage} : create(y));
     }
+    // The library lays the output before it sets buffers aside.
+    if (std::ranges::any_of(step.outputs, in_l1)) check_legal(request, specs, room());
+    l1_peak_ = std::max(l1_peak_, caps_.l1_bytes - room().l1_bytes + buffers(request, specs));
     return step;
+  }
+
+  CoreGrid room() const {
+    return {caps_.grid_x, caps_.grid_y, caps_.l1_bytes - l1_.used / cores()};
+  }
+  static bool in_l1(const FakeTensor& y) { return y.spec.memory == Memory::l1; }
+  // What the call takes of a core's L1, where it is known.
+  int64_t buffers(const Request& request, InputSpecs specs) const {
+    const bool planned =
+        request.call == Call::attention ||
+        (request.call == Call::linear && request.blocks.kind != Blocks::Kind::library);
+    return planned ? kL1Base + l1_bytes(request, specs, cores()) : 0;
   }
 
   void execute(Step& step) {
@@ -222,7 +251,8 @@ class FakeDevice final : public TtApi {
   bool compute_;
   int threads_;
   Caps caps_;
-  Ledger dram_, l1_;  // outlive every Storage below
+  Ledger dram_, l1_;     // outlive every Storage below
+  int64_t l1_peak_ = 0;  // of a core, with buffers
   std::unordered_map<TensorId, FakeTensor> tensors_;
   std::map<TensorId, Trace> traces_;
   std::optional<Trace> recording_;

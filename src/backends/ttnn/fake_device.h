@@ -22,10 +22,6 @@ void check_legal(const Request& request, InputSpecs inputs, const CoreGrid& grid
 // Throws unless a tensor can have this spec at all.
 void check_spec(const Spec& spec);
 
-// Bytes that an interleaved tensor takes of every core: its tiles or rows are dealt out in turn,
-// and all cores set aside as much as the first one.
-int64_t bytes_per_core(const Spec& spec, int64_t cores);
-
 // ---- Values ----
 
 struct Operand {

@@ -97,15 +97,26 @@ std::vector<float> embedding(Operands inputs) {
   return y;
 }
 
+// What a multiplier of low fidelity reads of a value: so many significant bits of its two factors.
+constexpr int kLongCut = 7, kShortCut = 5;
+float cut(float value, int bits) {
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) & (~0u << (24 - bits)));
+}
+
 // ---- Row by row ----
 
 // (x - mean) / sqrt(var + epsilon) * scale + shift, or without mean and shift. Sums in f64: the
-// device's f32 sums run in another order, and neither order is right.
+// device's f32 sums run in another order, and neither order is right. Of the fidelities only lofi
+// is seen in the library's norms.
 std::vector<float> norm(const Request& request, Operands inputs, int threads) {
   const Operand &x = inputs[0], &scale = inputs[1];
   const bool centered = request.call == Call::layer_norm;
   const std::span<const float> shift = centered ? inputs[2].values : std::span<const float>{};
   const int64_t n = x.spec.dims[3];
+  const bool lofi = request.compute.fidelity == Fidelity::lofi;
+  const auto times = [lofi](float a, float b) {
+    return lofi ? cut(a, kShortCut) * cut(b, kLongCut) : a * b;
+  };
   std::vector<float> y(x.values.size());
   for_each(std::ssize(x.values) / n, n, threads, [&](int64_t r) {
     const float* from = x.values.data() + r * n;
@@ -113,12 +124,18 @@ std::vector<float> norm(const Request& request, Operands inputs, int threads) {
     double sum = 0, squares = 0;
     for (int64_t c = 0; c < n; ++c) sum += from[c];
     const double mean = centered ? sum / static_cast<double>(n) : 0;
-    for (int64_t c = 0; c < n; ++c) squares += (from[c] - mean) * (from[c] - mean);
+    for (int64_t c = 0; c < n; ++c)
+      if (lofi) {
+        const auto x0 = static_cast<float>(from[c] - mean);
+        squares += times(x0, x0);
+      } else {
+        squares += (from[c] - mean) * (from[c] - mean);
+      }
     const double variance = squares / static_cast<double>(n);
     const auto inverse = static_cast<float>(1 / std::sqrt(variance + request.scalar));
     for (int64_t c = 0; c < n; ++c) {
-      to[c] = (from[c] - static_cast<float>(mean)) * inverse;
-      to[c] *= scale.values[static_cast<size_t>(c)];
+      to[c] = times(from[c] - static_cast<float>(mean), inverse);
+      to[c] = times(to[c], scale.values[static_cast<size_t>(c)]);
       if (!shift.empty()) to[c] += shift[static_cast<size_t>(c)];
     }
   });
@@ -212,6 +229,26 @@ void multiply(const Product& p, int64_t first, int64_t last) {
   }
 }
 
+// The operands of a product, cut where its fidelity is low. Of hifi3 nothing is cut: what it leaves
+// out lies below bf16.
+struct Factors {
+  Factors(std::span<const float> x, std::span<const float> y, Fidelity fidelity)
+      : left(x), right(y) {
+    if (fidelity <= Fidelity::hifi2) left = own_left_ = all_cut(x, kLongCut);
+    if (fidelity == Fidelity::lofi) right = own_right_ = all_cut(y, kShortCut);
+  }
+  Factors(const Factors&) = delete;
+  std::span<const float> left, right;
+
+ private:
+  static std::vector<float> all_cut(std::span<const float> values, int bits) {
+    std::vector<float> short_values(values.begin(), values.end());
+    for (float& value : short_values) value = cut(value, bits);
+    return short_values;
+  }
+  std::vector<float> own_left_, own_right_;
+};
+
 float activate(Activation activation, float x) {
   switch (activation) {
     case Activation::gelu_tanh:
@@ -226,7 +263,8 @@ std::vector<float> linear(const Request& request, Operands inputs, int threads) 
   const Operand &x = inputs[0], &w = inputs[1], &bias = inputs[2];
   const int64_t k = x.spec.dims[3], n = w.spec.dims[3], rows = std::ssize(x.values) / k;
   std::vector<float> y(static_cast<size_t>(rows * n));  // [rows, n]
-  const Product product{rows, k, n, x.values.data(), w.values.data(), n, 1, y.data()};
+  const Factors read(x.values, w.values, request.compute.fidelity);
+  const Product product{rows, k, n, read.left.data(), read.right.data(), n, 1, y.data()};
   const int64_t panels = divide_up(n, kPanel);
   parallel_for(panels, rows * k * n < kSmall ? 1 : threads, [&](int64_t first, int64_t last) {
     first *= kPanel;
@@ -263,6 +301,8 @@ std::vector<float> attention(const Request& request, Operands inputs, int thread
   const int64_t blocks = divide_up(m, kQueries);  // of queries, per head
   std::vector<float> y(q.values.size());          // [batches, heads, m, d]
   const bool small = batches * heads * m * n * d < kSmall;
+  const Fidelity fidelity = request.compute.fidelity;
+  const Factors scored(q.values, k.values, fidelity), summed({}, v.values, fidelity);
   const auto attend = [&, heads = heads, m = m, d = d](int64_t first, int64_t last) {
     std::vector<float> scores(static_cast<size_t>(kQueries * n));
     for (int64_t task = first; task < last; ++task) {
@@ -270,11 +310,14 @@ std::vector<float> attention(const Request& request, Operands inputs, int thread
       const int64_t rows = std::min(kQueries, m - row);
       const int64_t group = head / (heads / groups);  // likewise
       const int64_t at = (head * m + row) * d, keys = group * n * d;
-      multiply({rows, d, n, q.values.data() + at, k.values.data() + keys, 1, d, scores.data()}, 0,
-               n);
+      multiply(
+          {rows, d, n, scored.left.data() + at, scored.right.data() + keys, 1, d, scores.data()}, 0,
+          n);
       softmax_rows(std::span(scores).first(static_cast<size_t>(rows * n)), n, request.scalar,
                    mask.values.empty() ? nullptr : mask.values.data() + row * n);
-      multiply({rows, n, d, scores.data(), v.values.data() + keys, d, 1, y.data() + at}, 0, d);
+      const Factors weights(scores, {}, fidelity);
+      multiply({rows, n, d, weights.left.data(), summed.right.data() + keys, d, 1, y.data() + at},
+               0, d);
     }
   };
   parallel_for(batches * heads * blocks, small ? 1 : threads, attend);

@@ -217,11 +217,4 @@ void check_spec(const Spec& spec) {
          "got {}, expected row_major for u32", to_string(spec));
 }
 
-int64_t bytes_per_core(const Spec& spec, int64_t cores) {
-  const bool tiled = spec.layout == Layout::tile;
-  const Dims& d = spec.dims;
-  const int64_t page = tiled ? tile_bytes(spec.format) : byte_size(spec) / (d[0] * d[1] * d[2]);
-  return divide_up(byte_size(spec) / page, cores) * page;
-}
-
 }  // namespace tendon::tt

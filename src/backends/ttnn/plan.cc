@@ -68,6 +68,13 @@ int64_t l1_bytes(const Request& request, InputSpecs inputs, int64_t cores) {
                                       : attention_bytes(request, inputs, cores);
 }
 
+int64_t bytes_per_core(const Spec& spec, int64_t cores) {
+  const bool tiled = spec.layout == Layout::tile;
+  const Dims& d = spec.dims;
+  const int64_t page = tiled ? tile_bytes(spec.format) : byte_size(spec) / (d[0] * d[1] * d[2]);
+  return divide_up(byte_size(spec) / page, cores) * page;
+}
+
 Blocks plan_blocks(Request linear, InputSpecs in, const Caps& caps) {
   const Dims& x = in[0]->dims;
   const int64_t m = x[0] * x[1] * tiles(x[2]), n = tiles(in[1]->dims[3]);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ops/kernels.h"
+#include "tendon/types.h"
 
 namespace tendon::tt {
 
@@ -91,7 +92,11 @@ struct CallInfo {
 const CallInfo& info(Call call);
 inline std::string_view name(Call call) { return info(call).name; }
 
-enum class Fidelity : uint8_t { hifi2, hifi4 };
+// How many bits of its operands a product reads: of bf16's 8 (one of them hidden) lofi takes 7 of
+// the left operand and 5 of the right one, hifi2 all of the right one; hifi3 leaves out the product
+// of what lofi would have cut off both, hifi4 nothing.
+enum class Fidelity : uint8_t { lofi, hifi2, hifi3, hifi4 };
+constexpr std::array<std::string_view, 4> kFidelities = {"lofi", "hifi2", "hifi3", "hifi4"};
 
 // ttnn's compute kernel configuration.
 struct Compute {
@@ -149,6 +154,9 @@ struct Caps {
   bool shapes_only = false;  // values are neither kept nor computed; upload takes none
   // "fake device", "TTNN library on a simulated Wormhole", "Tenstorrent hardware"
   std::string description;
+  // What the library says of itself and the device.
+  std::string arch, version;
+  int64_t dram_bytes = 0;
 };
 
 // One device, used from one thread. Calls throw Error: Fault::internal when the library refuses the
@@ -169,6 +177,7 @@ class TtApi {
   virtual TensorId end_trace() = 0;
   virtual void replay_trace(TensorId trace) = 0;
   virtual void release(TensorId x) noexcept = 0;  // a tensor or a trace
+  virtual DeviceMemory memory() = 0;
 };
 
 // ---- Providers ----
@@ -187,6 +196,7 @@ std::unique_ptr<TtApi> open_fake_device(const FakeOptions& options = {});
 // The ttnn library: a Python process that holds it and one device.
 struct WorkerOptions {
   std::string python;            // interpreter of an environment that has ttnn
+  int64_t device = 0;            // the library's number of it
   double open_deadline_s = 120;  // starting the library and the device
   double call_deadline_s = 120;  // one call; a simulator compiles kernels during the first
   int64_t trace_region_bytes = 0;

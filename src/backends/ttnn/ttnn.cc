@@ -16,15 +16,16 @@ constexpr float kNormEps = 1e-6f;
 
 class TtnnKernels final : public Kernels {
  public:
-  TtnnKernels(std::unique_ptr<TtApi> api, TtPrecision precision)
-      : precision_(precision), device_(std::move(api)), constants_(device_) {}
+  TtnnKernels(std::unique_ptr<TtApi> api, const Use& use)
+      : use_(use), device_(std::move(api), use.placement), constants_(device_) {}
 
   std::string_view name() const override { return "ttnn"; }
-  std::string_view precision() const override { return bfp8() ? "bfp8" : "bf16"; }
+  std::string_view precision() const override { return use_.precision; }
   std::string method() const override {
-    return fmt::format("{}, {}", device_.caps().description, precision());
+    return fmt::format("{}, {}{}", device_.caps().description, use_.precision, in_words(use_));
   }
   bool simulated() const override { return device_.caps().simulated; }
+  std::optional<DeviceMemory> device_memory() override { return device_.memory(); }
   bool report_calls(std::vector<DeviceCall>* to) override {
     device_.report_calls(to);
     return true;
@@ -63,7 +64,7 @@ class TtnnKernels final : public Kernels {
   ~TtnnKernels() override { forget_traces(); }
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
-    return prepare_weight(device_, parts, bfp8() ? Format::bfp8 : Format::bf16);
+    return prepare_weight(device_, parts, use_.formats[static_cast<size_t>(parts.module)]);
   }
 
   Tensor upload(std::span<const float> values, const Shape& shape) override {
@@ -117,7 +118,7 @@ class TtnnKernels final : public Kernels {
     ensure(columns.width == heads.width, Fault::internal,
            "[ttnn] {} was prepared for heads of {}, not {}", w.name, columns.width, heads.width);
     TensorRef all = product(as_rows(x), native.matrices[0], native.bias, Activation::none,
-                            bfp8() ? Format::bfp8 : Format::bf16);
+                            native.matrices[0]->spec.format);
     if (all->dims()[2] == 1) all = device_.pad(all, {1, 1, kTile, all->dims()[3]});
     const int64_t width = columns.padded();
     std::vector<TensorRef> parts(3);  // q, k, v; q is empty where the weight makes none
@@ -132,8 +133,8 @@ class TtnnKernels final : public Kernels {
     if (first_position) {
       const auto [cosine, sine] = constants_.rotary(columns, *first_position, all->dims()[2]);
       for (size_t i = heads.query == 0 ? 1 : 0; i < 2; ++i)
-        parts[i] =
-            device_.run({.call = Call::rotary, .compute = compute()}, {parts[i], cosine, sine});
+        parts[i] = device_.run({.call = Call::rotary, .compute = compute(all->spec.format)},
+                               {parts[i], cosine, sine});
     }
     const auto made = [&](const TensorRef& part, int64_t count) {
       return part ? make_tensor({x.rows(), count * heads.width}, part, TileLayout::heads, columns)
@@ -159,8 +160,8 @@ class TtnnKernels final : public Kernels {
     const std::array operands{query, keys, values, constants_.mask(hidden)};
     Request r{.call = Call::attention,
               .scalar = 1.f / std::sqrt(static_cast<float>(heads.width)),
-              .compute = {.fidelity = fidelity(), .f32_accumulate = false}};
-    r.chunks = plan_chunks(r, specs_of(operands), device_.caps());
+              .compute = {.fidelity = fidelity(query->spec.format), .f32_accumulate = false}};
+    r.chunks = plan_chunks(r, specs_of(operands), device_.room(r, specs_of(operands)));
     const TensorRef y = device_.run_all(r, operands)[0];
     const TensorRef beside = device_.run({.call = Call::concat_heads}, {y});
     return make_tensor(q.shape(), beside, TileLayout::spread, columns);
@@ -236,16 +237,20 @@ class TtnnKernels final : public Kernels {
     }
   }
 
-  bool bfp8() const { return precision_ == TtPrecision::bfp8; }
-  Fidelity fidelity() const { return bfp8() ? Fidelity::hifi2 : Fidelity::hifi4; }
-  Compute compute() const { return {.fidelity = fidelity()}; }
+  // Where the weight, or what it made, has this format.
+  Fidelity fidelity(Format format) const {
+    return use_.fidelity.value_or(format == Format::bfp8 ? Fidelity::hifi2 : Fidelity::hifi4);
+  }
+  Compute compute(Format format) const { return {.fidelity = fidelity(format)}; }
 
   TensorRef product(const TensorRef& x, const TensorRef& w, const TensorRef& bias,
                     Activation activation, Format format) {
     const std::array operands{x, w, bias};
-    Request r{
-        .call = Call::linear, .format = format, .activation = activation, .compute = compute()};
-    r.blocks = plan_blocks(r, specs_of(operands), device_.caps());
+    Request r{.call = Call::linear,
+              .format = format,
+              .activation = activation,
+              .compute = compute(w->spec.format)};
+    r.blocks = plan_blocks(r, specs_of(operands), device_.room(r, specs_of(operands)));
     return device_.run_all(r, operands)[0];
   }
 
@@ -284,17 +289,10 @@ class TtnnKernels final : public Kernels {
     };
     const TensorRef weight = cut(operand_row(scale));
     const TensorRef bias = shift ? cut(operand_row(shift)) : nullptr;
-    Request r{.call = call, .scalar = kNormEps, .compute = compute()};
-    if (!ragged && fits_l1(in->spec)) r.memory = Memory::l1;
+    const Request r{.call = call, .scalar = kNormEps, .compute = compute(use_.format)};
     in = cut(in);
     const TensorRef y = shift ? device_.run(r, {in, weight, bias}) : device_.run(r, {in, weight});
     return device_.pad(y, whole);
-  }
-
-  // A quarter of all cores' memory, so that the product that reads it finds room.
-  bool fits_l1(const Spec& spec) const {
-    const Caps& c = device_.caps();
-    return byte_size(spec) <= c.grid_x * c.grid_y * c.l1_bytes / 4;
   }
 
   // ---- A tensor in the layout that a call needs ----
@@ -369,7 +367,7 @@ class TtnnKernels final : public Kernels {
     return make_tensor(to.shape(), std::move(pieces), TileLayout::heads, columns);
   }
 
-  TtPrecision precision_;
+  Use use_;
   Device device_;
   std::map<GraphKey, Recording> recordings_;  // of one kind of call
   Constants constants_;
@@ -378,9 +376,8 @@ class TtnnKernels final : public Kernels {
 }  // namespace
 }  // namespace tt
 
-std::unique_ptr<Kernels> make_ttnn_backend(std::unique_ptr<tt::TtApi> device,
-                                           TtPrecision precision) {
-  return std::make_unique<tt::TtnnKernels>(std::move(device), precision);
+std::unique_ptr<Kernels> make_ttnn_backend(std::unique_ptr<tt::TtApi> device, const tt::Use& use) {
+  return std::make_unique<tt::TtnnKernels>(std::move(device), use);
 }
 
 }  // namespace tendon

@@ -5,16 +5,12 @@
 #include <memory>
 
 #include "backends/ttnn/tt_api.h"
+#include "backends/ttnn/use.h"
 #include "ops/kernels.h"
 
 namespace tendon {
 
-enum class TtPrecision : uint8_t {
-  bf16,
-  bfp8,  // weights, q, k, v and the cache in bfp8_b; everything else bf16
-};
-
 std::unique_ptr<Kernels> make_ttnn_backend(std::unique_ptr<tt::TtApi> device,
-                                           TtPrecision precision = TtPrecision::bf16);
+                                           const tt::Use& use = tt::use_of("bf16", {}));
 
 }  // namespace tendon

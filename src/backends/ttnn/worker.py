@@ -21,7 +21,6 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import types
 
 SOCKET = 3  # its descriptor, see worker.cc
@@ -92,7 +91,8 @@ def calls_of(ttnn, device):
     """The calls of tt_api.h as calls of the library: w is the request, x its tensors."""
     activations = {"none": None, "gelu_tanh": ttnn.UnaryWithParam(ttnn.UnaryOpType.GELU_TANH),
                    "silu": ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)}
-    fidelities = {"hifi2": ttnn.MathFidelity.HiFi2, "hifi4": ttnn.MathFidelity.HiFi4}
+    fidelities = {name.lower(): getattr(ttnn.MathFidelity, name)
+                  for name in ("LoFi", "HiFi2", "HiFi3", "HiFi4")}
     grid = device.compute_with_storage_grid_size()
 
     @functools.lru_cache(maxsize=None)
@@ -160,7 +160,7 @@ def calls_of(ttnn, device):
 class Device:
     """The library and one device. Has a method for what else tendon asks."""
 
-    def __init__(self, python, number, trace_region_bytes, _):
+    def __init__(self, python, number, trace_region_bytes, *_):
         ttnn, version = import_library(python)
         self.ttnn, self.numpy = ttnn, importlib.import_module("numpy")
         try:
@@ -169,11 +169,14 @@ class Device:
             self.device = ttnn.open_device(device_id=int(number), **options)
             self.calls = calls_of(ttnn, self.device)
             grid = self.device.compute_with_storage_grid_size()
-            l1 = ttnn.get_memory_view(self.device, ttnn.BufferType.L1).total_bytes_per_bank
+            l1, dram = self.views()
         except Exception as error:
             raise Refusal(f"ttnn {version} cannot open device {number}: {reason(error)}") from error
         arch = str(self.device.arch()).rpartition(".")[2].lower()
-        self.caps = {"grid_x": grid.x, "grid_y": grid.y, "l1_bytes": L1_BYTES.get(arch, l1),
+        self.caps = {"grid_x": grid.x, "grid_y": grid.y,
+                     "l1_bytes": L1_BYTES.get(arch, l1.total_bytes_per_bank),
+                     "dram_bytes": dram.num_banks * dram.total_bytes_per_bank,
+                     "arch": arch, "version": version,
                      "note": "" if version in KNOWN_VERSIONS else
                              f"; ttnn {version} is not a version that tendon was tried with"}
         self.tensors, self.traces, self.trace, self.closed = {}, set(), None, False
@@ -184,6 +187,18 @@ class Device:
         self.formats, self.layouts = (
             {x: word for word, x in self.words[kind].items()} for kind in ("format", "layout"))
         self.buffers = {ttnn.BufferType.DRAM: "dram", ttnn.BufferType.L1: "l1"}
+
+    def views(self):
+        """What the allocator says of L1 and DRAM."""
+        kinds = self.ttnn.BufferType
+        return [self.ttnn.get_memory_view(self.device, kind) for kind in (kinds.L1, kinds.DRAM)]
+
+    def memory(self, *_):
+        """MiB in use: of DRAM, and of one core's L1."""
+        l1, dram = self.views()
+        self.values = struct.pack(
+            "<2f", dram.num_banks * dram.total_bytes_allocated_per_bank / 2**20,
+            l1.total_bytes_allocated_per_bank / 2**20)
 
     def upload(self, w, _):
         given, expected = len(w.values) // 4, math.prod(w.dims)
@@ -336,7 +351,7 @@ def wait_for_an_end(worker):
 
 def main():
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what is orphaned below comes to this process
-    keeper, folder = os.getpid(), tempfile.mkdtemp(prefix="tendon-ttnn-")
+    keeper, folder = os.getpid(), sys.argv[5]
     worker = os.fork()
     if worker == 0:
         return run_worker(keeper, folder)

@@ -55,8 +55,8 @@ class Device:
 def open_device(device_id, trace_region_size=0):
     trouble = os.environ.get("STUB_OPEN")
     if trouble == "fail":
-        raise RuntimeError("TT_FATAL @ /x.cpp:1: false\ninfo:\nNo chip with id 0\n"
-                           "backtrace:\n --- x")
+        raise RuntimeError("TT_FATAL @ /x.cpp:1: false\ninfo:\nNo chip with id %d\n"
+                           "backtrace:\n --- x" % device_id)
     if trouble == "hang":
         time.sleep(1000)
     device = Device()
@@ -70,7 +70,8 @@ def close_device(device):
 
 
 def get_memory_view(device, kind):
-    return types.SimpleNamespace(num_banks=12, total_bytes_per_bank=1 << 30)
+    return types.SimpleNamespace(num_banks=12, total_bytes_per_bank=1 << 30,
+                                 total_bytes_allocated_per_bank=3 << 20)
 
 
 def init_device_compute_kernel_config(arch, **options):

@@ -1,0 +1,224 @@
+// labels: model
+// The options of a ttnn device: what each changes in the calls that the device gets, that results
+// do not depend on where they lie, and how wrong values are refused.
+#include <fmt/format.h>
+
+#include <map>
+
+#include "backends/ttnn/ttnn.h"
+#include "tendon/embedded.h"
+#include "tendon/opened.h"
+#include "tensor/compare.h"
+#include "test_files.h"
+
+namespace tendon {
+namespace {
+
+const std::vector<std::string> kModels = {"demo", "demo:pi05", "synthetic:pi0-small",
+                                          "synthetic:pi05-small"};
+
+// What a device was asked.
+struct Asked {
+  std::vector<tt::Request> calls;
+  std::vector<tt::Spec> uploads;
+};
+
+class Watched final : public tt::TtApi {
+ public:
+  Watched(std::unique_ptr<tt::TtApi> api, Asked& asked) : api_(std::move(api)), asked_(asked) {}
+  const tt::Caps& caps() const override { return api_->caps(); }
+  tt::Output upload(const tt::Spec& spec, std::span<const float> values) override {
+    asked_.uploads.push_back(spec);
+    return api_->upload(spec, values);
+  }
+  void download(tt::TensorId x, std::span<float> to) override { api_->download(x, to); }
+  std::vector<tt::Output> run(const tt::Request& request) override {
+    asked_.calls.push_back(request);
+    return api_->run(request);
+  }
+  void begin_trace() override { api_->begin_trace(); }
+  tt::TensorId end_trace() override { return api_->end_trace(); }
+  void replay_trace(tt::TensorId trace) override { api_->replay_trace(trace); }
+  void release(tt::TensorId x) noexcept override { api_->release(x); }
+  DeviceMemory memory() override { return api_->memory(); }
+
+ private:
+  std::unique_ptr<tt::TtApi> api_;
+  Asked& asked_;
+};
+
+Observation scene(const OpenedEngine& engine) {
+  const PolicySpec& spec = engine.policy->spec();
+  Observation o = aloha_observation();
+  const Image image = o.images.begin()->second;
+  o.images.clear();
+  for (const std::string& camera : robot_cameras(spec)) o.images[camera] = image;
+  o.prompt = "reach for the red block";
+  o.state.assign(static_cast<size_t>(spec.state_dim), 0.1);
+  return o;
+}
+
+struct Ran {
+  std::vector<float> actions;
+  Asked asked;
+  DeviceMemory memory;
+};
+
+// A policy opened with these options, on a fake device that tells what it was asked.
+Ran run(const std::string& model, const std::string& precision = "bf16",
+        const TtnnOptions& options = {}, const tt::FakeOptions& device = {}) {
+  Ran ran;
+  const auto engine = open_engine(
+      model, {.backend = "ttnn", .precision = precision, .device = "fake", .ttnn = options},
+      make_ttnn_backend(std::make_unique<Watched>(tt::open_fake_device(device), ran.asked),
+                        tt::use_of(precision, options)));
+  ran.actions = engine->policy->infer(scene(*engine), {.steps = 1}).normalized;
+  ran.memory = *engine->kernels->device_memory();
+  return ran;
+}
+
+int64_t calls_into_l1(const Ran& ran, bool of_norms) {
+  return std::ranges::count_if(ran.asked.calls, [&](const tt::Request& r) {
+    const bool norm = r.call == tt::Call::layer_norm || r.call == tt::Call::rms_norm;
+    return norm == of_norms && r.memory == tt::Memory::l1 && r.call != tt::Call::reshape;
+  });
+}
+
+TEST(TtnnOptions, where_results_lie_changes_memory_and_no_byte_of_the_actions) {
+  for (const std::string& model : kModels) {
+    SCOPED_TRACE(model);
+    const Ran automatic = run(model), dram = run(model, "bf16", {.memory = "dram"}),
+              l1 = run(model, "bf16", {.memory = "l1"});
+    EXPECT_EQ(automatic.actions, dram.actions);
+    EXPECT_EQ(automatic.actions, l1.actions);
+    EXPECT_EQ(calls_into_l1(dram, true) + calls_into_l1(dram, false), 0);
+    // The demos' norms are of ragged widths.
+    EXPECT_EQ(calls_into_l1(automatic, true) > 0, model.starts_with("synthetic"));
+    EXPECT_EQ(calls_into_l1(automatic, false), 0);
+    EXPECT_GT(calls_into_l1(l1, false), 20);
+    EXPECT_GT(*l1.memory.l1_peak, *dram.memory.l1_peak);
+    EXPECT_EQ(l1.memory.dram_size, dram.memory.dram_size);
+    EXPECT_GE(*dram.memory.dram_peak, dram.memory.dram);
+    EXPECT_LE(*l1.memory.l1_peak, l1.memory.l1_size);
+    EXPECT_GT(dram.memory.dram, 0);
+  }
+}
+
+TEST(TtnnOptions, fidelity_is_that_of_every_product_and_costs_accuracy) {
+  for (const std::string& model : kModels) {
+    SCOPED_TRACE(model);
+    const auto reference = open_engine(model, {.backend = "reference", .precision = "bf16"});
+    const std::vector<float> wanted =
+        reference->policy->infer(scene(*reference), {.steps = 1}).normalized;
+    std::map<std::string, Ran> ran;
+    for (const char* fidelity : {"lofi", "hifi2", "hifi4"}) {
+      ran[fidelity] = run(model, "bf16", {.fidelity = fidelity});
+      int64_t products = 0, others = 0;  // zeros and ones that move columns stay exact
+      for (const tt::Request& r : ran[fidelity].asked.calls) {
+        if (r.call != tt::Call::linear && r.call != tt::Call::attention) continue;
+        const bool same = name_in(tt::kFidelities, r.compute.fidelity) == fidelity;
+        ++(same ? products : others);
+        EXPECT_TRUE(same || r.blocks.kind == tt::Blocks::Kind::library);
+      }
+      EXPECT_GT(products, 50);
+      EXPECT_LT(others, products / 4);
+    }
+    const auto apart = [&](const char* fidelity) {
+      return compare(ran[fidelity].actions, wanted).relative_l2;
+    };
+    EXPECT_GT(apart("lofi"), 2 * apart("hifi4"));
+    EXPECT_NE(ran["hifi2"].actions, ran["hifi4"].actions);
+    EXPECT_EQ(ran["hifi4"].actions, run(model).actions);
+  }
+}
+
+// Of the large weights by module, how many are bfp8.
+int64_t bfp8_uploads(const Ran& ran) {
+  return std::ranges::count(ran.asked.uploads, tt::Format::bfp8, &tt::Spec::format);
+}
+
+TEST(TtnnOptions, each_module_has_its_own_format) {
+  for (const std::string& model : kModels) {
+    SCOPED_TRACE(model);
+    const Ran all = run(model, "bfp8"), none = run(model);
+    int64_t sum = 0;
+    for (const char* module : {"siglip", "vlm", "expert"}) {
+      const Ran one = run(model, fmt::format("bf16,{}=bfp8", module));
+      EXPECT_GT(bfp8_uploads(one), 0);
+      EXPECT_NE(one.actions, none.actions);
+      EXPECT_LT(one.memory.dram, none.memory.dram);
+      EXPECT_LT(all.memory.dram, one.memory.dram);
+      sum += bfp8_uploads(one);
+    }
+    EXPECT_EQ(sum, bfp8_uploads(all));
+    const Ran rest = run(model, "bfp8,vlm=bf16,siglip=bf16"),
+              expert = run(model, "bf16,expert=bfp8");
+    EXPECT_EQ(rest.actions, expert.actions);
+    EXPECT_EQ(bfp8_uploads(none), 0);
+  }
+}
+
+TEST(TtnnOptions, a_grid_is_planned_for_and_changes_no_byte) {
+  for (const std::string& model : kModels) {
+    SCOPED_TRACE(model);
+    const Ran usual = run(model);
+    for (const char* text : {"1x1", "8x7", "13x10"}) {
+      const tt::Grid grid = tt::grid_of(text);
+      const Ran ran = run(model, "bf16", {.memory = "l1"}, {.grid_x = grid.x, .grid_y = grid.y});
+      EXPECT_EQ(ran.actions, usual.actions) << text;
+      int64_t planned = 0;
+      for (const tt::Request& r : ran.asked.calls)
+        if (r.blocks.kind != tt::Blocks::Kind::library) {
+          ++planned;
+          EXPECT_EQ(r.blocks.grid_x, grid.x);
+          EXPECT_EQ(r.blocks.grid_y, grid.y);
+        }
+      EXPECT_EQ(planned > 0, grid.x * grid.y > 1) << text;
+    }
+  }
+}
+
+TEST(TtnnOptions, reach_the_device_that_is_opened) {
+  const auto opened = [](const OpenOptions& o) { return open_engine("demo", o); };
+  const auto engine = opened({.backend = "ttnn",
+                              .precision = "bfp8,vlm=bf16",
+                              .device = "fake",
+                              .ttnn = {.grid = "4x2", .fidelity = "lofi", .memory = "l1"}});
+  EXPECT_EQ(engine->kernels->method(), "fake device, bfp8,vlm=bf16, lofi, results in L1");
+  const auto facts = device_facts({.device = "fake", .ttnn = {.grid = "4x2"}});
+  EXPECT_EQ(facts[3], std::pair(std::string("grid"), std::string("4x2, 8 cores")));
+}
+
+TEST(TtnnOptions, wrong_values_are_named) {
+  const auto says = [](const OpenOptions& o, const std::string& words) {
+    const Error e = refused([&] { open_engine("demo", o); });
+    EXPECT_EQ(e.fault(), Fault::usage) << e.what();
+    EXPECT_NE(std::string(e.what()).find(words), std::string::npos) << e.what();
+  };
+  const auto fake = [](const std::string& precision, const TtnnOptions& options) {
+    return OpenOptions{
+        .backend = "ttnn", .precision = precision, .device = "fake", .ttnn = options};
+  };
+  for (const char* grid : {"8", "8x", "x7", "0x7", "8x-1", "8x33", "8x7x1", "8 x 7"})
+    says(fake("", {.grid = grid}), fmt::format("--grid {}: expected columns by rows", grid));
+  says(fake("", {.fidelity = "hifi5"}), "'hifi5': there are: lofi, hifi2, hifi3, hifi4");
+  says(fake("", {.memory = "sram"}), "'sram': there are: auto, l1, dram");
+  says(fake("", {.device_id = 1}), "--device-id 1: the model of the device is one");
+  says(fake("", {.device_id = -1}), "--device-id -1: at least 0");
+  says(fake("bf16,expert", {}), "expert=bfp8");
+  says(fake("bf16,experts=bfp8", {}), "nearest: 'expert'");
+  says(fake("bf16,suffix=bfp8", {}), "suffix has no large weights");
+  says(fake("bf16,vlm=int8", {}), "there are: bf16, bfp8");
+  says({.backend = "ttnn", .device = "sim", .ttnn_sim = "x", .ttnn = {.grid = "8x7"}},
+       "--device fake takes one");
+  for (const auto& [options, name] :
+       std::vector<std::pair<TtnnOptions, std::string>>{{{.grid = "8x7"}, "grid"},
+                                                        {{.device_id = 0}, "device-id"},
+                                                        {{.fidelity = "lofi"}, "fidelity"},
+                                                        {{.memory = "l1"}, "memory"}})
+    says({.backend = "cpu", .ttnn = options},
+         fmt::format("the cpu backend has no --{}: it is an option of ttnn", name));
+}
+
+}  // namespace
+}  // namespace tendon
