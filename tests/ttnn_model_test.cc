@@ -157,6 +157,20 @@ TEST(TtnnTraces, are_recorded_at_the_second_run_and_replayed_without_calling_the
   }
 }
 
+TEST(TtnnTraces, of_one_ops_are_not_replayed_for_the_next_which_could_not_tell_what_they_did) {
+  const auto kernels = make_ttnn_backend(tt::open_fake_device());
+  for (int user = 0; user < 2; ++user) {
+    Ops ops(*kernels);
+    for (int run = 1; run <= 3; ++run) {
+      const Tensor x = ops.upload(std::vector<float>(64, 1), {2, 32});
+      ops.graph({"twice"}, std::span(&x, 1), [&](std::span<const Tensor> in) {
+        return std::vector<Tensor>{ops.add_scaled(in[0], in[0], 0.5f)};
+      });
+      EXPECT_EQ(ops.coverage().of(Op::add_scaled).native_calls, run) << user;
+    }
+  }
+}
+
 TEST(TtnnTraces, an_upload_during_capture_is_refused) {
   const auto kernels = make_ttnn_backend(tt::open_fake_device());
   Ops ops(*kernels);

@@ -28,7 +28,10 @@ class Ops {
       : kernels_(kernels), fallback_(fallback) {
     reports_ = kernels_.report_calls(&calls_);
   }
-  ~Ops() { kernels_.report_calls(nullptr); }
+  ~Ops() {
+    kernels_.report_calls(nullptr);
+    kernels_.forget_graphs();  // what is in them is known here alone
+  }
   Ops(const Ops&) = delete;
   Ops& operator=(const Ops&) = delete;
 
