@@ -229,8 +229,10 @@ def velocities(scratch):
 def validations(scratch):
     fake = ("--backend", "ttnn", "--device", "fake")
     report = scratch / "report.html"
-    expect(0, "PCC     at least relative L2   at most  max error\n", "validate",
-           "synthetic:pi05-small", *fake, "--report", report)
+    shown = tendon("validate", "synthetic:pi05-small", *fake, "--report", report)[1]
+    check(re.search("PCC +at least +asked +relative L2 +at most +max error +ms +reference ms\n",
+                    shown) and re.search("\nmasks +1.0000000000 +1.0000000000 +1.00 ", shown),
+          f"validate shows a row per module: {shown[:300]}")
     code, out, _ = tendon("validate", "synthetic:pi05-small", *fake, "--json")
     rows = len(json.loads(out)["modules"])
     check(code == 0 and rows > 60, "validate --json has a row per tensor")
@@ -242,6 +244,11 @@ def validations(scratch):
         m["passed"] and m["failed"] == "" and m["pcc"] >= m["gate"] > 0.99
         and m["relative_l2"] <= m["relative_l2_gate"] < 0.14 for m in modules),
           "validate --json has PCC and relative L2 of modules, within their gates")
+    check(all(m["ms"] is None and m["asked"] <= m["pcc"] for m in modules),
+          "no time comes from a simulation, and what was asked is reached")
+    code, out, _ = tendon("validate", "demo", "--json", "--module", "siglip")
+    check(code == 0 and all(0 < m["ms"] < 1e4 and 0 < m["reference_ms"] < 1e4
+                            for m in json.loads(out)["modules"]), "rows have times")
     expect(2, "nearest: 'siglip.norm'", "validate", *fake, "--module", "siglip.nrm")
     folder = copied(scratch, DATA / "golden/tiny-checkpoint-lerobot-pi0", "validated")
     expect(0, "sound", "validate", *opened(folder), *TOKENIZER, "--health-only")

@@ -97,7 +97,8 @@ TEST(Validation, of_other_weights_fails_wherever_a_weight_decides) {
   EXPECT_FALSE(v.passed());
   for (const ModuleCheck& c : v.checks) {
     if (c.module.find("norm") != c.module.npos || c.module == "vlm.embed" ||
-        c.module == "step.0.denoise.time" || c.module == "step.0.denoise.actions")
+        c.module == "step.0.denoise.time" || c.module == "step.0.denoise.actions" ||
+        c.module == "masks" || c.module == "denoise.noise")
       continue;
     EXPECT_EQ(c.failed, "PCC, relative L2") << c.module;
   }
@@ -120,8 +121,19 @@ TEST(Validation, of_all_layers_has_a_row_for_what_each_of_their_ops_made) {
       for (const char* op :
            {"norm1", "q", "k", "v", "query", "key", "value", "sdpa", "attention", "norm2", "mlp"})
         row(fmt::format("{}.layer.{}.{}", tower, l, op));
-  for (const char* name : {"siglip.projector", "step.0.denoise.actions", "prefix.language"})
+  for (const char* name :
+       {"siglip.projector", "step.0.denoise.actions", "prefix.language", "masks", "denoise.noise"})
     row(name);
+  for (const auto& [name, asked] : {std::pair{"siglip.layer.0", .95},
+                                    {"siglip.layer.1.mlp", .97},
+                                    {"step.0.suffix", .95},
+                                    {"vlm.layer.0.mlp", .99}}) {
+    const ModuleCheck& row_of =
+        *std::ranges::find(v.checks, std::string(name), &ModuleCheck::module);
+    EXPECT_EQ(row_of.asked, asked) << name;
+    EXPECT_GT(row_of.ms.value_or(0), 0);
+    EXPECT_GT(row_of.reference_ms.value_or(0), 0);
+  }
 }
 
 // ---- Faults of a backend or of weights, one at a time: which rows fail, and which do not ----
@@ -223,7 +235,8 @@ INSTANTIATE_TEST_SUITE_P(
         Control{"rotary_without_sine",
                 made<RotaryWithoutSine>(),
                 {"vlm.layer.0.query", "vlm.layer.0.key", "step.0.expert.layer.0.query"},
-                {"vlm.layer.0.q", "vlm.layer.0.k", "vlm.layer.0.value", "siglip.layer.0.sdpa"}},
+                {"vlm.layer.0.q", "vlm.layer.0.k", "vlm.layer.0.value", "siglip.layer.0.sdpa",
+                 "masks", "denoise.noise"}},
         Control{
             "positions_from_0",
             made<PositionsFromZero>(),
@@ -231,11 +244,11 @@ INSTANTIATE_TEST_SUITE_P(
             {"vlm.layer.0.query", "step.0.expert.layer.0.value"}},
         Control{"masks_off",
                 made<MasksOff>(),
-                {"vlm.layer.0.sdpa", "expert.layer.0.sdpa", "step.0.expert.layer.0.sdpa"},
+                {"vlm.layer.0.sdpa", "expert.layer.0.sdpa", "step.0.expert.layer.0.sdpa", "masks"},
                 {"siglip.layer.0.sdpa", "vlm.layer.0.query"}},
         Control{"state_sees_the_actions",
                 made<StateSeesTheActions>(),
-                {"expert.layer.0.sdpa"},
+                {"expert.layer.0.sdpa", "masks"},
                 {"step.0.expert.layer.0.sdpa", "vlm.layer.0.sdpa"}},
         Control{"one_layer_doubled",
                 made<OneLayerDoubled>(),

@@ -34,12 +34,12 @@ void print(const Health& health) {
 
 void print(const Validation& v) {
   fmt::print("{} on {} ({}) against the reference\n", v.model, v.backend, v.method);
-  fmt::print("{:32} {:>12} {:>12} {:>11} {:>9} {:>10}\n", "module", "PCC", "at least",
-             "relative L2", "at most", "max error");
-  for (const ModuleCheck& c : v.checks)
-    fmt::print("{:32} {:12.10f} {:12.10f} {:11.2e} {:9.2g} {:10.2e} {}{}\n", c.module, c.apart.pcc,
-               c.gate.pcc, c.apart.relative_l2, c.gate.relative_l2, c.apart.max_error,
-               c.failed.empty() ? "ok" : "FAILED: ", c.failed);
+  fmt::print("{}",
+             table("module {module} | PCC {pcc:.10f} | at least {gate:.10f} | asked {asked:.2f} "
+                   "| relative L2 {relative_l2:.2e} | at most {relative_l2_gate:.2g} | max error "
+                   "{max_error:.2e} | ms {ms:.3f} | reference ms {reference_ms:.3f} | "
+                   "{passed:ok|FAILED} | {failed}",
+                   Json(to_json(v)).at("modules")));
 }
 
 Json to_json(const FlowLoss& l) {

@@ -264,7 +264,7 @@ Tensor denoise(Ops& ops, const Model& m, const Sequences& caches, const Schedule
                const Noise& noise) {
   const Ops::Scope scope(ops, Module::denoise);
   const std::optional<Guidance>& guidance = noise.guidance;
-  Tensor x = noise.actions;
+  Tensor x = ops.tap("noise", noise.actions);
   for (size_t k = 0; k < schedule.steps.size(); ++k) {
     const Ops::Scope at = Ops::Scope::step(ops, k);
     const StepTables& step = schedule.steps[k];

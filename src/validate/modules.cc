@@ -1,10 +1,13 @@
 #include "validate/modules.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <sstream>
 
+#include "tendon/backends.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 
@@ -40,6 +43,92 @@ Gate gate_of(const std::string& row) {
   const auto is_in = [&](const auto& gate) { return row.find(gate.first) != std::string::npos; };
   return std::ranges::find_if(kGates, is_in)->second;
 }
+
+// PCC that the documents which tendon began with ask for. In a row's name the number of step and
+// layer is left out.
+constexpr double kAskedOfAny = .99;
+constexpr std::pair<std::string_view, double> kAsked[] = {{"siglip.layer.attention", .95},
+                                                          {"siglip.layer.mlp", .97},
+                                                          {"siglip.layer", .95},
+                                                          {"suffix", .97},
+                                                          {"step.suffix", .95},
+                                                          {"step.suffix.actions", .97},
+                                                          {"step.suffix.velocity", .97},
+                                                          {"vlm.embed", .95},
+                                                          {"masks", 1}};
+
+double asked_of(const std::string& row) {
+  std::string name;
+  std::istringstream parts(row);
+  for (std::string part; std::getline(parts, part, '.');)
+    if (part.find_first_not_of("0123456789") != std::string::npos)
+      name += (name.empty() ? "" : ".") + part;
+  const auto found = std::ranges::find(kAsked, name, &std::pair<std::string_view, double>::first);
+  return found == std::end(kAsked) ? kAskedOfAny : found->second;
+}
+
+// Which keys each row of an attention sees, as 0 and 1. Scores are equal and key j is the unit
+// vector j, so that a row of the result is 0 where the row sees nothing. Prefix, state token and
+// actions lie in one cache as in a call of the policy; then two pictures that do not see each
+// other.
+Values seen(Ops& ops) {
+  constexpr int64_t kWidth = 64, kPrefix = 37, kStateRows = 1, kActionRows = 10, kPicture = 20;
+  const Heads heads{1, 1, kWidth};
+  const auto matrix = [&](const char* name, float diagonal) {
+    std::vector<float> values(kWidth * kWidth);
+    for (size_t i = 0; i < kWidth; ++i) values[i * (kWidth + 1)] = diagonal;
+    return host_tensor(name, {kWidth, kWidth}, std::move(values));
+  };
+  const Weight w = ops.prepare({.name = "masks",
+                                .matrices = {matrix("q", 0), matrix("k", 0), matrix("v", 1)},
+                                .output_head_width = kWidth,
+                                .outputs = 3 * kWidth,
+                                .inputs = kWidth});
+  const auto rows_from = [&](int64_t first, int64_t rows) {
+    std::vector<float> values(static_cast<size_t>(rows * kWidth));
+    for (int64_t r = 0; r < rows; ++r) values[static_cast<size_t>(r * kWidth + first + r)] = 1;
+    return ops.qkv(ops.upload(values, {rows, kWidth}), w, heads, {});
+  };
+  Values all;
+  const auto note = [&](const Tensor& y) {
+    for (const float value : ops.download(y)) all.push_back(value > 0 ? 1.F : 0.F);
+  };
+  const std::vector<float> stale(kWidth * kWidth, 1);  // what an earlier call left in the cache
+  Tensor keys = ops.upload(stale, {kWidth, kWidth}), values = ops.upload(stale, {kWidth, kWidth});
+  int64_t first = 0;
+  for (const int64_t rows : {kPrefix, kStateRows, kActionRows}) {
+    const Qkv qkv = rows_from(first, rows);
+    ops.write_rows(keys, qkv.k, first);
+    ops.write_rows(values, qkv.v, first);
+    first += rows;
+    const int32_t visible[] = {static_cast<int32_t>(first)};
+    note(ops.attention(qkv.q, keys, values, heads, {visible}));
+  }
+  const Qkv pictures = rows_from(0, 2 * kPicture);
+  const int32_t visible[] = {kPicture};
+  note(ops.attention(pictures.q, pictures.k, pictures.v, heads, {visible, 2}));
+  return all;
+}
+
+// The tensors of one call, and what each took since the one before.
+struct Timed {
+  Values values;
+  double ms = 0;
+};
+
+class Stopwatch {
+ public:
+  // Since the last start(); what was asked of the backend before is done then.
+  double ms(OpenedEngine& engine) const {
+    engine.ops.synchronize();
+    return std::chrono::duration<double, std::milli>(Clock::now() - begin_).count();
+  }
+  void start() { begin_ = Clock::now(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point begin_ = Clock::now();
+};
 
 // One call of the policy whose tensors `tap` sees.
 Actions run(OpenedEngine& engine, const Observation& observation, const Tap& tap,
@@ -102,10 +191,13 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
   const auto compared = [&](const std::string& name) {
     return is_compared(name, config, choice.all_layers);
   };
-  std::map<std::string, Values> expected;
+  std::map<std::string, Timed> expected;
+  Stopwatch watch;
   const Values actions = run(reference, observation, [&](const std::string& name, const Tensor& x) {
+                           const double ms = watch.ms(reference);
                            if (is_layer(name) || compared(name))
-                             expected[name] = reference.ops.download(x);
+                             expected[name] = {reference.ops.download(x), ms};
+                           watch.start();
                            return x;
                          }).normalized;
 
@@ -115,21 +207,32 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
   std::vector<std::string> names;
   const auto check = [&](const std::string& name, const Values& got, const Values& is) {
     names.push_back(name);
-    if (name.starts_with(choice.only))
-      v.checks.push_back(judge(name, gate_of(name).in(v.precision), got, is));
+    if (!name.starts_with(choice.only)) return;
+    const Bounds gate = name == "masks" ? Bounds::of_noise(0) : gate_of(name).in(v.precision);
+    v.checks.push_back(judge(name, gate, got, is));
+    v.checks.back().asked = asked_of(name);
   };
+  check("masks", seen(tested.ops), seen(reference.ops));
   // Whatever is computed from a tensor begins with the reference's: errors do not add up.
+  const bool timed = !tested.kernels->simulated();
   run(tested, observation, [&](const std::string& name, const Tensor& x) {
+    const double ms = watch.ms(tested);
     const auto found = expected.find(name);
-    if (found == expected.end()) return x;
-    if (compared(name)) check(name, tested.ops.download(x), found->second);
-    return is_replaced(name) ? tested.ops.upload(found->second, x.shape()) : x;
+    if (found != expected.end() && compared(name)) {
+      check(name, tested.ops.download(x), found->second.values);
+      if (timed && !v.checks.empty() && v.checks.back().module == name)
+        v.checks.back().ms = ms, v.checks.back().reference_ms = found->second.ms;
+    }
+    const bool replaced = found != expected.end() && is_replaced(name);
+    Tensor next = replaced ? tested.ops.upload(found->second.values, x.shape()) : x;
+    watch.start();
+    return next;
   });
   // Then all at once, where they do.
   for (const auto& [tensor, stage] : stage_tensors(config)) expected[stage] = expected.at(tensor);
-  expected["actions"] = actions;
+  expected["actions"] = {actions};
   for (const auto& [stage, got] : run_stages(tested, observation, {}).stages)
-    check("end_to_end." + stage, got, expected.at(stage));
+    check("end_to_end." + stage, got, expected.at(stage).values);
   ensure(!v.checks.empty(), Fault::usage, "no module '{}'; nearest: '{}'", choice.only,
          nearest(choice.only, names));
   return v;

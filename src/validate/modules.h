@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -16,9 +17,12 @@
 namespace tendon {
 
 struct ModuleCheck {
-  std::string module;                           // "siglip.layer.0.mlp", "end_to_end.actions"
-  Comparison apart;                             // of the backend from the reference
-  Bounds gate;                                  // of PCC and relative L2
+  std::string module;  // "siglip.layer.0.mlp", "end_to_end.actions"
+  Comparison apart;    // of the backend from the reference
+  Bounds gate;         // of PCC and relative L2
+  double asked = 0;    // PCC that tendon's founding documents ask for
+  // What lies between the row before and this one took; none of a simulated device.
+  std::optional<double> ms, reference_ms;
   std::string failed;                           // "PCC, relative L2"; empty: passed
   std::vector<std::pair<float, float>> sample;  // expected and got, evenly picked
 };

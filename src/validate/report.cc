@@ -73,6 +73,9 @@ nlohmann::json to_json(const Health& health) {
 }
 
 nlohmann::json to_json(const Validation& v) {
+  const auto known = [](const std::optional<double>& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json();
+  };
   nlohmann::json modules = nlohmann::json::array();
   for (const ModuleCheck& c : v.checks)
     modules.push_back({{"module", c.module},
@@ -82,6 +85,9 @@ nlohmann::json to_json(const Validation& v) {
                        {"scale", c.apart.scale},
                        {"gate", c.gate.pcc},
                        {"relative_l2_gate", c.gate.relative_l2},
+                       {"asked", c.asked},
+                       {"ms", known(c.ms)},
+                       {"reference_ms", known(c.reference_ms)},
                        {"failed", c.failed},
                        {"passed", c.failed.empty()}});
   return {{"backend", v.backend},
