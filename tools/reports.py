@@ -60,9 +60,31 @@ def coverage_rows(parts, total):
                p["downloads"])
 
 
+def components(tendon):
+    """Which implementation each component has on each backend, and which one is the default."""
+    default = run([tendon, "coverage", "demo", "--json"])["backend"]
+    runs = {name: run([tendon, "coverage", "demo", "--backend", name, *more, "--json"])
+            for name, more in (("reference", []), ("cpu", []), ("ttnn", ["--device", "fake"]))}
+
+    def cell(result, module):
+        sums = result["by_module"][module]
+        ops = {c["op"] for c in result["calls"] if c["module"] == module}
+        return f"{sums['device']} of {sums['calls']}, {len(ops)} ops" if sums["calls"] else "–"
+
+    columns = ("component", *(n + (" (default)" if n == default else "") for n in runs))
+    page = ["## Components", "", "Calls of one inference of `demo` that the backend's own "
+            "implementation ran, and how many different ones; – where the steady state has no call "
+            "left. Ops are tendon's for reference and cpu, the TTNN library's for ttnn.", ""]
+    page += table(columns, [(m, *(cell(r, m) for r in runs.values()))
+                            for m in runs[default]["by_module"]])
+    return page + [f"* {name}: {result['method'] or 'plain float loops'}"
+                   for name, result in runs.items()] + [""]
+
+
 def coverage(tendon):
     page = head("Coverage", "Executed calls of one inference in the steady state, with the three "
                 "cameras of the embedded observation.")
+    page += components(tendon)
     columns = ("", "calls", "device", "host", "on device", "of FLOPs", "MB", "up", "down")
     runs = [(m, b, d) for m in MODELS for b, d in (
         ("cpu", []), ("ttnn", ["--device", "fake"]),
