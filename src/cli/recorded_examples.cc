@@ -19,12 +19,12 @@ struct Recorded {
   size_t row = 0;  // of a request that is a batch
 };
 
-size_t rows_of(const msgpack::Value& request) {
+size_t requests_in(const msgpack::Value& request) {
   const msgpack::Value* batch = request.find("batch");
   return batch ? batch->list.size() : 1;
 }
 
-const msgpack::Value& row_of(const msgpack::Value& request, size_t row) {
+const msgpack::Value& request_at(const msgpack::Value& request, size_t row) {
   const msgpack::Value* batch = request.find("batch");
   return batch ? batch->list.at(row) : request;
 }
@@ -51,8 +51,8 @@ void read_file(const std::filesystem::path& path, Sample& sample) {
   std::map<uint64_t, Recorded> asked;  // by connection
   const auto offer = [&](Recorded recorded) {
     const msgpack::Value request = msgpack::decode(recorded.request);
-    for (; recorded.row < rows_of(request); ++recorded.row)
-      if (row_of(request, recorded.row).find("actions") || !recorded.reply.empty())
+    for (; recorded.row < requests_in(request); ++recorded.row)
+      if (request_at(request, recorded.row).find("actions") || !recorded.reply.empty())
         sample.offer(recorded);
   };
   for (int64_t number = 1; std::optional<Record> record = reader.next(); ++number) {
@@ -85,7 +85,7 @@ RemoteActions answer_of(const Recorded& recorded, const Requests& asked) {
 Example example_of(const Recorded& recorded, const ModelCard& card) try {
   const msgpack::Value request = msgpack::decode(recorded.request);
   Requests asked = read_requests(request, card, Dialect::openpi);
-  const msgpack::Value& row = row_of(request, recorded.row);
+  const msgpack::Value& row = request_at(request, recorded.row);
   const RemoteActions chunk = row.find("actions") ? read_reply(row) : answer_of(recorded, asked);
   ensure(chunk.dim == card.action_dim, Fault::input, "its actions have {} dims, this policy {}",
          chunk.dim, card.action_dim);
