@@ -81,10 +81,11 @@ class Robot {
       const tendon::RemoteActions reply = client_->infer(observation_, "", request);
       queue_.push(reply, mark);
       ok = true;
-      said = fmt::format(
-          R"("fingerprint":"{}","replied_to":"{}","actions":[{}],"previous":[{}],"delay":{})",
-          client_->policy().fingerprint, reply.request_id, numbers(reply.values),
-          numbers(request.prev_chunk.values), request.inference_delay.value_or(-1));
+      said = fmt::format(R"("fingerprint":"{}","replied_to":"{}","actions":[{}],"previous":[{}],)"
+                         R"("delay":{},"service_ms":{:.3f})",
+                         client_->policy().fingerprint, reply.request_id, numbers(reply.values),
+                         numbers(request.prev_chunk.values), request.inference_delay.value_or(-1),
+                         reply.server_timing.at("decode_ms") + reply.server_timing.at("infer_ms"));
     } catch (const tendon::Error& error) {
       client_.reset();
       said = R"("error":")";
@@ -130,6 +131,7 @@ int main(int argc, char** argv) {
                         .rtc = argc > 7};
   std::mutex output;
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<size_t>(options.robots));
   for (int robot = 0; robot < options.robots; ++robot)
     threads.emplace_back([&, robot] { Robot(options, robot, output).run(); });
   for (std::thread& thread : threads) thread.join();

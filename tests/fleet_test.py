@@ -308,6 +308,10 @@ def check_hang(fleet, check):
     hung = fleet.servers["c"].process
     with fleet.robots(timeout=0.5, stock=0) as lines:
         hung.send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        new = [Socket(fleet.proxy.port) for _ in range(4)]  # patient; one or more begin at it
+        waited = time.monotonic() - begin
+        check(all(b"fingerprint" in s.greeting for s in new), "hang: a new robot has no server")
         fleet.proxy.wait_until("c", False)
         time.sleep(3)
         hung.send_signal(signal.SIGCONT)
@@ -316,7 +320,7 @@ def check_hang(fleet, check):
     again, worst = [r for r in requests if len(r) > 1], max(map(seconds_of, requests))
     check(again and worst <= HANG_S, f"hang: {len(again)} asked again, worst {worst:.2f} s")
     print(f"hang: {len(again)} of {len(requests)} requests were asked again; the slowest took "
-          f"{worst:.3f} s")
+          f"{worst:.3f} s; four new robots had a server after {waited:.2f} s")
 
 
 def check_guidance(fleet, check):
