@@ -32,9 +32,7 @@ Tally answer_without_memory(const std::string& request, bool every, int64_t& n) 
     {
       Metrics metrics;
       StubPolicy stub;
-      const auto infer = [&](const Observation& seen, const InferOptions& options) {
-        return stub_actions(stub, seen, options);
-      };
+      const auto infer = [&](std::span<const BatchRow> rows) { return stub_batch(stub, rows); };
       RequestHandler handler({stub_card(), infer}, {.rtc = true, .failures_max = 1}, metrics,
                              [](const std::string& line) { EXPECT_NE(line, ""); });
       const QueuedRequest queued{std::make_shared<Session>(), Bytes(request.begin(), request.end()),

@@ -71,6 +71,12 @@ inline Actions stub_actions(StubPolicy& stub, const Observation& seen, const Inf
   return actions;
 }
 
+inline std::vector<Actions> stub_batch(StubPolicy& stub, std::span<const BatchRow> rows) {
+  std::vector<Actions> all;
+  for (const BatchRow& row : rows) all.push_back(stub_actions(stub, *row.observation, row.options));
+  return all;
+}
+
 inline std::string stub_request(int64_t side = 4, double state = 0.5,
                                 const msgpack::Fields& more = {}) {
   const auto picture =
@@ -103,13 +109,9 @@ class StubServer {
         code_ = serve(
             [this, on_inference](const auto&) {
               if (on_inference) on_inference();
-              return ServedPolicy{
-                  stub_card(), [this](std::span<const BatchRow> rows) {
-                    std::vector<Actions> all;
-                    for (const BatchRow& row : rows)
-                      all.push_back(stub_actions(policy, *row.observation, row.options));
-                    return all;
-                  }};
+              return ServedPolicy{stub_card(), [this](std::span<const BatchRow> rows) {
+                                    return stub_batch(policy, rows);
+                                  }};
             },
             options);
       } catch (const std::bad_alloc&) {
