@@ -103,16 +103,18 @@ std::vector<std::string> open_option_names() {
   return names;
 }
 
+void check_signals() {
+  const nb::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
 std::function<void()> poll_signals() {
   const nb::module_ threading = nb::module_::import_("threading");
   if (!threading.attr("current_thread")().is(threading.attr("main_thread")())) return {};
   using Clock = std::chrono::steady_clock;
   return [last = Clock::now()]() mutable {
     if (Clock::now() - last < std::chrono::milliseconds(100)) return;
-    {
-      const nb::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) throw nb::python_error();
-    }
+    check_signals();
     last = Clock::now();
   };
 }

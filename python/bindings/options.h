@@ -16,6 +16,10 @@ OpenOptions read_open_options(const nanobind::dict& given);
 
 std::vector<std::string> open_option_names();
 
+// Throws what the handler of a signal raised; on threads other than the main one it does nothing.
+// Called without the GIL.
+void check_signals();
+
 // Python delivers signals to its main thread, when that asks. As InferOptions::poll it asks every
 // tenth of a second at most (what another thread computes may hold the GIL) and throws what the
 // handler raised, KeyboardInterrupt as a rule; on other threads it is empty. Made with the GIL.

@@ -134,14 +134,12 @@ nb::dict LocalPolicy::metadata() const {
   return out;
 }
 
-ServedByOthers::ServedByOthers(const std::string& url, const std::string& api_key, double timeout_s)
-    : poll_(poll_signals()) {
+ServedByOthers::ServedByOthers(const std::string& url, const std::string& api_key,
+                               double timeout_s) {
   const nb::gil_scoped_release released;
-  const auto poll = [this] {
-    if (poll_) poll_();
-  };
   client_ = std::make_unique<PolicyClient>(
-      url, PolicyClient::Options{.api_key = api_key, .timeout_s = timeout_s, .poll = poll});
+      url,
+      PolicyClient::Options{.api_key = api_key, .timeout_s = timeout_s, .poll = check_signals});
 }
 
 ServedByOthers::~ServedByOthers() { close(); }
@@ -165,7 +163,6 @@ nb::object ServedByOthers::infer(const nb::dict& given, const nb::dict& addition
     ensure(client_ != nullptr, Fault::network, "this connection was closed: call connect() again");
     std::string request;
     msgpack::Writer(request).value(message.map());
-    poll_ = poll;
     replies = client_->ask_rows(request);
   }
   std::vector<nb::dict> out;

@@ -58,7 +58,6 @@ class ServedByOthers {
   void close();
 
  private:
-  std::function<void()> poll_;  // of the call that has its turn
   std::unique_ptr<PolicyClient> client_;
   Turns turns_;
 };
