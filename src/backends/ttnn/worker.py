@@ -3,7 +3,7 @@
 A message or an answer is JSON (worker.cc) and the values of a tensor, as f32. Nothing here knows
 about padding, masks or blocks: that is the mapping layer's.
 
-Two processes: the keeper, which worker.cc starts, and below it the worker, which has the
+Two processes: the keeper, which worker_process.cc starts, and below it the worker, which has the
 library. The keeper ends everything when tendon or the worker ends. A simulator makes itself a
 session, so that no process group reaches it, and outlives the worker that started it.
 """
@@ -23,7 +23,7 @@ import struct
 import sys
 import types
 
-SOCKET = 3  # its descriptor, see worker.cc
+SOCKET = 3  # its descriptor, see worker_process.cc
 KNOWN_VERSIONS = ("0.81.1",)
 TEXT_LETTERS_MAX = 4000
 SIZES = struct.Struct("<2Q")  # of the JSON in bytes, and values
