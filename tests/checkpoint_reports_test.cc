@@ -1,143 +1,13 @@
 // labels: unit
 // What public reports say of checkpoints that act wrongly: each kind is refused by name, said, or
 // done right; by every verb, since all of them open a model by open_model.
-#include <algorithm>
 #include <cmath>
 
-#include "damaged_checkpoint.h"
-#include "policy/open_model.h"
-#include "tensor/check.h"
+#include "reported_checkpoint.h"
 
 using namespace tendon;
 using nlohmann::json;
 namespace fs = std::filesystem;
-
-namespace {
-
-using Change = std::function<void(Checkpoint&)>;
-
-const std::string kVision =
-    "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.1.";
-const std::string kExpert = "paligemma_with_expert.gemma_expert.model.layers.2.";
-const char* kPre = "policy_preprocessor.json";
-const char* kPost = "policy_postprocessor.json";
-
-OpenedModel opened(const Checkpoint& c) {
-  return open_model(c.scratch().path().string(), c.options);
-}
-
-bool holds(const std::string& text, const std::string& piece) {
-  return text.find(piece) != std::string::npos;
-}
-
-// Exit code 3 with these words; the health check says the same sentence and calls it unsound.
-void expect_refused(const std::string& kind, const std::vector<std::string>& pieces,
-                    const Change& change) {
-  Checkpoint checkpoint(kind);
-  change(checkpoint);
-  const Error error = refused([&] { opened(checkpoint); });
-  EXPECT_EQ(error.fault(), Fault::checkpoint) << error.what();
-  for (const std::string& piece : pieces)
-    EXPECT_TRUE(holds(error.what(), piece)) << piece << " not in: " << error.what();
-  const Health health = checkpoint.health();
-  EXPECT_FALSE(health.sound()) << error.what();
-  EXPECT_TRUE(std::ranges::any_of(health.findings, [&](const Finding& f) {
-    return holds(f.text, pieces.front());
-  })) << error.what();
-}
-
-// One warning that holds `piece`, or none where it is empty; opened, by the health check, and of a
-// converted file.
-void expect_said(const std::string& kind, const std::string& piece, const Change& change) {
-  Checkpoint checkpoint(kind);
-  change(checkpoint);
-  const auto says = [&](const std::vector<std::string>& warnings, const std::string& who) {
-    EXPECT_EQ(warnings.size(), piece.empty() ? 0u : 1u) << kind << " " << who << " " << piece;
-    for (const std::string& warning : warnings)
-      EXPECT_TRUE(holds(warning, piece)) << piece << " not in: " << warning;
-  };
-  std::vector<std::string> told;
-  checkpoint.options.note = [&](const std::string& note) { told.push_back(note); };
-  const OpenedModel model = opened(checkpoint);
-  says(model.warnings, "opened");
-  EXPECT_NO_THROW(json(model.notes).dump());  // no half of a character
-  std::erase_if(told, [](const std::string& note) { return !note.starts_with("warning: "); });
-  says(told, "told");
-  std::vector<std::string> found;
-  for (const Finding& f : checkpoint.health().findings)
-    if (f.level != Finding::Level::note) found.push_back(f.text);
-  says(found, "health");
-  const std::string file = checkpoint.path("packed.safetensors").string();
-  convert(checkpoint.scratch().path().string(), file, checkpoint.options);
-  says(open_model(file, {}).warnings, "converted");
-}
-
-Change more(const std::string& file, const std::string& name, const Shape& shape = {2}) {
-  return [=](Checkpoint& c) {
-    c.tensors(file, [&](std::vector<HostTensor>& all) {
-      all.push_back(
-          host_tensor(name, shape, std::vector<float>(static_cast<size_t>(shape.count()), 0.5f)));
-    });
-  };
-}
-
-Change more_weights(const std::string& name) { return more(Checkpoint::kWeights, name); }
-
-Change renamed(const std::string& end, const std::string& to) {
-  return [=](Checkpoint& c) {
-    c.tensor(c.kWeights, end,
-             [&](HostTensor& t) { t.name = t.name.substr(0, t.name.size() - end.size()) + to; });
-  };
-}
-
-Change file(const std::string& name, const std::string& content = "{}") {
-  return [=](Checkpoint& c) {
-    fs::create_directories(c.path(name).parent_path());
-    c.scratch().write(name, content);
-  };
-}
-
-Change set_key(const std::string& key, const json& value) {
-  return [=](Checkpoint& c) { c.edit("config.json", [&](json& j) { j[key] = value; }); };
-}
-
-// A key in the configuration of the step, in either file of processors.
-Change set_step(const std::string& name, const std::string& pointer, const json& value) {
-  return [=](Checkpoint& c) {
-    for (const char* file : {kPre, kPost})
-      c.edit(file, [&](json& j) {
-        for (json& step : j["steps"])
-          if (step["registry_name"] == name) step["config"][json::json_pointer(pointer)] = value;
-      });
-  };
-}
-
-// As lerobot wrote it before 0.5.1.
-void without_relative_steps(Checkpoint& c) {
-  for (const char* file : {kPre, kPost})
-    c.edit(file, [](json& j) {
-      std::erase_if(j["steps"].get_ref<json::array_t&>(), [](const json& step) {
-        return step["registry_name"].get<std::string>().ends_with("_actions_processor");
-      });
-    });
-}
-
-Change all(const std::vector<Change>& changes) {
-  return [=](Checkpoint& c) {
-    for (const Change& change : changes) change(c);
-  };
-}
-
-// The sizes of the golden case without a key.
-Change without_size(const std::string& key) {
-  return [=](Checkpoint& c) {
-    json sizes = read_json(c.options.config);
-    sizes.erase(key);
-    c.options.config = c.scratch().write("sizes.json", sizes.dump()).string();
-  };
-}
-
-}  // namespace
 
 TEST(Adapters, that_are_not_merged_are_refused_wherever_they_are) {
   const std::vector<std::pair<const char*, Change>> cases = {
@@ -244,29 +114,6 @@ TEST(Horizon, that_nobody_tells_is_not_guessed) {
       given.scratch().write("tendon.json", R"({"horizon": 7})");
       EXPECT_EQ(opened(given).config.horizon, 7);
     }
-}
-
-TEST(Lerobot04, is_said_where_a_checkpoint_may_be_of_it) {
-  const Change no_rtc = [](Checkpoint& c) {
-    c.edit("config.json", [](json& j) { j.erase("rtc_config"); });
-  };
-  const Change wide = [](Checkpoint& c) {
-    c.edit("config.json", [](json& j) {
-      j["input_features"]["observation.images.left_wrist_0_rgb"]["shape"] = {3, 480, 640};
-    });
-  };
-  const Change padded = [](Checkpoint& c) { c.options.pad_state_in_prompt = true; };
-  expect_said("lerobot-pi05",
-              "it may be of lerobot 0.4, which padded the state in the prompt; say "
-              "--pad-state",
-              without_relative_steps);
-  expect_said("lerobot-pi05", "it is of lerobot 0.4, which padded",
-              all({without_relative_steps, no_rtc}));
-  expect_said("lerobot-pi05", "", all({without_relative_steps, padded}));
-  expect_said("lerobot-pi05", "square with -3", all({without_relative_steps, padded, wide}));
-  expect_said("lerobot-pi0", "square with -3", all({without_relative_steps, wide, no_rtc}));
-  expect_said("lerobot-pi0", "", without_relative_steps);
-  expect_said("lerobot-pi05", "", wide);
 }
 
 TEST(FirstPi0, keys_that_change_actions_are_refused_and_unknown_ones_said) {

@@ -63,8 +63,10 @@ struct OpenOptions {
   std::optional<double> lora_scale;
   std::optional<std::string> default_prompt;
   std::optional<bool> state_in_prompt;  // pi0.5: write the state into the prompt
-  bool pad_state_in_prompt = false;     // pi0.5 checkpoints of lerobot 0.4
-  bool adapt_to_pi = true;              // false: an ALOHA's joints and grippers stay as they are
+  // What lerobot 0.4 did in another way; else as the checkpoint's files tell. pi0.5: the state is
+  // padded before it is written into the prompt. Pictures that are not square: bars of -3, else -1.
+  std::optional<bool> pad_state_in_prompt, dark_bars;
+  bool adapt_to_pi = true;  // false: an ALOHA's joints and grippers stay as they are
   // cpu: bf16 (default), f32, int8; reference: f32, or bf16: synthetic weights rounded to it;
   // ttnn: bf16 (default), bfp8, and of single modules ("bf16,expert=bfp8"); cuda: bf16 (default),
   // f32.

@@ -32,6 +32,7 @@ void fields(OpenOptions& o, Field&& field) {
   field("default_prompt", o.default_prompt);
   field("state_in_prompt", o.state_in_prompt);
   field("pad_state_in_prompt", o.pad_state_in_prompt);
+  field("dark_bars", o.dark_bars);
   field("adapt_to_pi", o.adapt_to_pi);
   field("fallback", o.fallback);
   field("device", o.device);

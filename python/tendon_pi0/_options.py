@@ -21,6 +21,7 @@ class OpenOptions(TypedDict, total=False):
     default_prompt: str | None  # for observations without one
     state_in_prompt: bool | None  # pi0.5: write the state into the prompt
     pad_state_in_prompt: bool | None  # pi0.5 checkpoints of lerobot 0.4
+    dark_bars: bool | None  # around pictures that are not square, of lerobot 0.4
     adapt_to_pi: bool | None  # False: an ALOHA's joints and grippers stay as they are
     fallback: str | None  # "reference": operations that the backend lacks run there
     device: str | None  # ttnn: "fake", "sim" or "chip"; cuda: number of the GPU

@@ -49,6 +49,19 @@ std::string printable(std::string_view text) {
   return out;
 }
 
+namespace {
+
+// --name and --no-name.
+void add_choice(CLI::App& verb, const std::string& name, std::optional<bool>& to, const char* yes,
+                const char* no) {
+  verb.add_flag_callback(
+      "--" + name, [&to] { to = true; }, yes);
+  verb.add_flag_callback(
+      "--no-" + name, [&to] { to = false; }, no);
+}
+
+}  // namespace
+
 void add_device_options(CLI::App& verb, OpenOptions& o) {
   verb.add_option("--device", o.device,
                   "ttnn: fake (a model of the device inside tendon), sim or chip; cuda: number of "
@@ -103,14 +116,17 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--isa", o.isa, "cpu: instruction set; default: the fastest, by measurement");
   verb.add_option("--threads", o.threads, "default: one per core; never changes a result");
   // Not one flag with a negation: CLI11 sets an optional to false where neither is given.
-  verb.add_flag_callback(
-      "--state-in-prompt", [&o] { o.state_in_prompt = true; },
-      "pi0.5: write the state into the prompt; default: as the model says");
-  verb.add_flag_callback(
-      "--no-state-in-prompt", [&o] { o.state_in_prompt = false; },
-      "pi0.5: keep the state out of the prompt");
-  verb.add_flag("--pad-state", o.pad_state_in_prompt,
-                "pi0.5 of lerobot 0.4: pad the state before it is written into the prompt");
+  add_choice(verb, "state-in-prompt", o.state_in_prompt,
+             "pi0.5: write the state into the prompt; default: as the model says",
+             "pi0.5: keep the state out of the prompt");
+  add_choice(verb, "pad-state", o.pad_state_in_prompt,
+             "pi0.5 of lerobot 0.4: pad the state before it is written into the prompt; default: "
+             "as the files tell",
+             "pi0.5 of lerobot 0.5 or later");
+  add_choice(verb, "dark-bars", o.dark_bars,
+             "lerobot 0.4: bars of -3 around pictures that are not square; default: as the files "
+             "tell",
+             "bars of -1, as in lerobot 0.5 or later");
   verb.add_flag_callback(
       "--no-adapt-to-pi", [&o] { o.adapt_to_pi = false; },
       "ALOHA: leave joints and grippers as they are (openpi's adapt_to_pi=False)");

@@ -11,6 +11,7 @@
 #include "checkpoint/json.h"
 #include "model/config_file.h"
 #include "model/parameters.h"
+#include "policy/lerobot_0_4.h"
 #include "policy/policy_spec_json.h"
 #include "policy/processors.h"
 #include "policy/training_configs.h"
@@ -209,22 +210,6 @@ bool read_lerobot_sizes(const json& config, const std::string& file, Config& c) 
   return true;  // lerobot's files mean its default by a chunk_size that is absent
 }
 
-// What releases before 0.5 did in another way, of which their files say nothing.
-void warn_of_lerobot_0_4(const json& config, const std::string& file, const Features& features,
-                         const OpenOptions& o, OpenedModel& m) {
-  const std::string age = fmt::format(
-      "{}: policy_preprocessor.json has no relative_actions_processor: {} of lerobot 0.4, which",
-      file, config.contains("rtc_config") ? "it may be" : "without rtc_config here, it is");
-  const PolicySpec& s = m.spec;
-  if (o.state_in_prompt.value_or(s.prompt.state_in_prompt) && s.state_dim < m.config.state_dim &&
-      !s.prompt.padded_state && !o.pad_state_in_prompt)
-    m.warnings.push_back(age + " padded the state in the prompt; say --pad-state for such a model");
-  if (!features.square)
-    m.warnings.push_back(age +
-                         " filled the bars around pictures that are not square with -3, here with "
-                         "-1; give such a model square pictures, or fine-tune it again");
-}
-
 // The model's cameras under their own names, except those that the robot calls otherwise.
 void name_cameras(PolicySpec& s, const std::map<std::string, std::string>& rename) {
   for (const auto& [own, slot] : rename)
@@ -297,6 +282,8 @@ void read_lerobot(const fs::path& folder, const fs::path& named, const OpenOptio
   ensure_same(config, "use_relative_actions", p.relative, file);
   m.config.max_token_len = p.tokens_max.value_or(m.config.max_token_len);
   m.spec = spec_of(p, features, m.config);
+  const std::optional<bool> old = of_lerobot_0_4(config, p, *m.weights);
+  if (old.value_or(false)) follow_lerobot_0_4(file, o, m);
   describe_robot(m.spec, told);
   Normalize& n = m.spec.normalize();
   ensure(!n.asset && n.method.value_or(NormMethod::identity) == NormMethod::identity, Fault::usage,
@@ -305,7 +292,7 @@ void read_lerobot(const fs::path& folder, const fs::path& named, const OpenOptio
   if (n.method || o.statistics == "none") n.state.method = n.action.method = NormMethod::identity;
   if (given) n = *given;
   warn_of_unknown_keys(config, file, kLerobotKeys, m);
-  if (!p.relative_step) warn_of_lerobot_0_4(config, file, features, o, m);
+  if (!old) warn_of_lerobot_0_4(file, features.square, o, m);
 }
 
 // Nobody told the robot's width: openpi takes every state and as much of the statistics, which are

@@ -150,7 +150,7 @@ void write_torch(const Image& image, PatchLayout layout, const std::string& name
   };
   in_patch_order(layout, [&, next = to.begin()](int row, int column, int ch) mutable {
     const int r = row - p.top, c = column - p.left;
-    float v = -1.f;
+    float v = layout.bars;
     if (r >= 0 && r < p.height && c >= 0 && c < p.width) {
       const auto& [top, bottom, wy] = rows[static_cast<size_t>(r)];
       const auto& [left, right, wx] = columns[static_cast<size_t>(c)];

@@ -13,7 +13,8 @@ namespace tendon {
 constexpr int kImageSideMax = 8192;
 
 struct PatchLayout {
-  int side, patch;  // pixels
+  int side, patch;    // pixels
+  float bars = -1.f;  // lerobot's resizer: what fills the square around a picture
   size_t values() const { return static_cast<size_t>(3 * int64_t{side} * side); }
 };
 
@@ -33,9 +34,9 @@ void in_patch_order(PatchLayout layout, Use use) {
 // Writes an interleaved or planar picture as layout.values() numbers in [-1, 1]. The aspect ratio
 // is kept, the rest is padding. openpi resizes by Pillow's bilinear filter on bytes, antialiased
 // when shrinking, with black padding; lerobot by torch's bilinear interpolation on floats, not
-// antialiased, with padding -1. Throws Error(Fault::input), naming the picture as `name`: no
-// pixels, more than kImageSideMax per side, another number of bytes than pixels say, or so thin
-// that a side becomes 0.
+// antialiased, with layout.bars around it. Throws Error(Fault::input), naming the picture as
+// `name`: no pixels, more than kImageSideMax per side, another number of bytes than pixels say, or
+// so thin that a side becomes 0.
 void write_patches(const Image& image, Family resizer, PatchLayout layout, const std::string& name,
                    std::span<float> to);
 

@@ -161,7 +161,13 @@ void apply_options(PolicySpec& s, const Config& config, const OpenOptions& o) {
   if (config.pi05() && o.state_in_prompt) s.prompt.state_in_prompt = *o.state_in_prompt;
   ensure(config.pi05() || !o.state_in_prompt.value_or(false), Fault::usage,
          "--state-in-prompt: only pi0.5 reads the state from the prompt");
-  if (o.pad_state_in_prompt) s.prompt.padded_state = config.state_dim;
+  if (o.pad_state_in_prompt) {
+    s.prompt.padded_state.reset();
+    if (*o.pad_state_in_prompt) s.prompt.padded_state = config.state_dim;
+  }
+  s.dark_bars = o.dark_bars.value_or(s.dark_bars);
+  ensure(!s.dark_bars || s.resizer == Family::lerobot, Fault::usage,
+         "--dark-bars: only lerobot 0.4 had them, and pictures are resized as openpi does");
 }
 
 }  // namespace

@@ -122,7 +122,8 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
     ensure(by_slot.contains(spec_.cameras.at(camera)), Fault::input,
            "the image of camera '{}' is missing; this robot needs it", camera);
   const VisionConfig& vision = model_.config.vision;
-  const PatchLayout layout{static_cast<int>(vision.image), static_cast<int>(vision.patch)};
+  const PatchLayout layout{static_cast<int>(vision.image), static_cast<int>(vision.patch),
+                           spec_.dark_bars ? -3.f : -1.f};
   p.inputs.images = std::ssize(by_slot);
   std::vector<float> all(by_slot.size() * layout.values());
   std::span<float> rest = all;

@@ -27,6 +27,7 @@ struct PolicySpec {
   std::map<std::string, std::string> cameras;  // robot's name -> slot; "": accepted, not used
   std::vector<std::string> required;           // robot's cameras that may not be absent
   Family resizer = Family::lerobot;
+  bool dark_bars = false;  // around pictures that are not square: -3 as in lerobot 0.4, else -1
   PromptOptions prompt;
   std::optional<std::string> default_prompt;
   std::shared_ptr<const Tokenizer> tokenizer;

@@ -97,6 +97,8 @@ void check_spec(const PolicySpec& spec, const Config& config) {
          Fault::checkpoint, "a state of at least {} values of {}, of which the transforms read {}",
          spec.narrowest_state(), spec.state_dim, state_needed(spec.transforms));
   check_cameras(spec, config);
+  ensure(!spec.dark_bars || spec.resizer == Family::lerobot, Fault::checkpoint,
+         "dark bars around pictures are lerobot 0.4's, but pictures are resized as openpi does");
   for (const Transform& transform : spec.transforms)
     std::visit([&](const auto& t) { check_transform(t, spec); }, transform);
   ensure(std::ssize(spec.action_names) == spec.action_dim, Fault::checkpoint,

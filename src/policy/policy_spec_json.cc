@@ -64,6 +64,7 @@ void fields(auto& use, PolicySpec& s) {
   use("cameras", s.cameras);
   use("required_cameras", s.required);
   use("resize", s.resizer);
+  use("dark_bars", s.dark_bars);
   use("state_dim", s.state_dim);
   use("state_dim_min", s.state_dim_min);
   use("action_dim", s.action_dim);
