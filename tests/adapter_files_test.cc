@@ -115,6 +115,35 @@ TEST(AdapterFiles, is_left_out_where_the_scale_that_is_given_is_0) {
   EXPECT_TRUE(refuses(Fault::usage, "has no LoRA adapter", [&] { without.open(); }));
 }
 
+// openpi's pull request 854: LoRA in PyTorch, whose TrainConfig is in metadata.pt.
+TEST(AdapterFiles, of_openpi_have_the_scale_that_metadata_pt_tells) {
+  Tuned tuned("openpi-pi05");
+  const std::string down = "paligemma_with_expert.gemma_expert.model.layers.1.mlp.down_proj";
+  const auto factors = [&](const std::string& module, int64_t rank) {
+    const Shape w = tuned.shape(module + ".weight");
+    return std::vector{some_tensor(module + ".lora_a", {rank, w[1]}, 1),
+                       some_tensor(module + ".lora_b", {w[0], rank}, 2)};
+  };
+  const std::vector<double> query = tuned.expected(kQuery, 2, 2.5),
+                            mlp = tuned.expected(down, 3, 0.5);
+  const auto add = [&](const std::vector<HostTensor>& more) {
+    tuned.tensors(tuned.kWeights, [&](std::vector<HostTensor>& all) { all = all + more; });
+  };
+  add(factors(kQuery, 2) + factors(down, 3));
+  EXPECT_TRUE(refuses(Fault::checkpoint, "--lora-scale", [&] { tuned.open(); }));
+  fs::copy(test_data("torch/metadata_lora.pt"), tuned.path("metadata.pt"));
+  expect_near(tuned.weight(kQuery + ".weight"), query, kQuery);
+  expect_near(tuned.weight(down + ".weight"), mlp, down);
+  EXPECT_TRUE(tuned.health().sound());
+  tuned.options.lora_scale = 2.5;
+  expect_near(tuned.weight(kQuery + ".weight"), query, "--lora-scale");
+  tuned.options.lora_scale.reset();
+  add(factors(kValue, 4));
+  EXPECT_TRUE(refuses(Fault::checkpoint, "metadata.pt says 2", [&] { tuned.open(); }));
+  add(factors(kUp, 2));  // of the vision tower, of which it says nothing
+  EXPECT_TRUE(refuses(Fault::checkpoint, "--lora-scale", [&] { tuned.open(); }));
+}
+
 TEST(AdapterFiles, is_told_by_all_that_tell_of_a_model) {
   const Tuned tuned;
   tuned.save(

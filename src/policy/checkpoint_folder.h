@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/adapter.h"
 #include "policy/open_model.h"
 
 namespace tendon {
@@ -60,6 +61,13 @@ TrainedWith read_metadata(const std::filesystem::path& folder);
 // Its values into `config`, which comes from the tensors. Throws Error(Fault::checkpoint) where
 // they contradict those, or the horizon of config.json.
 void apply(const TrainedWith& trained, std::optional<int64_t> stated_horizon, Config& config);
+
+// Alpha and rank of LoRA factors among the weights, for each of `modules`, as openpi's TrainConfig
+// tells them in metadata.pt ("lora_config", of its pull request 854): attn_alpha, attn_rank,
+// ffn_alpha, ffn_rank and use_rslora. Nothing where a module's are not told. Throws
+// Error(Fault::checkpoint) for values of another type.
+std::optional<LoraSettings> read_lora_of_training(const std::filesystem::path& folder,
+                                                  const std::vector<std::string>& modules);
 
 // assets/<id>/norm_stats.json; `wanted` may be empty when there is only one. Throws
 // Error(Fault::checkpoint), and Error(Fault::usage) where one must be chosen.

@@ -1,7 +1,9 @@
 // What openpi stores beside the weights: metadata.pt, which train_pytorch.py saves, and statistics.
 #include <algorithm>
+#include <cmath>
 
 #include "checkpoint/files.h"
+#include "checkpoint/json.h"
 #include "checkpoint/pickle.h"
 #include "policy/checkpoint_folder.h"
 #include "tensor/check.h"
@@ -48,6 +50,52 @@ void apply(const TrainedWith& t, std::optional<int64_t> stated_horizon, Config& 
   if (stated_horizon) agree("action_horizon", t.horizon, *stated_horizon, "config.json says");
   c.horizon = t.horizon.value_or(c.horizon);
   c.max_token_len = t.max_token_len.value_or(c.max_token_len);
+}
+
+namespace {
+
+// Where the settings of a module stand: of its tower and part, of its part, of all. Empty: they are
+// for other modules.
+std::vector<std::string> lora_keys(const std::string& module) {
+  const bool expert = module.find("gemma_expert") != module.npos;
+  const bool attention = module.find(".self_attn.") != module.npos;
+  if (!expert && module.find("language_model") == module.npos) return {};
+  if (!attention && module.find(".mlp.") == module.npos) return {};
+  const std::string part = attention ? "attn_" : "ffn_";
+  return {(expert ? "expert_" : "paligemma_") + part, part, ""};
+}
+
+}  // namespace
+
+std::optional<LoraSettings> read_lora_of_training(const fs::path& folder,
+                                                  const std::vector<std::string>& modules) {
+  const std::string file = (folder / "metadata.pt").string();
+  if (!is_file(file)) return {};
+  json told;
+  try {
+    told = read_torch_file(file).value("/config/lora_config"_json_pointer, json());
+  } catch (const Error&) {  // --lora-scale tells the same
+    return {};
+  } catch (const json::exception&) {
+    return {};
+  }
+  if (!told.is_object() || told.value("enabled", json()) != true) return {};
+  LoraSettings s{
+      .file = file,
+      .rank_stabilised = told.contains("use_rslora") && json_bool(told, "use_rslora", file)};
+  for (const std::string& module : modules) {
+    const std::vector<std::string> keys = lora_keys(module);
+    const auto key = std::ranges::find_if(keys, [&](const std::string& k) {
+      return told.contains(k + "alpha") && told.contains(k + "rank");
+    });
+    if (key == keys.end()) return {};
+    s.alphas.emplace_back(module, json_number(told, *key + "alpha", file));
+    s.ranks.emplace_back(module, json_int(told, *key + "rank", file));
+    ensure(std::abs(s.alphas.back().second) <= 1e6, Fault::checkpoint,
+           "{}: '{}alpha' is {}, expected a finite number of at most a million", file, *key,
+           s.alphas.back().second);
+  }
+  return s;
 }
 
 fs::path find_statistics(const fs::path& folder, const std::string& wanted) {

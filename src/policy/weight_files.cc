@@ -159,9 +159,20 @@ WeightFiles weight_files(const fs::path& folder, const OpenOptions& o,
 
 namespace {
 
+using OpenFiles = std::vector<std::shared_ptr<const SafetensorsFile>>;
+
+// Modules with LoRA factors among the weights.
+std::vector<std::string> adapted_modules(const OpenFiles& weights) {
+  std::vector<std::string> modules;
+  for (const auto& file : weights)
+    for (const HostTensor& t : file->tensors())
+      if (AdapterKey key = adapter_key(t.name, file->name()); key.role == AdapterKey::Role::a)
+        modules.push_back(std::move(key.module));
+  return modules;
+}
+
 // lerobot would run the weights, PEFT merge the adapter; and the weights may be the merged ones.
-void refuse_uncertain(const WeightFiles& files,
-                      const std::vector<std::shared_ptr<const SafetensorsFile>>& weights) {
+void refuse_uncertain(const WeightFiles& files, const OpenFiles& weights) {
   for (const auto& file : weights)
     for (const HostTensor& t : file->tensors())
       if (adapter_key(t.name, file->name()).role == AdapterKey::Role::wrapped) return;
@@ -186,8 +197,13 @@ std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenO
          o.lora_scale.value_or(0));
   ensure(files.adapter.empty() || adapter.settings.known(), Fault::checkpoint, "{} without {} {}{}",
          files.adapter.string(), kSettings, kMergeFirst, kOrSayScale);
-  std::vector<std::shared_ptr<const SafetensorsFile>> weights;
+  OpenFiles weights;
   for (const fs::path& file : files.weights) weights.push_back(SafetensorsFile::open(file));
+  if (const auto modules = adapted_modules(weights);
+      !modules.empty() && files.adapter.empty() && !adapter.settings.known()) {
+    const auto told = read_lora_of_training(files.weights.front().parent_path(), modules);
+    adapter.settings = told.value_or(adapter.settings);
+  }
   if (files.uncertain) refuse_uncertain(files, weights);
   if (!files.adapter.empty()) adapter.files.push_back(SafetensorsFile::open(files.adapter));
   if (!files.index.empty()) {
