@@ -422,7 +422,8 @@ class Models(unittest.TestCase):
             self.assertIsInstance(error.exception, tendon_pi0.Error)
         with self.assertRaisesRegex(TypeError, "no option 'thread'; nearest: 'threads'"):
             tendon_pi0.Policy("demo", thread=2)
-        for options in ({"threads": "2"}, {"threads": True}, {"adapt_to_pi": 1}, {"robot": 3}):
+        for options in ({"threads": "2"}, {"threads": True}, {"adapt_to_pi": 1}, {"robot": 3},
+                        {"lora_scale": True}, {"lora_scale": "1"}):
             with self.assertRaisesRegex(TypeError, f"option '{[*options][0]}'"):
                 tendon_pi0.Policy("demo", **options)
 

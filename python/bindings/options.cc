@@ -29,6 +29,8 @@ void fields(OpenOptions& o, Field&& field) {
   field("statistics", o.statistics);
   field("robot", o.robot);
   field("asset", o.asset);
+  field("base", o.base);
+  field("lora_scale", o.lora_scale);
   field("default_prompt", o.default_prompt);
   field("state_in_prompt", o.state_in_prompt);
   field("pad_state_in_prompt", o.pad_state_in_prompt);
@@ -55,6 +57,10 @@ void read(nb::handle value, std::string& to) {
 void read(nb::handle value, bool& to) {
   if (!nb::isinstance<nb::bool_>(value)) throw nb::cast_error();
   to = nb::cast<bool>(value);
+}
+void read(nb::handle value, double& to) {
+  if (nb::isinstance<nb::bool_>(value)) throw nb::cast_error();
+  to = nb::cast<double>(value);
 }
 template <class Integer>
 void read(nb::handle value, Integer& to) {

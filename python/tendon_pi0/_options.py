@@ -18,6 +18,8 @@ class OpenOptions(TypedDict, total=False):
     statistics: Path | None  # openpi's norm_stats.json, or "none"
     robot: str | None  # "aloha", "droid", "libero" or "lerobot"
     asset: str | None  # which assets/<id> of an openpi checkpoint
+    base: Path | None  # of an adapter: the folder of the model that it was trained on
+    lora_scale: float | None  # of an adapter whose files do not tell; 0 leaves any adapter out
     default_prompt: str | None  # for observations without one
     state_in_prompt: bool | None  # pi0.5: write the state into the prompt
     pad_state_in_prompt: bool | None  # pi0.5 checkpoints of lerobot 0.4
