@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 SOURCE = pathlib.Path(sys.argv[1])
-sys.path[:0] = [str(SOURCE / "tools/train_demo"), str(SOURCE / "examples")]
+sys.path[:0] = [str(SOURCE / part) for part in ("tools/compare_peers", "tools/train_demo",
+                                                "examples")]
 import certify  # noqa: E402
+import lerobot_block  # noqa: E402
 import lerobot_policy_tendon  # noqa: E402
 import record_golden  # noqa: E402  (lerobot's classes at the demo's sizes)
 import tendon_pi0  # noqa: E402
@@ -25,15 +27,11 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors 
 from lerobot.policies.rtc.configuration_rtc import RTCConfig  # noqa: E402
 from lerobot.scripts import lerobot_eval  # noqa: E402
 from lerobot.utils.import_utils import register_third_party_plugins  # noqa: E402
+from lerobot_block import PUSHT, apart  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 RELATIVE_L2_MAX = 1e-5  # of float32 in two orders of summation
-PUSHT = {"mean": 256.0, "std": 90.0}  # pixels
 FOLDERS = {name: SOURCE / "assets/demo" / name for name in ("pi0", "pi05")}
-
-
-def apart(got, expected):
-    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
 def copy_of(name, to):
@@ -224,37 +222,16 @@ class Lerobot(unittest.TestCase):
 
     def test_lerobots_evaluation_of_a_real_environment_gets_lerobots_actions_at_every_step(self):
         """lerobot-eval in gym-pusht, two at once, with weights that were never trained."""
-        whole = lerobot_policy_tendon.TendonPolicy.predict_action_chunk
-        task = "push the blue square to the left edge"
         for precision, bound in (("f32", RELATIVE_L2_MAX), ("bf16", 0.01)):
             with tempfile.TemporaryDirectory() as scratch:
                 folder = for_pusht(random_weights("pi0", pathlib.Path(scratch)))
-                own, distances = record_golden.Lerobot(folder), []
-
-                def both(policy, batch, **_):
-                    noise = torch.randn(2, 10, 5)
-                    got = whole(policy, batch, noise=noise)
-                    with torch.no_grad():
-                        expected = own.after(own.policy.predict_action_chunk(
-                            own.before({**batch, "task": [task] * 2}), noise=noise))
-                    # The robot's units have a mean beside which differences look small.
-                    distances.append(apart(got.numpy() - PUSHT["mean"],
-                                           expected.numpy() - PUSHT["mean"]))
-                    return got
-
-                arguments = [
-                    "lerobot-eval", "--policy.type=tendon", f"--policy.checkpoint={folder}",
+                chunks = lerobot_block.evaluate_in_turns(
+                    record_golden.Lerobot(folder), folder, f"{scratch}/out",
                     f"--policy.precision={precision}", "--policy.n_action_steps=5",
-                    f"--policy.default_prompt={task}", "--env.type=pusht", "--eval.batch_size=2",
-                    '--policy.rename_map={"observation.image": "observation.images.top"}',
-                    "--env.episode_length=100", "--eval.n_episodes=2",
-                    "--eval.use_async_envs=false",
-                    f"--output_dir={scratch}/out"]
-                with mock.patch.object(lerobot_policy_tendon.TendonPolicy, "predict_action_chunk",
-                                       both), mock.patch.object(sys, "argv", arguments):
-                    lerobot_eval.main()
+                    "--eval.batch_size=2", "--env.episode_length=100", "--eval.n_episodes=2")
                 info = json.loads(pathlib.Path(scratch, "out/eval_info.json").read_text())
             self.assertEqual(info["overall"]["n_episodes"], 2)
+            distances = [chunk["relative_l2"] for chunk in chunks]
             print(f"pusht, {precision}: {len(distances)} chunks, relative L2 at most "
                   f"{max(distances):.1e}")
             self.assertEqual(len(distances), 20)

@@ -2,23 +2,29 @@
 
     lerobot_block.py CASE PRECISION THREADS CALLS [compile]
     lerobot_block.py products PRECISION THREADS CALLS
+    lerobot_block.py evaluate PRECISION THREADS CALLS NEW_FOLDER
 
 CASE: JSON, sizes as make_goldens reads them. With `compile`, torch.compile compiles
-the parts of the network that take the time.
+the parts of the network that take the time. `evaluate` writes a full-size π0 checkpoint and runs
+lerobot-eval with lerobot's policy and tendon's in turns.
 """
 
 import contextlib
 import json
 import pathlib
 import resource
+import shutil
 import statistics
 import sys
 import time
+import types
+from unittest import mock
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "make_goldens"))
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tools/make_goldens"), str(ROOT / "tools/train_demo")]
 import make_goldens  # noqa: E402
 
 # lerobot's name of the precision, torch's type.
@@ -33,6 +39,10 @@ PRODUCT_WEIGHTS = (  # columns in, out
     (1024, 4096),
     (2048, 2560),
 )
+
+PUSHT = {"mean": 256.0, "std": 90.0}  # pixels
+PUSHT_TASK = "push the blue square to the left edge"
+PUSHT_CAMERA = "observation.images.top"
 
 
 @contextlib.contextmanager
@@ -56,7 +66,8 @@ def allocate(network):
     """Gives every parameter its memory, once and in its final type, and random values."""
     # Speed does not depend on the values as long as none is a denormal or NaN. One block of normal
     # numbers, repeated, is written as fast as memory allows; drawing 3e9 of them takes minutes.
-    block = 0.02 * torch.randn(1 << 20)
+    # A prime length: no row of a matrix equals another.
+    block = 0.02 * torch.randn(1048583)
     for module in network.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
@@ -129,6 +140,109 @@ def measure_products(precision, calls):
     return {"products": gflops}
 
 
+def apart(got, expected):
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def evaluate_in_turns(own, folder, out, *options):
+    """lerobot-eval in gym-pusht with the policy type "tendon", the checkpoint `folder` and
+    `options`. `own`, lerobot's policy between its processors, answers each observation before.
+    Per chunk: wall and CPU seconds of both, and the relative L2 between their actions."""
+    import lerobot_policy_tendon
+    from lerobot.scripts import lerobot_eval
+
+    whole = lerobot_policy_tendon.TendonPolicy.predict_action_chunk
+    chunks = []
+
+    def both(policy, batch, **_):
+        rows = batch["observation.state"].shape[0]
+        config = own.policy.config
+        noise = torch.randn(rows, config.chunk_size, config.max_action_dim)
+        clocks = [(time.perf_counter(), time.process_time())]
+        with torch.no_grad():
+            expected = own.after(
+                own.policy.predict_action_chunk(
+                    own.before({**batch, "task": [PUSHT_TASK] * rows}), noise=noise
+                )
+            )
+        clocks.append((time.perf_counter(), time.process_time()))
+        got = whole(policy, batch, noise=noise)
+        clocks.append((time.perf_counter(), time.process_time()))
+        (theirs, their_cpu), (ours, our_cpu) = np.diff(clocks, axis=0).tolist()
+        # The robot's units have a mean beside which differences look small.
+        distance = apart(got.numpy() - PUSHT["mean"], expected.numpy() - PUSHT["mean"])
+        chunks.append(
+            {"lerobot_s": theirs, "tendon_s": ours, "relative_l2": distance}
+            | {"lerobot_cpu_s": their_cpu, "tendon_cpu_s": our_cpu}
+        )
+        print(f"chunk {len(chunks)}: lerobot {theirs:.4g} s, tendon {ours:.4g} s", file=sys.stderr)
+        return got
+
+    arguments = ["lerobot-eval", "--policy.type=tendon", f"--policy.checkpoint={folder}"]
+    arguments += [f"--policy.default_prompt={PUSHT_TASK}", "--env.type=pusht"]
+    arguments += [f'--policy.rename_map={{"observation.image": "{PUSHT_CAMERA}"}}']
+    arguments += ["--eval.use_async_envs=false", f"--output_dir={out}", *options]
+    with mock.patch.object(lerobot_policy_tendon.TendonPolicy, "predict_action_chunk", both):
+        with mock.patch.object(sys, "argv", arguments):
+            lerobot_eval.main()
+    return chunks
+
+
+def full_size_policy(precision, folder):
+    """lerobot's PI0Policy for gym-pusht with random weights between its processors, and the same
+    checkpoint in `folder`."""
+    import demonstrations
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.pi0 import configuration_pi0, modeling_pi0
+
+    network_class = modeling_pi0.PI0Pytorch
+
+    def allocated(config, **options):
+        with parameters_without_memory():
+            network = network_class(config, **options)
+        both = network.paligemma_with_expert
+        both.paligemma.lm_head = both.gemma_expert.lm_head = None  # see build
+        allocate(network)
+        for module in network.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.fill_(1)  # else the pictures hardly matter
+        return network
+
+    pair = {key: torch.full((2,), value) for key, value in PUSHT.items()}
+    config = configuration_pi0.PI0Config(
+        input_features={
+            PUSHT_CAMERA: PolicyFeature(FeatureType.VISUAL, (3, 224, 224)),
+            "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (2,))},
+        dtype=PRECISIONS[precision][0],
+        device="cpu",
+        push_to_hub=False,
+    )
+    with mock.patch.object(modeling_pi0, "PI0Pytorch", allocated):
+        policy = modeling_pi0.PI0Policy(config)
+    tokenizer = ROOT / "assets/demo/pi0/tokenizer"
+    before, after = demonstrations.make_processors(
+        "pi0",
+        config,
+        {"observation.state": pair, "action": pair},
+        demonstrations.PaddedTokenizer((tokenizer / "tokenizer.model").read_bytes()),
+    )
+    for part in (policy, before, after):
+        part.save_pretrained(folder)
+    shutil.copytree(tokenizer, folder / "tokenizer")
+    return types.SimpleNamespace(policy=policy, before=before, after=after)
+
+
+def measure_evaluation(precision, threads, calls, folder):
+    own = full_size_policy(precision, folder)
+    steps = own.policy.config.n_action_steps
+    options = [f"--policy.precision={precision}", f"--policy.threads={threads}"]
+    options += [f"--policy.n_action_steps={steps}", f"--env.episode_length={(1 + calls) * steps}"]
+    options += ["--eval.n_episodes=1", "--eval.batch_size=1"]
+    return {"chunks": evaluate_in_turns(own, folder, folder / "evaluation", *options)}
+
+
 def main():
     what, precision, threads, calls = sys.argv[1:5]
     torch.set_num_threads(int(threads))
@@ -136,6 +250,9 @@ def main():
     with torch.inference_mode():
         if what == "products":
             result = measure_products(precision, int(calls))
+        elif what == "evaluate":
+            folder = pathlib.Path(sys.argv[5])
+            result = measure_evaluation(precision, int(threads), int(calls), folder)
         else:
             compiled = "compile" in sys.argv[5:]
             result = measure_calls(json.loads(what), precision, int(calls), compiled)
