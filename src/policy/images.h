@@ -13,8 +13,8 @@ namespace tendon {
 constexpr int kImageSideMax = 8192;
 
 struct PatchLayout {
-  int side, patch;    // pixels
-  float bars = -1.f;  // lerobot's resizer: what fills the square around a picture
+  int side = 0, patch = 0;  // pixels
+  float bars = -1.f;        // lerobot's resizer: what fills the square around a picture
   size_t values() const { return static_cast<size_t>(3 * int64_t{side} * side); }
 };
 
