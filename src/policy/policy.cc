@@ -1,7 +1,6 @@
 #include "policy/policy.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
 #include <tuple>
@@ -11,23 +10,10 @@
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 #include "tensor/random.h"
+#include "tensor/stop_watch.h"
 
 namespace tendon {
 namespace {
-
-// Milliseconds since the last call.
-class StopWatch {
- public:
-  double lap_ms() {
-    const auto now = std::chrono::steady_clock::now();
-    const double ms = std::chrono::duration<double, std::milli>(now - last_).count();
-    last_ = now;
-    return ms;
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
 
 // What the ops did since the last lap.
 class WorkMeter {

@@ -14,6 +14,7 @@
 #include "tendon/opened.h"
 #include "tensor/check.h"
 #include "tensor/parallel.h"
+#include "tensor/stop_watch.h"
 
 namespace tendon {
 namespace {
@@ -68,11 +69,6 @@ class Watch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
-double ms_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
-      .count();
-}
-
 }  // namespace
 
 OpenedEngine::OpenedEngine(const OpenOptions& o, std::unique_ptr<Kernels> given)
@@ -92,26 +88,26 @@ std::unique_ptr<OpenedEngine> open_engine(const OpenedModel& opened, const OpenO
                                           std::unique_ptr<Kernels> kernels) {
   ensure(given.fallback.empty() || given.fallback == "reference", Fault::usage,
          "--fallback={}: only 'reference' can stand in for another backend", given.fallback);
-  const auto begin = std::chrono::steady_clock::now();
+  StopWatch watch;
   auto engine = std::make_unique<OpenedEngine>(as_stored(given, opened), std::move(kernels));
-  const Watch watch(opened, engine->options);
+  const Watch loading(opened, engine->options);
   Weights weights = load_weights(
       engine->ops, *opened.weights, opened.config,
-      {.prepared = [&watch](const WeightParts&, const Weight& w) { watch.loaded(w); }});
+      {.prepared = [&loading](const WeightParts&, const Weight& w) { loading.loaded(w); }});
   engine->notes = opened.notes;
   if (given.backend == "auto")
     engine->notes.push_back(fmt::format("--backend auto is {} here", engine->options.backend));
   engine->policy =
       std::make_unique<Policy>(engine->ops, Model{opened.config, std::move(weights)}, opened.spec);
-  engine->load_ms = ms_since(begin);
+  engine->load_ms = watch.lap_ms();
   return engine;
 }
 
 std::unique_ptr<OpenedEngine> open_engine(const std::string& model, const OpenOptions& given,
                                           std::unique_ptr<Kernels> kernels) {
-  const auto begin = std::chrono::steady_clock::now();
+  StopWatch watch;
   auto engine = open_engine(open_model(model, resolved(given)), given, std::move(kernels));
-  engine->load_ms = ms_since(begin);
+  engine->load_ms = watch.lap_ms();
   return engine;
 }
 

@@ -1,7 +1,6 @@
 #include "validate/modules.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -10,6 +9,7 @@
 #include "tendon/backends.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
+#include "tensor/stop_watch.h"
 
 namespace tendon {
 namespace {
@@ -116,20 +116,6 @@ struct Timed {
   double ms = 0;
 };
 
-class Stopwatch {
- public:
-  // Since the last start(); what was asked of the backend before is done then.
-  double ms(OpenedEngine& engine) const {
-    engine.ops.synchronize();
-    return std::chrono::duration<double, std::milli>(Clock::now() - begin_).count();
-  }
-  void start() { begin_ = Clock::now(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point begin_ = Clock::now();
-};
-
 // One call of the policy whose tensors `tap` sees.
 Actions run(OpenedEngine& engine, const Observation& observation, const Tap& tap,
             const InferOptions& options = {}) {
@@ -192,12 +178,16 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
     return is_compared(name, config, choice.all_layers);
   };
   std::map<std::string, Timed> expected;
-  Stopwatch watch;
+  StopWatch watch;
+  const auto lap_ms = [&watch](OpenedEngine& engine) {
+    engine.ops.synchronize();  // what was asked of the backend before is done then
+    return watch.lap_ms();
+  };
   const Values actions = run(reference, observation, [&](const std::string& name, const Tensor& x) {
-                           const double ms = watch.ms(reference);
+                           const double ms = lap_ms(reference);
                            if (is_layer(name) || compared(name))
                              expected[name] = {reference.ops.download(x), ms};
-                           watch.start();
+                           watch.lap_ms();
                            return x;
                          }).normalized;
 
@@ -216,7 +206,7 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
   // Whatever is computed from a tensor begins with the reference's: errors do not add up.
   const bool timed = !tested.kernels->simulated();
   run(tested, observation, [&](const std::string& name, const Tensor& x) {
-    const double ms = watch.ms(tested);
+    const double ms = lap_ms(tested);
     const auto found = expected.find(name);
     if (found != expected.end() && compared(name)) {
       check(name, tested.ops.download(x), found->second.values);
@@ -225,7 +215,7 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
     }
     const bool replaced = found != expected.end() && is_replaced(name);
     Tensor next = replaced ? tested.ops.upload(found->second.values, x.shape()) : x;
-    watch.start();
+    watch.lap_ms();
     return next;
   });
   // Then all at once, where they do.
