@@ -16,6 +16,7 @@ Of each point the quietest of several rounds counts. FLEET_ROBOT is build/releas
 import contextlib
 import heapq
 import json
+import math
 import os
 import pathlib
 import random
@@ -157,7 +158,8 @@ def picture(title, axes, curves, dots, labels):
     """An SVG of lines and dots over two linear axes that begin at 0."""
     width, height, left, bottom = 560, 300, 60, 40
     points = [point for series in (*curves.values(), *dots.values()) for point in series]
-    across, up = max(x for x, _ in labels) * 1.05, max(y for _, y in points)
+    across = max(x for x, _ in labels) * 1.05
+    up = 40 * math.ceil(max(y for _, y in points) / 32)  # four steps of tens, below the names
 
     def place(x, y):
         return (left + x / across * (width - left - 20),
