@@ -30,11 +30,16 @@ int64_t group_size(int64_t panels, int threads, int64_t most) {
 }
 
 // Brings the part of y that the next product ends in, while it runs.
-void fetch(const TileEpilogue& finish, int64_t row, int64_t rows, int64_t panel) {
+[[gnu::always_inline]] inline void fetch(const TileEpilogue& finish, int64_t row, int64_t rows,
+                                         int64_t panel) {
   const int64_t width = finish.activation == TileActivation::gated_gelu ? kHalf : kPanel;
-  const float* y = finish.y + row * finish.stride + panel * width;
-  for (int64_t r = 0; r < rows; ++r, y += finish.stride)
-    for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(y + i, 1);
+  for (int64_t r = row; r < row + rows; ++r) {
+    const float* y = finish.y + r * finish.stride + panel * width;
+    for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(y + i, 0, 2);
+    if (!finish.residual) continue;
+    const float* from = finish.residual + r % finish.residual_rows * finish.columns + panel * width;
+    for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(from + i, 0, 2);
+  }
 }
 
 // The same for one panel, whose columns may go to a part.
