@@ -37,25 +37,25 @@ void Attention::pack_keys(const AttentionCall& call, int64_t head, int64_t panel
   }
 }
 
-// Panel of 32 columns of V; words run over the keys.
-void Attention::pack_values(const AttentionCall& call, int64_t head, int64_t panel,
-                            uint32_t* to) const {
+// The words of 32 keys in all panels of V, whose words run over the keys; `to`: of key 0.
+void Attention::pack_values(const AttentionCall& call, const Packed& packed, int64_t head,
+                            int64_t panel, uint32_t* to) const {
   const Heads& h = call.heads;
   const int64_t stride = h.kv * h.width, step = inputs_per_word(form_);
-  const float* v =
-      call.v + head / h.kv * call.keys * stride + head % h.kv * h.width + panel * kPanel;
-  const int64_t keys = ceil_to(call.keys, kPanel);
-  std::array<float, kHalf> nothing{};
-  for (int64_t part = 0; part < kPanel; part += kHalf) {
-    const int64_t own = h.width - panel * kPanel - part, later = (h.kv - 1 - head % h.kv) * h.width;
-    // Columns of later heads stand in for those that this one lacks: nobody reads their results.
-    const int64_t columns = own > 0 ? std::min(kHalf, own + later) : 0;
-    for (int64_t key = 0; key < keys; key += step, to += kHalf) {
-      const float* low = key < call.keys ? v + key * stride + part : nothing.data();
-      const float* high = key + 1 < call.keys ? v + (key + 1) * stride + part : nothing.data();
-      isa_.interleave(form_, low, high, columns, to);
-      std::fill(to + columns, to + kHalf, 0u);
-    }
+  const float* v = call.v + head / h.kv * call.keys * stride + head % h.kv * h.width;
+  const int64_t half = packed.value_words * kHalf, halves = 2 * packed.value_panels;
+  // Columns of later heads stand in for those that this one lacks: nobody reads their results.
+  const int64_t later = (h.kv - 1 - head % h.kv) * h.width;
+  const int64_t columns = std::min(ceil_to(h.width, kHalf), h.width + later);
+  for (int64_t key = panel * kPanel; key < (panel + 1) * kPanel; key += step) {
+    uint32_t* word = to + key / step * kHalf;
+    const int64_t filled = key < call.keys ? columns : 0;
+    for (int64_t i = filled / kHalf; i < halves; ++i) std::fill_n(word + i * half, kHalf, 0u);
+    if (filled == 0) continue;
+    const float* low = v + key * stride;
+    // What stands beside the last key has no weight.
+    const float* high = key + 1 < call.keys ? low + stride : low;
+    isa_.interleave(form_, low, high, columns, half, word);
   }
 }
 
@@ -81,11 +81,8 @@ void Attention::score(const Packed& packed, const Block& block, Workspace& work)
 void Attention::add_values(const Packed& packed, const Block& block, const float* old,
                            Workspace& work) const {
   const auto [head, count, from, keys] = block;
-  const float* weights = work.weights.peek();
-  uint32_t* tile = work.tile.get(0);
+  const uint32_t* tile = work.tile.peek();
   float* sums = work.sums.get(0);
-  for (int64_t i = 0; i < count; ++i)
-    isa_.pack(form_, weights + i * keys, keys, 0.f, tile + i * kTileStride);
   const uint32_t* v =
       values_.peek() + head * packed.values_size() + from / inputs_per_word(form_) * kHalf;
   for (int64_t p = 0; p < packed.value_panels; ++p, v += kPanel * packed.value_words) {
@@ -131,8 +128,8 @@ void Attention::attend(const AttentionCall& call, int64_t head, int64_t first, i
     score(packed, block, work);
     for (size_t i = 0; i < static_cast<size_t>(count); ++i)
       left[i] = seen[i] - static_cast<int32_t>(from);
-    isa_.softmax({work.scores.get(0), count, here, left.data(), scale, maximum.data(), sum.data(),
-                  old.data(), work.weights.get(0)});
+    isa_.softmax({form_, work.scores.get(0), count, here, left.data(), scale, maximum.data(),
+                  sum.data(), old.data(), work.tile.get(0)});
     add_values(packed, block, old.data(), work);
   }
   for (int64_t i = 0; i < count; ++i)
@@ -149,19 +146,14 @@ void Attention::run(const AttentionCall& call) {
   const int64_t heads = call.visible.segments * call.heads.kv;
   uint32_t* keys = keys_.get(heads * packed.keys_size());
   uint32_t* values = values_.get(heads * packed.values_size());
-  const int64_t panels = packed.key_panels + packed.value_panels;
   for (Workspace& work : threads_) work.keys.get(kHalf * packed.key_words);
   const int64_t values_in = heads * call.keys * call.heads.width;
-  pool_.run(heads * panels, 2 * values_in / ThreadPool::kValuesPerNs,
+  pool_.run(heads * packed.key_panels, 2 * values_in / ThreadPool::kValuesPerNs,
             [&](int64_t task, int thread) {
-              const int64_t head = task / panels, p = task % panels;
-              if (p < packed.key_panels)
-                pack_keys(call, head, p, threads_[static_cast<size_t>(thread)].keys.get(0),
-                          keys + head * packed.keys_size() + p * kPanel * packed.key_words);
-              else
-                pack_values(call, head, p - packed.key_panels,
-                            values + head * packed.values_size() +
-                                (p - packed.key_panels) * kPanel * packed.value_words);
+              const int64_t head = task / packed.key_panels, p = task % packed.key_panels;
+              pack_keys(call, head, p, threads_[static_cast<size_t>(thread)].keys.get(0),
+                        keys + head * packed.keys_size() + p * kPanel * packed.key_words);
+              pack_values(call, packed, head, p, values + head * packed.values_size());
             });
   const int64_t queries = call.rows * call.heads.query / call.heads.kv;
   const int64_t rows = isa_.tile_rows[static_cast<int>(form_)];
@@ -172,7 +164,6 @@ void Attention::run(const AttentionCall& call) {
     work.query.get(blocks.count * rows * kTileStride);
     work.sums.get(packed.value_panels * rows * kPanel);
     work.scores.get(kKeyBlock * rows);
-    work.weights.get(kKeyBlock * rows);
     work.tile.get(rows * kTileStride);
   }
   const int64_t scores = heads * queries * call.keys;

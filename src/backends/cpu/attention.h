@@ -39,7 +39,7 @@ class Attention {
   };
   struct Workspace {                      // of one thread
     Scratch<uint32_t> keys, query, tile;  // tile: of weights
-    Scratch<float> scores, weights, sums;
+    Scratch<float> scores, sums;
   };
 
   // `count` queries of key/value head `head` with keys [from, from + keys).
@@ -49,7 +49,8 @@ class Attention {
 
   void pack_keys(const AttentionCall& call, int64_t head, int64_t panel, uint32_t* rows,
                  uint32_t* to) const;
-  void pack_values(const AttentionCall& call, int64_t head, int64_t panel, uint32_t* to) const;
+  void pack_values(const AttentionCall& call, const Packed& packed, int64_t head, int64_t panel,
+                   uint32_t* to) const;
   void score(const Packed& packed, const Block& block, Workspace& work) const;
   void add_values(const Packed& packed, const Block& block, const float* old,
                   Workspace& work) const;

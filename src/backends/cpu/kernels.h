@@ -57,15 +57,17 @@ struct TileProduct {
 };
 
 // One key block of a tile's attention: scores [panels][rows][32] before scaling. Updates the
-// running maximum and sum of every row, and writes weights [rows][keys]; `old` receives the factor
-// by which what was summed so far shrinks. Row r sees visible[r] keys of this block. `keys` is a
-// multiple of kPanel; hidden scores are overwritten.
+// running maximum and sum of every row, and writes the weights of the keys as a tile of `form`, f32
+// or bf16; `old` receives the factor by which what was summed so far shrinks. Row r sees visible[r]
+// keys of this block. `keys` is a multiple of kPanel; hidden scores are overwritten.
 struct SoftmaxBlock {
+  Form form;
   float* scores;
   int64_t rows, keys;
   const int32_t* visible;
   float scale;
-  float *maximum, *sum, *old, *weights;
+  float *maximum, *sum, *old;
+  uint32_t* tile;
 };
 
 struct SimdKernels {
@@ -82,9 +84,10 @@ struct SimdKernels {
   void (*pack)(Form form, const float* x, int64_t columns, float inverse, uint32_t* to);
   float (*largest)(const float* x, int64_t columns);  // max |x|
   // Operands of a panel, f32 or bf16: the words of one row, and words whose low half (or all of
-  // them) comes from one row and the high half from the next.
+  // them) comes from one row and the high half from the next, 16 of them every `stride` words.
   void (*pack_words)(Form form, const float* x, int64_t columns, uint32_t* to);
-  void (*interleave)(Form form, const float* low, const float* high, int64_t columns, uint32_t* to);
+  void (*interleave)(Form form, const float* low, const float* high, int64_t columns,
+                     int64_t stride, uint32_t* to);
   void (*finish)(const float* c, int64_t rows, int64_t column, const TileEpilogue& to);
 
   void (*softmax)(const SoftmaxBlock& block);

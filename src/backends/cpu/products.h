@@ -90,17 +90,14 @@ inline uint32_t bf16_of(float x) {  // low half
 // A word per input, in its high half, or a word per two inputs.
 template <class S, bool kWide>
 void pack_bf16(const float* x, int64_t columns, uint32_t* to) {
-  constexpr int kLanes = S::kLanes;
+  constexpr int64_t kLanes = S::kLanes, kWords = kWide ? kLanes : kLanes / 2;
   int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes, to += kWide ? kLanes : kLanes / 2) {
-    if constexpr (kWide) {
-      const typename S::I rounded = round_bf16<S>(load<S>(x + c));
-      std::memcpy(to, &rounded, sizeof(rounded));
-    } else {
-      const typename S::Halves halves = S::halves(load<S>(x + c));
-      std::memcpy(to, &halves, sizeof(halves));
-    }
-  }
+  for (; c + kLanes <= columns; c += kLanes, to += kWords) store_bf16<S, kWide>(load<S>(x + c), to);
+  // An even rest goes in one more vector, over what is there already.
+  const int64_t rest = columns - c;
+  if (rest > 0 && rest % 2 == 0 && c > 0)
+    return store_bf16<S, kWide>(load<S>(x + columns - kLanes),
+                                to - (kLanes - rest) / (kLanes / kWords));
   for (; c < columns; c += 2) {
     const uint32_t low = bf16_of(x[c]), high = c + 1 < columns ? bf16_of(x[c + 1]) : 0;
     if (kWide) *to++ = low << 16;
@@ -117,15 +114,24 @@ void pack_words(Form form, const float* x, int64_t columns, uint32_t* to) {
 }
 
 template <class S>
-void interleave(Form form, const float* low, const float* high, int64_t columns, uint32_t* to) {
-  if (form == Form::f32) return pack_words<S>(form, low, columns, to);
+TENDON_INLINE typename S::I bf16_pairs(typename S::V low, typename S::V high) {
+  if constexpr (requires { S::pairs(low, high); }) return S::pairs(low, high);
+  return (round_bf16<S>(low) >> 16 & 0xFFFF) | round_bf16<S>(high);
+}
+
+template <class S>
+void interleave(Form form, const float* low, const float* high, int64_t columns, int64_t stride,
+                uint32_t* to) {
+  static_assert(kHalf % S::kLanes == 0);
+  const auto place = [&](int64_t c) { return to + c / kHalf * stride + c % kHalf; };
   int64_t c = 0;
   for (; c + S::kLanes <= columns; c += S::kLanes) {
-    const typename S::I words =
-        (round_bf16<S>(load<S>(low + c)) >> 16 & 0xFFFF) | round_bf16<S>(load<S>(high + c));
-    std::memcpy(to + c, &words, sizeof(words));
+    typename S::I words = bits<S>(load<S>(low + c));
+    if (form != Form::f32) words = bf16_pairs<S>(load<S>(low + c), load<S>(high + c));
+    std::memcpy(place(c), &words, sizeof(words));
   }
-  for (; c < columns; ++c) to[c] = bf16_of(low[c]) | bf16_of(high[c]) << 16;
+  for (; c < columns; ++c)
+    *place(c) = form == Form::f32 ? word_of(low[c]) : bf16_of(low[c]) | bf16_of(high[c]) << 16;
 }
 
 // round(x · inverse), ties to even, by the same magic sum everywhere.

@@ -95,17 +95,18 @@ inline void hide(float* s, int64_t rows, int64_t r, int64_t seen, int64_t keys) 
     s[(k / kPanel * rows + r) * kPanel + k % kPanel] = -INFINITY;
 }
 
-template <class S>
-void softmax(const SoftmaxBlock& block) {
-  const auto [s, rows, keys, visible, scale, maximum, sum, old, weights] = block;
+template <class S, bool kBf16>
+void softmax_to(const SoftmaxBlock& block) {
+  const auto [form, s, rows, keys, visible, scale, maximum, sum, old, tile] = block;
   using V = typename S::V;
-  constexpr int kLanes = S::kLanes;
+  constexpr bool kWide = S::tile_words(Form::bf16) == 2;
+  constexpr int64_t kLanes = S::kLanes, kWords = kBf16 && !kWide ? kLanes / 2 : kLanes;
   for (int64_t r = 0; r < rows; ++r) {
-    float* w = weights + r * keys;
+    uint32_t* w = tile + r * kTileStride;
     const int64_t seen = visible[r] < keys ? visible[r] : keys;
     if (seen <= 0) {
       old[r] = 1.f;
-      for (int64_t c = 0; c < keys; ++c) w[c] = 0.f;
+      std::memset(w, 0, static_cast<size_t>(keys / kLanes * kWords) * sizeof(*w));
       continue;
     }
     hide(s, rows, r, seen, keys);
@@ -118,16 +119,24 @@ void softmax(const SoftmaxBlock& block) {
     old[r] = sum[r] > 0 ? std::exp(maximum[r] - largest) : 0.f;
     V lanes = {};
     for (int64_t p = 0; p < keys; p += kPanel)
-      for (int64_t i = 0; i < kPanel; i += kLanes) {
+      for (int64_t i = 0; i < kPanel; i += kLanes, w += kWords) {
         const V score = load<S>(s + p * rows + r * kPanel + i);
         const V e = exp<S>(S::fma(score, all<S>(scale), all<S>(-largest)));
         const V seen_only = score == all<S>(-INFINITY) ? V{} : e;  // not-a-number stays
-        store<S>(w + p + i, seen_only);
+        if constexpr (kBf16)
+          store_bf16<S, kWide>(seen_only, w);
+        else
+          std::memcpy(w, &seen_only, sizeof(seen_only));
         lanes += seen_only;
       }
     sum[r] = sum[r] * old[r] + sum_lanes<S>(lanes);
     maximum[r] = largest;
   }
+}
+
+template <class S>
+void softmax(const SoftmaxBlock& block) {
+  block.form == Form::f32 ? softmax_to<S, false>(block) : softmax_to<S, true>(block);
 }
 
 template <class S>

@@ -68,6 +68,9 @@ struct Avx512Bf16 : Avx512Vnni {
   static constexpr int tile_words(Form) { return 1; }
   // Flushes subnormals, as the product does anyway.
   TENDON_INLINE Halves halves(V x) { return (Halves)_mm512_cvtneps_pbh((__m512)x); }
+  TENDON_INLINE I pairs(V low, V high) {
+    return __builtin_convertvector(halves(low), I) | __builtin_convertvector(halves(high), I) << 16;
+  }
   template <Form kForm>
   TENDON_INLINE V widen(V b, int) {
     return b;

@@ -100,5 +100,17 @@ TENDON_INLINE typename S::I round_bf16(typename S::V x) {
   return nan ? ((b | 0x00400000) & static_cast<int32_t>(0xFFFF0000)) : rounded;
 }
 
+// Lanes as bfloat16: a 32-bit word each, in its high half, or two in a word.
+template <class S, bool kWide>
+TENDON_INLINE void store_bf16(typename S::V x, uint32_t* to) {
+  if constexpr (kWide) {
+    const typename S::I rounded = round_bf16<S>(x);
+    std::memcpy(to, &rounded, sizeof(rounded));
+  } else {
+    const typename S::Halves halves = S::halves(x);
+    std::memcpy(to, &halves, sizeof(halves));
+  }
+}
+
 }  // namespace
 }  // namespace tendon::cpu
