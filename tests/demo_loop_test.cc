@@ -78,7 +78,7 @@ void solve_in_every_precision(const std::string& model, int count) {
 }  // namespace
 
 TEST_P(EveryPolicy, solves_its_tasks_in_every_precision) {
-  solve_in_every_precision(GetParam(), 60);
+  solve_in_every_precision(GetParam(), 30);
 }
 TEST_P(EveryPolicy, slow_solves_two_hundred_of_each_task_in_every_precision) {
   solve_in_every_precision(GetParam(), 200);
@@ -115,16 +115,16 @@ TEST_P(EveryPolicy, uses_language_vision_and_state) {
   double whole = 0, without_state = 0;
   for (const Verb verb : {Verb::reach, Verb::push}) {
     const std::string task = std::string(name(verb)) + ", ";
-    const Rate wrong = judge(policy, 60, verb, Pairs::seen, {}, true).rate;
+    const Rate wrong = judge(policy, 30, verb, Pairs::seen, {}, true).rate;
     note(task + "wrong prompt", wrong);
     EXPECT_LT(wrong.rate(), 0.15);
-    const Rate blank = judge(policy, 60, verb, Pairs::seen, {.blank_images = true}).rate;
+    const Rate blank = judge(policy, 30, verb, Pairs::seen, {.blank_images = true}).rate;
     note(task + "blank images", blank);
     EXPECT_LT(blank.rate(), 0.15);
-    const Rate zero = judge(policy, 60, verb, Pairs::seen, {.zero_state = true}).rate;
+    const Rate zero = judge(policy, 30, verb, Pairs::seen, {.zero_state = true}).rate;
     note(task + "zero state", zero);
     without_state += zero.rate() / 2;
-    whole += judge(policy, 60, verb, Pairs::seen).rate.rate() / 2;
+    whole += judge(policy, 30, verb, Pairs::seen).rate.rate() / 2;
   }
   EXPECT_LT(without_state, whole - 0.1);
 }
