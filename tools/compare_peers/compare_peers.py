@@ -1,4 +1,4 @@
-"""Times lerobot in PyTorch and OpenVINO and tendon in turns; README.md says what is compared."""
+"""Times lerobot in PyTorch, OpenVINO and ONNX Runtime and tendon in turns; see README.md."""
 
 import argparse
 import importlib.metadata
@@ -17,12 +17,18 @@ PRECISIONS = {
     "eager": ("f32", "bf16"),
     "compile": ("f32", "bf16"),
     "openvino": ("f32", "bf16", "f16", "int8"),
+    "onnx": ("f32", "int8"),
 }
 INT8 = ("dq32", "dq128", "static")  # of OpenVINO
 RANK = {"f32": 0, "bf16": 1, "f16": 1, "int8": 2}
 ONCE = {"export_seconds": "export", "load_seconds": "load", "compile_seconds": "compile"}
 CLASSES = ("f32", "16 bit", "int8")
-LABELS = {"eager": "lerobot, PyTorch", "compile": "lerobot, torch.compile", "openvino": "OpenVINO"}
+LABELS = {
+    "eager": "lerobot, PyTorch",
+    "compile": "lerobot, torch.compile",
+    "openvino": "OpenVINO",
+    "onnx": "ONNX Runtime",
+}
 
 
 def run_json(command):
@@ -59,9 +65,9 @@ def lerobot(options, what, precision, calls, *mode):
     return run_json(huge_pages(options) + program + [options.threads, calls, *mode])
 
 
-def openvino(options, case, precision):
-    folder = options.openvino_models / f"{options.policy}-{options.size}"
-    program = [sys.executable, HERE / "openvino_block.py", json.dumps(case), precision]
+def exported(options, engine, case, precision):
+    folder = options.exported_models / f"{options.policy}-{options.size}"
+    program = [sys.executable, HERE / f"{engine}_block.py", json.dumps(case), precision]
     return run_json(huge_pages(options) + program + [options.threads, options.calls, folder])
 
 
@@ -80,8 +86,8 @@ def run_block(options, engine, precision, variant):
     sizes, case = case_of(options)
     if engine == "tendon":
         return tendon_block(options, sizes, case, precision)
-    if engine == "openvino":
-        result = openvino(options, case, variant)
+    if engine in ("openvino", "onnx"):
+        result = exported(options, engine, case, variant)
     else:
         mode = ["compile"] if engine == "compile" else []
         result = lerobot(options, json.dumps(case), precision, options.calls, *mode)
@@ -133,6 +139,7 @@ def cpu_name():
 def machine(options):
     packages = ["lerobot", "torch"]
     packages += ["openvino", "nncf"] if "openvino" in options.engines else []
+    packages += ["onnxruntime"] if "onnx" in options.engines else []
     versions = {name: importlib.metadata.version(name) for name in packages}
     names = ", ".join(f"{name} {version}" for name, version in versions.items())
     huge = " with huge pages" if options.huge_pages else ""
@@ -252,7 +259,7 @@ def parse():
     add("--engines", nargs="+", choices=tuple(PRECISIONS), default=["tendon", "eager"])
     add("--precision", nargs="+", choices=tuple(RANK), default=["bf16", "f32"])
     add("--int8", nargs="+", choices=INT8, default=INT8, help="OpenVINO's engines in int8")
-    add("--openvino-models", type=pathlib.Path, default=ROOT / "build/peers-ir", help="folder")
+    add("--exported-models", type=pathlib.Path, default=ROOT / "build/peers-ir", help="folder")
     add("--reference", action="store_true", help="OpenVINO's error against PyTorch at full size")
     add("--size", choices=tuple(GOLDEN_FOLDER), default="full")
     add("--rounds", type=int, default=3, help="blocks of each engine")

@@ -3,7 +3,7 @@
     openvino_block.py CASE PRECISION THREADS CALLS FOLDER [--export-only]
 
 CASE: JSON, sizes as make_goldens reads them. PRECISION: a key of PRECISIONS. FOLDER: keeps the
-models; those that are not there yet are written by openvino_parts.py, in a process of its own.
+models; those that are not there yet are written by exported_parts.py, in a process of its own.
 """
 
 import json
@@ -42,7 +42,7 @@ def keep_in_16_bits(model, hint):
     return prepare.build()
 
 
-def load(folder, part, precision, threads):
+def load(folder, part, precision, threads=0):
     """`threads`: 0 for OpenVINO's own number."""
     kind, hint, group = PRECISIONS[precision]
     core = ov.Core()
@@ -69,13 +69,13 @@ def time_embedding(case, time):
 def connect(requests, data):
     """Gives every model the memory of its inputs; outputs of one are inputs of the next."""
     vision, prefix, step = (requests[part] for part in PARTS)
-    vision.set_tensor("pixels", ov.Tensor(data["pixels"]))
+    vision.get_tensor("pixels").data[:] = data["pixels"]
     prefix.set_tensor("image_tokens", vision.get_tensor("image_tokens"))
-    prefix.set_tensor("text", ov.Tensor(data["text"]))
+    prefix.get_tensor("text").data[:] = data["text"]
     for name in (port.any_name for port in prefix.model_outputs):
         step.set_tensor(name, prefix.get_tensor(name))
     if "state" in data:
-        step.set_tensor("state", ov.Tensor(data["state"]))
+        step.get_tensor("state").data[:] = data["state"]
 
 
 def call(requests, case, noise):
@@ -99,16 +99,16 @@ def sizes(case):
     return {name: case[name] for name in SIZES}
 
 
-def export(case, precision, folder):
+def export(case, kind, folder):
     """Seconds that it took to write the models which are not yet in the folder."""
     start = time.perf_counter()
-    kind = PRECISIONS[precision][0]
-    if all((folder / f"{part}.{kind}.xml").exists() for part in PARTS):
+    suffix = "onnx" if kind.startswith("onnx") else "xml"
+    if all((folder / f"{part}.{kind}.{suffix}").exists() for part in PARTS):
         return 0.0
-    program = [sys.executable, HERE / "openvino_parts.py", json.dumps(case), folder, kind]
+    program = [sys.executable, HERE / "exported_parts.py", json.dumps(case), folder, kind]
     finished = subprocess.run([str(word) for word in program], stdout=sys.stderr)
     if finished.returncode:
-        sys.exit("the models for OpenVINO were not written")
+        sys.exit(f"the models were not written to {folder}")
     return time.perf_counter() - start
 
 
@@ -119,12 +119,12 @@ def anonymous_gb():
     return int(kilobytes) * 1024 / 1e9
 
 
-def measure(case, precision, threads, calls, folder):
+def measure(case, load, calls, folder):
     if json.loads((folder / "sizes.json").read_text()) != sizes(case):
         sys.exit(f"{folder} has models of other sizes: remove it or name another folder")
     data = dict(np.load(folder / "inputs.npz"))
     start = time.perf_counter()
-    requests = {part: load(folder, part, precision, threads) for part in PARTS}
+    requests = {part: load(part) for part in PARTS}
     connect(requests, data)
     result = {"load_seconds": time.perf_counter() - start}
     measured = []
@@ -132,7 +132,7 @@ def measure(case, precision, threads, calls, folder):
         actions, seconds = call(requests, case, data["noise"])
         measured.append(seconds)
     if not np.isfinite(actions).all():
-        sys.exit("OpenVINO's actions are not finite: these times mean nothing")
+        sys.exit("the actions are not finite: these times mean nothing")
     if "actions" in data and data["steps"] == case["num_steps"]:
         error = np.linalg.norm(actions - data["actions"]) / np.linalg.norm(data["actions"])
         result["relative_l2"] = float(error)
@@ -144,14 +144,20 @@ def measure(case, precision, threads, calls, folder):
     return result
 
 
-def main():
+def main(load, kinds):
+    """`load(folder, part, precision, threads)`: a request of OpenVINO, or what is used like one.
+    `kinds`: the kind of the models for each precision."""
     case, precision, threads, calls, folder = sys.argv[1:6]
     case, folder = json.loads(case), pathlib.Path(folder)
-    result = {"export_seconds": export(case, precision, folder)}
+    result = {"export_seconds": export(case, kinds[precision], folder)}
     if "--export-only" not in sys.argv:
-        result |= measure(case, precision, int(threads), int(calls), folder)
+
+        def load_part(part):
+            return load(folder, part, precision, int(threads))
+
+        result |= measure(case, load_part, int(calls), folder)
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    main(load, {precision: values[0] for precision, values in PRECISIONS.items()})

@@ -1,11 +1,12 @@
-"""Writes lerobot's network as three OpenVINO models, with the inputs of one call, into a folder.
+"""Writes lerobot's network as three models, with the inputs of one call, into a folder.
 
-    openvino_parts.py CASE FOLDER KIND      CASE: JSON, sizes as make_goldens reads them
+    exported_parts.py CASE FOLDER KIND      CASE: JSON, sizes as make_goldens reads them
 
-KIND is f32, int8-weights (weights compressed by NNCF) or int8-static (weights and the inputs of
-products, quantised by NNCF with ranges measured on these inputs). Models that are already in FOLDER
-are left alone. A part is PART.KIND.xml: `vision` maps pixels to image tokens, `prefix` image tokens
-and embedded prompt to every layer's keys and values, `step` one step's inputs to the velocity.
+KIND, for OpenVINO: f32, int8-weights (weights compressed by NNCF) or int8-static (weights and the
+inputs of products, quantised by NNCF with ranges measured on these inputs). For ONNX Runtime: onnx
+(float32) or onnx-int8 (its quantize_dynamic). Models that are already in FOLDER are left alone. A
+part is PART.KIND.xml or .onnx: `vision` maps pixels to image tokens, `prefix` image tokens and
+embedded prompt to every layer's keys and values, `step` one step's inputs to the velocity.
 """
 
 import ctypes
@@ -14,7 +15,6 @@ import json
 import pathlib
 import sys
 
-import nncf
 import numpy as np
 import openvino as ov
 import openvino_block
@@ -122,7 +122,18 @@ def free_memory():
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def save(folder, part, module, example, outputs):
+def save_onnx(folder, part, module, example, outputs):
+    """`example` maps the names of the inputs to tensors."""
+    path = folder / f"{part}.onnx.onnx"
+    if path.exists():
+        return
+    names = {"input_names": list(example), "output_names": outputs}
+    distinct = tuple(tensor.clone() for tensor in example.values())  # one input each
+    torch.onnx.export(module, distinct, path, **names, external_data=True)
+    print(f"{path}: written", file=sys.stderr)
+
+
+def save_openvino(folder, part, module, example, outputs):
     """`example` maps the names of the inputs to tensors."""
     path = folder / f"{part}.f32.xml"
     if path.exists():
@@ -156,8 +167,8 @@ def write_inputs(folder, case, network, inputs):
     np.savez(folder / "inputs.npz", steps=case["num_steps"], **arrays)
 
 
-def export(folder, case):
-    """The three models in float32. A part's weights are freed before the next is converted."""
+def export(folder, case, save):
+    """The three models in float32, by save_onnx or save_openvino. A part's weights are freed before the next is converted."""
     small = case["vlm"]["width"] < SMALL_WIDTH
     network = make_goldens.build(case)[0] if small else lerobot_block.build(case, "f32")
     modeling = sys.modules[type(network).__module__]
@@ -189,7 +200,24 @@ def export(folder, case):
     save(folder, "step", step, example | {name: past for name in names}, ["velocity"])
 
 
+def quantise_onnx(folder):
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    for part in openvino_block.PARTS:
+        path = folder / f"{part}.onnx-int8.onnx"
+        if not path.exists():
+            quantize_dynamic(
+                folder / f"{part}.onnx.onnx",
+                path,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=True,
+            )
+
+
 def compress(folder):
+    import nncf
+
     for part in openvino_block.PARTS:
         path = folder / f"{part}.int8-weights.xml"
         if not path.exists():
@@ -226,6 +254,8 @@ def calibration(folder, case):
 
 
 def quantise(folder, case):
+    import nncf
+
     missing = [p for p in openvino_block.PARTS if not (folder / f"{p}.int8-static.xml").exists()]
     data = calibration(folder, case) if missing else {}
     free_memory()
@@ -246,13 +276,17 @@ def main():
     case, folder, kind = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    if not all((folder / f"{part}.f32.xml").exists() for part in openvino_block.PARTS):
-        with torch.inference_mode():
-            export(folder, case)
+    for_onnx = kind.startswith("onnx")
+    name = "{}.onnx.onnx" if for_onnx else "{}.f32.xml"
+    if not all((folder / name.format(part)).exists() for part in openvino_block.PARTS):
+        with torch.no_grad() if for_onnx else torch.inference_mode():
+            export(folder, case, save_onnx if for_onnx else save_openvino)
     if kind == "int8-weights":
         compress(folder)
     elif kind == "int8-static":
         quantise(folder, case)
+    elif kind == "onnx-int8":
+        quantise_onnx(folder)
 
 
 if __name__ == "__main__":
