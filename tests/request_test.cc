@@ -249,15 +249,21 @@ TEST(Request, of_vla_eval_has_pictures_by_name_or_in_order) {
                  {"states", doubles(std::vector<double>(8, 0.5))},
                  {"task_description", text("fold")},
                  {"noise", text("the benchmark's own")}},
-                "libero", Dialect::vla_eval)
-        .observation;
+                "libero", Dialect::vla_eval);
   };
-  const Observation by_order = look("agentview", "eye_in_hand");
+  const Request guessed = look("agentview", "eye_in_hand");
+  ASSERT_EQ(guessed.warnings.size(), 1U);
+  EXPECT_EQ(guessed.warnings[0],
+            "the pictures 'agentview', 'eye_in_hand' are not named as the cameras 'image', "
+            "'wrist_image': taken in this order");
+  const Observation& by_order = guessed.observation;
   EXPECT_EQ(by_order.images.at("image").rgb[5], 'f');
   EXPECT_EQ(by_order.images.at("wrist_image").rgb[5], 7);
   EXPECT_EQ(by_order.prompt, "fold");
   EXPECT_EQ(by_order.state[7], 0.5);
-  EXPECT_EQ(look("wrist_image", "image").images.at("image").rgb[5], 7);
+  const Request by_name = look("wrist_image", "image");
+  EXPECT_EQ(by_name.observation.images.at("image").rgb[5], 7);
+  EXPECT_TRUE(by_name.warnings.empty());
 }
 
 TEST(Request, of_vla_eval_reserves_for_a_few_pictures_only) {

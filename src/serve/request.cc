@@ -207,8 +207,8 @@ Image read_compressed(const Value& picture, const std::string& key, int64_t& pix
 }
 
 // A benchmark has names of its own for cameras: where one is unknown here, the first picture is
-// that of the policy's first camera, and so on.
-void read_vla_eval(const Value& map, const ModelCard& card, Observation& out) {
+// that of the policy's first camera, and so on, with a warning.
+void read_vla_eval(const Value& map, const ModelCard& card, Request& request) {
   const Value& images = needed(map, "images", "a map of pictures");
   ensure(
       images.kind == Kind::map && !images.map.empty() && images.map.size() <= card.cameras.size(),
@@ -218,6 +218,11 @@ void read_vla_eval(const Value& map, const ModelCard& card, Observation& out) {
     return std::ranges::find(card.cameras, picture.key) != card.cameras.end();
   };
   const bool by_name = std::ranges::all_of(images.map, known);
+  if (!by_name)
+    request.warnings.push_back(
+        fmt::format("the pictures {} are not named as the cameras {}: taken in this order",
+                    keys_of(images), quoted_names(card.cameras)));
+  Observation& out = request.observation;
   int64_t pixels_left = kPixelsMax;
   for (size_t i = 0; i < images.map.size(); ++i) {
     const auto& [name, bytes_key, picture] = images.map[i];
@@ -387,7 +392,7 @@ Request read_request(const Value& message, const ModelCard& card, Dialect dialec
     if (out.reset) return out;
     read_roboarena(message, out.observation);
   } else if (dialect == Dialect::vla_eval) {
-    read_vla_eval(message, card, out.observation);
+    read_vla_eval(message, card, out);
   } else if (card.robot == "aloha") {
     read_aloha(message, card, out.observation);
   } else if (card.robot == "droid") {

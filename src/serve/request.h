@@ -28,9 +28,10 @@ struct Envelope {
 Envelope read_envelope(const msgpack::Value& message);
 
 struct Request : RemoteOptions {
-  Observation observation;  // uint8 pictures are views into the message
-  bool reset = false;       // roboarena: a new episode begins
-  int64_t samples = 1;      // chunks to be drawn for this observation
+  Observation observation;            // uint8 pictures are views into the message
+  bool reset = false;                 // roboarena: a new episode begins
+  int64_t samples = 1;                // chunks to be drawn for this observation
+  std::vector<std::string> warnings;  // what was guessed while it was read
 };
 
 // The requests of one message, whose observations are views into it.

@@ -202,6 +202,15 @@ Reply RequestHandler::reply_to(const Request& request, const InferOptions& infer
   return reply;
 }
 
+void RequestHandler::warn(const std::vector<std::string>& warnings, Session& session) {
+  for (const std::string& text : warnings) {
+    const std::string warning = escaped(text);  // it may have a peer's camera names
+    metrics_.warn(warning);
+    if (session.warned.size() < kWarningsPerClient && session.warned.insert(warning).second)
+      log_(fmt::format("client {}: warning: {}", session.id, warning));
+  }
+}
+
 Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Requests& requests,
                                        double decode_ms) {
   Session& session = *queued.session;
@@ -221,15 +230,9 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
   const Clock::time_point begin = Clock::now();
   std::vector<Actions> chunks = policy_.infer(rows);
   waited.infer_ms = ms_between(begin, Clock::now());
-  for (const Actions& actions : chunks) {
-    guard(actions);
-    for (const std::string& text : actions.warnings) {
-      const std::string warning = escaped(text);  // it may have a peer's camera names
-      metrics_.warn(warning);
-      if (session.warned.size() < kWarningsPerClient && session.warned.insert(warning).second)
-        log_(fmt::format("client {}: warning: {}", session.id, warning));
-    }
-  }
+  for (const Actions& actions : chunks) guard(actions);
+  for (const Request& request : requests.rows) warn(request.warnings, session);
+  for (const Actions& actions : chunks) warn(actions.warnings, session);
   if (failures_ >= options_.failures_max)
     metrics_.set_state(ServerState::ready, "answering requests");
   failures_ = 0;

@@ -65,6 +65,7 @@ class RequestHandler {
   Answer answer_envelope(const QueuedRequest& queued, const msgpack::Value& message,
                          Clock::time_point begin);
   std::string write_rows(const Reply& reply, Session& session) const;
+  void warn(const std::vector<std::string>& warnings, Session& session);
   Answer answer_requests(const QueuedRequest& queued, const Requests& requests, double decode_ms);
   InferOptions infer_options(const QueuedRequest& queued, const Request& request);
   Reply reply_to(const Request& request, const InferOptions& infer, Actions& actions,

@@ -168,7 +168,8 @@ def write_inputs(folder, case, network, inputs):
 
 
 def export(folder, case, save):
-    """The three models in float32, by save_onnx or save_openvino. A part's weights are freed before the next is converted."""
+    """The three models in float32, by save_onnx or save_openvino. A part's weights are freed before
+    the next is converted."""
     small = case["vlm"]["width"] < SMALL_WIDTH
     network = make_goldens.build(case)[0] if small else lerobot_block.build(case, "f32")
     modeling = sys.modules[type(network).__module__]
