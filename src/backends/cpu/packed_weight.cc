@@ -3,7 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
 #include <cstring>
 
 #include "tensor/bf16.h"
@@ -27,59 +27,50 @@ void read_row(const WeightParts& parts, int64_t r, std::span<float> to) {
   }
 }
 
-uint32_t bits_of(float x) {
-  uint32_t b;
-  std::memcpy(&b, &x, sizeof(b));
-  return b;
-}
-
 struct Column {
   float scale = 1.f;
   int32_t sum = 0;
 };
 
-// One row of the matrix as words.
-Column to_words(Form form, std::span<const float> row, std::vector<uint32_t>& words) {
-  const size_t n = row.size();
-  const auto at = [&](size_t i) { return i < n ? row[i] : 0.f; };
-  if (form == Form::f32) {
-    for (size_t i = 0; i < n; ++i) words[i] = bits_of(row[i]);
-    return {};
-  }
-  if (form == Form::bf16) {
-    for (size_t w = 0; w < words.size(); ++w)
-      words[w] = static_cast<uint32_t>(to_bf16(at(2 * w))) |
-                 static_cast<uint32_t>(to_bf16(at(2 * w + 1))) << 16;
-    return {};
-  }
-  float largest = 0;
-  for (const float v : row) largest = std::max(largest, std::fabs(v));
+Column quantise(std::span<const float> row, std::span<uint8_t> to) {
+  uint32_t most = 0;  // as bits, which have the order of the magnitudes
+  for (const float v : row) most = std::max(most, std::bit_cast<uint32_t>(v) & 0x7FFFFFFFu);
+  const auto largest = std::bit_cast<float>(most);
   const float inverse = largest > 0 ? 127.f / largest : 0.f;
   Column column{.scale = largest / 127.f};
-  for (size_t w = 0; w < words.size(); ++w) {
-    words[w] = 0;
-    for (size_t i = 0; i < 4; ++i) {
-      const auto q = static_cast<int32_t>(std::nearbyint(at(4 * w + i) * inverse));
-      column.sum += q;
-      words[w] |= (static_cast<uint32_t>(q) & 0xFFu) << (8 * i);
-    }
+  for (size_t i = 0; i < row.size(); ++i) {
+    // To the nearest integer, ties to even, as the low bits of a sum.
+    const int32_t q = std::bit_cast<int32_t>(row[i] * inverse + 12582912.f) - 0x4B400000;
+    column.sum += q;
+    to[i] = static_cast<uint8_t>(q);
   }
   return column;
+}
+
+// One row of the matrix as words, whose last one may be filled up. Loops that compilers vectorise.
+Column to_words(Form form, std::span<const float> row, std::span<uint32_t> words) {
+  words.back() = 0;
+  const std::span<std::byte> bytes = std::as_writable_bytes(words);
+  if (form == Form::f32) std::ranges::copy(std::as_bytes(row), bytes.begin());
+  if (form == Form::bf16) {
+    auto* halves = reinterpret_cast<uint16_t*>(bytes.data());
+    for (size_t i = 0; i < row.size(); ++i) halves[i] = to_bf16(row[i]);
+  }
+  if (form != Form::int8) return {};
+  return quantise(row, {reinterpret_cast<uint8_t*>(bytes.data()), bytes.size()});
 }
 
 // Room for one panel, one per thread: a body that runs on the pool may not run out of memory.
 struct PanelRoom {
   explicit PanelRoom(const PackedWeight& w)
-      : row(static_cast<size_t>(w.inputs)),
-        words(static_cast<size_t>(kHalf * w.words)),
-        one(static_cast<size_t>(w.words)) {}
+      : row(static_cast<size_t>(w.inputs)), words(static_cast<size_t>(kHalf * w.words)) {}
   std::vector<float> row;
-  std::vector<uint32_t> words, one;
+  std::vector<uint32_t> words;
 };
 
 void pack_panel(const WeightParts& parts, PackedWeight& w, int64_t p, uint32_t* to,
                 PanelRoom& room) {
-  auto& [row, words, one] = room;
+  auto& [row, words] = room;
   const int64_t half = kHalf;
   for (int64_t side = 0; side < 2; ++side) {
     std::ranges::fill(words, 0u);
@@ -87,8 +78,9 @@ void pack_panel(const WeightParts& parts, PackedWeight& w, int64_t p, uint32_t* 
       const int64_t r = source_row(w, p, side * half + i);
       if (r >= w.outputs) continue;
       read_row(parts, r, row);
-      const Column column = to_words(w.form, row, one);
-      std::ranges::copy(one, words.begin() + i * w.words);
+      const Column column = to_words(
+          w.form, row,
+          std::span(words).subspan(static_cast<size_t>(i * w.words), static_cast<size_t>(w.words)));
       if (w.form != Form::int8) continue;
       w.column_scale[static_cast<size_t>(p * kPanel + side * half + i)] = column.scale;
       w.column_sum[static_cast<size_t>(p * kPanel + side * half + i)] = column.sum;
