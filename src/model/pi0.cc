@@ -16,12 +16,12 @@ Heads heads_of(const GemmaConfig& c) { return {c.heads, c.kv_heads, c.head_dim};
 Tensor vision_block(Ops& ops, const VisionBlock& w, const Heads& heads, const Tensor& x,
                     int64_t images) {
   const int32_t visible[] = {static_cast<int32_t>(x.rows() / images)};  // a whole image
-  const Tensor n = ops.tap("norm1", ops.layer_norm(x, w.norm1.scale, w.norm1.shift));
+  const Tensor n = ops.tap("norm1", ops.layer_norm(x, w.norm1.scale, w.norm1.shift));  // as x
   const Qkv qkv = ops.qkv(n, w.qkv, heads);  // 3 x [images * tokens, width]
   const Tensor a = ops.tap("sdpa", ops.attention(qkv.q, qkv.k, qkv.v, heads, {visible, images}));
-  const Tensor h = ops.linear("attention", a, w.output, {.residual = x});
-  const Tensor m = ops.tap("norm2", ops.layer_norm(h, w.norm2.scale, w.norm2.shift));
-  const Tensor up = ops.linear(m, w.up, {.activation = Activation::gelu_tanh});  // [.., mlp]
+  const Tensor h = ops.linear("attention", a, w.output, {.residual = x});              // as x
+  const Tensor m = ops.tap("norm2", ops.layer_norm(h, w.norm2.scale, w.norm2.shift));  // as x
+  const Tensor up = ops.linear(m, w.up, {.activation = Activation::gelu_tanh});        // [.., mlp]
   return ops.linear("mlp", up, w.down, {.residual = h});
 }
 
@@ -79,9 +79,9 @@ Tensor gemma_attention(Ops& ops, const Weight& w, const Tensor& n, const BlockIn
 // x [rows, width]; the same shape results.
 Tensor gemma_block(Ops& ops, const GemmaBlock& w, const Tensor& x, const BlockInput& in) {
   const Tensor n = ops.tap("norm1", ops.rms_norm(x, in.attention.scale, in.attention.shift));
-  const Tensor a = gemma_attention(ops, w.qkv, n, in);
+  const Tensor a = gemma_attention(ops, w.qkv, n, in);  // [rows, heads * head_dim]
   const Epilogue attended{.residual = x, .gate = in.attention.gate};
-  const Tensor h = ops.linear("attention", a, w.output, attended);
+  const Tensor h = ops.linear("attention", a, w.output, attended);  // as x
   const Tensor m = ops.tap("norm2", ops.rms_norm(h, in.mlp.scale, in.mlp.shift));
   const Tensor up = ops.gated_linear(m, w.gated);  // [rows, mlp]
   if (in.attention.gate) ops.tap("gate1", in.attention.gate), ops.tap("gate2", in.mlp.gate);
@@ -133,7 +133,7 @@ Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t ima
     const Ops::Scope layer = Ops::Scope::layer(ops, l);
     x = ops.tap("", vision_block(ops, w.blocks[l], heads_of(m.config.vision), x, images));
   }
-  x = ops.tap("norm", ops.layer_norm(x, w.norm.scale, w.norm.shift));
+  x = ops.tap("norm", ops.layer_norm(x, w.norm.scale, w.norm.shift));  // as before
   return ops.tap("projector", ops.linear(x, w.project));  // [images * tokens, 2048], not scaled
 }
 
@@ -170,14 +170,14 @@ void fill_kv_cache(Ops& ops, const Model& m, const Tensor& prefix, const Sequenc
     ensure(caches[i].prefix <= room, Fault::input,
            "the prefix has {} tokens, the cache has room for {}", caches[i].prefix, room);
   }
-  Tensor x = ops.tap("embed", prefix);
+  Tensor x = ops.tap("embed", prefix);  // [prefix rows, 2048]
   for (size_t l = 0; l < vlm.blocks.size(); ++l) {
     const Ops::Scope layer = Ops::Scope::layer(ops, l);
     const GemmaBlock& block = vlm.blocks[l];
     const Modulation norm1{block.norm1.scale}, norm2{block.norm2.scale};
     x = ops.tap("", gemma_block(ops, block, x, {heads, l, caches, {}, norm1, norm2}));
   }
-  x = ops.tap("norm", ops.rms_norm(x, vlm.norm.scale));
+  x = ops.tap("norm", ops.rms_norm(x, vlm.norm.scale));  // as before
   if (!vlm.last_kv) return;  // else nobody reads more of the last layer than its keys and values
   const Ops::Scope layer = Ops::Scope::layer(ops, vlm.blocks.size());
   heads.query = 0;
@@ -210,10 +210,10 @@ void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> all, const Se
     images += in.images;
     caches[i].prefix = rows[i].images + rows[i].prompt;
   }
-  const Tensor language = embed_language(ops, m, prompts);
+  const Tensor language = embed_language(ops, m, prompts);  // [prompts, 2048]
   Tensor seen;
   if (images > 0) {
-    const Tensor pixels = stacked(ops, patches);
+    const Tensor pixels = stacked(ops, patches);  // [images * 256, 588]
     seen = run("vision", {&pixels, 1}, [&](auto inputs) {
       return std::vector<Tensor>{embed_images(ops, m, inputs[0], images)};
     })[0];
@@ -243,7 +243,7 @@ namespace {
 
 // actions [rows, action_dim] -> tokens [rows, 1024]; pi0: together with the time of the step.
 Tensor embed_suffix(Ops& ops, const Model& m, const StepTables& step, const Tensor& actions) {
-  Tensor tokens = ops.tap("actions", ops.linear(actions, m.weights.action_in));
+  Tensor tokens = ops.tap("actions", ops.linear(actions, m.weights.action_in));  // [rows, 1024]
   if (m.config.pi05()) return tokens;
   const Epilogue mixed{.activation = Activation::silu, .bias = step.mix};
   return ops.linear(ops.linear(tokens, m.weights.action_time_mlp_in_actions, mixed),
@@ -256,23 +256,23 @@ Tensor velocity(Ops& ops, const Model& m, const Sequences& caches, const StepTab
                 const Tensor& actions) {
   const Ops::Scope scope(ops, Module::suffix);
   const Tensor tokens = ops.tap("", embed_suffix(ops, m, step, actions));  // [rows, 1024]
-  const Tensor y = expert_pass(ops, m, caches, tokens, &step);
-  return ops.tap("velocity", ops.linear(y, m.weights.action_out));  // [rows, action_dim]
+  const Tensor y = expert_pass(ops, m, caches, tokens, &step);             // as tokens
+  return ops.tap("velocity", ops.linear(y, m.weights.action_out));         // [rows, action_dim]
 }
 
 Tensor denoise(Ops& ops, const Model& m, const Sequences& caches, const Schedule& schedule,
                const Noise& noise) {
   const Ops::Scope scope(ops, Module::denoise);
   const std::optional<Guidance>& guidance = noise.guidance;
-  Tensor x = ops.tap("noise", noise.actions);
+  Tensor x = ops.tap("noise", noise.actions);  // [rows, action_dim]
   for (size_t k = 0; k < schedule.steps.size(); ++k) {
     const Ops::Scope at = Ops::Scope::step(ops, k);
     const StepTables& step = schedule.steps[k];
     ops.tap("time", step.time_embedding);
     if (step.condition) ops.tap("condition", step.condition);
-    Tensor v = velocity(ops, m, caches, step, x);
-    if (guidance) {  // err = (leftover - (x - t v)) * weights
-      const Tensor clean = ops.add_scaled(x, v, -step.time);
+    Tensor v = velocity(ops, m, caches, step, x);  // as x
+    if (guidance) {                                // err = (leftover - (x - t v)) * weights
+      const Tensor clean = ops.add_scaled(x, v, -step.time);  // as x
       const Tensor error =
           ops.multiply(ops.add_scaled(guidance->leftover, clean, -1.f), guidance->weights);
       v = ops.add_scaled(v, error, -guidance_strength(step.time, guidance->max_weight));

@@ -40,7 +40,7 @@ std::vector<float> times(int64_t steps, TimeSequence sequence) {
 std::vector<Modulation> modulations(Ops& ops, const GemmaNorm& norm, const Tensor& condition,
                                     int64_t steps) {
   if (!norm.ada_scale) return std::vector<Modulation>(static_cast<size_t>(steps), {norm.scale});
-  const Tensor scale = ops.linear(condition, norm.ada_scale);
+  const Tensor scale = ops.linear(condition, norm.ada_scale);  // [steps, width], as those below
   const Tensor shift = ops.linear(condition, norm.ada_shift);
   const Tensor gate = ops.linear(condition, norm.ada_gate);
   std::vector<Modulation> rows;
