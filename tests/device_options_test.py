@@ -32,11 +32,11 @@ def missing_devices():
 
 def options():
     chosen = ("--grid", "4x2", "--fidelity", "hifi2", "--memory", "l1", "--precision",
-              "bf16,expert=bfp8")
+              "bf16,expert=bfp8", "--on-device", "patches,times")
     for verb in (("run",), ("coverage", "--warm-up", "0"), ("bench", "--calls", "1")):
         shown = json.loads(tendon(*verb, "demo", *FAKE, *chosen, "--json")[1])
-        check(shown["method"] == "fake device, bf16,expert=bfp8, hifi2, results in L1",
-              f"{verb} uses the options: {shown['method']}")
+        check(shown["method"] == "fake device, bf16,expert=bfp8, hifi2, results in L1, patches and "
+              "times on the device", f"{verb} uses the options: {shown['method']}")
         memory = shown["device_memory"]
         check(0 < memory["in_use"]["dram"] <= memory["peak"]["dram"] < memory["size"]["dram"] and
               0 < memory["peak"]["l1_of_a_core"] <= memory["size"]["l1_of_a_core"],
@@ -47,6 +47,7 @@ def options():
     expect(0, "ok", "validate", "demo", *FAKE, *chosen, "--module", "siglip.norm")
     expect(2, "--grid 8by7: expected columns by rows", "run", "demo", *FAKE, "--grid", "8by7")
     expect(2, "there are: lofi, hifi2, hifi3, hifi4", "run", "demo", *FAKE, "--fidelity", "high")
+    expect(2, "there are: patches, times", "run", "demo", *FAKE, "--on-device", "all")
     expect(2, "there are: auto, l1, dram", "run", "demo", *FAKE, "--memory", "sram")
     expect(2, "--device-id 1: the model of the device is one", "run", "demo", *FAKE, "--device-id",
            "1")

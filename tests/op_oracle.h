@@ -143,8 +143,35 @@ struct Oracle {
     }
   }
 
+  std::vector<double> patches() const {
+    std::vector<double> all;
+    const int64_t side = c.inputs, patch = c.outputs;
+    for (int64_t band = 0; band < c.rows * side / patch; ++band)
+      for (int64_t left = 0; left < side; left += patch)
+        for (int64_t row = 0; row < 3 * patch; ++row)  // channel by channel
+          for (int64_t column = left; column < left + patch; ++column)
+            all.push_back(at(in.pixels, (band * 3 * patch + row) * side + column));
+    return all;
+  }
+
+  std::vector<double> waves() const {
+    std::vector<double> all;
+    const int64_t half = c.inputs / 2;
+    for (const double time : in.times)
+      for (int64_t n = 0; n < c.inputs; ++n) {
+        const double place =
+            half > 1 ? static_cast<double>(n % half) / static_cast<double>(half - 1) : 0;
+        const double angle =
+            time * 2 * std::numbers::pi / kPeriodMin * std::pow(kPeriodMin / kPeriodMax, place);
+        all.push_back(n < half ? std::sin(angle) : std::cos(angle));
+      }
+    return all;
+  }
+
   std::vector<double> result() const {
     if (c.op == Op::qkv) return qkv();
+    if (c.op == Op::patches) return patches();
+    if (c.op == Op::embed_times) return waves();
     std::vector<double> all = moved();
     if (!all.empty()) return all;
     for (int64_t r = 0; r < c.rows; ++r)

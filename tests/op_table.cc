@@ -89,6 +89,13 @@ constexpr OpCase kRows[] = {
     row(Op::concat_rows, "two parts", 5, 9, 9),
     row(Op::slice_rows, "middle", 9, 5, 5),
     row(Op::write_rows, "middle", 9, 5, 5),
+    row(Op::patches, "two pictures of 3 by 3 patches", 2, 21, 7),
+    row(Op::patches, "whole tiles", 1, 64, 16),
+    row(Op::patches, "of bytes", 2, 21, 7, {.ragged = true}),
+    row(Op::patches, "of bytes, whole tiles", 1, 64, 16, {.ragged = true}),
+    row(Op::embed_times, "ragged", 3, 38),
+    row(Op::embed_times, "whole tiles", 32, 128),
+    row(Op::embed_times, "one time, one wave", 1, 2),
     row(Op::linear, "vision mlp up", 256, 1152, 4304,
         {.activation = gelu, .bias = true, .full_size = true}),
     row(Op::linear, "vision mlp down", 256, 4304, 1152,
@@ -171,6 +178,10 @@ OpInputs make_inputs(const OpCase& c) {
   in.gate = uniform(c.outputs, 6);
   in.residual = uniform((c.rows % 2 == 0 ? c.rows / 2 : c.rows) * c.outputs, 7);
   for (int64_t i = 0; i < c.rows; ++i) in.ids.push_back(static_cast<int32_t>(i * 37 % c.inputs));
+  for (int64_t i = 0; c.op == Op::patches && i < 3 * c.rows * c.inputs * c.inputs; ++i)
+    in.pixels.push_back(static_cast<float>(i * 91 % 256) / 255.f * 2.f - 1.f);
+  for (int64_t i = 0; i < c.rows; ++i)
+    in.times.push_back(1.f - static_cast<float>(i) / static_cast<float>(c.rows));
   const int64_t keys = c.inputs / c.segments;
   for (int64_t i = 0; attention && i < c.rows / c.segments; ++i)
     in.visible.push_back(static_cast<int32_t>(c.ragged ? 1 + i * 5 % keys : keys));
@@ -232,6 +243,10 @@ std::vector<float> run_case(Ops& ops, const OpCase& c, const OpInputs& in) {
       ops.write_rows(to, ops.slice_rows(second(), 0, c.rows / 2), c.rows / 3);
       return ops.download(to);
     }
+    case Op::patches:
+      return ops.download(ops.patches({in.pixels, c.rows, c.inputs, c.outputs, c.ragged}));
+    case Op::embed_times:
+      return ops.download(ops.embed_times({in.times, c.inputs, kPeriodMin, kPeriodMax}));
   }
   fail(Fault::internal, "no case runs op {}", static_cast<int>(c.op));
 }

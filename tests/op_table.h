@@ -14,18 +14,21 @@ namespace tendon {
 struct OpCase {
   Op op = Op::linear;
   std::string_view why;  // what this row is for
-  int64_t rows = 1;      // of x, q or the ids
-  int64_t inputs = 1;    // columns of x; for attention the keys
-  int64_t outputs = 1;   // columns of the result
+  int64_t rows = 1;      // of x, q or the ids; pictures, times
+  int64_t inputs = 1;    // columns of x; for attention the keys; the side of a picture
+  int64_t outputs = 1;   // columns of the result; the side of a patch
   Heads heads;           // qkv and attention
   int64_t segments = 1;  // attention
   Activation activation = Activation::none;
   bool bias = false, residual = false, gate = false;
-  bool ragged = false;       // attention: rows see different numbers of keys; qkv: no positions
+  bool ragged = false;       // attention: rows see different numbers of keys; qkv: no positions;
+                             // patches: of bytes
   DType dtype = DType::f32;  // of the weight
   double bound = 1e-6;       // relative L2 of a float backend against float64
   bool full_size = false;    // a shape of the published models: slow on the reference
 };
+
+constexpr double kPeriodMin = 4e-3, kPeriodMax = 4;  // of the rows of embed_times
 
 std::span<const OpCase> op_table();
 std::string describe(const OpCase& c);
@@ -34,6 +37,8 @@ std::string describe(const OpCase& c);
 struct OpInputs {
   std::vector<float> x, y, weight, bias, residual, gate;  // y: second operand, k, or shift
   std::vector<float> values;                              // attention: v
+  std::vector<float> pixels;                              // pictures, in bands
+  std::vector<float> times;                               // in (0, 1]
   std::vector<int32_t> ids, visible;
   int64_t first_position = 0;
 };

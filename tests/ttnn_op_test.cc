@@ -28,11 +28,14 @@ OpInputs rounded(OpInputs in) {
 // bf16 keeps 8 bits: 2^-9 per rounding at most, 0.2 % on average over a few of them.
 constexpr double kBound = 5e-3;
 
-void run_rows(bool full_size) {
-  const auto kernels = make_ttnn_backend(tt::open_fake_device());
+bool may_be_on_device(Op op) { return op == Op::patches || op == Op::embed_times; }
+
+void run_rows(bool full_size, const TtnnOptions& options = {}) {
+  const auto kernels = make_ttnn_backend(tt::open_fake_device(), tt::use_of("bf16", options));
   Ops ops(*kernels);
   for (const OpCase& c : op_table()) {
     if (c.full_size != full_size) continue;
+    if (!options.on_device.empty() && !may_be_on_device(c.op)) continue;
     const OpInputs in = rounded(make_inputs(c));
     const std::vector<float> got = run_case(ops, c, in);
     const std::vector<double> exact = Oracle{c, in}.result();
@@ -44,6 +47,9 @@ void run_rows(bool full_size) {
 }
 
 TEST(TtnnOpTable, agrees_with_the_formulas) { run_rows(false); }
+TEST(TtnnOpTable, agrees_where_the_device_makes_what_the_host_makes) {
+  run_rows(false, {.on_device = "patches,times"});
+}
 TEST(TtnnOpTable, slow_agrees_at_full_size) { run_rows(true); }
 
 }  // namespace

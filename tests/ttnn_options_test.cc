@@ -6,6 +6,7 @@
 #include <map>
 
 #include "backends/ttnn/ttnn.h"
+#include "policy/images.h"
 #include "tendon/embedded.h"
 #include "tendon/opened.h"
 #include "tensor/compare.h"
@@ -47,10 +48,13 @@ class Watched final : public tt::TtApi {
   Asked& asked_;
 };
 
-Observation scene(const OpenedEngine& engine) {
+// `fitting`: pictures of the model's size.
+Observation scene(const OpenedEngine& engine, bool fitting = false) {
   const PolicySpec& spec = engine.policy->spec();
   Observation o = aloha_observation();
-  const Image image = o.images.begin()->second;
+  const auto side = static_cast<int>(engine.policy->config().vision.image);
+  const Image& given = o.images.begin()->second;
+  const Image image = fitting ? resize_with_pad_pil(given, side, side) : given;
   o.images.clear();
   for (const std::string& camera : robot_cameras(spec)) o.images[camera] = image;
   o.prompt = "reach for the red block";
@@ -66,13 +70,13 @@ struct Ran {
 
 // A policy opened with these options, on a fake device that tells what it was asked.
 Ran run(const std::string& model, const std::string& precision = "bf16",
-        const TtnnOptions& options = {}, const tt::FakeOptions& device = {}) {
+        const TtnnOptions& options = {}, const tt::FakeOptions& device = {}, bool fitting = false) {
   Ran ran;
   const auto engine = open_engine(
       model, {.backend = "ttnn", .precision = precision, .device = "fake", .ttnn = options},
       make_ttnn_backend(std::make_unique<Watched>(tt::open_fake_device(device), ran.asked),
                         tt::use_of(precision, options)));
-  ran.actions = engine->policy->infer(scene(*engine), {.steps = 1}).normalized;
+  ran.actions = engine->policy->infer(scene(*engine, fitting), {.steps = 1}).normalized;
   ran.memory = *engine->kernels->device_memory();
   return ran;
 }
@@ -178,13 +182,69 @@ TEST(TtnnOptions, a_grid_is_planned_for_and_changes_no_byte) {
   }
 }
 
+int64_t count_of(const Ran& ran, tt::Call call) {
+  return std::ranges::count(ran.asked.calls, call, &tt::Request::call);
+}
+
+// Of the uploads in this format, padding included.
+int64_t bytes_up(const Ran& ran, tt::Format format) {
+  int64_t bytes = 0;
+  for (const tt::Spec& spec : ran.asked.uploads)
+    if (spec.format == format) bytes += byte_size(spec);
+  return bytes;
+}
+
+// With pictures of the model's size bytes go up, else what the resizer made of them.
+TEST(TtnnOptions, patches_made_on_the_device_change_no_byte_of_the_actions) {
+  for (const std::string& model : kModels)
+    for (const bool fitting : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} {}", model, fitting));
+      const Ran host = run(model, "bf16", {}, {}, fitting),
+                device = run(model, "bf16", {.on_device = "patches"}, {}, fitting);
+      EXPECT_EQ(device.actions, host.actions);
+      EXPECT_EQ(count_of(host, tt::Call::permute), 0);
+      EXPECT_EQ(count_of(device, tt::Call::permute), 1);
+      EXPECT_EQ(bytes_up(host, tt::Format::u8), 0);
+      EXPECT_EQ(bytes_up(device, tt::Format::u8) > 0, fitting);
+    }
+}
+
+TEST(TtnnOptions, every_byte_of_a_picture_is_on_the_device_what_it_is_on_the_host) {
+  const auto make = [](const char* on_device) {
+    const auto kernels =
+        make_ttnn_backend(tt::open_fake_device(), tt::use_of("bf16", {.on_device = on_device}));
+    Ops ops(*kernels);
+    std::vector<float> values(3 * 32 * 32);
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(i % 256) / 255.f * 2.f - 1.f;
+    return ops.download(ops.patches({values, 1, 32, 16, true}));
+  };
+  EXPECT_EQ(make("patches"), make(""));
+}
+
+// A step's row of sines and cosines is rounded to bf16 once, on the host or on the device; angles
+// in f32 move the shortest waves by 1e-4.
+TEST(TtnnOptions, times_made_on_the_device_are_those_of_the_host) {
+  for (const std::string& model : kModels) {
+    SCOPED_TRACE(model);
+    const Ran host = run(model), device = run(model, "bf16", {.on_device = "times"});
+    EXPECT_LT(compare(device.actions, host.actions).relative_l2, 2e-3);
+    // One table for the model's own number of steps, one for the call's.
+    EXPECT_EQ(count_of(device, tt::Call::sin), 2);
+    EXPECT_EQ(count_of(device, tt::Call::cos), 2);
+    EXPECT_EQ(count_of(host, tt::Call::sin), 0);
+  }
+}
+
 TEST(TtnnOptions, reach_the_device_that_is_opened) {
   const auto opened = [](const OpenOptions& o) { return open_engine("demo", o); };
-  const auto engine = opened({.backend = "ttnn",
-                              .precision = "bfp8,vlm=bf16",
-                              .device = "fake",
-                              .ttnn = {.grid = "4x2", .fidelity = "lofi", .memory = "l1"}});
-  EXPECT_EQ(engine->kernels->method(), "fake device, bfp8,vlm=bf16, lofi, results in L1");
+  const auto engine = opened(
+      {.backend = "ttnn",
+       .precision = "bfp8,vlm=bf16",
+       .device = "fake",
+       .ttnn = {.grid = "4x2", .fidelity = "lofi", .memory = "l1", .on_device = "patches,times"}});
+  EXPECT_EQ(engine->kernels->method(),
+            "fake device, bfp8,vlm=bf16, lofi, results in L1, patches and times on the device");
   const auto facts = device_facts({.device = "fake", .ttnn = {.grid = "4x2"}});
   EXPECT_EQ(facts[3], std::pair(std::string("grid"), std::string("4x2, 8 cores")));
 }
@@ -203,6 +263,7 @@ TEST(TtnnOptions, wrong_values_are_named) {
     says(fake("", {.grid = grid}), fmt::format("--grid {}: expected columns by rows", grid));
   says(fake("", {.fidelity = "hifi5"}), "'hifi5': there are: lofi, hifi2, hifi3, hifi4");
   says(fake("", {.memory = "sram"}), "'sram': there are: auto, l1, dram");
+  says(fake("", {.on_device = "patches,noise"}), "'noise': there are: patches, times");
   says(fake("", {.device_id = 1}), "--device-id 1: the model of the device is one");
   says(fake("", {.device_id = -1}), "--device-id -1: at least 0");
   says(fake("bf16,expert", {}), "expert=bfp8");
@@ -215,7 +276,8 @@ TEST(TtnnOptions, wrong_values_are_named) {
        std::vector<std::pair<TtnnOptions, std::string>>{{{.grid = "8x7"}, "grid"},
                                                         {{.device_id = 0}, "device-id"},
                                                         {{.fidelity = "lofi"}, "fidelity"},
-                                                        {{.memory = "l1"}, "memory"}})
+                                                        {{.memory = "l1"}, "memory"},
+                                                        {{.on_device = "times"}, "on-device"}})
     says({.backend = "cpu", .ttnn = options},
          fmt::format("the cpu backend has no --{}: it is an option of ttnn", name));
 }

@@ -13,7 +13,8 @@ namespace {
 constexpr Format kBf16 = Format::bf16, kBfp8 = Format::bfp8, kU32 = Format::u32;
 constexpr Layout kRows = Layout::row_major;
 constexpr Dims kDims{1, 1, 64, 64};
-const Spec kX{kDims}, kX8{kDims, kBfp8}, kXRows{kDims, kBf16, kRows};
+const Spec kX{kDims}, kX8{kDims, kBfp8}, kXRows{kDims, kBf16, kRows}, kXFloats{kDims, Format::f32},
+    kXBytes{kDims, Format::u8};
 constexpr std::optional<Spec> kNone;
 
 struct Refusal {
@@ -69,6 +70,12 @@ TEST(Refused, are_movements_of_other_sizes_and_formats) {
       {{.call = Call::concat, .axis = 4}, {kX, kX}, "got axis 4"},
       {{.call = Call::typecast, .format = kU32}, {kX}, "got output format u32"},
       {{.call = Call::typecast, .format = kBfp8}, {kXRows}, "expected tile layout"},
+      {{.call = Call::permute}, {kX8}, "[permute] x is [1, 1, 64, 64] bfp8"},
+      {{.call = Call::add}, {kXBytes, kX}, "x is [1, 1, 64, 64] u8 tile dram, expected bf16"},
+      {{.call = Call::reshape, .dims = kDims}, {kXBytes}, "expected bf16 or bfp8"},
+      {{.call = Call::sin}, {kX}, "[sin] x is [1, 1, 64, 64] bf16 tile dram, expected f32"},
+      {{.call = Call::multiply}, {kXFloats, kX}, "expected f32 both or none"},
+      {{.call = Call::multiply_scalar}, {kXFloats}, "f32 tile dram, expected bf16 or bfp8"},
   });
 }
 

@@ -40,11 +40,15 @@ class Bench {
     expect_same(c.name, c.request.call, play(c, from, board), play(c, from, fake_),
                 c.request.call == Call::attention ? kAttention : kRounded);
   }
-  // The inputs are noise.
+  // The inputs are noise: of f32 angles up to some hundreds of turns, of u8 any byte.
   void compare_call(const std::string& what, Request r, const std::vector<Spec>& inputs) {
     Request same = r;
     for (const Spec& x : inputs) {
-      const Values values = noise(x.dims, ++seed_);
+      Values values = noise(x.dims, ++seed_);
+      for (float& v : values) {
+        if (x.format == Format::f32) v *= 600;
+        if (x.format == Format::u8) v = std::fmod(std::floor(100 * std::abs(v)), 256.f);
+      }
       r.inputs.push_back(board.put(x, values));
       same.inputs.push_back(fake_.put(x, values));
     }
@@ -85,17 +89,24 @@ void compare_others(Bench& b) {
   b.compare_call("reshape", {.call = Call::reshape, .dims = {1, 1, 128, 96}}, {x});
   b.compare_call("copy", {.call = Call::copy}, {tile, tile});
   b.compare_call("typecast to L1", {.call = Call::typecast, .memory = Memory::l1}, {x});
+  b.compare_call("permute", {.call = Call::permute}, {{{1, 6, 4, 14}}});
+  const Spec bytes{{1, 1, 42, 56}, Format::u8}, angles{{1, 1, 32, 64}, Format::f32};
+  b.compare_call("typecast of bytes", {.call = Call::typecast}, {bytes});
+  b.compare_call("sin", {.call = Call::sin}, {angles});
+  b.compare_call("cos", {.call = Call::cos}, {angles});
+  b.compare_call("multiply rows in f32", {.call = Call::multiply},
+                 {angles, {{1, 1, 32, 1}, Format::f32}});
   b.compare_call("add", {.call = Call::add}, {y, y});
   b.compare_call("multiply by one row", {.call = Call::multiply}, {y, row});
   b.compare_call("multiply_scalar", {.call = Call::multiply_scalar, .scalar = -.1F}, {y});
   b.compare_call("linear, batch", {.call = Call::linear, .activation = Activation::gelu_tanh},
-                 {{{2, 1, 51, 64}}, {{1, 1, 64, 96}}});
+                 {{{2, 1, 51, 64}}, {{1, 1, 64, 32}}});
   b.compare_call("linear, multicast 2D, bfp8 out",
                  {.call = Call::linear,
                   .format = Format::bfp8,
                   .activation = Activation::gelu_tanh,
-                  .blocks = {Blocks::Kind::multicast_2d, 2, 2, 2, 1, 2, 2, 4}},
-                 {{{1, 1, 128, 128}}, {{1, 1, 128, 256}}});
+                  .blocks = {Blocks::Kind::multicast_2d, 2, 2, 2, 1, 1, 1, 2}},
+                 {{{1, 1, 64, 128}}, {{1, 1, 128, 128}}});
   b.compare_call("linear, multicast 1D, L1",
                  {.call = Call::linear,
                   .memory = Memory::l1,

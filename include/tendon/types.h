@@ -35,6 +35,9 @@ struct TtnnOptions {
   std::string fidelity;              // of products: "lofi", "hifi2", "hifi3" or "hifi4"
   // Where results of calls lie: "dram"; "l1" while they fit; "auto": those of norms in L1.
   std::string memory;
+  // What the device makes instead of the host: "patches" (pictures go up, as bytes where the model
+  // sees bytes), "times" (their embedding), "patches,times".
+  std::string on_device;
   bool operator==(const TtnnOptions&) const = default;
 };
 

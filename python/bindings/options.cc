@@ -44,6 +44,7 @@ void fields(OpenOptions& o, Field&& field) {
   field("device_id", o.ttnn.device_id);
   field("fidelity", o.ttnn.fidelity);
   field("memory", o.ttnn.memory);
+  field("on_device", o.ttnn.on_device);
   field("weights_seed", o.weights_seed);
   field("max_memory", o.max_memory);
 }

@@ -33,5 +33,6 @@ class OpenOptions(TypedDict, total=False):
     device_id: int | None  # ttnn: the library's number of the chip
     fidelity: str | None  # ttnn: "lofi", "hifi2", "hifi3" or "hifi4"
     memory: str | None  # ttnn: "dram", "l1" or "auto" (default)
+    on_device: str | None  # ttnn: "patches", "times" or both: what the host makes by default
     weights_seed: int | None  # of synthetic models
     max_memory: int | None  # bytes; a model that needs more is a MemoryPlanError

@@ -113,6 +113,9 @@ void add_model_options(CLI::App& verb, std::string& model, OpenOptions& o) {
   verb.add_option("--memory", o.ttnn.memory,
                   "ttnn: where results of calls lie: dram, l1 while they fit, or auto (default): "
                   "those of norms in L1");
+  verb.add_option("--on-device", o.ttnn.on_device,
+                  "ttnn: what the device makes instead of the host: patches, times, or both as in "
+                  "patches,times; default: neither");
   verb.add_option("--isa", o.isa, "cpu: instruction set; default: the fastest, by measurement");
   verb.add_option("--threads", o.threads, "default: one per core; never changes a result");
   // Not one flag with a negation: CLI11 sets an optional to false where neither is given.

@@ -1,29 +1,10 @@
 // What depends on the denoising time alone: computed once per number of steps.
-#include <cmath>
-#include <numbers>
-
 #include "model/pi0.h"
 #include "tensor/check.h"
 
 namespace tendon {
 
 namespace {
-
-// Sines, then cosines, of t · 2π / period_i; period_i runs from min to max geometrically.
-template <class Float>
-void embed_time(Float t, const Config& config, std::span<float> to) {
-  const size_t half = to.size() / 2;
-  const Float low = static_cast<Float>(config.min_period);
-  const Float ratio = static_cast<Float>(config.max_period) / low;
-  for (size_t i = 0; i < half; ++i) {
-    const Float fraction =
-        half > 1 ? static_cast<Float>(i) / static_cast<Float>(half - 1) : Float{0};
-    const Float period = low * std::pow(ratio, fraction);
-    const Float angle = t * (Float{2} * std::numbers::pi_v<Float> / period);
-    to[i] = static_cast<float>(std::sin(angle));
-    to[half + i] = static_cast<float>(std::cos(angle));
-  }
-}
 
 std::vector<float> times(int64_t steps, TimeSequence sequence) {
   std::vector<float> t;
@@ -55,17 +36,12 @@ std::vector<Modulation> modulations(Ops& ops, const GemmaNorm& norm, const Tenso
 std::vector<StepTables> step_tables(Ops& ops, const Model& m, std::span<const float> t,
                                     TimeSequence sequence) {
   const Ops::Scope scope(ops, Module::common);
-  const int64_t count = std::ssize(t), width = m.config.expert.width;
-  std::vector<float> embeddings(static_cast<size_t>(count * width));
-  for (size_t k = 0; k < t.size(); ++k) {
-    const auto row =
-        std::span(embeddings).subspan(k * static_cast<size_t>(width), static_cast<size_t>(width));
-    if (sequence == TimeSequence::lerobot) embed_time<double>(t[k], m.config, row);
-    if (sequence == TimeSequence::openpi) embed_time<float>(t[k], m.config, row);
-  }
-  const Tensor embedding = ops.upload(embeddings, {count, width});
+  const int64_t count = std::ssize(t);
+  const Config& c = m.config;
+  const Tensor embedding =
+      ops.embed_times({t, c.expert.width, c.min_period, c.max_period, sequence});
   Tensor mix, condition;
-  if (m.config.pi05()) {
+  if (c.pi05()) {
     const Epilogue silu{.activation = Activation::silu};
     condition =
         ops.linear(ops.linear(embedding, m.weights.time_in, silu), m.weights.time_out, silu);

@@ -52,9 +52,9 @@ DeviceCall call_of(const OpEvent& e) {
           .flops = e.flops,
           .bytes_read = e.bytes - half + e.weight_bytes,
           .bytes_written = half,
-          .bytes_up = moved                ? half
-                      : e.op == Op::upload ? e.bytes
-                                           : 0,
+          .bytes_up = moved             ? half
+                      : is_upload(e.op) ? e.bytes
+                                        : 0,
           .bytes_down = moved                  ? half
                         : e.op == Op::download ? e.bytes
                                                : 0,

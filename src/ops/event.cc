@@ -15,10 +15,10 @@ constexpr std::array<std::string_view, kModuleCount> kModules = {
 }  // namespace
 
 std::string_view name(Op op) {
-  constexpr std::string_view kNames[] = {"upload",       "download",   "prepare",    "linear",
-                                         "gated_linear", "layer_norm", "rms_norm",   "qkv",
-                                         "attention",    "embed",      "add_scaled", "multiply",
-                                         "concat_rows",  "slice_rows", "write_rows"};
+  constexpr std::string_view kNames[] = {
+      "upload",      "download",   "prepare",    "linear",  "gated_linear", "layer_norm",
+      "rms_norm",    "qkv",        "attention",  "embed",   "add_scaled",   "multiply",
+      "concat_rows", "slice_rows", "write_rows", "patches", "embed_times"};
   static_assert(std::size(kNames) == kOpCount);
   return kNames[static_cast<size_t>(op)];
 }
@@ -38,13 +38,16 @@ OpClass class_of(Op op) {
     case Op::attention: return OpClass::attention;
     case Op::layer_norm:
     case Op::rms_norm: return OpClass::norm;
-    case Op::embed: return OpClass::embedding;
+    case Op::embed:
+    case Op::embed_times: return OpClass::embedding;
     case Op::concat_rows: return OpClass::concat;
     case Op::add_scaled:
     case Op::multiply: return OpClass::elementwise;
     default: return OpClass::utilities;
   }
 }
+
+bool is_upload(Op op) { return op == Op::upload || op == Op::patches || op == Op::embed_times; }
 
 std::string_view name(Module module) { return kModules[static_cast<size_t>(module)]; }
 

@@ -25,8 +25,10 @@ enum class Op : uint8_t {
   concat_rows,
   slice_rows,
   write_rows,
+  patches,
+  embed_times,
 };
-constexpr int kOpCount = static_cast<int>(Op::write_rows) + 1;
+constexpr int kOpCount = static_cast<int>(Op::embed_times) + 1;
 std::string_view name(Op op);
 
 enum class OpClass : uint8_t {
@@ -42,6 +44,7 @@ enum class OpClass : uint8_t {
 constexpr int kOpClassCount = static_cast<int>(OpClass::utilities) + 1;
 std::string_view name(OpClass op_class);
 OpClass class_of(Op op);
+bool is_upload(Op op);  // what it makes comes from the host alone
 
 // Parts of the policy.
 enum class Module : uint8_t {

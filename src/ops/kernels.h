@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -89,6 +90,33 @@ struct Qkv {
   Tensor q, k, v;  // [rows, query * width], [rows, kv * width], [rows, kv * width]
 };
 
+// Square pictures in bands of `patch` rows of pixels from top to bottom: in a band the rows of each
+// channel below each other, [images * 3 * side, side].
+struct Pictures {
+  std::span<const float> bands;
+  int64_t images = 0, side = 0, patch = 0;  // patch divides side
+  bool of_bytes = false;                    // every value is 2 k / 255 - 1 of a byte k
+
+  Shape patches() const { return {images * (side / patch) * (side / patch), 3 * patch * patch}; }
+};
+
+// Denoising times on their way into the model: sines, then cosines, of t · 2π / period_i, where
+// period_i runs from min to max geometrically.
+struct TimeEmbedding {
+  std::span<const float> times;
+  int64_t width = 0;  // even
+  double min_period = 0, max_period = 0;
+  TimeSequence sequence = TimeSequence::lerobot;  // decides the arithmetic: double, or float
+
+  template <class Float>
+  Float period(int64_t i) const {
+    const int64_t last = width / 2 - 1;
+    const Float fraction = last > 0 ? static_cast<Float>(i) / static_cast<Float>(last) : Float{0};
+    const Float low = static_cast<Float>(min_period);
+    return low * std::pow(static_cast<Float>(max_period) / low, fraction);
+  }
+};
+
 // A call as far as a backend may say no to it. Of a product: rows of x and the weight's size; else
 // rows and columns of x.
 struct OpCall {
@@ -148,6 +176,13 @@ class Kernels {
   virtual std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) = 0;
   virtual Tensor upload(std::span<const float> values, const Shape& shape) = 0;
   virtual void download(const Tensor& x, std::span<float> to) = 0;
+
+  // The two that may be made on the host, as they are here. A row of patches() is one patch, by
+  // channel, row and column; patches follow each other from left to right, then down: p.patches().
+  virtual Tensor patches(const Pictures& p);
+  virtual Tensor embed_times(const TimeEmbedding& e);  // [times, width]
+  // Whether pictures are to be given to patches(): else whoever has them gathers and uploads.
+  virtual bool takes_pictures() const { return false; }
 
   virtual Tensor linear(const Tensor& x, const Weight& w, const Epilogue& epilogue) = 0;
   // gelu_tanh(x W_gᵀ) ⊙ (x W_uᵀ); the weight holds W_g over W_u.

@@ -153,7 +153,7 @@ auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Ker
                 .flops = cost.flops,
                 .bytes = cost.bytes,
                 .weight_bytes = weight ? weight->bytes() : 0,
-                .ups = native && op == Op::upload ? 1 : 0,
+                .ups = native && is_upload(op) ? 1 : 0,
                 .downs = native && op == Op::download ? 1 : 0};
   const auto carry = [](const Tensor& x, Kernels& from, Kernels& to) {
     std::vector<float> values(static_cast<size_t>(x.shape().count()));
@@ -231,6 +231,28 @@ Tensor Ops::upload(std::span<const float> values, const Shape& shape) {
       {.op = Op::upload, .rows = shape[0]}, {.bytes = 4 * shape.count()},
       [&] { return to_string(shape); },
       [&](Kernels& k, bool, const auto&, const auto& out) { return out(k.upload(values, shape)); });
+}
+
+Tensor Ops::patches(const Pictures& p) {
+  ensure(
+      p.patch > 0 && p.side % p.patch == 0 && std::ssize(p.bands) == 3 * p.images * p.side * p.side,
+      Fault::internal, "[patches] {} values for {} pictures of {} by {} in patches of {}",
+      p.bands.size(), p.images, p.side, p.side, p.patch);
+  const Shape shape = p.patches();
+  return run(
+      {.op = Op::patches, .rows = shape[0], .inputs = shape[1]}, {.bytes = 4 * shape.count()},
+      [&] { return to_string(shape); },
+      [&](Kernels& k, bool, const auto&, const auto& out) { return out(k.patches(p)); });
+}
+
+Tensor Ops::embed_times(const TimeEmbedding& e) {
+  const Shape shape{std::ssize(e.times), e.width};
+  ensure(shape.count() > 0 && e.width % 2 == 0 && e.min_period > 0, Fault::internal,
+         "[embed_times] {} from a period of {} on", to_string(shape), e.min_period);
+  return run(
+      {.op = Op::embed_times, .rows = shape[0], .inputs = shape[1]}, {.bytes = 4 * shape.count()},
+      [&] { return to_string(shape); },
+      [&](Kernels& k, bool, const auto&, const auto& out) { return out(k.embed_times(e)); });
 }
 
 void Ops::download(const Tensor& x, std::span<float> to) {

@@ -90,9 +90,13 @@ class Ops {
   std::vector<float> download(const Tensor& x);
   void download(const Tensor& x, std::span<float> to);
 
+  bool takes_pictures() const { return kernels_.takes_pictures(); }  // see Kernels
+
   // The kernels' operations; their meaning and shapes are in kernels.h. Each throws
   // Error(Fault::internal) naming op, got and expected when shapes do not fit, and
   // Error(Fault::backend) when the backend lacks the op.
+  Tensor patches(const Pictures& p);
+  Tensor embed_times(const TimeEmbedding& e);
   Tensor linear(const Tensor& x, const Weight& w, const Epilogue& epilogue = {});
   Tensor gated_linear(const Tensor& x, const Weight& w);
   Tensor layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift);

@@ -14,6 +14,7 @@ constexpr int kImageSideMax = 8192;
 
 struct PatchLayout {
   int side = 0, patch = 0;  // pixels
+  bool bands = false;       // patches as wide as the picture: see Pictures
   float bars = -1.f;        // lerobot's resizer: what fills the square around a picture
   size_t values() const { return static_cast<size_t>(3 * int64_t{side} * side); }
 };
@@ -23,12 +24,12 @@ struct PatchLayout {
 // column).
 template <class Use>
 void in_patch_order(PatchLayout layout, Use use) {
-  const int patch = layout.patch;
+  const int patch = layout.patch, width = layout.bands ? layout.side : patch;
   for (int top = 0; top < layout.side; top += patch)
-    for (int left = 0; left < layout.side; left += patch)
+    for (int left = 0; left < layout.side; left += width)
       for (int channel = 0; channel < 3; ++channel)
         for (int i = 0; i < patch; ++i)
-          for (int j = 0; j < patch; ++j) use(top + i, left + j, channel);
+          for (int j = 0; j < width; ++j) use(top + i, left + j, channel);
 }
 
 // Writes an interleaved or planar picture as layout.values() numbers in [-1, 1]. The aspect ratio
@@ -39,6 +40,12 @@ void in_patch_order(PatchLayout layout, Use use) {
 // so thin that a side becomes 0.
 void write_patches(const Image& image, Family resizer, PatchLayout layout, const std::string& name,
                    std::span<float> to);
+
+// Whether every number is 2 k / 255 - 1 of a byte k: openpi resizes bytes to bytes, lerobot does
+// so only where nothing is to be resized.
+inline bool keeps_bytes(const Image& image, Family resizer, int side) {
+  return resizer == Family::openpi || (image.height == side && image.width == side);
+}
 
 // Pillow's resize with padding, bit-exact. Interleaved, but unchanged when the size already fits.
 // Throws as write_patches does.

@@ -108,11 +108,13 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
     ensure(by_slot.contains(spec_.cameras.at(camera)), Fault::input,
            "the image of camera '{}' is missing; this robot needs it", camera);
   const VisionConfig& vision = model_.config.vision;
+  const bool cut_later = ops_.takes_pictures();
   const PatchLayout layout{static_cast<int>(vision.image), static_cast<int>(vision.patch),
-                           spec_.dark_bars ? -3.f : -1.f};
+                           cut_later, spec_.dark_bars ? -3.f : -1.f};
   p.inputs.images = std::ssize(by_slot);
   std::vector<float> all(by_slot.size() * layout.values());
   std::span<float> rest = all;
+  bool of_bytes = true;
   for (const std::string& slot : spec_.slots) {
     const auto found = by_slot.find(slot);
     if (found == by_slot.end()) {
@@ -123,8 +125,10 @@ void Policy::add_images(const Observation& observation, Prepared& p) {
     write_patches(image, spec_.resizer, layout, fmt::format("camera '{}': the picture", key),
                   rest.first(layout.values()));
     rest = rest.subspan(layout.values());
+    of_bytes &= keeps_bytes(image, spec_.resizer, layout.side);
   }
-  p.inputs.patches = ops_.upload(all, {p.inputs.images * vision.tokens(), vision.patch_values()});
+  const Pictures pictures{all, p.inputs.images, vision.image, vision.patch, of_bytes};
+  p.inputs.patches = cut_later ? ops_.patches(pictures) : ops_.upload(all, pictures.patches());
 }
 
 Policy::Prepared Policy::preprocess(const Observation& observation) {

@@ -93,7 +93,8 @@ void refuse_ttnn_options(const OpenOptions& o) {
   for (const auto& [name, given] : {std::pair("grid", !t.grid.empty()),
                                     {"device-id", t.device_id.has_value()},
                                     {"fidelity", !t.fidelity.empty()},
-                                    {"memory", !t.memory.empty()}})
+                                    {"memory", !t.memory.empty()},
+                                    {"on-device", !t.on_device.empty()}})
     ensure(!given, Fault::usage, "the {} backend has no --{}: it is an option of ttnn", o.backend,
            name);
 }

@@ -1,6 +1,7 @@
 #include "backends/ttnn/constants.h"
 
 #include <cmath>
+#include <numbers>
 
 namespace tendon::tt {
 namespace {
@@ -39,6 +40,27 @@ Constants::Rotary Constants::rotary(const HeadColumns& columns, int64_t first, i
     return {device_.slice_axis(table.cosine, 2, first, first + rows),
             device_.slice_axis(table.sine, 2, first, first + rows)};
   });
+}
+
+TensorRef Constants::frequencies(const TimeEmbedding& e, int64_t rows) {
+  TensorRef& made = frequencies_[{rows, e.width, e.min_period, e.max_period}];
+  if (!made) {
+    const int64_t half = e.width / 2;
+    std::vector<float> values(static_cast<size_t>(rows * half));
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(2 * std::numbers::pi /
+                                     e.period<double>(static_cast<int64_t>(i) % half));
+    made = device_.upload({.dims = {1, 1, rows, half}, .format = Format::f32}, values);
+  }
+  return made;
+}
+
+TensorRef Constants::row(float value, int64_t columns) {
+  TensorRef& row = rows_[{value, columns}];
+  if (!row)
+    row = device_.upload({.dims = {1, 1, 1, columns}},
+                         std::vector<float>(static_cast<size_t>(columns), value));
+  return row;
 }
 
 TensorRef Constants::mover(int64_t columns, const HeadColumns& heads, bool spread) {

@@ -42,6 +42,12 @@ class Constants {
   };
   Rotary rotary(const HeadColumns& columns, int64_t first, int64_t rows);
 
+  // 2π / period_i [1, 1, rows, width / 2] in f32, every row the same.
+  TensorRef frequencies(const TimeEmbedding& e, int64_t rows);
+
+  // [1, 1, 1, columns], every value the same.
+  TensorRef row(float value, int64_t columns);
+
   // A matrix of zeros and ones: a product with it moves `columns` columns to their places among
   // padded heads (`spread`), or back, exactly.
   TensorRef mover(int64_t columns, const HeadColumns& heads, bool spread);
@@ -82,6 +88,8 @@ class Constants {
   Recent<std::array<int64_t, 3>, Rotary> rotaries_;
   Recent<AttentionMask, TensorRef> masks_;
   std::map<std::tuple<int64_t, int64_t, bool>, TensorRef> movers_;
+  std::map<std::pair<float, int64_t>, TensorRef> rows_;
+  std::map<std::tuple<int64_t, int64_t, double, double>, TensorRef> frequencies_;
   TensorRef seen_;    // zeros
   TensorRef partly_;  // 32 columns of tiles of which the first 0, 1, .. 31 columns are seen
 };

@@ -65,12 +65,6 @@ struct Step {
 };
 using Trace = std::vector<Step>;
 
-// A reshape that only renames: the output is the input's storage.
-bool is_view(const Request& request, const Spec& x, const Spec& y) {
-  if (request.call != Call::reshape || x.memory != y.memory || x.dims[3] != y.dims[3]) return false;
-  return x.dims[2] == y.dims[2] || (x.dims[2] % kTile == 0 && y.dims[2] % kTile == 0);
-}
-
 class FakeDevice final : public TtApi {
  public:
   explicit FakeDevice(const FakeOptions& options)

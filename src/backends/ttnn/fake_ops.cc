@@ -43,7 +43,12 @@ std::vector<Box> boxes(const Request& r, Operands inputs, std::span<const Spec> 
   if (r.call == Call::slice) return {{.from = r.begin, .dims = outputs[0].dims}};
   if (r.call == Call::pad) return {{.dims = x}};
   std::vector<Box> all;
-  if (r.call == Call::concat) {
+  if (r.call == Call::permute) {
+    for (int64_t a = 0; a < x[0]; ++a)
+      for (int64_t b = 0; b < x[1]; ++b)
+        for (int64_t c = 0; c < x[2]; ++c)
+          all.push_back({0, 0, {a, b, c, 0}, {a, c, b, 0}, {1, 1, 1, x[3]}});
+  } else if (r.call == Call::concat) {
     Dims at{};
     for (size_t i = 0; i < inputs.size(); ++i) {
       all.push_back({.input = i, .to = at, .dims = inputs[i].spec.dims});
@@ -176,6 +181,12 @@ std::vector<float> binary(Call call, Operands inputs, int threads) {
     }
   });
   return z;
+}
+
+std::vector<float> trigonometric(Call call, const Operand& x) {
+  std::vector<float> y(x.values.begin(), x.values.end());
+  for (float& value : y) value = call == Call::sin ? std::sin(value) : std::cos(value);
+  return y;
 }
 
 // The library sends a scalar in the format of the tiles it meets: -0.1 becomes -0.10009766.
@@ -366,7 +377,7 @@ void round_block(std::span<float> block, From from) {
 }
 
 void round_to_format(const Spec& spec, From from, std::span<float> values, int threads) {
-  if (spec.format == Format::u32) return;
+  if (spec.format != Format::bf16 && spec.format != Format::bfp8) return;
   const int64_t n = spec.dims[3];
   for_each(std::ssize(values) / n, n, threads, [&](int64_t r) {
     const std::span row = values.subspan(static_cast<size_t>(r * n), static_cast<size_t>(n));
@@ -393,6 +404,8 @@ std::vector<float> compute_one(const Request& request, Operands inputs, const Sp
     case Call::add:
     case Call::multiply: return binary(request.call, inputs, threads);
     case Call::multiply_scalar: return multiply_scalar(request, x);
+    case Call::sin:
+    case Call::cos: return trigonometric(request.call, x);
     default: return {x.values.begin(), x.values.end()};  // reshape, typecast
   }
 }

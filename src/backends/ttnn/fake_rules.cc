@@ -36,6 +36,19 @@ struct Inspection {
            bytes, grid.l1_bytes);
   }
 
+  // f32 and u8, where a call takes them.
+  bool is_other(Format format) const {
+    switch (request.call) {
+      case Call::typecast: return format == Format::f32 || format == Format::u8;
+      case Call::concat:
+      case Call::multiply:
+      case Call::sin:
+      case Call::cos:
+      case Call::copy: return format == Format::f32;
+      default: return false;
+    }
+  }
+
   void operands() const {
     std::vector<CallInfo::Input> expected = info(request.call).inputs;
     if (request.call == Call::concat) expected.resize(inputs.size(), expected[0]);
@@ -49,6 +62,7 @@ struct Inspection {
       const Spec& x = at(i);
       expect((x.layout == Layout::row_major) == rows, "{} is {}, expected {}", name, to_string(x),
              rows ? "row_major" : "tile layout");
+      if (is_other(x.format)) continue;
       const Format format = rows && i == 0 ? Format::u32 : Format::bf16;
       expect(x.format == format || (may_be_bfp8 && x.format == Format::bfp8),
              "{} is {}, expected {}", name, to_string(x),
@@ -173,8 +187,14 @@ struct Inspection {
     dims(1, {1, 1, at(1).dims[2], at(1).dims[3]});
   }
 
+  void angles() const {
+    expect(at(0).format == Format::f32, "x is {}, expected f32", to_string(at(0)));
+  }
+
   void binary() const {
     const Spec &x = at(0), &y = at(1);
+    expect((x.format == Format::f32) == (y.format == Format::f32),
+           "x is {} and y is {}, expected f32 both or none", to_string(x), to_string(y));
     for (size_t i = 0; i < x.dims.size(); ++i)
       expect(y.dims[i] == x.dims[i] || y.dims[i] == 1, "y is {}, expected axis {} of x {} or 1",
              to_string(y), i, to_string(x));
@@ -186,7 +206,8 @@ struct Inspection {
 void check_legal(const Request& request, InputSpecs inputs, const CoreGrid& grid) {
   const Inspection in{request, inputs, grid};
   in.operands();
-  in.expect(request.format != Format::u32, "got output format u32, expected bf16 or bfp8");
+  in.expect(request.format == Format::bf16 || request.format == Format::bfp8,
+            "got output format {}, expected bf16 or bfp8", name(request.format));
   switch (request.call) {
     case Call::reshape: return in.reshape();
     case Call::slice: return in.slice();
@@ -202,6 +223,9 @@ void check_legal(const Request& request, InputSpecs inputs, const CoreGrid& grid
     case Call::embedding: return in.embedding();
     case Call::add:
     case Call::multiply: return in.binary();
+    case Call::sin:
+    case Call::cos: return in.angles();
+    case Call::permute:
     case Call::typecast:
     case Call::multiply_scalar:
     case Call::copy: return;

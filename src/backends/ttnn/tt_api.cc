@@ -16,6 +16,7 @@ const CallInfo& info(Call call) {
       {"slice", utilities, {{"x"}}},
       {"pad", utilities, {{"x"}}},
       {"concat", concat, {{"input"}}},
+      {"permute", utilities, {{"x", false}}},
       {"typecast", utilities, {{"x"}}},
       {"linear", linear, {{"x"}, {"w"}, {"bias", true, true}}},
       {"layer_norm", norm, {{"x", false}, {"scale", false}, {"shift", false}}},
@@ -28,6 +29,8 @@ const CallInfo& info(Call call) {
       {"add", elementwise, {{"x"}, {"y"}}},
       {"multiply", elementwise, {{"x"}, {"y"}}},
       {"multiply_scalar", elementwise, {{"x"}}},
+      {"sin", elementwise, {{"x", false}}},
+      {"cos", elementwise, {{"x", false}}},
       {"copy", utilities, {{"x"}, {"y"}}},
   }};
   return all[static_cast<size_t>(call)];
@@ -45,7 +48,7 @@ Dims padded(const Spec& spec) {
 int64_t tile_bytes(Format format) {
   constexpr int64_t kValues = kTile * kTile;
   if (format == Format::bfp8) return kValues / kBlock + kValues;
-  return kValues * (format == Format::bf16 ? 2 : 4);
+  return kValues * (format == Format::u8 ? 1 : format == Format::bf16 ? 2 : 4);
 }
 
 int64_t byte_size(const Spec& spec) {
@@ -79,6 +82,7 @@ Dims output_dims(const Request& r, InputSpecs in) {
     case Call::concat:
       for (const std::optional<Spec>& x : in.subspan(1)) d[axis] += x->dims[axis];
       return d;
+    case Call::permute: return {d[0], d[2], d[1], d[3]};
     case Call::linear: return {d[0], d[1], d[2], in[1]->dims[3]};
     case Call::rotary: return {d[0], d[1], round_up(d[2]), d[3]};
     case Call::create_qkv_heads: return {d[0], r.heads, d[2], d[3] / (r.heads + 2 * r.kv_heads)};
@@ -100,6 +104,11 @@ std::vector<Spec> output_specs(const Request& r, InputSpecs in) {
   Spec kv = y;
   kv.dims[1] = r.kv_heads;
   return {y, kv, kv};
+}
+
+bool is_view(const Request& request, const Spec& x, const Spec& y) {
+  if (request.call != Call::reshape || x.memory != y.memory || x.dims[3] != y.dims[3]) return false;
+  return x.dims[2] == y.dims[2] || (x.dims[2] % kTile == 0 && y.dims[2] % kTile == 0);
 }
 
 WorkerOptions simulator_options(const std::string& folder) {

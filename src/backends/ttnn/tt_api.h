@@ -1,4 +1,4 @@
-// What the mapping layer asks of a TTNN device, as plain data: 17 calls over opaque ids.
+// What the mapping layer asks of a TTNN device, as plain data: 20 calls over opaque ids.
 // Providers stay dumb: all knowledge of padding, layouts, masks and blocks is in the mapping layer.
 // Names and meaning are those of the ttnn library; a native C++ provider fits without a change.
 #pragma once
@@ -19,12 +19,13 @@ namespace tendon::tt {
 constexpr int64_t kTile = 32;   // rows and columns of a tile
 constexpr int64_t kBlock = 16;  // values of a row that share an exponent in bfp8
 
-// Tiles of bf16 or, 16 values sharing an exponent, bfp8; ttnn: bfloat16, bfloat8_b, uint32.
-enum class Format : uint8_t { bf16, bfp8, u32 };
+// Tiles of bf16 or, 16 values sharing an exponent, bfp8; ttnn: bfloat16, bfloat8_b, uint32, and, in
+// tiles on their way to bf16, float32 and uint8.
+enum class Format : uint8_t { bf16, bfp8, u32, f32, u8 };
 enum class Layout : uint8_t { tile, row_major };
 enum class Memory : uint8_t { dram, l1 };  // both interleaved
 // Their names, in order.
-constexpr std::array<std::string_view, 3> kFormats = {"bf16", "bfp8", "u32"};
+constexpr std::array<std::string_view, 5> kFormats = {"bf16", "bfp8", "u32", "f32", "u8"};
 constexpr std::array<std::string_view, 2> kLayouts = {"tile", "row_major"};
 constexpr std::array<std::string_view, 2> kMemories = {"dram", "l1"};
 template <size_t N, class Enum>
@@ -60,8 +61,9 @@ enum class Call : uint8_t {
   reshape,     // x to Request::dims; moves no data when the last two axes stay whole tiles
   slice,       // x from `begin` to `dims` (exclusive); any row or column
   pad,         // x to `dims` with zeros, at the end of each axis
-  concat,      // inputs along `axis`; ragged pieces allowed
-  typecast,    // x to `format`
+  concat,      // inputs along `axis`; ragged pieces allowed; also in f32
+  permute,     // x [a, b, c, d]: [a, c, b, d]
+  typecast,    // x, of any format, to `format`
   linear,      // x [b, 1, m, k], w [1, 1, k, n], bias [1, 1, 1, n] or 0: activation(x w + bias)
   layer_norm,  // x, scale [1, 1, 1, n], shift: over the logical columns, epsilon `scalar`
   rms_norm,    // x, scale
@@ -73,9 +75,11 @@ enum class Call : uint8_t {
   embedding,         // ids u32 row-major [1, 1, 1, n], table row-major [1, 1, v, k]: tiles
                      // [1, 1, n, k]
   add,               // x + y; an axis of y that is 1 is repeated
-  multiply,          // x y, likewise
+  multiply,          // x y, likewise; also in f32
   multiply_scalar,   // x scalar
-  copy,              // the values of x into the tensor y, of the same spec; no output
+  sin,
+  cos,   // of x in f32
+  copy,  // the values of x into the tensor y, of the same spec; no output
 };
 constexpr int kCallCount = static_cast<int>(Call::copy) + 1;
 
@@ -139,6 +143,8 @@ struct Request {
 // A tensor in bfp8 that is not moved in whole tiles becomes bf16, and rotary fills the last tile.
 using InputSpecs = std::span<const std::optional<Spec>>;
 std::vector<Spec> output_specs(const Request& request, InputSpecs inputs);
+// A reshape of x that only renames: y is the memory of x.
+bool is_view(const Request& request, const Spec& x, const Spec& y);
 
 struct Output {
   TensorId id = 0;

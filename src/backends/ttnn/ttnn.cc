@@ -76,6 +76,36 @@ class TtnnKernels final : public Kernels {
     return make_tensor(shape, device_.upload(spec, wide));
   }
 
+  bool takes_pictures() const override { return use_.makes_patches; }
+
+  Tensor patches(const Pictures& p) override {
+    if (!use_.makes_patches) return Kernels::patches(p);
+    const int64_t bands = p.images * p.side / p.patch, across = p.side / p.patch;
+    const TensorRef cut = device_.reshape(pixels(p), {bands, 3 * p.patch, across, p.patch});
+    const TensorRef apart = device_.run({.call = Call::permute}, {cut});
+    const Shape shape = p.patches();
+    const TensorRef rows = device_.reshape(apart, {1, 1, shape[0], shape[1]});
+    return make_tensor(shape, device_.pad(rows, {1, 1, shape[0] == 1 ? 1 : round_up(shape[0]),
+                                                 round_up(shape[1])}));
+  }
+
+  // Angles reach 2 π / 0.004 = 1571: in bf16 a period of the shortest wave would be lost.
+  Tensor embed_times(const TimeEmbedding& e) override {
+    if (!use_.makes_times) return Kernels::embed_times(e);
+    const int64_t rows = e.times.size() == 1 ? 1 : round_up(std::ssize(e.times));
+    std::vector<float> times(static_cast<size_t>(rows));
+    std::ranges::copy(e.times, times.begin());
+    const TensorRef angles =
+        device_.run({.call = Call::multiply},
+                    {constants_.frequencies(e, rows),
+                     device_.upload({.dims = {1, 1, rows, 1}, .format = Format::f32}, times)});
+    const std::array both{device_.run({.call = Call::sin}, {angles}),
+                          device_.run({.call = Call::cos}, {angles})};
+    const TensorRef made = device_.typecast(device_.concat(both, 3), Format::bf16);
+    return make_tensor({std::ssize(e.times), e.width},
+                       device_.pad(made, {1, 1, rows, round_up(e.width)}));
+  }
+
   void download(const Tensor& x, std::span<float> to) override {
     const TensorRef all = joined(buffer(x).pieces);
     std::ranges::copy(gather(x, all, device_.download(all)), to.begin());
@@ -252,6 +282,23 @@ class TtnnKernels final : public Kernels {
               .compute = compute(w->spec.format)};
     r.blocks = plan_blocks(r, specs_of(operands), device_.room(r, specs_of(operands)));
     return device_.run_all(r, operands)[0];
+  }
+
+  // [1, 1, images * 3 * side, side]. Bytes k go up as they are: b = (k - 127.5) / 128 is exact in
+  // bf16, and b + b (1 + 2^-7) / 256 rounds as 2 k / 255 - 1 does, for every k. The scalar 2 / 255
+  // in bf16 would be off by 0.4 %.
+  TensorRef pixels(const Pictures& p) {
+    const Dims dims{1, 1, 3 * p.images * p.side, p.side};
+    if (!p.of_bytes) return device_.upload({.dims = dims}, p.bands);
+    std::vector<float> bytes(p.bands.size());
+    std::ranges::transform(p.bands, bytes.begin(),
+                           [](float v) { return std::round((v + 1) * 127.5f); });
+    const TensorRef k =
+        device_.typecast(device_.upload({.dims = dims, .format = Format::u8}, bytes), Format::bf16);
+    const TensorRef centred =
+        device_.run({.call = Call::add}, {k, constants_.row(-127.5f, p.side)});
+    const TensorRef most = scaled(centred, 0x1p-7f);
+    return device_.run({.call = Call::add}, {most, scaled(most, 0x1.02p-8f)});
   }
 
   TensorRef scaled(const TensorRef& x, float scale) {

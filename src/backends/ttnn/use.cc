@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::array<std::string_view, 2> kWeightFormats = {"bf16", "bfp8"};
 constexpr std::array<std::string_view, 3> kPlacements = {"auto", "l1", "dram"};  // as Placement
+constexpr std::array<std::string_view, 2> kMakes = {"patches", "times"};
 constexpr std::array kModules = {Module::siglip, Module::vlm, Module::expert};
 constexpr int64_t kGridMax = 32;  // cores a row or column; no chip has as many
 
@@ -55,6 +56,10 @@ Use use_of(const std::string& precision, const TtnnOptions& options) {
   if (!options.memory.empty())
     use.placement =
         static_cast<Placement>(place_in(kPlacements, options.memory, "unknown --memory"));
+  std::istringstream made(options.on_device);
+  while (std::getline(made, part, ','))
+    (place_in(kMakes, part, "unknown --on-device") == 0 ? use.makes_patches : use.makes_times) =
+        true;
   return use;
 }
 
@@ -77,6 +82,10 @@ std::string in_words(const Use& use) {
   if (use.fidelity) words += fmt::format(", {}", name_in(kFidelities, *use.fidelity));
   if (use.placement == Placement::all) words += ", results in L1";
   if (use.placement == Placement::none) words += ", all in DRAM";
+  if (use.makes_patches || use.makes_times)
+    words += fmt::format(", {}{}{} on the device", use.makes_patches ? "patches" : "",
+                         use.makes_patches && use.makes_times ? " and " : "",
+                         use.makes_times ? "times" : "");
   return words;
 }
 

@@ -23,6 +23,8 @@ struct Use {
   std::array<Format, kModuleCount> formats{};
   std::optional<Fidelity> fidelity;  // else hifi2 where the weight is bfp8, hifi4 where it is not
   Placement placement = Placement::norms;
+  // What the device makes itself, instead of the host.
+  bool makes_patches = false, makes_times = false;
 };
 
 // `precision`: a format, then modules that have another: "bf16,expert=bfp8". Throws

@@ -36,7 +36,8 @@ NEEDED = """
     open_device close_device Tensor to_dtype to_device
     get_memory_view BufferType bfloat16 bfloat8_b float32 uint32 TILE_LAYOUT ROW_MAJOR_LAYOUT
     DRAM_MEMORY_CONFIG L1_MEMORY_CONFIG MathFidelity init_device_compute_kernel_config
-    reshape slice pad concat typecast linear UnaryWithParam UnaryOpType.GELU_TANH UnaryOpType.SILU
+    uint8 reshape slice pad concat permute typecast sin cos linear
+    UnaryWithParam UnaryOpType.GELU_TANH UnaryOpType.SILU
     MatmulMultiCoreReuseMultiCastProgramConfig MatmulMultiCoreReuseMultiCast1DProgramConfig
     layer_norm rms_norm transformer.scaled_dot_product_attention SDPAProgramConfig
     experimental.rotary_embedding experimental.nlp_create_qkv_heads experimental.nlp_concat_heads
@@ -130,15 +131,13 @@ def calls_of(ttnn, device):
             x[0], x[1], x[2], is_causal=False,  # the library's default is causal
             attn_mask=x[3], scale=w.scalar, program_config=chunks, **kernel(w))
 
-    def copy(_, x):
-        ttnn.copy(*x)  # gives its target back, which has an id already
-
     return {
         "reshape": lambda w, x: ttnn.reshape(x[0], w.dims),
         "slice": lambda w, x: ttnn.slice(x[0], w.begin, w.dims, **memory(w)),
         "pad": lambda w, x: ttnn.pad(
             x[0], [(0, to - n) for to, n in zip(w.dims, x[0].shape)], 0.0, **memory(w)),
         "concat": lambda w, x: ttnn.concat(x, dim=w.axis, **memory(w)),
+        "permute": lambda w, x: ttnn.permute(x[0], (0, 2, 1, 3), **memory(w)),
         "typecast": lambda w, x: ttnn.typecast(x[0], w.format, **memory(w)),
         "linear": linear,
         "layer_norm": lambda w, x: ttnn.layer_norm(
@@ -153,7 +152,9 @@ def calls_of(ttnn, device):
         "add": lambda w, x: ttnn.add(*x, **memory(w)),
         "multiply": lambda w, x: ttnn.multiply(*x, **memory(w)),
         "multiply_scalar": lambda w, x: ttnn.multiply(x[0], w.scalar, **memory(w)),
-        "copy": copy,
+        "sin": lambda w, x: ttnn.sin(x[0], **memory(w)),
+        "cos": lambda w, x: ttnn.cos(x[0], **memory(w)),
+        "copy": lambda _, x: [ttnn.copy(*x)][:0],  # its target has an id already
     }
 
 
@@ -181,7 +182,8 @@ class Device:
                              f"; ttnn {version} is not a version that tendon was tried with"}
         self.tensors, self.traces, self.trace, self.closed = {}, set(), None, False
         self.words = {
-            "format": {"bf16": ttnn.bfloat16, "bfp8": ttnn.bfloat8_b, "u32": ttnn.uint32},
+            "format": {"bf16": ttnn.bfloat16, "bfp8": ttnn.bfloat8_b, "u32": ttnn.uint32,
+                       "f32": ttnn.float32, "u8": ttnn.uint8},
             "layout": {"tile": ttnn.TILE_LAYOUT, "row_major": ttnn.ROW_MAJOR_LAYOUT},
             "memory": {"dram": ttnn.DRAM_MEMORY_CONFIG, "l1": ttnn.L1_MEMORY_CONFIG}}
         self.formats, self.layouts = (
@@ -204,7 +206,7 @@ class Device:
         given, expected = len(w.values) // 4, math.prod(w.dims)
         if given != expected:
             raise ValueError(f"{given} values for {w.dims}, expected {expected}")
-        kind = "u4" if w.format == self.ttnn.uint32 else "f4"
+        kind = {self.ttnn.uint32: "u4", self.ttnn.uint8: "u1"}.get(w.format, "f4")
         values = self.numpy.frombuffer(w.values, "f4").astype(kind).reshape(w.dims)
         # On the host, which rounds once; on the device the library might convert otherwise.
         packed = self.ttnn.Tensor(values, w.format, None, w.layout)

@@ -10,7 +10,8 @@ import time
 import types
 
 __version__ = os.environ.get("STUB_VERSION", "0.81.1")
-bfloat16, bfloat8_b, float32, uint32 = "bfloat16", "bfloat8_b", "float32", "uint32"
+bfloat16, bfloat8_b, float32 = "bfloat16", "bfloat8_b", "float32"
+uint32, uint8 = "uint32", "uint8"
 TILE_LAYOUT, ROW_MAJOR_LAYOUT = "tile", "row_major"
 BufferType = types.SimpleNamespace(DRAM="dram", L1="l1")
 DRAM_MEMORY_CONFIG = types.SimpleNamespace(buffer_type="dram")
@@ -131,7 +132,7 @@ def nothing(*arguments, **options):
     return None
 
 
-linear = layer_norm = rms_norm = nothing
+linear = layer_norm = rms_norm = permute = sin = cos = nothing
 UnaryWithParam = SDPAProgramConfig = MatmulMultiCoreReuseMultiCastProgramConfig = nothing
 MatmulMultiCoreReuseMultiCast1DProgramConfig = embedding = nothing
 end_trace_capture = execute_trace = release_trace = nothing
