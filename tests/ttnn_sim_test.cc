@@ -90,7 +90,7 @@ void compare_others(Bench& b) {
   b.compare_call("copy", {.call = Call::copy}, {tile, tile});
   b.compare_call("typecast to L1", {.call = Call::typecast, .memory = Memory::l1}, {x});
   b.compare_call("permute", {.call = Call::permute}, {{{1, 6, 4, 14}}});
-  const Spec bytes{{1, 1, 42, 56}, Format::u8}, angles{{1, 1, 32, 64}, Format::f32};
+  const Spec bytes{{1, 1, 42, 56}, Format::u8}, angles{{1, 1, 32, 32}, Format::f32};
   b.compare_call("typecast of bytes", {.call = Call::typecast}, {bytes});
   b.compare_call("sin", {.call = Call::sin}, {angles});
   b.compare_call("cos", {.call = Call::cos}, {angles});
@@ -105,8 +105,8 @@ void compare_others(Bench& b) {
                  {.call = Call::linear,
                   .format = Format::bfp8,
                   .activation = Activation::gelu_tanh,
-                  .blocks = {Blocks::Kind::multicast_2d, 2, 2, 2, 1, 1, 1, 2}},
-                 {{{1, 1, 64, 128}}, {{1, 1, 128, 128}}});
+                  .blocks = {Blocks::Kind::multicast_2d, 2, 2, 2, 1, 1, 1, 1}},
+                 {{{1, 1, 64, 128}}, {{1, 1, 128, 64}}});
   b.compare_call("linear, multicast 1D, L1",
                  {.call = Call::linear,
                   .memory = Memory::l1,
