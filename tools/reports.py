@@ -1,5 +1,5 @@
 """Runs tendon's own commands and writes what they say as pages. Started by scripts/reports."""
-import datetime, json, pathlib, platform, re, subprocess, sys
+import argparse, datetime, json, pathlib, platform, re, subprocess, sys, tempfile
 
 MODELS = ("synthetic:pi0-small", "synthetic:pi05-small")
 BACKENDS = (("cpu", "f32", []), ("cpu", "bf16", []), ("cpu", "int8", []),
@@ -46,6 +46,41 @@ def accuracy(tendon):
                  f"{m['relative_l2_gate']:.2g}", f"{m['max_error']:.2e}",
                  "ok" if m["passed"] else f"**FAILED: {m['failed']}**")
                 for m in result["modules"]])
+    return page
+
+
+# One vision layer, two of each tower, one Euler step: minutes on the simulator.
+TOY = {"num_steps": 1, "cameras": 1, "horizon": 8, "max_token_len": 16,
+       "vision": {"image": 56, "width": 96, "heads": 2, "depth": 1},
+       "vlm": {"depth": 2}, "expert": {"depth": 2}}
+OPTIONS = (["--precision", "bf16"],
+           ["--precision", "bf16,expert=bfp8", "--fidelity", "hifi2", "--memory", "l1",
+            "--on-device", "patches,times"])
+
+
+def simulator(tendon, folder):
+    """Every module on the TTNN library, beside the model of the device."""
+    page = head("The TTNN library, module by module", "The library with its own kernels on a "
+                "simulated Wormhole, and beside it tendon's model of the device: each module "
+                "against the reference, with the reference's input; `end_to_end` with its own. "
+                "Toy sizes, `TOY` in `tools/reports.py`.")
+    with tempfile.TemporaryDirectory() as scratch:
+        sizes = pathlib.Path(scratch) / "toy.json"
+        sizes.write_text(json.dumps(TOY))
+        for model, options in ((m, o) for m in MODELS for o in OPTIONS):
+            validate = ["validate", model, "--config", sizes, "--backend", "ttnn", *options]
+            library = run([tendon, *validate, "--ttnn-sim", folder, "--json"])
+            fake = run([tendon, *validate, "--device", "fake", "--json"])
+            page += [f"## {model}: {' '.join(options)}", "",
+                     f"`tendon validate {model} --config TOY --backend ttnn {' '.join(options)} "
+                     f"--ttnn-sim DIR` — {library['method']}", ""]
+            rows = zip(library["modules"], fake["modules"], strict=True)
+            page += table(("module", "PCC", "asked", "at least", "relative L2", "at most",
+                           "relative L2 of the model of the device", ""), [
+                (m["module"], f"{m['pcc']:.7f}", "–" if m["asked"] is None else m["asked"],
+                 f"{m['gate']:.7f}", f"{m['relative_l2']:.2e}", f"{m['relative_l2_gate']:.2g}",
+                 f"{f['relative_l2']:.2e}",
+                 "ok" if m["passed"] else f"**FAILED: {m['failed']}**") for m, f in rows])
     return page
 
 
@@ -178,12 +213,22 @@ def demo(tendon):
 
 
 def main():
-    tendon, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in (("accuracy", accuracy(tendon)), ("coverage", coverage(tendon)),
-                        ("benchmarks", benchmarks(tendon, "--full-size" in sys.argv)),
-                        ("demo", demo(tendon))):
-        (folder / f"{name}.md").write_text("\n".join(lines))
+    parser = argparse.ArgumentParser(prog="scripts/reports", description=__doc__)
+    parser.add_argument("tendon")
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--full-size", action="store_true")
+    parser.add_argument("--sim", metavar="DIR")
+    parser.add_argument("--only", action="append", metavar="PAGE")
+    o = parser.parse_args()
+    pages = {"accuracy": accuracy, "coverage": coverage, "demo": demo,
+             "benchmarks": lambda tendon: benchmarks(tendon, o.full_size)}
+    if o.sim:
+        pages["simulator"] = lambda tendon: simulator(tendon, o.sim)
+    if unknown := set(o.only or []) - set(pages):
+        parser.error(f"no page {', '.join(unknown)}; there are: {', '.join(pages)}")
+    o.folder.mkdir(parents=True, exist_ok=True)
+    for name in o.only or pages:
+        (o.folder / f"{name}.md").write_text("\n".join(pages[name](o.tendon)))
 
 
 if __name__ == "__main__":
