@@ -104,7 +104,8 @@ def components(tendon):
     def cell(result, module):
         sums = result["by_module"][module]
         ops = {c["op"] for c in result["calls"] if c["module"] == module}
-        return f"{sums['device']} of {sums['calls']}, {len(ops)} ops" if sums["calls"] else "–"
+        kinds = f"{len(ops)} op{'s' * (len(ops) > 1)}"
+        return f"{sums['device']} of {sums['calls']}, {kinds}" if sums["calls"] else "–"
 
     columns = ("component", *(n + (" (default)" if n == default else "") for n in runs))
     page = ["## Components", "", "Calls of one inference of `demo` that the backend's own "
@@ -116,10 +117,23 @@ def components(tendon):
                    for name, result in runs.items()] + [""]
 
 
+def made_on_device(tendon):
+    """What it costs that the device makes what the host makes by default."""
+    page = ["## Made on the host, or on the device", "", "`tendon coverage demo --backend ttnn "
+            "--device fake`, two pictures of the model's size, with and without `--on-device`.", ""]
+    rows = []
+    for what in ("", "patches", "times"):
+        total = run([tendon, "coverage", "demo", "--backend", "ttnn", "--device", "fake",
+                     *(["--on-device", what] if what else []), "--json"])["total"]
+        rows.append((what or "nothing, the default", total["calls"], total["uploads"],
+                     total["bytes_up"]))
+    return page + table(("on the device", "calls", "uploads", "bytes up"), rows)
+
+
 def coverage(tendon):
     page = head("Coverage", "Executed calls of one inference in the steady state, with the three "
                 "cameras of the embedded observation.")
-    page += components(tendon)
+    page += components(tendon) + made_on_device(tendon)
     columns = ("", "calls", "device", "host", "on device", "of FLOPs", "MB", "up", "down")
     runs = [(m, b, d) for m in MODELS for b, d in (
         ("cpu", []), ("ttnn", ["--device", "fake"]),
