@@ -51,8 +51,9 @@ def accuracy(tendon):
 
 # One vision layer, two of each tower, one Euler step: minutes on the simulator.
 TOY = {"num_steps": 1, "cameras": 1, "horizon": 8, "max_token_len": 16,
-       "vision": {"image": 56, "width": 96, "heads": 2, "depth": 1},
-       "vlm": {"depth": 2}, "expert": {"depth": 2}}
+       "vision": {"image": 56, "width": 48, "heads": 2, "mlp": 56, "depth": 1},
+       "vlm": {"width": 64, "mlp": 56, "heads": 2, "head_dim": 16, "depth": 2},
+       "expert": {"width": 32, "mlp": 56, "heads": 2, "head_dim": 16, "depth": 2}}
 OPTIONS = (["--precision", "bf16"],
            ["--precision", "bf16,expert=bfp8", "--fidelity", "hifi2", "--memory", "l1",
             "--on-device", "patches,times"])

@@ -112,7 +112,7 @@ float cut(float value, int bits) {
 
 // (x - mean) / sqrt(var + epsilon) * scale + shift, or without mean and shift. Sums in f64: the
 // device's f32 sums run in another order, and neither order is right. Of the fidelities only lofi
-// is seen in the library's norms.
+// is modelled: docs/ttnn.md says what hifi2 does.
 std::vector<float> norm(const Request& request, Operands inputs, int threads) {
   const Operand &x = inputs[0], &scale = inputs[1];
   const bool centered = request.call == Call::layer_norm;
