@@ -17,6 +17,7 @@ import sys
 import numpy as np
 import torch
 
+import make_goldens
 import synthetic
 
 DATA = pathlib.Path(__file__).resolve().parents[2] / "tests/data"
@@ -55,26 +56,6 @@ def statistics(dims, seed):
 STATISTICS = {"observation.state": statistics(STATE, 11), "action": statistics(ACTION, 12)}
 
 
-def resized(construct):
-    """`construct` of a network of transformers, at the sizes above."""
-
-    def small(config):
-        here = SIZES["vision"]
-        if hasattr(config, "vision_config"):
-            v = config.vision_config
-            v.hidden_size, v.num_attention_heads = here["width"], here["heads"]
-            v.num_hidden_layers, v.intermediate_size = here["depth"], here["mlp"]
-            v.patch_size, v.image_size = here["patch"], SIDE
-            v.projection_dim = config.projection_dim = config.hidden_size = SIZES["vlm"]["width"]
-            config._vocab_size = config.image_token_index = SIZES["vlm"]["vocab"]
-            config.text_config.vocab_size = SIZES["vlm"]["vocab"]
-        else:
-            config.vocab_size = SIZES["vlm"]["vocab"]
-        return construct(config=config)
-
-    return small
-
-
 def small_tokenizer(*_, **__):
     """tests/data/tokenizer with the beginning that PaliGemma's tokenizer.json gives a text."""
     from tokenizers import Tokenizer, processors
@@ -96,20 +77,7 @@ def shrink(policy):
     import transformers
 
     transformers.AutoTokenizer.from_pretrained = small_tokenizer
-    modeling = module_of(policy, "modeling")
-
-    def sizes(variant):
-        c = SIZES["vlm" if variant == "gemma_2b" else "expert"]
-        return modeling.GemmaConfig(width=c["width"], depth=c["depth"], mlp_dim=c["mlp"],
-                                    num_heads=c["heads"], num_kv_heads=c["kv_heads"],
-                                    head_dim=c["head_dim"])
-
-    modeling.get_gemma_config = sizes
-    for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM",
-                 "PaliGemmaForConditionalGeneration", "GemmaForCausalLM"):
-        if hasattr(modeling, name):
-            setattr(modeling, name, resized(getattr(modeling, name)))
-    return modeling
+    make_goldens.resize(module_of(policy, "modeling"), SIZES)
 
 
 def fill(network, seed):
@@ -261,7 +229,7 @@ def save_first_pi0(out):
                 depth="num_hidden_layers", kv_heads="num_key_value_heads", head_dim="head_dim")
 
     def of(name, tower):
-        construct = resized(getattr(both, name))
+        construct = make_goldens.resized(getattr(both, name), SIZES)
 
         def small(config):
             for key, to in keys.items():

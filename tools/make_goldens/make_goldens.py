@@ -78,14 +78,31 @@ def policy_config(case):
     )
 
 
-def build(case):
-    """lerobot's policy network at the sizes of `case`, holding the synthetic weights."""
-    pi05 = case["policy"] == "pi05"
-    package = f"lerobot.policies.{case['policy']}"
-    modeling = importlib.import_module(f"{package}.modeling_{case['policy']}")
+def resized(network, sizes):
+    """The class `network` of transformers, at other sizes than lerobot writes as literals between
+    building a configuration and the network."""
 
-    def sizes(variant):
-        c = case["vlm" if variant == "gemma_2b" else "expert"]
+    def construct(config):
+        if hasattr(config, "vision_config"):
+            v, here, vlm = config.vision_config, sizes["vision"], sizes["vlm"]
+            v.hidden_size, v.num_attention_heads = here["width"], here["heads"]
+            v.num_hidden_layers, v.intermediate_size = here["depth"], here["mlp"]
+            v.patch_size, v.image_size = here["patch"], here["image"]
+            v.projection_dim = config.projection_dim = config.hidden_size = vlm["width"]
+            config._vocab_size = config.image_token_index = vlm["vocab"]
+            config.text_config.vocab_size = vlm["vocab"]
+        else:
+            config.vocab_size = sizes["vlm"]["vocab"]
+        return network(config=config)
+
+    return construct
+
+
+def resize(modeling, sizes):
+    """lerobot's module `modeling` builds networks of these sizes from now on, in any release."""
+
+    def gemma(variant):
+        c = sizes["vlm" if variant == "gemma_2b" else "expert"]
         return modeling.GemmaConfig(
             width=c["width"],
             depth=c["depth"],
@@ -95,30 +112,23 @@ def build(case):
             head_dim=c["head_dim"],
         )
 
-    # lerobot writes some sizes as literals between building a configuration and the network.
-    def resized(network):
-        def construct(config):
-            if hasattr(config, "vision_config"):
-                v, here = config.vision_config, case["vision"]
-                v.hidden_size, v.num_attention_heads, v.patch_size = (
-                    here["width"],
-                    here["heads"],
-                    here["patch"],
-                )
-                v.num_hidden_layers, v.intermediate_size = here["depth"], here["mlp"]
-                v.projection_dim = config.projection_dim = config.hidden_size = case["vlm"]["width"]
-                config._vocab_size = config.image_token_index = case["vlm"]["vocab"]
-                config.text_config.vocab_size = case["vlm"]["vocab"]
-            else:
-                config.vocab_size = case["vlm"]["vocab"]
-            return network(config=config)
+    modeling.get_gemma_config = gemma
+    for name in (
+        "PaliGemmaForConditionalGenerationWithPiGemma",
+        "PiGemmaForCausalLM",
+        "PaliGemmaForConditionalGeneration",
+        "GemmaForCausalLM",
+    ):
+        if hasattr(modeling, name):
+            setattr(modeling, name, resized(getattr(modeling, name), sizes))
 
-        return construct
 
-    modeling.get_gemma_config = sizes
-    for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"):
-        setattr(modeling, name, resized(getattr(modeling, name)))
-
+def build(case):
+    """lerobot's policy network at the sizes of `case`, holding the synthetic weights."""
+    pi05 = case["policy"] == "pi05"
+    package = f"lerobot.policies.{case['policy']}"
+    modeling = importlib.import_module(f"{package}.modeling_{case['policy']}")
+    resize(modeling, case)
     config = policy_config(case)
     network = (modeling.PI05Pytorch if pi05 else modeling.PI0Pytorch)(config).eval().float()
     depths = {tower: case[tower]["depth"] for tower in ("vision", "vlm", "expert")}
