@@ -55,8 +55,9 @@ def environment(release, work, shared, openpi):
     """The interpreter of an environment with this release."""
     folder = work / f"env-{release}"
     python = folder / "bin/python"
-    if python.exists():
+    if list(folder.glob("lib/python*/site-packages/zz_shared.pth")):  # written last
         return python
+    shutil.rmtree(folder, ignore_errors=True)
     run = lambda *command: subprocess.run(list(map(str, command)), check=True)
     run(shared / "bin/python", "-m", "venv", "--without-pip", folder)
     (packages,) = folder.glob("lib/python*/site-packages")
