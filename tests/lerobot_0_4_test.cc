@@ -42,11 +42,13 @@ TEST(Lerobot04, is_said_where_a_checkpoint_may_be_of_it) {
   expect_said("lerobot-pi0", "", may_be);
   expect_said("lerobot-pi05", "", wide);
 
+  TimeSequence sequence = TimeSequence::lerobot;
   const auto variant = [&](const std::string& kind, const Change& change) {
     expect_said(kind, "", change);
     Checkpoint checkpoint(kind);
     change(checkpoint);
     const PolicySpec& s = opened(checkpoint).spec;
+    EXPECT_EQ(s.sequence, sequence);
     return std::pair(s.prompt.padded_state.value_or(0), s.dark_bars);
   };
   const Change is = all({without_relative_steps, without_tensor("embed_tokens.weight")});
@@ -61,4 +63,11 @@ TEST(Lerobot04, is_said_where_a_checkpoint_may_be_of_it) {
   const Change json_says =
       file("tendon.json", R"({"robot": {"dark_bars": false, "prompt": {"padded_state": null}}})");
   EXPECT_EQ(variant("lerobot-pi05", all({is, json_says})), std::pair(int64_t{0}, false));
+
+  const Change no_peft = [](Checkpoint& c) {
+    c.edit("config.json", [](json& j) { j.erase("use_peft"); });
+  };
+  EXPECT_EQ(variant("lerobot-pi0", no_peft), std::pair(int64_t{0}, false));
+  sequence = TimeSequence::lerobot_sum;  // of 0.4.0 to 0.4.2
+  EXPECT_EQ(variant("lerobot-pi0", all({is, no_peft})), std::pair(int64_t{0}, true));
 }

@@ -144,8 +144,9 @@ struct Observation {
 
 // The denoising times of the Euler steps, from 1 (noise) towards 0 (actions).
 enum class TimeSequence {
-  lerobot,  // t = 1 - k / steps, evaluated in double; time embedding in double
-  openpi,   // t accumulated in float; time embedding in float
+  lerobot,      // t = 1 - k / steps, evaluated in double; time embedding in double
+  lerobot_sum,  // as up to lerobot 0.4.2: t accumulated in float; time embedding in double
+  openpi,       // t accumulated in float; time embedding in float
 };
 
 // How the weight of guided real-time chunking falls over the rows of the chunk (lerobot's names).
@@ -170,7 +171,7 @@ struct InferOptions {
   uint64_t seed = 0;             // of the noise; the same seed gives the same bytes everywhere
   std::vector<float> noise;      // [horizon, model action_dim] instead of the seed, N(0, 1)
   std::optional<int64_t> steps;  // Euler steps, 1 to 1000; absent: the model's own
-  TimeSequence sequence = TimeSequence::lerobot;
+  std::optional<TimeSequence> sequence;  // absent: the model's own
   std::optional<PreviousChunk> previous;
   // Called before every operation, on the calling thread. What it throws ends the call and comes
   // out of it; the engine stays usable. {}: a call that has begun cannot be stopped.

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "cli/chunk_files.h"
 #include "cli/observation.h"
@@ -17,7 +18,8 @@ struct RunOptions {
   OpenOptions open;
   InferOptions infer;
   GivenObservation given;
-  std::string noise, sequence = "lerobot", out, plot;
+  std::string noise, out, plot;
+  std::optional<std::string> sequence;
   bool json = false;
 };
 
@@ -31,6 +33,14 @@ std::string bars(const std::vector<double>& values) {
     line += kBars[static_cast<size_t>(std::clamp(part * 8.0, 0.0, 7.0))];
   }
   return line;
+}
+
+TimeSequence time_sequence(const std::string& name) {
+  if (name == "lerobot") return TimeSequence::lerobot;
+  if (name == "lerobot-sum") return TimeSequence::lerobot_sum;
+  ensure(name == "openpi", Fault::usage,
+         "--time-sequence {}: expected lerobot, lerobot-sum or openpi", name);
+  return TimeSequence::openpi;
 }
 
 Json to_json(const RunOptions& o, const Engine& engine, const Actions& a) {
@@ -89,9 +99,7 @@ void print_text(const Json& json, const Actions& a) {
 }
 
 void run(RunOptions o) {
-  ensure(o.sequence == "lerobot" || o.sequence == "openpi", Fault::usage,
-         "--time-sequence {}: expected lerobot or openpi", o.sequence);
-  o.infer.sequence = o.sequence == "openpi" ? TimeSequence::openpi : TimeSequence::lerobot;
+  if (o.sequence) o.infer.sequence = time_sequence(*o.sequence);
   if (!o.noise.empty()) o.infer.noise = read_floats(o.noise, "--noise");
   Engine engine = Engine::open(o.model, o.open);
   const Actions actions = engine.infer(observe(o.model, o.given, engine), o.infer);
@@ -116,7 +124,8 @@ void add_run(CLI::App& app) {
   verb->add_option("--seed", o->infer.seed, "of the noise; default 0");
   verb->add_option("--noise", o->noise, "explicit noise, horizon x action dims: .json or .npy");
   verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
-  verb->add_option("--time-sequence", o->sequence, "lerobot (default) or openpi");
+  verb->add_option("--time-sequence", o->sequence,
+                   "lerobot, lerobot-sum (as up to 0.4.2) or openpi; default: the model's own");
   verb->add_option("--fallback", o->open.fallback,
                    "reference: ops that the backend lacks run there and are counted");
   verb->add_option("--out", o->out, "write the chunk to FILE.json or FILE.npy");

@@ -38,8 +38,10 @@ Tensor Kernels::embed_times(const TimeEmbedding& e) {
   std::vector<float> values(e.times.size() * width);
   for (size_t k = 0; k < e.times.size(); ++k) {
     const auto row = std::span(values).subspan(k * width, width);
-    if (e.sequence == TimeSequence::lerobot) embed_time<double>(e, e.times[k], row);
-    if (e.sequence == TimeSequence::openpi) embed_time<float>(e, e.times[k], row);
+    if (e.sequence == TimeSequence::openpi)
+      embed_time<float>(e, e.times[k], row);
+    else
+      embed_time<double>(e, e.times[k], row);
   }
   return upload(values, {std::ssize(e.times), e.width});
 }

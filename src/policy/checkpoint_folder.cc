@@ -283,7 +283,7 @@ void read_lerobot(const fs::path& folder, const fs::path& named, const OpenOptio
   m.config.max_token_len = p.tokens_max.value_or(m.config.max_token_len);
   m.spec = spec_of(p, features, m.config);
   const std::optional<bool> old = of_lerobot_0_4(config, p, *m.weights);
-  if (old.value_or(false)) follow_lerobot_0_4(file, o, m);
+  if (old.value_or(false)) follow_lerobot_0_4(file, config, o, m);
   describe_robot(m.spec, told);
   Normalize& n = m.spec.normalize();
   ensure(!n.asset && n.method.value_or(NormMethod::identity) == NormMethod::identity, Fault::usage,

@@ -21,15 +21,19 @@ std::optional<bool> of_lerobot_0_4(const nlohmann::json& config, const Processor
   return head->second.bytes.data() == table->second.bytes.data();
 }
 
-void follow_lerobot_0_4(const std::string& file, const OpenOptions& o, OpenedModel& m) {
+void follow_lerobot_0_4(const std::string& file, const nlohmann::json& config, const OpenOptions& o,
+                        OpenedModel& m) {
   PolicySpec& s = m.spec;
   s.dark_bars = true;
+  const bool sums = !config.contains("use_peft");
+  if (sums) s.sequence = TimeSequence::lerobot_sum;
   const bool padded = pads_state(s, m.config, o);
   if (padded) s.prompt.padded_state = m.config.state_dim;
   m.notes.push_back(fmt::format(
-      "{}: of lerobot 0.4: {}bars around pictures that are not square are -3; {}"
+      "{}: of lerobot 0.4: {}{}bars around pictures that are not square are -3; {}"
       "--no-dark-bars says otherwise",
-      file, padded ? "the state is padded in the prompt, " : "", padded ? "--no-pad-state, " : ""));
+      file, sums ? "denoising times are added up, " : "",
+      padded ? "the state is padded in the prompt, " : "", padded ? "--no-pad-state, " : ""));
 }
 
 void warn_of_lerobot_0_4(const std::string& file, bool square, const OpenOptions& o,

@@ -1,6 +1,6 @@
 // What lerobot 0.4 did in another way than later releases, of which its files say nothing: the
-// state was padded in the prompt of pi0.5, and the bars around pictures that are not square were
-// -3.
+// state was padded in the prompt of pi0.5, the bars around pictures that are not square were -3,
+// and up to 0.4.2 the times of the Euler steps were added up.
 #pragma once
 
 #include <optional>
@@ -17,8 +17,10 @@ namespace tendon {
 std::optional<bool> of_lerobot_0_4(const nlohmann::json& config, const Processors& processors,
                                    const WeightSource& weights);
 
-// Does it as 0.4 did, with a note. `file`: config.json, for messages.
-void follow_lerobot_0_4(const std::string& file, const OpenOptions& options, OpenedModel& model);
+// Does it as 0.4 did, with a note. config.json of 0.4.3 and later has use_peft. `file`: its name,
+// for messages.
+void follow_lerobot_0_4(const std::string& file, const nlohmann::json& config,
+                        const OpenOptions& options, OpenedModel& model);
 
 // Where it cannot be seen: warnings that name the option for each, unless it was said.
 // `square`: pictures were, in training.

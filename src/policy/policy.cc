@@ -59,11 +59,10 @@ Policy::Policy(Ops& ops, Model model, PolicySpec spec)
 
 const Schedule& Policy::schedule(const InferOptions& options) {
   const int64_t steps = options.steps.value_or(model_.config.num_steps);
-  const auto key = std::pair(steps, options.sequence);
+  const auto key = std::pair(steps, options.sequence.value_or(spec_.sequence));
   const auto found = schedules_.find(key);
   if (found != schedules_.end()) return found->second;
-  return schedules_.emplace(key, make_schedule(ops_, model_, steps, options.sequence))
-      .first->second;
+  return schedules_.emplace(key, make_schedule(ops_, model_, steps, key.second)).first->second;
 }
 
 std::vector<double> Policy::robot_state(const Observation& observation) const {
@@ -382,7 +381,7 @@ Policy::Call Policy::prepare(std::span<const BatchRow> rows) {
     }
   const Inputs& in = call.inputs[0];
   call.sizes = {in.images, std::ssize(in.prompt), std::ssize(call.draws[0].steps->steps),
-                static_cast<int64_t>(rows[0].options.sequence)};
+                static_cast<int64_t>(rows[0].options.sequence.value_or(spec_.sequence))};
   return call;
 }
 

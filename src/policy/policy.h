@@ -28,6 +28,7 @@ struct PolicySpec {
   std::vector<std::string> required;           // robot's cameras that may not be absent
   Family resizer = Family::lerobot;
   bool dark_bars = false;  // around pictures that are not square: -3 as in lerobot 0.4, else -1
+  TimeSequence sequence = TimeSequence::lerobot;
   PromptOptions prompt;
   std::optional<std::string> default_prompt;
   std::shared_ptr<const Tokenizer> tokenizer;

@@ -19,9 +19,11 @@ enum class Kind { aloha_joints, affine, delta_actions, normalize };  // as Trans
 
 // In the order of the enums.
 const std::array<std::string, 2> kFamilies = {"openpi", "lerobot"};
+const std::array<std::string, 3> kSequences = {"lerobot", "lerobot-sum", "openpi"};
 const std::array<std::string, 3> kOf = {"both", "state", "actions"};
 const std::array<std::string, 4> kKinds = {"aloha_joints", "affine", "delta_actions", "normalize"};
 std::span<const std::string> names(Family) { return kFamilies; }
+std::span<const std::string> names(TimeSequence) { return kSequences; }
 std::span<const std::string> names(Affine::Of) { return kOf; }
 std::span<const std::string> names(Kind) { return kKinds; }
 std::span<const std::string> names(NormMethod) { return norm_methods(); }
@@ -65,6 +67,7 @@ void fields(auto& use, PolicySpec& s) {
   use("required_cameras", s.required);
   use("resize", s.resizer);
   use("dark_bars", s.dark_bars);
+  use("time_sequence", s.sequence);
   use("state_dim", s.state_dim);
   use("state_dim_min", s.state_dim_min);
   use("action_dim", s.action_dim);
