@@ -89,16 +89,23 @@ def distance(got, wanted):
                      / square(wanted))
 
 
+def observation(cell, frames, tokenizer):
+    """Options of `tendon run`: what a cell of lerobot_cells.py saw."""
+    options = ["--prompt", cell["prompt"], "--state", ",".join(map(repr, cell["state"])),
+               "--tokenizer", tokenizer]
+    for camera, frame in cell["frames"].items():
+        options += ["--image", f"{camera}={frames / frame}"]
+    return options
+
+
 def run(tendon, matrix, release, name):
     """(exit code, actions or None, standard error) of a cell."""
     cell = matrix.index["releases"][release][name]
     out = matrix.scratch / f"{release}-{name}.out.json"
-    arguments = [tendon, "run", matrix.folder(release, name), "--prompt", cell["prompt"],
-                 "--state", ",".join(map(repr, cell["state"])), "--precision", "f32",
+    arguments = [tendon, "run", matrix.folder(release, name), "--precision", "f32",
                  "--noise", matrix.scratch / "noise.json", "--threads", 1, "--out", out,
-                 "--tokenizer", matrix.data / "tokenizer/small_tokenizer.json", *cell["arguments"]]
-    for camera, frame in cell["frames"].items():
-        arguments += ["--image", f"{camera}={matrix.scratch / 'frames' / frame}"]
+                 *observation(cell, matrix.scratch / "frames",
+                              matrix.data / "tokenizer/small_tokenizer.json"), *cell["arguments"]]
     if "weights" not in cell:  # an adapter alone
         arguments += ["--base", matrix.folder(release, name.split("-")[0] + "-default")]
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=120)

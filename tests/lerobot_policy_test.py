@@ -15,14 +15,19 @@ from python_wheel_test import BUILD, ENVIRONMENTS, MAKERS, SOURCE, called, wheel
 ENVIRONMENT = ["gym-pusht==0.1.8", "pymunk>=6.6,<7"]  # the lightest that lerobot knows
 
 
-def main():
+def lerobot_environment():
+    """The interpreter of the environment that has lerobot."""
     python = interpreter("3.12") or interpreter("3.13") or skip(
         "lerobot needs Python 3.12 or newer, and the extension its headers")
     requirements = SOURCE / "tools/train_demo/requirements.txt"
     packages = ["-r", requirements, "lerobot[dataset]", *MAKERS, "setuptools", *ENVIRONMENT]
-    inside = environment(ENVIRONMENTS / "lerobot",
-                         " ".join([requirements.read_text(), *ENVIRONMENT]),
-                         ["--only-binary", ":all:", *packages], python)
+    return environment(ENVIRONMENTS / "lerobot",
+                       " ".join([requirements.read_text(), *ENVIRONMENT]),
+                       ["--only-binary", ":all:", *packages], python)
+
+
+def main():
+    inside = lerobot_environment()
     made = wheel(inside, BUILD / "python_wheel_lerobot", BUILD / "python_lerobot")
     package = BUILD / "lerobot_policy_tendon"
     shutil.rmtree(package, ignore_errors=True)  # setuptools builds in its source folder

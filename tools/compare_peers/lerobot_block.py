@@ -10,6 +10,7 @@ lerobot-eval with lerobot's policy and tendon's in turns.
 """
 
 import contextlib
+import importlib
 import json
 import pathlib
 import resource
@@ -66,17 +67,20 @@ def allocate(network):
     """Gives every parameter its memory, once and in its final type, and random values."""
     # Speed does not depend on the values as long as none is a denormal or NaN. One block of normal
     # numbers, repeated, is written as fast as memory allows; drawing 3e9 of them takes minutes.
-    # A prime length: no row of a matrix equals another.
-    block = 0.02 * torch.randn(1048583)
+    # A prime length: no row of a matrix equals another. Products keep the spread of their inputs.
+    block = torch.randn(1048583)
     for module in network.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 values = torch.empty_like(parameter, device="cpu")
+                spread = (values.numel() / len(values)) ** -0.5 if values.ndim > 1 else 0.02
                 for piece in values.view(-1).split(block.numel()):
-                    piece.copy_(block[: piece.numel()])
+                    piece.copy_(spread * block[: piece.numel()])
                 module._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
                 # No two equal: OpenVINO keeps equal weights once, which is faster than real ones.
                 block = block.roll(1009)
+        if isinstance(module, torch.nn.LayerNorm):
+            module.weight.fill_(1)  # else the pictures hardly matter
 
 
 def build(case, precision):
@@ -188,25 +192,32 @@ def evaluate_in_turns(own, folder, out, *options):
     return chunks
 
 
+def filled_policy(policy, config, fill):
+    """lerobot's PI0Policy or PI05Policy, whose network has no memory until `fill` gives it some."""
+    modeling = importlib.import_module(f"lerobot.policies.{policy}.modeling_{policy}")
+    network_class = getattr(modeling, f"{policy.upper()}Pytorch")
+
+    def filled(config, **options):
+        with parameters_without_memory():
+            network = network_class(config, **options)
+        fill(network)
+        return network
+
+    with mock.patch.object(modeling, network_class.__name__, filled):
+        return getattr(modeling, f"{policy.upper()}Policy")(config)
+
+
 def full_size_policy(precision, folder):
     """lerobot's PI0Policy for gym-pusht with random weights between its processors, and the same
     checkpoint in `folder`."""
     import demonstrations
     from lerobot.configs import FeatureType, PolicyFeature
-    from lerobot.policies.pi0 import configuration_pi0, modeling_pi0
+    from lerobot.policies.pi0 import configuration_pi0
 
-    network_class = modeling_pi0.PI0Pytorch
-
-    def allocated(config, **options):
-        with parameters_without_memory():
-            network = network_class(config, **options)
+    def allocated(network):
         both = network.paligemma_with_expert
         both.paligemma.lm_head = both.gemma_expert.lm_head = None  # see build
         allocate(network)
-        for module in network.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.weight.fill_(1)  # else the pictures hardly matter
-        return network
 
     pair = {key: torch.full((2,), value) for key, value in PUSHT.items()}
     config = configuration_pi0.PI0Config(
@@ -219,8 +230,7 @@ def full_size_policy(precision, folder):
         device="cpu",
         push_to_hub=False,
     )
-    with mock.patch.object(modeling_pi0, "PI0Pytorch", allocated):
-        policy = modeling_pi0.PI0Policy(config)
+    policy = filled_policy("pi0", config, allocated)
     tokenizer = ROOT / "assets/demo/pi0/tokenizer"
     before, after = demonstrations.make_processors(
         "pi0",

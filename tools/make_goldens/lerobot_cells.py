@@ -92,11 +92,14 @@ def fill(network, seed):
 class Cell:
     """One checkpoint. `change`: what is other than lerobot's own defaults."""
 
+    side, horizon, steps, dtype = SIDE, HORIZON, STEPS, "float32"
+    prompt = PROMPT
+
     def __init__(self, policy, name, **change):
         self.policy, self.name, self.change = policy, name, change
         self.rename = change.pop("rename", {})
         self.peft = change.pop("peft", None)
-        self.shape = change.pop("picture", (SIDE, SIDE))
+        self.shape = change.pop("picture", (self.side, self.side))
         self.mode = change.pop("mode", None)
         self.cameras = change.pop("cameras", CAMERAS)
 
@@ -114,8 +117,8 @@ class Cell:
         config = Config(
             input_features=inputs,
             output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION,))},
-            device="cpu", dtype="float32", chunk_size=HORIZON, n_action_steps=HORIZON,
-            num_inference_steps=STEPS, image_resolution=(SIDE, SIDE), **self.change)
+            device="cpu", dtype=self.dtype, chunk_size=self.horizon, n_action_steps=self.horizon,
+            num_inference_steps=self.steps, image_resolution=(self.side, self.side), **self.change)
         if self.mode:
             for kind in ("STATE", "ACTION"):
                 config.normalization_mapping[kind] = NormalizationMode(self.mode)
@@ -166,33 +169,34 @@ class Cell:
                     value.copy_(torch.from_numpy(np.round(draw * 8) / 32))  # few bits: a small file
         return model
 
-    def run(self, policy, before, after, out):
+    def run(self, policy, before, after, out, turn=0):
+        """What lerobot answers to the observation, whose pictures are others in each turn."""
         draw = synthetic.uniform("state", (STATE,), 21)
         renamed = {slot: own for own, slot in self.rename.items()}
-        frames, seen = {}, {"observation.state": torch.from_numpy(draw.copy()), "task": PROMPT}
+        frames, seen = {}, {"observation.state": torch.from_numpy(draw.copy()), "task": self.prompt}
         for i, camera in enumerate(self.cameras):
             key = f"observation.images.{camera}"
-            picture = frame(i, *self.shape)
-            file = f"{i}-{self.shape[0]}x{self.shape[1]}.ppm"
+            picture = frame(i + 2 * turn, *self.shape)
+            file = f"{i + 2 * turn}-{self.shape[0]}x{self.shape[1]}.ppm"
             (out / "frames").mkdir(exist_ok=True)
             (out / "frames" / file).write_bytes(
                 b"P6 %d %d 255\n" % self.shape[::-1] + picture.tobytes())
             name = renamed.get(key, key)
             seen[name] = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
             frames[name.removeprefix("observation.images.")] = file
-        noise = torch.from_numpy(noise_of(policy.config.max_action_dim))
+        noise = torch.from_numpy(noise_of(policy.config.max_action_dim, self.horizon))
         given = {"noise": noise}
         if "kwargs" not in inspect.signature(policy.predict_action_chunk).parameters:  # 0.4.0
             policy.model.sample_noise, given = lambda *_: noise, {}
         with torch.no_grad():
             chunk = policy.predict_action_chunk(before(seen), **given)
             actions = after(chunk)[0].numpy()
-        return {"state": draw.tolist(), "prompt": PROMPT, "frames": frames,
+        return {"state": draw.tolist(), "prompt": self.prompt, "frames": frames,
                 "actions": actions.astype(np.float32).tolist()}
 
 
-def noise_of(dims):
-    u, v = ((synthetic.uniform(n, (1, HORIZON, dims), 31).astype(np.float64) + 1) / 2
+def noise_of(dims, horizon=HORIZON):
+    u, v = ((synthetic.uniform(n, (1, horizon, dims), 31).astype(np.float64) + 1) / 2
             for n in ("noise.radius", "noise.angle"))
     return (np.sqrt(-2 * np.log(1 - u)) * np.cos(2 * np.pi * v)).astype(np.float32)
 
