@@ -77,8 +77,8 @@ def save_cells(release, work, shared, openpi):
     if not (out / "cells.json").exists():
         shutil.rmtree(out, ignore_errors=True)
         python = environment(release, work, shared, openpi)
-        # PEFT looks for its base on the hub.
-        subprocess.run(["env", "HF_HUB_OFFLINE=1", python, "-B",
+        # PEFT looks for its base on the hub, and writes modules in the order of a set.
+        subprocess.run(["env", "HF_HUB_OFFLINE=1", "PYTHONHASHSEED=0", python, "-B",
                         ROOT / "tools/make_goldens/lerobot_cells.py", out], check=True)
     return out
 

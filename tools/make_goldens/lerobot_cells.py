@@ -22,7 +22,6 @@ import synthetic
 
 DATA = pathlib.Path(__file__).resolve().parents[2] / "tests/data"
 SIDE, HORIZON, STATE, ACTION, VISION_HEADS = 56, 4, 6, 5, 2
-# Exact in float32: up to 0.4.2 times were added up, which is 3e-5 in the actions of 3 steps.
 STEPS = 4
 PROMPT = "pick up the red_block "
 NAMES = ["shoulder", "elbow", "wrist", "gripper", "finger"]
@@ -101,6 +100,7 @@ class Cell:
         self.peft = change.pop("peft", None)
         self.shape = change.pop("picture", (self.side, self.side))
         self.mode = change.pop("mode", None)
+        self.steps = change.pop("steps", self.steps)
         self.cameras = change.pop("cameras", CAMERAS)
 
     def config(self):
@@ -215,6 +215,7 @@ def cells():
         yield Cell(policy, "own-names", cameras=["front", "side.left"])
         yield Cell(policy, "empty-cameras", empty_cameras=2)
         yield Cell(policy, "wide", picture=(48, 64))
+        yield Cell(policy, "ten-steps", steps=10)  # up to 0.4.2 times were added up in float32
         yield Cell(policy, "lora", peft=dict(method_type="LORA", r=2))
         yield Cell(policy, "lora-whole", peft=dict(
             method_type="LORA", r=2, target_modules=["q_proj", "down_proj"],
