@@ -15,9 +15,10 @@ int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; 
 
 }  // namespace
 
-Attention::Packed::Packed(const AttentionCall& call, Form form)
-    : key_words(words_of(form, call.heads.width)),
-      value_words(words_of(form, ceil_to(call.keys, kPanel))),
+Attention::Packed::Packed(const AttentionCall& call, const Attention& attention)
+    : key_words(ceil_to(call.heads.width, inputs_per_word(attention.form_)) /
+                attention.word_inputs_),
+      value_words(ceil_to(call.keys, kPanel) / attention.word_inputs_),
       key_panels(ceil_to(call.keys, kPanel) / kPanel),
       value_panels((call.heads.width + kPanel - 1) / kPanel) {}
 
@@ -25,12 +26,12 @@ Attention::Packed::Packed(const AttentionCall& call, Form form)
 void Attention::pack_keys(const AttentionCall& call, int64_t head, int64_t panel, uint32_t* rows,
                           uint32_t* to) const {
   const Heads& h = call.heads;
-  const int64_t stride = h.kv * h.width, words = words_of(form_, h.width);
+  const int64_t stride = h.kv * h.width, words = Packed(call, *this).key_words;
   const float* k = call.k + head / h.kv * call.keys * stride + head % h.kv * h.width;
   for (int64_t first = panel * kPanel; first < (panel + 1) * kPanel; first += kHalf) {
     const int64_t count = std::clamp<int64_t>(call.keys - first, 0, kHalf);
     for (int64_t i = 0; i < count; ++i)
-      isa_.pack_words(form_, k + (first + i) * stride, h.width, rows + i * words);
+      isa_.pack(form_, k + (first + i) * stride, h.width, 0.f, rows + i * words);
     std::fill_n(rows + count * words, (kHalf - count) * words, 0u);
     for (int64_t w = 0; w < words; ++w)
       for (int64_t i = 0; i < kHalf; ++i) *to++ = rows[i * words + w];
@@ -41,7 +42,7 @@ void Attention::pack_keys(const AttentionCall& call, int64_t head, int64_t panel
 void Attention::pack_values(const AttentionCall& call, const Packed& packed, int64_t head,
                             int64_t panel, uint32_t* to) const {
   const Heads& h = call.heads;
-  const int64_t stride = h.kv * h.width, step = inputs_per_word(form_);
+  const int64_t stride = h.kv * h.width, step = word_inputs_;
   const float* v = call.v + head / h.kv * call.keys * stride + head % h.kv * h.width;
   const int64_t half = packed.value_words * kHalf, halves = 2 * packed.value_panels;
   // Columns of later heads stand in for those that this one lacks: nobody reads their results.
@@ -64,7 +65,7 @@ void Attention::score(const Packed& packed, const Block& block, Workspace& work)
   const auto [head, count, from, keys] = block;
   const uint32_t* k = keys_.peek() + head * packed.keys_size();
   const int form = static_cast<int>(form_);
-  const Blocks blocks(packed.key_words, isa_.tile_words[form]);
+  const Blocks blocks(packed.key_words, 1);
   const uint32_t* query = work.query.peek();
   float* scores = work.scores.get(0);
   for (int64_t p = 0; p < keys / kPanel; ++p, scores += count * kPanel) {
@@ -83,13 +84,12 @@ void Attention::add_values(const Packed& packed, const Block& block, const float
   const auto [head, count, from, keys] = block;
   const uint32_t* tile = work.tile.peek();
   float* sums = work.sums.get(0);
-  const uint32_t* v =
-      values_.peek() + head * packed.values_size() + from / inputs_per_word(form_) * kHalf;
+  const uint32_t* v = values_.peek() + head * packed.values_size() + from / word_inputs_ * kHalf;
   for (int64_t p = 0; p < packed.value_panels; ++p, v += kPanel * packed.value_words) {
     float* c = sums + p * count * kPanel;
     for (int64_t i = 0; from > 0 && i < count; ++i) isa_.scale_row(c + i * kPanel, kPanel, old[i]);
     isa_.tiles[static_cast<int>(form_)][count](
-        {tile, v, packed.value_words * kHalf, words_of(form_, keys), c, from > 0, tile});
+        {tile, v, packed.value_words * kHalf, keys / word_inputs_, c, from > 0, tile});
   }
 }
 
@@ -98,12 +98,12 @@ void Attention::add_values(const Packed& packed, const Block& block, const float
 void Attention::attend(const AttentionCall& call, int64_t head, int64_t first, int64_t count,
                        Workspace& work) const {
   const Heads& h = call.heads;
-  const Packed packed(call, form_);
+  const Packed packed(call, *this);
   const std::span<const int32_t> visible = call.visible.keys;
   const int64_t share = h.query / h.kv;
   const float scale = 1.f / std::sqrt(static_cast<float>(h.width));
-  const Blocks blocks(packed.key_words, isa_.tile_words[static_cast<int>(form_)]);
-  const int64_t inputs = blocks.words * inputs_per_word(form_);
+  const Blocks blocks(packed.key_words, 1);
+  const int64_t inputs = blocks.words * word_inputs_;
   std::array<int64_t, kRowsMax> offset{};
   std::array<int32_t, kRowsMax> seen{}, left{};
   std::array<float, kRowsMax> maximum{}, sum{}, old{};
@@ -142,7 +142,7 @@ void Attention::attend(const AttentionCall& call, int64_t head, int64_t first, i
 }
 
 void Attention::run(const AttentionCall& call) {
-  const Packed packed(call, form_);
+  const Packed packed(call, *this);
   const int64_t heads = call.visible.segments * call.heads.kv;
   uint32_t* keys = keys_.get(heads * packed.keys_size());
   uint32_t* values = values_.get(heads * packed.values_size());
@@ -159,7 +159,7 @@ void Attention::run(const AttentionCall& call) {
   const int64_t rows = isa_.tile_rows[static_cast<int>(form_)];
   const Tiling tiling(queries, rows);
   // For every thread now: which of them gets a task first is chance.
-  const Blocks blocks(packed.key_words, isa_.tile_words[static_cast<int>(form_)]);
+  const Blocks blocks(packed.key_words, 1);
   for (Workspace& work : threads_) {
     work.query.get(blocks.count * rows * kTileStride);
     work.sums.get(packed.value_panels * rows * kPanel);

@@ -24,16 +24,17 @@ class Attention {
       : isa_(isa),
         pool_(pool),
         form_(form),
+        word_inputs_(inputs_per_word(form) / isa.tile_words[static_cast<int>(form)]),
         macs_per_ns_(macs_per_ns),
         threads_(static_cast<size_t>(pool.threads())) {}
 
   void run(const AttentionCall& call);
 
  private:
-  // K and V of one key/value head of one segment in panels, and how many words that takes.
+  // K and V of one key/value head of one segment in widened panels, and how many words that takes.
   struct Packed {
     int64_t key_words, value_words, key_panels, value_panels;
-    explicit Packed(const AttentionCall& call, Form form);
+    Packed(const AttentionCall& call, const Attention& attention);
     int64_t keys_size() const { return key_panels * kPanel * key_words; }
     int64_t values_size() const { return value_panels * kPanel * value_words; }
   };
@@ -60,6 +61,7 @@ class Attention {
   const SimdKernels& isa_;
   ThreadPool& pool_;
   Form form_;
+  int64_t word_inputs_;  // inputs of a widened word
   int64_t macs_per_ns_;
   Scratch<uint32_t> keys_, values_;
   std::vector<Workspace> threads_;

@@ -11,11 +11,6 @@ struct AvxVnni : Avx2 {
   static constexpr const char* kInt8Method = "vpdpbusd, exact";
   static constexpr int tile_words(Form form) { return form == Form::bf16 ? 2 : 1; }
   template <Form kForm>
-  TENDON_INLINE V widen(V b, int part) {
-    if constexpr (kForm == Form::int8) return b;
-    return Avx2::widen<kForm>(b, part);
-  }
-  template <Form kForm>
   TENDON_INLINE V mac(V acc, V x, V b) {
     if constexpr (kForm != Form::int8) return Avx2::mac<kForm>(acc, x, b);
     return (V)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)x, (__m256i)b);

@@ -28,17 +28,17 @@ double thread_seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-// A tile against one panel after the other, as a product does.
+// A tile against one widened panel after the other, as a product does.
 class Probe {
  public:
   Probe(const SimdKernels& isa, Form form)
       : isa_(isa),
         form_(static_cast<size_t>(form)),
         rows_(isa.tile_rows[form_]),
-        words_(kTileWords / isa.tile_words[form_]),
-        macs_(static_cast<double>(rows_ * kPanel * words_ * inputs_per_word(form))) {
+        macs_(static_cast<double>(rows_ * kBlockWords * inputs_per_word(form)) /
+              isa.tile_words[form_]) {
     std::fill_n(tile_.get(rows_ * kTileStride), rows_ * kTileStride, 0U);
-    std::fill_n(panels_.get(kPanels * kPanel * words_), kPanels * kPanel * words_, 0U);
+    std::fill_n(panels_.get(kPanels * kBlockWords), kPanels * kBlockWords, 0U);
     sums_.get(rows_ * kPanel);
   }
   // Of at least so many seconds.
@@ -48,9 +48,9 @@ class Probe {
     double took = 0;
     do {
       for (int64_t p = 0; p < kPanels; ++p, ++tiles) {
-        const uint32_t* panel = panels_.peek() + p * kPanel * words_;
+        const uint32_t* panel = panels_.peek() + p * kBlockWords;
         isa_.tiles[form_][rows_](
-            {tile_.peek(), panel, words_ * kHalf, words_, sums_.get(0), false, panel});
+            {tile_.peek(), panel, kBlockWords / 2, kTileWords, sums_.get(0), false, panel});
       }
       took = thread_seconds() - begin;
     } while (took < seconds);
@@ -62,7 +62,7 @@ class Probe {
   static constexpr int64_t kPanels = 2;
   const SimdKernels& isa_;
   size_t form_;
-  int64_t rows_, words_;
+  int64_t rows_;
   double macs_;
   Scratch<uint32_t> tile_, panels_;
   Scratch<float> sums_;

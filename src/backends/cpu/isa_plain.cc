@@ -32,15 +32,12 @@ struct Plain {
     return x - V{};
   }
   template <Form kForm>
-  TENDON_INLINE V widen(V b, int part) {
+  TENDON_INLINE V widened(V b, int part) {
     const I w = (I)b;
     if constexpr (kForm == Form::bf16) return part == 0 ? (V)(w << 16) : (V)(w & -0x10000);
-    if constexpr (kForm == Form::int8) {  // bytes 0 and 2, or 1 and 3, as pairs of 16 bits
-      const I low = part == 0 ? (w << 24) >> 24 : (w << 16) >> 24;
-      const I high = part == 0 ? (w << 8) >> 24 : w >> 24;
-      return (V)((low & 0xFFFF) | (high << 16));
-    }
-    return b;
+    const I low = part == 0 ? (w << 24) >> 24 : (w << 16) >> 24;  // bytes 0 and 2, or 1 and 3
+    const I high = part == 0 ? (w << 8) >> 24 : w >> 24;
+    return (V)((low & 0xFFFF) | (high << 16));
   }
   template <Form kForm>
   TENDON_INLINE V mac(V acc, V x, V b) {

@@ -4,8 +4,9 @@
 // outputs stand side by side, [2][words][16]. A word is one f32, two bf16 (inputs 2w and 2w + 1,
 // low half first) or four int8. The layout is the same for every instruction set, so a packed file
 // fits every machine. A tile holds up to `tile_rows` rows of x, each of them `kTileStride` words
-// after the one before; where an instruction set widens words itself, a word of the panel meets two
-// words of the tile.
+// after the one before. An instruction set without a product for the form multiplies wider words:
+// bf16 as f32, int8 as two of 16 bits. Its tiles hold these, `tile_words` per word of a panel, and
+// the panel is widened before it meets the tiles.
 #pragma once
 
 #include <cstdint>
@@ -45,9 +46,9 @@ struct TileEpilogue {
   const int32_t* offset = nullptr;
 };
 
-// c [rows][32] (+)= tile · panel over `words`; `half` words lie between the halves of the panel;
-// for int8 c holds int32. Meanwhile 16 words per word are fetched from `next`, which must be mapped
-// memory.
+// c [rows][32] (+)= tile · panel over `words` of the tile; `half` words lie between the halves of
+// the panel, which is widened; for int8 c holds int32. Meanwhile 16 / tile_words words per word are
+// fetched from `next`, which must be mapped memory.
 struct TileProduct {
   const uint32_t *tile, *panel;
   int64_t half, words;
@@ -73,7 +74,7 @@ struct SoftmaxBlock {
 struct SimdKernels {
   const char* name;
   int tile_rows[kForms];
-  int tile_words[kForms];  // 32-bit words of a tile per word of the panel: 1 or 2
+  int tile_words[kForms];  // 32-bit words of a tile per word of a packed panel: 1 or 2
   bool biased_int8;        // tiles of int8 hold x + 128, see TileEpilogue::offset
   const char* int8_method;
 
@@ -83,9 +84,10 @@ struct SimdKernels {
   // Part of a row of x into a row of a tile; int8: round(x · inverse). The last word is filled up.
   void (*pack)(Form form, const float* x, int64_t columns, float inverse, uint32_t* to);
   float (*largest)(const float* x, int64_t columns);  // max |x|
-  // Operands of a panel, f32 or bf16: the words of one row, and words whose low half (or all of
-  // them) comes from one row and the high half from the next, 16 of them every `stride` words.
-  void (*pack_words)(Form form, const float* x, int64_t columns, uint32_t* to);
+  // Where tile_words is 2: `count` times 16 words of half a panel into 2 · count times 16.
+  void (*widen)(Form form, const uint32_t* words, int64_t count, uint32_t* to);
+  // Widened words of a panel, f32 or bf16: all of a word, or its low half, comes from one row and
+  // the high half from the next, 16 of them every `stride` words.
   void (*interleave)(Form form, const float* low, const float* high, int64_t columns,
                      int64_t stride, uint32_t* to);
   void (*finish)(const float* c, int64_t rows, int64_t column, const TileEpilogue& to);

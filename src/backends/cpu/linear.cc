@@ -14,7 +14,7 @@ constexpr int64_t kPassBytes = int64_t{7} << 20;
 // pass.
 int64_t largest_group() {
   const int64_t cache = ::sysconf(_SC_LEVEL2_CACHE_SIZE);
-  constexpr int64_t kPanelBytes = kBlocksTogether * kTileWords * kPanel * 4;
+  constexpr int64_t kPanelBytes = kBlocksTogether * kBlockWords * 4;
   return std::clamp<int64_t>((cache > 0 ? cache : 1 << 20) / 2 / kPanelBytes, 1, 16);
 }
 
@@ -61,7 +61,7 @@ Products::Products(const SimdKernels& isa, ThreadPool& pool, int64_t macs_per_ns
       pool_(pool),
       macs_per_ns_(macs_per_ns),
       group_most_(largest_group()),
-      sums_(static_cast<size_t>(pool.threads())) {}
+      threads_(static_cast<size_t>(pool.threads())) {}
 
 void Products::pack(const float* x, const Product& product, const Pass& pass) {
   const PackedWeight& w = product.w;
@@ -87,18 +87,33 @@ void Products::pack(const float* x, const Product& product, const Pass& pass) {
   });
 }
 
-// Panels [first, last) for all rows. A few blocks of words of these panels meet every tile before
-// the next ones begin; the sums of unfinished tiles wait in `sums`.
-void Products::multiply(const Product& product, const Pass& pass, int64_t panel, int64_t last_panel,
-                        float* sums) {
+// Block `block` of the group's panels.
+void Products::widen(const PackedWeight& w, const Blocks& blocks, const Group& group,
+                     int64_t block) const {
+  const int64_t from = block * blocks.words, words = std::min(blocks.words, w.words - from);
+  for (int64_t p = group.first; p < group.last; ++p) {
+    const int64_t at = (p - group.first) * kBlocksTogether + block % kBlocksTogether;
+    uint32_t* to = group.widened + at * kBlockWords;
+    for (int64_t side = 0; side < 2; ++side)
+      isa_.widen(w.form, w.panel(p) + (side * w.words + from) * kHalf, words,
+                 to + side * 2 * words * kHalf);
+  }
+}
+
+// All rows times the panels of a group. A few blocks of words of these panels meet every tile
+// before the next ones begin; the sums of unfinished tiles wait in the group's.
+void Products::multiply(const Product& product, const Pass& pass, const Group& group) {
   const auto& [w, rows, finish, parts] = product;
+  const auto [panel, last_panel, sums, widened] = group;
   const int form = static_cast<int>(w.form);
   const int64_t tile_rows = isa_.tile_rows[form];
+  const bool wide = isa_.tile_words[form] == 2;
   const Tiling tiling(rows, tile_rows);
   const int64_t half = w.words * kHalf;
   const int64_t per_tile = pass.is_straight() ? 0 : (last_panel - panel) * tile_rows * kPanel;
   for (int64_t begin = pass.first; begin < pass.last; begin += kBlocksTogether) {
     const int64_t end = std::min(begin + kBlocksTogether, pass.last);
+    for (int64_t b = begin; wide && b < end; ++b) widen(w, pass.blocks, group, b);
     for (int64_t t = 0; t < tiling.count; ++t)
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = tiling.first(t), count = tiling.rows(t);
@@ -121,7 +136,14 @@ void Products::multiply(const Product& product, const Pass& pass, int64_t panel,
           if (side < 0) next = tile + count * kTileStride + (last_panel - 1 - p) * words * kHalf;
           if (side >= 0 && there < w.panels && next_from < w.words)
             next = w.panel(there) + side * half + next_from * kHalf;
-          isa_.tiles[form][count]({tile, w.panel(p) + from * kHalf, half, words, c, b > 0, next});
+          TileProduct step{tile, w.panel(p) + from * kHalf, half, words, c, b > 0, next};
+          if (wide) {
+            step.panel =
+                widened + ((p - panel) * kBlocksTogether + b % kBlocksTogether) * kBlockWords;
+            step.words = 2 * words;
+            step.half = step.words * kHalf;
+          }
+          isa_.tiles[form][count](step);
           if (!done) continue;
           here.row = first;
           here.y += first * here.stride;
@@ -153,7 +175,10 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Tile
   const int64_t sums = tiles * tile_rows * kPanel;  // of one panel
   float* waiting = passes > 1 ? waiting_.get(w.panels * sums) : nullptr;
   // For every thread now: which of them gets a task first is chance.
-  for (Scratch<float>& s : sums_) s.get(group * sums);
+  for (Workspace& work : threads_) {
+    work.sums.get(group * sums);
+    if (isa_.tile_words[form] == 2) work.widened.get(group * kBlocksTogether * kBlockWords);
+  }
   const Product product{w, rows, finish, parts};
   for (int64_t first = 0; first < blocks.count; first += per_pass) {
     const Pass pass{blocks, first, std::min(first + per_pass, blocks.count)};
@@ -161,8 +186,10 @@ void Products::product(const float* x, int64_t rows, const PackedWeight& w, Tile
     const int64_t ns = rows * w.panels * kPanel * w.inputs / macs_per_ns_;
     pool_.run((w.panels + group - 1) / group, ns, [&](int64_t task, int thread) {
       const int64_t panel = task * group;
-      multiply(product, pass, panel, std::min(panel + group, w.panels),
-               waiting ? waiting + panel * sums : sums_[static_cast<size_t>(thread)].get(0));
+      Workspace& work = threads_[static_cast<size_t>(thread)];
+      multiply(product, pass,
+               {panel, std::min(panel + group, w.panels),
+                waiting ? waiting + panel * sums : work.sums.get(0), work.widened.get(0)});
     });
   }
 }

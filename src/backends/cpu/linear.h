@@ -30,6 +30,7 @@ struct Blocks {
 
 // So many blocks of a tile follow each other, so that its sums stay near.
 inline constexpr int64_t kBlocksTogether = 2;
+inline constexpr int64_t kBlockWords = kTileWords * kPanel;  // of one panel, widened
 
 class Products {
  public:
@@ -65,18 +66,27 @@ class Products {
     TileEpilogue finish;
     std::span<const Part> parts;
   };
+  struct Group {  // panels [first, last)
+    int64_t first, last;
+    float* sums;
+    uint32_t* widened;  // [panels][kBlocksTogether][kBlockWords]
+  };
+  struct Workspace {  // of one thread
+    Scratch<float> sums;
+    Scratch<uint32_t> widened;
+  };
   void pack(const float* x, const Product& product, const Pass& pass);
-  void multiply(const Product& product, const Pass& pass, int64_t panel, int64_t last_panel,
-                float* sums);
+  void widen(const PackedWeight& w, const Blocks& blocks, const Group& group, int64_t block) const;
+  void multiply(const Product& product, const Pass& pass, const Group& group);
 
   const SimdKernels& isa_;
   ThreadPool& pool_;
   int64_t macs_per_ns_;
-  int64_t group_most_;                // panels of a task
-  Scratch<uint32_t> tiles_;           // [blocks of the pass][rows][kTileStride]
-  Scratch<float> row_scales_;         // int8: [rows] and their inverses [rows]
-  Scratch<float> waiting_;            // sums between passes
-  std::vector<Scratch<float>> sums_;  // per thread
+  int64_t group_most_;         // panels of a task
+  Scratch<uint32_t> tiles_;    // [blocks of the pass][rows][kTileStride]
+  Scratch<float> row_scales_;  // int8: [rows] and their inverses [rows]
+  Scratch<float> waiting_;     // sums between passes
+  std::vector<Workspace> threads_;
 };
 
 }  // namespace tendon::cpu

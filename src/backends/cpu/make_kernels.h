@@ -22,7 +22,7 @@ constexpr SimdKernels make_kernels() {
                 kTiles<S, Form::int8>.by_rows},
       .pack = &pack<S>,
       .largest = &largest<S>,
-      .pack_words = &pack_words<S>,
+      .widen = &widen<S>,
       .interleave = &interleave<S>,
       .finish = &finish<S>,
       .softmax = &softmax<S>,

@@ -3,7 +3,7 @@
 //
 // S also gives: Halves and Bytes (lanes of uint16_t and uint8_t), kVectors (vectors of a panel in
 // flight), and per form: tile_rows(form), tile_words(form), `mac<Form>(acc, tile words, panel
-// vector)`, `widen<Form>` where a word is widened into two steps. An instruction set that
+// vector)`, `widened<Form>` where a word of the panel is widened into two. An instruction set that
 // multiplies in another way gives product<Form, rows>() and peak<Form>(rounds) instead.
 #pragma once
 
@@ -18,7 +18,7 @@ template <class S, Form kForm, int kRowCount>
 void tile_product(const TileProduct& product) {
   const auto [tile, panel, half, words, c, add, next] = product;
   using V = typename S::V;
-  constexpr int kLanes = S::kLanes, kVectors = S::kVectors, kWords = S::tile_words(kForm);
+  constexpr int kLanes = S::kLanes, kVectors = S::kVectors;
   for (int first = 0; first < kPanel; first += kVectors * kLanes) {
     V acc[kRowCount][kVectors];
 #pragma GCC unroll 16
@@ -28,23 +28,17 @@ void tile_product(const TileProduct& product) {
         acc[r][v] = add ? load<S>(c + r * kPanel + first + v * kLanes) : V{};
     const uint32_t* t = tile;
     const uint32_t* p = panel + first / kHalf * half + first % kHalf;
-    for (int64_t w = 0; w < words; ++w, t += kWords, p += kHalf) {
-      if (first == 0) __builtin_prefetch(next + w * kHalf, 0, 2);
-#pragma GCC unroll 2
-      for (int part = 0; part < kWords; ++part) {
-        V b[kVectors];  // the barrier below keeps loads in order: hoisted ones would spill
+    for (int64_t w = 0; w < words; ++w, ++t, p += kHalf) {
+      if (first == 0) __builtin_prefetch(next + w * (kHalf / S::tile_words(kForm)), 0, 2);
+      V b[kVectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v)
-          b[v] = S::template widen<kForm>(
-              load_words<S>(v * kLanes < kHalf ? p + v * kLanes : p + half + v * kLanes - kHalf),
-              part);
+      for (int v = 0; v < kVectors; ++v)
+        b[v] = load_words<S>(v * kLanes < kHalf ? p + v * kLanes : p + half + v * kLanes - kHalf);
 #pragma GCC unroll 16
-        for (int r = 0; r < kRowCount; ++r) {
-          const V x = S::broadcast(t + r * kTileStride + part);
+      for (int r = 0; r < kRowCount; ++r) {
+        const V x = S::broadcast(t + r * kTileStride);
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) acc[r][v] = S::template mac<kForm>(acc[r][v], x, b[v]);
-          if (kWords > 1) asm volatile("" ::: "memory");
-        }
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = S::template mac<kForm>(acc[r][v], x, b[v]);
       }
     }
 #pragma GCC unroll 16
@@ -52,6 +46,23 @@ void tile_product(const TileProduct& product) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) store<S>(c + r * kPanel + first + v * kLanes, acc[r][v]);
   }
+}
+
+template <class S, Form kForm>
+void widen_words(const uint32_t* words, int64_t count, uint32_t* to) {
+  if constexpr (S::tile_words(kForm) == 2)
+    for (int64_t w = 0; w < count; ++w, words += kHalf, to += 2 * kHalf)
+      for (int64_t i = 0; i < kHalf; i += S::kLanes)
+        for (int part = 0; part < 2; ++part) {
+          const auto wide = S::template widened<kForm>(load_words<S>(words + i), part);
+          std::memcpy(to + part * kHalf + i, &wide, sizeof(wide));
+        }
+}
+
+template <class S>
+void widen(Form form, const uint32_t* words, int64_t count, uint32_t* to) {
+  if (form == Form::bf16) widen_words<S, Form::bf16>(words, count, to);
+  if (form == Form::int8) widen_words<S, Form::int8>(words, count, to);
 }
 
 template <class S, Form kForm, int kRowCount>
@@ -106,32 +117,25 @@ void pack_bf16(const float* x, int64_t columns, uint32_t* to) {
 }
 
 template <class S>
-void pack_words(Form form, const float* x, int64_t columns, uint32_t* to) {
-  if (form == Form::f32)
-    std::memcpy(to, x, static_cast<size_t>(columns) * sizeof(float));
-  else
-    pack_bf16<S, false>(x, columns, to);
-}
-
-template <class S>
-TENDON_INLINE typename S::I bf16_pairs(typename S::V low, typename S::V high) {
-  if constexpr (requires { S::pairs(low, high); }) return S::pairs(low, high);
-  return (round_bf16<S>(low) >> 16 & 0xFFFF) | round_bf16<S>(high);
-}
-
-template <class S>
 void interleave(Form form, const float* low, const float* high, int64_t columns, int64_t stride,
                 uint32_t* to) {
   static_assert(kHalf % S::kLanes == 0);
+  constexpr bool kWide = S::tile_words(Form::bf16) == 2;
   const auto place = [&](int64_t c) { return to + c / kHalf * stride + c % kHalf; };
   int64_t c = 0;
   for (; c + S::kLanes <= columns; c += S::kLanes) {
     typename S::I words = bits<S>(load<S>(low + c));
-    if (form != Form::f32) words = bf16_pairs<S>(load<S>(low + c), load<S>(high + c));
+    if constexpr (kWide) {
+      if (form != Form::f32) words = round_bf16<S>(load<S>(low + c));
+    } else {
+      if (form != Form::f32) words = S::pairs(load<S>(low + c), load<S>(high + c));
+    }
     std::memcpy(place(c), &words, sizeof(words));
   }
-  for (; c < columns; ++c)
-    *place(c) = form == Form::f32 ? word_of(low[c]) : bf16_of(low[c]) | bf16_of(high[c]) << 16;
+  for (; c < columns; ++c) {
+    const uint32_t pair = kWide ? bf16_of(low[c]) << 16 : bf16_of(low[c]) | bf16_of(high[c]) << 16;
+    *place(c) = form == Form::f32 ? word_of(low[c]) : pair;
+  }
 }
 
 // round(x · inverse), ties to even, by the same magic sum everywhere.
@@ -172,7 +176,7 @@ void pack_int8(const float* x, int64_t columns, float inverse, uint32_t* to) {
 
 template <class S>
 void pack(Form form, const float* x, int64_t columns, float inverse, uint32_t* to) {
-  if (form == Form::f32) pack_words<S>(form, x, columns, to);
+  if (form == Form::f32) std::memcpy(to, x, static_cast<size_t>(columns) * sizeof(float));
   if (form == Form::bf16) pack_bf16<S, S::tile_words(Form::bf16) == 2>(x, columns, to);
   if (form == Form::int8) pack_int8<S>(x, columns, inverse, to);
 }

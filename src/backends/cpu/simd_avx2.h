@@ -27,14 +27,11 @@ struct Avx2 {
     return (V)_mm256_broadcast_ss(reinterpret_cast<const float*>(word));
   }
   template <Form kForm>
-  TENDON_INLINE V widen(V b, int part) {
+  TENDON_INLINE V widened(V b, int part) {
     if constexpr (kForm == Form::bf16)
       return part == 0 ? (V)((I)b << 16) : (V)_mm256_blend_epi16(__m256i{}, (__m256i)b, 0xAA);
-    if constexpr (kForm == Form::int8) {
-      const __m256i w = (__m256i)b;
-      return (V)_mm256_srai_epi16(part == 0 ? _mm256_slli_epi16(w, 8) : w, 8);
-    }
-    return b;
+    const __m256i w = (__m256i)b;
+    return (V)_mm256_srai_epi16(part == 0 ? _mm256_slli_epi16(w, 8) : w, 8);
   }
   template <Form kForm>
   TENDON_INLINE V mac(V acc, V x, V b) {

@@ -27,13 +27,10 @@ struct Avx512 {
     return (V)_mm512_set1_ps(*reinterpret_cast<const float*>(word));
   }
   template <Form kForm>
-  TENDON_INLINE V widen(V b, int part) {
+  TENDON_INLINE V widened(V b, int part) {
     if constexpr (kForm == Form::bf16) return part == 0 ? (V)((I)b << 16) : (V)((I)b & -0x10000);
-    if constexpr (kForm == Form::int8) {
-      const __m512i w = (__m512i)b;
-      return (V)_mm512_srai_epi16(part == 0 ? _mm512_slli_epi16(w, 8) : w, 8);
-    }
-    return b;
+    const __m512i w = (__m512i)b;
+    return (V)_mm512_srai_epi16(part == 0 ? _mm512_slli_epi16(w, 8) : w, 8);
   }
   template <Form kForm>
   TENDON_INLINE V mac(V acc, V x, V b) {
@@ -50,11 +47,6 @@ struct Avx512Vnni : Avx512 {
   static constexpr const char* kInt8Method = "vpdpbusd, exact";
   static constexpr int tile_words(Form form) { return form == Form::bf16 ? 2 : 1; }
   template <Form kForm>
-  TENDON_INLINE V widen(V b, int part) {
-    if constexpr (kForm == Form::int8) return b;
-    return Avx512::widen<kForm>(b, part);
-  }
-  template <Form kForm>
   TENDON_INLINE V mac(V acc, V x, V b) {
     if constexpr (kForm != Form::int8) return fma(x, b, acc);
     return (V)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)b);
@@ -70,10 +62,6 @@ struct Avx512Bf16 : Avx512Vnni {
   TENDON_INLINE Halves halves(V x) { return (Halves)_mm512_cvtneps_pbh((__m512)x); }
   TENDON_INLINE I pairs(V low, V high) {
     return __builtin_convertvector(halves(low), I) | __builtin_convertvector(halves(high), I) << 16;
-  }
-  template <Form kForm>
-  TENDON_INLINE V widen(V b, int) {
-    return b;
   }
   template <Form kForm>
   TENDON_INLINE V mac(V acc, V x, V b) {
