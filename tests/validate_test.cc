@@ -260,8 +260,9 @@ TEST(Validation, reports_both_gates_and_the_one_that_failed) {
   const std::vector<float> expected = {1, -2, 3}, doubled = {2, -4, 6};
   const Validation v{.checks = {judge("velocity", Bounds::of_noise(.25), doubled, expected)}};
   EXPECT_FALSE(v.passed());
-  const std::string page = html_report(v, "");
-  EXPECT_TRUE(says(page, {"1.0000000000", "0.9687500000", ">1<", ">0.25<", "FAILED: relative L2"}));
+  const std::string page = html_report(v, "a <b>");
+  EXPECT_TRUE(says(page, {"1.0000000000", "0.9687500000", ">1<", ">0.25<", "FAILED: relative L2",
+                          "a &lt;b&gt;"}));
 }
 
 TEST(Bounds, name_every_number_that_is_beyond_and_not_a_number_is) {

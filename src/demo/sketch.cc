@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "demo/picture.h"
+#include "tensor/xml.h"
 
 namespace tendon::demo {
 namespace {
@@ -16,19 +17,6 @@ constexpr double kMoved = 0.005;  // less is no push worth drawing
 
 double x_of(Point p) { return kLeft + kSide * p.x; }
 double y_of(Point p) { return kTop + kSide * p.y; }
-
-// What text may be in XML: marks as entities, control characters as spaces.
-std::string escaped(std::string_view text) {
-  std::string xml;
-  for (const char c : text) switch (c) {
-      case '<': xml += "&lt;"; break;
-      case '>': xml += "&gt;"; break;
-      case '&': xml += "&amp;"; break;
-      case '"': xml += "&quot;"; break;
-      default: xml += static_cast<unsigned char>(c) < ' ' ? ' ' : c;
-    }
-  return xml;
-}
 
 // The first characters of UTF-8 text.
 std::string shortened(const std::string& text) {
@@ -161,10 +149,10 @@ std::string sketch_svg(const Record& record, const std::string& prompt) {
       "<defs><linearGradient id=\"time\"><stop stop-color=\"{}\"/>"
       "<stop offset=\"1\" stop-color=\"{}\"/></linearGradient></defs>\n"
       "<rect width=\"480\" height=\"540\" rx=\"10\" fill=\"white\"/>\n",
-      escaped(prompt), time_grey(0), time_grey(1));
+      xml_text(prompt), time_grey(0), time_grey(1));
   svg += fmt::format(
       "<text x=\"{}\" y=\"31\" font-size=\"16\" font-weight=\"600\" fill=\"#16181d\">{}</text>\n",
-      kLeft, escaped(shortened(prompt)));
+      kLeft, xml_text(shortened(prompt)));
   svg += fmt::format("<text x=\"{}\" y=\"52\" fill=\"{}\">{} in {} ({:.1f} s), {}</text>\n", kLeft,
                      record.solved ? "#1a7f37" : "#c4281c", record.solved ? "solved" : "not solved",
                      count(record.steps(), "step"), seconds, count(record.chunks, "chunk"));

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "tensor/xml.h"
 #include "validate/certificate.h"
 #include "validate/page.h"
 
@@ -68,7 +69,7 @@ std::string action_card(const Certificate& c, const Compared& other, const Dimen
       "it, {}</h3>{}<h3>difference over the chunk, every observation</h3>{}<dl><dt>max error</dt>"
       "<dd>{:.3g} of {:.3g}</dd><dt>relative L2</dt><dd>{:.3g}</dd><dt>PCC</dt><dd>{:.8f}</dd>"
       "<dt>normalised, rms</dt><dd>{:.3g}</dd><dt>at most</dt><dd>{:.3g}</dd></dl></section>\n",
-      check.passed() ? "passed" : "failed", html_text(check.name), html_text(c.identity.backend),
+      check.passed() ? "passed" : "failed", xml_text(check.name), xml_text(c.identity.backend),
       plot({{"reference", over_rows([&](size_t i) { return other.chunks[0][i]; })},
             {"got", over_rows([&](size_t i) { return c.chunks[0][i]; })}}),
       plot(errors, true), check.apart.max_error, check.apart.scale, check.apart.relative_l2,
@@ -87,14 +88,14 @@ td, th { padding: .15rem .8rem .15rem 0; text-align: left; }
 
 std::string comparison(const Certificate& c, const Compared& other) {
   std::string html = fmt::format("<h2 class='{0}'><strong>against {1}: {0}</strong></h2>",
-                                 other.passed() ? "passed" : "failed", html_text(other.against));
+                                 other.passed() ? "passed" : "failed", xml_text(other.against));
   if (!other.stages.empty())
     html += "<table><tr><th>stage</th><th>relative L2</th><th>at most</th><th>PCC</th></tr>";
   for (const ModuleCheck& s : other.stages)
     html += fmt::format(
         "<tr class='{}'><td>{}</td><td>{:.3g}</td><td>{:.3g}</td><td>{:.8f}</td>"
         "</tr>",
-        s.failed.empty() ? "passed" : "failed", html_text(s.module.substr(s.module.find('.') + 1)),
+        s.failed.empty() ? "passed" : "failed", xml_text(s.module.substr(s.module.find('.') + 1)),
         s.apart.relative_l2, s.gate.relative_l2, s.apart.pcc);
   if (!other.stages.empty()) html += "</table>";
   html += "<main>\n";
@@ -111,8 +112,8 @@ std::string html_page(const Certificate& c) {
       fmt::format(
           "<h1 class='{0}'><strong>{1}: {0}</strong></h1><p>{1} on {2} in {3} ({4}); {5}; {6}; "
           "tendon {7}</p><table>",
-          c.passed() ? "passed" : "failed", html_text(c.model), id.backend, id.precision,
-          html_text(id.method), c.observations, html_text(id.processor), id.version);
+          c.passed() ? "passed" : "failed", xml_text(c.model), id.backend, id.precision,
+          xml_text(id.method), c.observations, xml_text(id.processor), id.version);
   for (const auto& [what, hash] :
        {std::pair("weights", id.weights), std::pair("statistics", id.statistics),
         std::pair("tokenizer", id.tokenizer)})

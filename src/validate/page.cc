@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <utility>
-
 namespace tendon {
 namespace {
 
@@ -23,13 +21,6 @@ dt { color: #888; } dd { margin: 0; text-align: right; font-variant-numeric: tab
 )";
 
 }  // namespace
-
-std::string html_text(std::string text) {
-  for (const auto& [character, entity] : {std::pair{'&', "&amp;"}, {'<', "&lt;"}})
-    for (size_t at = 0; (at = text.find(character, at)) != text.npos; ++at)
-      text.replace(at, 1, entity);
-  return text;
-}
 
 std::string html_head(const std::string& title, const std::string& style) {
   return fmt::format(

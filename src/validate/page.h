@@ -5,7 +5,6 @@
 
 namespace tendon {
 
-std::string html_text(std::string text);  // without tags and entities of its own
 // From the doctype to the end of the style, to which `style` is added.
 std::string html_head(const std::string& title, const std::string& style = {});
 

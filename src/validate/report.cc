@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "tensor/xml.h"
 #include "validate/health.h"
 #include "validate/modules.h"
 #include "validate/page.h"
@@ -42,7 +43,7 @@ std::string card(const ModuleCheck& c) {
       "<section class='{}'><h2>{}</h2>{}<dl><dt>PCC</dt><dd>{:.10f}</dd><dt>at least</dt>"
       "<dd>{:.10f}</dd><dt>relative L2</dt><dd>{:.3g}</dd><dt>at most</dt><dd>{:.3g}</dd>"
       "<dt>max error</dt><dd>{:.3g} of {:.3g}</dd></dl><strong>{}{}</strong></section>\n",
-      passed ? "passed" : "failed", html_text(c.module), scatter(c), c.apart.pcc, c.gate.pcc,
+      passed ? "passed" : "failed", xml_text(c.module), scatter(c), c.apart.pcc, c.gate.pcc,
       c.apart.relative_l2, c.gate.relative_l2, c.apart.max_error, c.apart.scale,
       passed ? "passed" : "FAILED: ", c.failed);
 }
@@ -55,7 +56,7 @@ std::string html_report(const Validation& v, const std::string& heading) {
       "{}"
       "<h1>{} of {} modules within their gate</h1><p>{}</p><p>Every module got the reference's "
       "input; a dot is one value, expected to the right, got upwards.</p><main>\n",
-      html_head("tendon validate"), passed, v.checks.size(), html_text(heading));
+      html_head("tendon validate"), passed, v.checks.size(), xml_text(heading));
   for (const ModuleCheck& c : v.checks) page += card(c);
   return page + "</main></html>\n";
 }
