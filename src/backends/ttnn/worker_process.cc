@@ -101,11 +101,10 @@ void close_from(posix_spawn_file_actions_t& files, int first) {
 
 }  // namespace
 
-WorkerProcess::Folder::Folder(const std::map<std::string, std::string>& environment) {
-  const auto tmp = environment.find("TMPDIR");
-  path = (tmp == environment.end() ? "/tmp" : tmp->second) + "/tendon-ttnn-XXXXXX";
-  ensure(mkdtemp(path.data()) != nullptr, Fault::backend, "[ttnn] no folder {}: {}", path,
-         strerror(errno));
+WorkerProcess::Folder::Folder() {
+  ensure(mkdtemp(path.data()) != nullptr, Fault::backend,
+         "[ttnn] no folder {} for the library's logs and compilers: {}; /tmp must be writable",
+         path, strerror(errno));
 }
 
 WorkerProcess::Folder::~Folder() {
@@ -115,8 +114,7 @@ WorkerProcess::Folder::~Folder() {
 
 WorkerProcess::WorkerProcess(const WorkerOptions& options,
                              const std::map<std::string, std::string>& environment,
-                             const std::string& mode)
-    : folder_(environment) {
+                             const std::string& mode) {
   std::array<int, 2> pair{-1, -1};
   ensure(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) == 0, Fault::backend,
          "[ttnn] no socket for the worker: {}", strerror(errno));

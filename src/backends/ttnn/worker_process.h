@@ -66,10 +66,10 @@ class WorkerProcess {
  private:
   // The current folder of what runs below.
   struct Folder {
-    explicit Folder(const std::map<std::string, std::string>& environment);
+    Folder();
     Folder(const Folder&) = delete;
     ~Folder();  // removes it, where the keeper was killed, which does otherwise
-    std::string path;
+    std::string path = "/tmp/tendon-ttnn-XXXXXX";
   };
 
   Folder folder_;
