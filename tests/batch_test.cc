@@ -126,8 +126,8 @@ TEST(BatchRows, have_the_same_bytes_with_every_instruction_set) {
 TEST(BatchRows, are_not_recorded_and_forget_what_was) {
   struct Recording : WrappedKernels {
     std::vector<std::string>& told;
-    explicit Recording(std::vector<std::string>& to) : told(to) {}
-    bool records() const override { return true; }
+    explicit Recording(std::vector<std::string>& to)
+        : WrappedKernels({.name = "wrapped", .records = true}), told(to) {}
     Replayed graph(const GraphKey& key, std::span<const Tensor> inputs, const Body& body) override {
       told.emplace_back(key.graph);
       return WrappedKernels::graph(key, inputs, body);

@@ -52,7 +52,7 @@ TEST(OpTableItself, has_a_row_for_every_op) {
 // The reference without write_rows, and without a linear for a single row.
 class Partial final : public WrappedKernels {
  public:
-  std::string_view name() const override { return "partial"; }
+  Partial() : WrappedKernels({.name = "partial"}) {}
   bool supports(const OpCall& call) const override {
     return call.op != Op::write_rows && (call.op != Op::linear || call.rows > 1);
   }

@@ -243,7 +243,7 @@ TEST(TtnnOptions, reach_the_device_that_is_opened) {
        .precision = "bfp8,vlm=bf16",
        .device = "fake",
        .ttnn = {.grid = "4x2", .fidelity = "lofi", .memory = "l1", .on_device = "patches,times"}});
-  EXPECT_EQ(engine->kernels->method(),
+  EXPECT_EQ(engine->kernels->traits().method,
             "fake device, bfp8,vlm=bf16, lofi, results in L1, patches and times on the device");
   const auto facts = device_facts({.device = "fake", .ttnn = {.grid = "4x2"}});
   EXPECT_EQ(facts[3], std::pair(std::string("grid"), std::string("4x2, 8 cores")));

@@ -11,7 +11,8 @@ namespace tendon {
 
 class WrappedKernels : public Kernels {
  public:
-  std::string_view name() const override { return "wrapped"; }
+  explicit WrappedKernels(BackendTraits traits = {.name = "wrapped"})
+      : Kernels(std::move(traits)) {}
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& p) override {
     return all_->prepare(p);
   }

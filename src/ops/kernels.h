@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "ops/event.h"
@@ -136,17 +137,24 @@ struct GraphKey {
   }
 };
 
+// What a backend is, from its opening on.
+struct BackendTraits {
+  std::string_view name;          // static text: "cpu"
+  std::string precision = "f32";  // of the large products
+  std::string method = {};        // how it computes, in words; empty: as the formulas say
+  bool simulated = false;         // its times say nothing about a device
+  bool records = false;           // graph() ever does anything but call its body
+  // Pictures are to be given to patches(): else whoever has them gathers and uploads.
+  bool takes_pictures = false;
+};
+
 class Kernels {
  public:
   virtual ~Kernels() = default;
-  virtual std::string_view name() const = 0;
+  const BackendTraits& traits() const { return traits_; }
   // Whether there is a kernel for this call; a call without one runs on the fallback or is an
   // error.
   virtual bool supports(const OpCall& /*call*/) const { return true; }
-  virtual std::string_view precision() const { return "f32"; }  // of the large products
-  // How it computes, in words; empty: as the formulas say.
-  virtual std::string method() const { return {}; }
-  virtual bool simulated() const { return false; }  // its times say nothing about a device
   virtual std::optional<DeviceMemory> device_memory() { return {}; }  // where the backend tells
   // From now on every call made of the device is appended to `to`; null: no more. False: this
   // backend makes one call per op, and appends nothing.
@@ -154,8 +162,6 @@ class Kernels {
   // Returns when what was asked of the device is done.
   virtual void synchronize() {}
 
-  // Whether graph() ever does anything but call its body.
-  virtual bool records() const { return false; }
   // Runs `body` on `inputs`, or does again what it did under the same key, without calling it: then
   // its outputs lie where they lay. `body` depends on its inputs, on weights and on the key alone.
   // What it writes into caches must be among its outputs.
@@ -181,8 +187,6 @@ class Kernels {
   // channel, row and column; patches follow each other from left to right, then down: p.patches().
   virtual Tensor patches(const Pictures& p);
   virtual Tensor embed_times(const TimeEmbedding& e);  // [times, width]
-  // Whether pictures are to be given to patches(): else whoever has them gathers and uploads.
-  virtual bool takes_pictures() const { return false; }
 
   virtual Tensor linear(const Tensor& x, const Weight& w, const Epilogue& epilogue) = 0;
   // gelu_tanh(x W_gᵀ) ⊙ (x W_uᵀ); the weight holds W_g over W_u.
@@ -205,6 +209,10 @@ class Kernels {
   virtual Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) = 0;
   // Where `rows` come from qkv, `to` is a cache: a backend may forget what lies behind them.
   virtual void write_rows(Tensor& to, const Tensor& rows, int64_t first) = 0;
+
+ protected:
+  explicit Kernels(BackendTraits traits) : traits_(std::move(traits)) {}
+  BackendTraits traits_;  // complete when the constructor of the backend ends
 };
 
 }  // namespace tendon

@@ -56,7 +56,7 @@ void Ops::keep_on_host(std::span<const Module> modules) {
 
 std::vector<Tensor> Ops::graph(const GraphKey& key, std::span<const Tensor> inputs,
                                const Kernels::Body& body) {
-  if (!kernels_.records() || tap_ || fallback_) return body(inputs);
+  if (!kernels_.traits().records || tap_ || fallback_) return body(inputs);
   constexpr size_t kRecordedMax = 32;  // more than any backend keeps
   std::vector<OpEvent> events;
   struct Recording {
@@ -115,7 +115,7 @@ Qkv Ops::qkv_tapped(const Tensor& x, const Weight& w, const Heads& heads, int64_
 }
 
 void Ops::tell(OpEvent event) {
-  event.provider = (event.native ? kernels_ : *fallback_).name();
+  event.provider = (event.native ? kernels_ : *fallback_).traits().name;
   // Transfers of the fallback are counted by the op, not as calls of the device.
   if (event.native && reports_ && !event.calls) event.calls = calls_;
   calls_.clear();
@@ -138,7 +138,7 @@ auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Ker
   if (!native && !fallback_)
     fail(Fault::backend,
          "{} has no kernel for {} {} in {}; --fallback=reference runs it elsewhere and counts it",
-         kernels_.name(), name(op), describe(), kernels_.precision());
+         kernels_.traits().name, name(op), describe(), kernels_.traits().precision);
   const PreparedWeight* weight = !cost.weight ? nullptr
                                  : native     ? cost.weight->native.get()
                                               : cost.weight->fallback.get();
@@ -149,7 +149,7 @@ auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Ker
                 .module = place_.module,
                 .layer = place_.layer,
                 .native = native,
-                .dtype = runner.precision(),
+                .dtype = runner.traits().precision,
                 .flops = cost.flops,
                 .bytes = cost.bytes,
                 .weight_bytes = weight ? weight->bytes() : 0,
@@ -174,7 +174,7 @@ auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Ker
   const auto stop = [&] {
     if (observer_) runner.synchronize();
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    if (!runner.simulated()) event.seconds = took.count();
+    if (!runner.traits().simulated) event.seconds = took.count();
     tell(std::move(event));
   };
   if constexpr (std::is_void_v<decltype(kernel(runner, native, in, out))>) {

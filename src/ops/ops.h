@@ -90,7 +90,7 @@ class Ops {
   std::vector<float> download(const Tensor& x);
   void download(const Tensor& x, std::span<float> to);
 
-  bool takes_pictures() const { return kernels_.takes_pictures(); }  // see Kernels
+  bool takes_pictures() const { return kernels_.traits().takes_pictures; }  // see Kernels
 
   // The kernels' operations; their meaning and shapes are in kernels.h. Each throws
   // Error(Fault::internal) naming op, got and expected when shapes do not fit, and
@@ -119,7 +119,7 @@ class Ops {
 
   void forget_graphs() { kernels_.forget_graphs(); }  // see Kernels
 
-  std::string_view backend() const { return kernels_.name(); }
+  std::string_view backend() const { return kernels_.traits().name; }
   const Coverage& coverage() const { return coverage_; }
   // From now on `observer` is told of every op after it ran; {}: nobody is. Each op is waited for
   // meanwhile, so that its time is its own.

@@ -145,9 +145,9 @@ int64_t Engine::horizon() const { return parts_->policy->config().horizon; }
 int64_t Engine::model_dim() const { return parts_->policy->config().action_dim; }
 int64_t Engine::steps() const { return parts_->policy->config().num_steps; }
 std::vector<std::string> Engine::notes() const { return parts_->notes; }
-std::string Engine::backend() const { return std::string(parts_->kernels->name()); }
-std::string Engine::method() const { return parts_->kernels->method(); }
-bool Engine::simulated() const { return parts_->kernels->simulated(); }
+std::string Engine::backend() const { return std::string(parts_->kernels->traits().name); }
+std::string Engine::method() const { return parts_->kernels->traits().method; }
+bool Engine::simulated() const { return parts_->kernels->traits().simulated; }
 std::optional<DeviceMemory> Engine::device_memory() const {
   return parts_->kernels->device_memory();
 }

@@ -26,7 +26,8 @@ Audit audit_call(OpenedEngine& engine, const Observation& observation, const Inf
   engine.ops.observe([&](const OpEvent& event) { audit.add(event); });
   Actions a = engine.policy->infer(observation, options);
   engine.ops.observe({});
-  if (engine.kernels->simulated())  // what ran on the host has times, which are not the whole
+  if (engine.kernels->traits()
+          .simulated)  // what ran on the host has times, which are not the whole
     for (AuditEntry& entry : audit.entries) entry.call.seconds = 0;
   if (actions) *actions = std::move(a);
   return audit;

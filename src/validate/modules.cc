@@ -191,8 +191,8 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
                            return x;
                          }).normalized;
 
-  Validation v{.backend = std::string(tested.kernels->name()),
-               .method = tested.kernels->method(),
+  Validation v{.backend = std::string(tested.kernels->traits().name),
+               .method = tested.kernels->traits().method,
                .precision = tested.options.precision};
   std::vector<std::string> names;
   const auto check = [&](const std::string& name, const Values& got, const Values& is) {
@@ -204,7 +204,7 @@ Validation validate_modules(OpenedEngine& tested, OpenedEngine& reference,
   };
   check("masks", seen(tested.ops), seen(reference.ops));
   // Whatever is computed from a tensor begins with the reference's: errors do not add up.
-  const bool timed = !tested.kernels->simulated();
+  const bool timed = !tested.kernels->traits().simulated;
   run(tested, observation, [&](const std::string& name, const Tensor& x) {
     const double ms = lap_ms(tested);
     const auto found = expected.find(name);

@@ -99,16 +99,14 @@ class RotaryTable {
 class CpuKernels final : public Kernels {
  public:
   explicit CpuKernels(const CpuOptions& options)
-      : options_(options),
+      : Kernels({.name = "cpu",
+                 .precision = std::string(tendon::name(options.precision)),
+                 .method = describe_cpu(options)}),
         form_(form_of(options.precision)),
         isa_(isa_for(options.isa, form_)),
         pool_(options.threads > 0 ? options.threads : hardware_threads()),
         products_(isa_, pool_, macs_per_ns(isa_, form_)),
         attention_(make_attention(options, attention_form(form_))) {}
-
-  std::string_view name() const override { return "cpu"; }
-  std::string_view precision() const override { return tendon::name(options_.precision); }
-  std::string method() const override { return describe_cpu(options_); }
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     return pack_weight(parts, form_, pool_);
@@ -259,7 +257,6 @@ class CpuKernels final : public Kernels {
               });
   }
 
-  CpuOptions options_;
   Form form_;
   const SimdKernels& isa_;
   ThreadPool pool_;

@@ -50,15 +50,18 @@ struct Recording {
 class CudaKernels final : public Kernels {
  public:
   explicit CudaKernels(const CudaOptions& options)
-      : options_(options), device_(options.device), products_(device_, options.blas_library) {}
+      : Kernels({.name = "cuda",
+                 .precision = options.precision == CudaPrecision::bf16 ? "bf16" : "f32",
+                 .records = options.graphs}),
+        bf16_(options.precision == CudaPrecision::bf16),
+        device_(options.device),
+        products_(device_, options.blas_library) {
+    traits_.method = device_.description();
+  }
 
-  std::string_view name() const override { return "cuda"; }
   bool supports(const OpCall& call) const override {
     return call.op != Op::attention || call.head_width <= kHeadWidthMax;
   }
-  std::string_view precision() const override { return bf16() ? "bf16" : "f32"; }
-  std::string method() const override { return device_.description(); }
-  bool records() const override { return options_.graphs; }
   void synchronize() override {
     if (!recording_) device_.wait();
   }
@@ -71,7 +74,7 @@ class CudaKernels final : public Kernels {
     for (const HostTensor& m : parts.matrices) rows += m.shape[0];
     const int64_t columns = parts.matrices[0].shape.count() / parts.matrices[0].shape[0];
     auto prepared =
-        std::make_shared<CudaWeight>(rows, columns, bf16() && parts.kind != WeightKind::small);
+        std::make_shared<CudaWeight>(rows, columns, bf16_ && parts.kind != WeightKind::small);
     rows = 0;
     for (const HostTensor& m : parts.matrices) {
       fill(*prepared, m, rows * columns);
@@ -261,8 +264,6 @@ class CudaKernels final : public Kernels {
   }
 
  private:
-  bool bf16() const { return options_.precision == CudaPrecision::bf16; }
-
   Tensor make(int64_t rows, int64_t columns) {
     device_.use();
     const std::shared_ptr<Pool>& pool = recording_ ? recording_->pool : pool_;
@@ -376,7 +377,7 @@ class CudaKernels final : public Kernels {
     return y;
   }
 
-  CudaOptions options_;
+  bool bf16_;
   Device device_;
   Products products_;
   std::shared_ptr<Pool> pool_ = std::make_shared<Pool>();

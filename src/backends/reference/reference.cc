@@ -82,9 +82,8 @@ float activate(Activation activation, float x) {
 class ReferenceKernels final : public Kernels {
  public:
   explicit ReferenceKernels(const ReferenceOptions& options)
-      : threads_(options.threads > 0 ? options.threads : hardware_threads()) {}
-
-  std::string_view name() const override { return "reference"; }
+      : Kernels({.name = "reference"}),
+        threads_(options.threads > 0 ? options.threads : hardware_threads()) {}
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     ensure(parts.packed.empty(), Fault::usage,

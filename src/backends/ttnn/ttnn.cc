@@ -17,14 +17,17 @@ constexpr float kNormEps = 1e-6f;
 class TtnnKernels final : public Kernels {
  public:
   TtnnKernels(std::unique_ptr<TtApi> api, const Use& use)
-      : use_(use), device_(std::move(api), use.placement), constants_(device_) {}
+      : Kernels({.name = "ttnn",
+                 .precision = use.precision,
+                 .method =
+                     fmt::format("{}, {}{}", api->caps().description, use.precision, in_words(use)),
+                 .simulated = api->caps().simulated,
+                 .records = api->caps().fast_dispatch,
+                 .takes_pictures = use.makes_patches}),
+        use_(use),
+        device_(std::move(api), use.placement),
+        constants_(device_) {}
 
-  std::string_view name() const override { return "ttnn"; }
-  std::string_view precision() const override { return use_.precision; }
-  std::string method() const override {
-    return fmt::format("{}, {}{}", device_.caps().description, use_.precision, in_words(use_));
-  }
-  bool simulated() const override { return device_.caps().simulated; }
   std::optional<DeviceMemory> device_memory() override { return device_.memory(); }
   bool report_calls(std::vector<DeviceCall>* to) override {
     device_.report_calls(to);
@@ -35,7 +38,6 @@ class TtnnKernels final : public Kernels {
   // where recorded intermediates used to lie: it forgets what was recorded before. Calls of another
   // kind may also have driven out masks that a capture would then have to upload, which it must
   // not: their keys begin anew.
-  bool records() const override { return device_.caps().fast_dispatch; }
   Replayed graph(const GraphKey& key, std::span<const Tensor> inputs, const Body& body) override {
     if (!recordings_.empty() && key.sizes != recordings_.begin()->first.sizes) forget_graphs();
     Recording& r = recordings_[key];
@@ -75,8 +77,6 @@ class TtnnKernels final : public Kernels {
       std::copy_n(values.begin() + r * columns, columns, wide.begin() + r * spec.dims[3]);
     return make_tensor(shape, device_.upload(spec, wide));
   }
-
-  bool takes_pictures() const override { return use_.makes_patches; }
 
   Tensor patches(const Pictures& p) override {
     if (!use_.makes_patches) return Kernels::patches(p);
