@@ -26,7 +26,7 @@ struct ProductEpilogue {
   float* y = nullptr;
   const float *bias = nullptr, *gate = nullptr, *residual = nullptr;
   int64_t rows = 0, columns = 0, residual_rows = 1;
-  int activation = 0;  // of ops/kernels.h
+  int activation = 0;  // of ops/arguments.h
 };
 cudaError_t finish(cudaStream_t stream, const ProductEpilogue& f);
 
