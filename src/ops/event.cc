@@ -15,11 +15,9 @@ constexpr std::array<std::string_view, kModuleCount> kModules = {
 }  // namespace
 
 std::string_view name(Op op) {
-  constexpr std::string_view kNames[] = {
-      "upload",      "download",   "prepare",    "linear",  "gated_linear", "layer_norm",
-      "rms_norm",    "qkv",        "attention",  "embed",   "add_scaled",   "multiply",
-      "concat_rows", "slice_rows", "write_rows", "patches", "embed_times"};
-  static_assert(std::size(kNames) == kOpCount);
+#define TENDON_OP(op, op_class) #op,
+  constexpr std::string_view kNames[] = {TENDON_OPS(TENDON_OP)};
+#undef TENDON_OP
   return kNames[static_cast<size_t>(op)];
 }
 
@@ -31,20 +29,10 @@ std::string_view name(OpClass op_class) {
 }
 
 OpClass class_of(Op op) {
-  switch (op) {
-    case Op::linear:
-    case Op::gated_linear:
-    case Op::qkv: return OpClass::linear;
-    case Op::attention: return OpClass::attention;
-    case Op::layer_norm:
-    case Op::rms_norm: return OpClass::norm;
-    case Op::embed:
-    case Op::embed_times: return OpClass::embedding;
-    case Op::concat_rows: return OpClass::concat;
-    case Op::add_scaled:
-    case Op::multiply: return OpClass::elementwise;
-    default: return OpClass::utilities;
-  }
+#define TENDON_OP(op, op_class) OpClass::op_class,
+  constexpr OpClass kClasses[] = {TENDON_OPS(TENDON_OP)};
+#undef TENDON_OP
+  return kClasses[static_cast<size_t>(op)];
 }
 
 bool is_upload(Op op) { return op == Op::upload || op == Op::patches || op == Op::embed_times; }

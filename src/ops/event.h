@@ -9,26 +9,32 @@
 
 namespace tendon {
 
-enum class Op : uint8_t {
-  upload,
-  download,
-  prepare,
-  linear,
-  gated_linear,
-  layer_norm,
-  rms_norm,
-  qkv,
-  attention,
-  embed,
-  add_scaled,
-  multiply,
-  concat_rows,
-  slice_rows,
-  write_rows,
-  patches,
-  embed_times,
-};
-constexpr int kOpCount = static_cast<int>(Op::embed_times) + 1;
+// Every op and its class: the one list of them.
+#define TENDON_OPS(OP)        \
+  OP(upload, utilities)       \
+  OP(download, utilities)     \
+  OP(prepare, utilities)      \
+  OP(linear, linear)          \
+  OP(gated_linear, linear)    \
+  OP(layer_norm, norm)        \
+  OP(rms_norm, norm)          \
+  OP(qkv, linear)             \
+  OP(attention, attention)    \
+  OP(embed, embedding)        \
+  OP(add_scaled, elementwise) \
+  OP(multiply, elementwise)   \
+  OP(concat_rows, concat)     \
+  OP(slice_rows, utilities)   \
+  OP(write_rows, utilities)   \
+  OP(patches, utilities)      \
+  OP(embed_times, embedding)
+
+#define TENDON_OP(op, op_class) op,
+enum class Op : uint8_t { TENDON_OPS(TENDON_OP) };
+#undef TENDON_OP
+#define TENDON_OP(op, op_class) +1
+constexpr int kOpCount = TENDON_OPS(TENDON_OP);
+#undef TENDON_OP
 std::string_view name(Op op);
 
 enum class OpClass : uint8_t {
