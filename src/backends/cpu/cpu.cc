@@ -8,7 +8,7 @@
 #include "backends/cpu/attention.h"
 #include "backends/cpu/isa.h"
 #include "backends/cpu/linear.h"
-#include "ops/concat_rows.h"
+#include "ops/host_kernels.h"
 #include "tensor/check.h"
 #include "tensor/parallel.h"
 
@@ -18,16 +18,17 @@ namespace {
 using namespace tendon::cpu;
 
 // Storage of one size, kept for the next tensor of that size.
-class CpuBuffer final : public Buffer {
+class CpuBuffer final : public HostBuffer {
  public:
-  CpuBuffer(int64_t count, std::vector<CpuBuffer*>& idle) : idle_(idle) { values_.get(count); }
-  float* values() { return values_.get(0); }
+  CpuBuffer(int64_t count, std::vector<CpuBuffer*>& idle) : idle_(idle) {
+    values = memory_.get(count);
+  }
 
  protected:
   void retire() override { idle_.push_back(this); }
 
  private:
-  Scratch<float> values_;
+  Scratch<float> memory_;
   std::vector<CpuBuffer*>& idle_;
 };
 
@@ -51,10 +52,6 @@ class BufferPool {
  private:
   std::map<int64_t, std::vector<CpuBuffer*>> idle_;  // by elements
 };
-
-float* row(const Tensor& x, int64_t r) {
-  return static_cast<CpuBuffer*>(x.buffer())->values() + r * x.columns();
-}
 
 const PackedWeight& packed(const Weight& w) { return static_cast<const PackedWeight&>(*w.native); }
 
@@ -96,12 +93,12 @@ class RotaryTable {
   Scratch<float> cosine_, sine_;
 };
 
-class CpuKernels final : public Kernels {
+class CpuKernels final : public HostKernels {
  public:
   explicit CpuKernels(const CpuOptions& options)
-      : Kernels({.name = "cpu",
-                 .precision = std::string(tendon::name(options.precision)),
-                 .method = describe_cpu(options)}),
+      : HostKernels({.name = "cpu",
+                     .precision = std::string(tendon::name(options.precision)),
+                     .method = describe_cpu(options)}),
         form_(form_of(options.precision)),
         isa_(isa_for(options.isa, form_)),
         pool_(options.threads > 0 ? options.threads : hardware_threads()),
@@ -110,16 +107,6 @@ class CpuKernels final : public Kernels {
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     return pack_weight(parts, form_, pool_);
-  }
-
-  Tensor upload(std::span<const float> values, const Shape& shape) override {
-    Tensor x = make(shape[0], shape[1]);
-    std::ranges::copy(values, row(x, 0));
-    return x;
-  }
-
-  void download(const Tensor& x, std::span<float> to) override {
-    std::copy_n(row(x, 0), to.size(), to.begin());
   }
 
   Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
@@ -209,27 +196,13 @@ class CpuKernels final : public Kernels {
     return out;
   }
 
-  Tensor concat_rows(std::span<const Tensor> parts) override {
-    return concat_by_writing(*this, parts, [&](int64_t r, int64_t c) { return make(r, c); });
-  }
-
-  Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
-    Tensor out = make(last - first, x.columns());
-    std::copy(row(x, first), row(x, last), row(out, 0));
-    return out;
-  }
-
-  void write_rows(Tensor& to, const Tensor& rows, int64_t first) override {
-    std::copy_n(row(rows, 0), rows.shape().count(), row(to, first));
-  }
-
  private:
   Attention make_attention(const CpuOptions& options, Form form) {
     const SimdKernels& isa = isa_for(options.isa, form);
     return {isa, pool_, form, macs_per_ns(isa, form)};
   }
 
-  Tensor make(int64_t rows, int64_t columns) { return buffers_.make(rows, columns); }
+  Tensor make(int64_t rows, int64_t columns) override { return buffers_.make(rows, columns); }
 
   // q | k | v of each row into matrices of their own: at once where they begin with a panel.
   void split_product(const Tensor& x, const Weight& w, std::array<float*, 3> to, int64_t q,

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "ops/concat_rows.h"
+#include "ops/host_kernels.h"
 #include "tensor/check.h"
 #include "tensor/parallel.h"
 
@@ -13,19 +13,12 @@ namespace {
 
 constexpr float kNormEps = 1e-6f;
 
-struct HostBuffer final : Buffer {
-  explicit HostBuffer(int64_t count) : values(static_cast<size_t>(count)) {}
-  std::vector<float> values;
+struct ReferenceBuffer final : HostBuffer {
+  explicit ReferenceBuffer(int64_t count) : kept(static_cast<size_t>(count)) {
+    values = kept.data();
+  }
+  std::vector<float> kept;
 };
-
-// Rows of a tensor as plain pointers.
-float* row(const Tensor& x, int64_t r) {
-  return static_cast<HostBuffer*>(x.buffer())->values.data() + r * x.columns();
-}
-
-Tensor make(int64_t rows, int64_t columns) {
-  return {Shape{rows, columns}, new HostBuffer(rows * columns)};
-}
 
 // The checkpoint's own bytes, whatever their type; rows become float when they are used.
 struct ReferenceWeight final : PreparedWeight {
@@ -79,10 +72,10 @@ float activate(Activation activation, float x) {
   fail(Fault::internal, "unknown activation {}", static_cast<int>(activation));
 }
 
-class ReferenceKernels final : public Kernels {
+class ReferenceKernels final : public HostKernels {
  public:
   explicit ReferenceKernels(const ReferenceOptions& options)
-      : Kernels({.name = "reference"}),
+      : HostKernels({.name = "reference"}),
         threads_(options.threads > 0 ? options.threads : hardware_threads()) {}
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
@@ -94,19 +87,9 @@ class ReferenceKernels final : public Kernels {
     return prepared;
   }
 
-  Tensor upload(std::span<const float> values, const Shape& shape) override {
-    Tensor x = make(shape[0], shape[1]);
-    std::ranges::copy(values, row(x, 0));
-    return x;
-  }
-
-  void download(const Tensor& x, std::span<float> to) override {
-    std::copy_n(row(x, 0), to.size(), to.begin());
-  }
-
   // y[m, n] = Σ_k x[m, k] · w[n, k]: 2·M·N·K FLOPs. Four weight rows at a time meet every row of x,
   // so that x is read N/4 times from the cache; columns are shared out over the threads.
-  Tensor product(const Tensor& x, const Weight& w) const {
+  Tensor product(const Tensor& x, const Weight& w) {
     constexpr int64_t kBlock = 4;
     Tensor y = make(x.rows(), w.outputs);
     const int64_t blocks = (w.outputs + kBlock - 1) / kBlock;
@@ -284,21 +267,11 @@ class ReferenceKernels final : public Kernels {
     return out;
   }
 
-  Tensor concat_rows(std::span<const Tensor> parts) override {
-    return concat_by_writing(*this, parts, [](int64_t r, int64_t c) { return make(r, c); });
-  }
-
-  Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
-    Tensor out = make(last - first, x.columns());
-    std::copy(row(x, first), row(x, last), row(out, 0));
-    return out;
-  }
-
-  void write_rows(Tensor& to, const Tensor& rows, int64_t first) override {
-    std::copy_n(row(rows, 0), rows.shape().count(), row(to, first));
-  }
-
  private:
+  Tensor make(int64_t rows, int64_t columns) override {
+    return {Shape{rows, columns}, new ReferenceBuffer(rows * columns)};
+  }
+
   int threads_;
 };
 
