@@ -105,7 +105,8 @@ class CudaKernels final : public Kernels {
     const float* bias = e.bias ? in(e.bias) : bias_of(w);
     const bool gelu = e.activation == Activation::gelu_tanh;
     Product p{rows, w.outputs, w.inputs, weight(w).bf16, bias != nullptr};
-    // What the library does in the same pass, where it has a kernel for that.
+    // What the library does in the same pass, where it has a kernel for that. It adds a residual
+    // before its activation and knows no gate, so that not all of them combine.
     if (!e.gate && e.activation == Activation::none)
       p.residual = e.residual && e.residual.rows() == rows;
     else
@@ -116,6 +117,7 @@ class CudaKernels final : public Kernels {
       multiply_into(y, x, w, p, {.bias = bias, .residual = in(e.residual)});
       return y;
     }
+    // The bare product, then one more pass over y.
     multiply_into(y, x, w, {rows, w.outputs, w.inputs, weight(w).bf16}, {});
     check(finish(device_.stream(), {.y = data(y),
                                     .bias = bias,
@@ -178,6 +180,7 @@ class CudaKernels final : public Kernels {
                 .kv = heads.kv,
                 .width = heads.width,
                 .all_see = seen[0]};
+    // One number for all rows travels with the launch; many are an upload, which no recording has.
     Tensor each;
     if (seen.size() > 1) {
       each = upload_integers(seen);
@@ -312,7 +315,8 @@ class CudaKernels final : public Kernels {
     cudaGraph_t graph_ = nullptr;
   };
 
-  // Converts and copies some rows' worth of values at a time.
+  // Converts and copies some rows' worth of values at a time, 4 M of them, so that the host never
+  // holds a whole weight once more. What has the device's type already is copied from the file.
   void fill(const CudaWeight& to, const HostTensor& from, int64_t first) {
     const int64_t columns = from.shape.count() / from.shape[0];
     const int64_t size = to.bf16 ? 2 : 4;
@@ -340,7 +344,7 @@ class CudaKernels final : public Kernels {
     }
   }
 
-  // Four bytes each, as a float has.
+  // Four bytes each, as a float has: they lie in the pool's floats.
   Tensor upload_integers(std::span<const int32_t> values) {
     ensure(!recording_, Fault::internal, "[cuda] a recorded body uploads {} integers",
            values.size());
@@ -354,7 +358,7 @@ class CudaKernels final : public Kernels {
     Tensor rounded;
     operands.x = in(x);
     if (p.bf16) {
-      rounded = make(x.rows(), (x.columns() + 1) / 2);
+      rounded = make(x.rows(), (x.columns() + 1) / 2);  // two values in each float's place
       auto* to = reinterpret_cast<Bf16*>(data(rounded));
       check(narrow(device_.stream(), data(x), to, x.shape().count()), "rounding to bf16");
       operands.x = to;

@@ -34,6 +34,8 @@ Pool::~Pool() {
   for (float* memory : all_) cudaFree(memory);
 }
 
+// Nothing goes back to the device before the end: a policy asks for the same sizes in every call,
+// and cudaFree would wait for all work.
 float* Pool::take(int64_t bytes) {
   const int64_t size = size_class(bytes);
   std::vector<float*>& free = free_[size];
@@ -62,6 +64,7 @@ DeviceArray::DeviceArray(int64_t bytes) : bytes_(bytes) {
 DeviceArray::~DeviceArray() { cudaFree(data_); }
 
 Device::Device(int index) : index_(index) {
+  // Without a driver the runtime's own error would say that the driver is too old.
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
   int driver = 0;
@@ -93,6 +96,7 @@ Device::~Device() {
   cudaStreamDestroy(stream_);
 }
 
+// From memory that is not pinned: the runtime has its own copy of it when the call returns.
 void Device::copy_in(const void* from, void* to, int64_t bytes) const {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()),
         "upload");

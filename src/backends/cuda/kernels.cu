@@ -1,4 +1,6 @@
-// Plain kernels: every sum in float, in an order that depends on shapes alone.
+// Plain kernels: every sum in float, in an order that depends on shapes alone. Unless a kernel says
+// otherwise, a thread makes one value of the result, neighbours in a row are neighbours in a warp,
+// and the memory's bandwidth is the bound: bytes are those moved per value of the result.
 #include "backends/cuda/kernels.h"
 
 namespace tendon::cuda {
@@ -29,6 +31,8 @@ __device__ int64_t thread_index() {
 __device__ float to_float(float x) { return x; }
 __device__ float to_float(Bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
 
+// The upper half of a float, rounded to nearest, ties to even: the sum carries into bit 16 where
+// the lower half is above 0x8000, or is 0x8000 below an odd bit. A NaN stays one. 6 bytes.
 __global__ void narrow_kernel(const float* from, Bf16* to, int64_t count) {
   const int64_t i = thread_index();
   if (i >= count) return;
@@ -38,17 +42,20 @@ __global__ void narrow_kernel(const float* from, Bf16* to, int64_t count) {
   to[i].bits = static_cast<uint16_t>(rounded >> 16);
 }
 
+// arXiv:1606.08415 in its tanh form, as the reference backend has it.
 __device__ float gelu_tanh(float x) {
   constexpr float kRootTwoOverPi = 0.79788456f;
   return 0.5f * x * (1.f + tanhf(kRootTwoOverPi * (x + 0.044715f * x * x * x)));
 }
 
+// By the number of an Activation.
 __device__ float activate(int activation, float x) {
   if (activation == 1) return gelu_tanh(x);
   if (activation == 2) return x / (1.f + expf(-x));
   return x;
 }
 
+// 8 bytes, 12 with a residual; bias and gate are rows that stay in the cache.
 __global__ void finish_kernel(ProductEpilogue f) {
   const int64_t i = thread_index();
   if (i >= f.rows * f.columns) return;
@@ -59,6 +66,7 @@ __global__ void finish_kernel(ProductEpilogue f) {
   f.y[i] = value;
 }
 
+// 12 bytes.
 __global__ void gate_up_kernel(const float* both, float* y, int64_t rows, int64_t columns) {
   const int64_t i = thread_index();
   if (i >= rows * columns) return;
@@ -66,7 +74,7 @@ __global__ void gate_up_kernel(const float* both, float* y, int64_t rows, int64_
   y[i] = gelu_tanh(row[0]) * row[columns];
 }
 
-// Of all threads of the block, in each of them.
+// Of all threads of the block, in each of them: a tree within each warp, then the warps in order.
 __device__ float block_sum(float x) {
   __shared__ float parts[kThreads / 32];
   for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
@@ -78,7 +86,9 @@ __device__ float block_sum(float x) {
   return sum;
 }
 
-// A block per row.
+// y = (x - mean) / sqrt(mean of squares + eps) * scale + shift, the mean being 0 with rms. A block
+// per row: its threads go through it up to three times, the later ones through the cache, so 8
+// bytes per value. Squares of differences, as the reference has them: nothing cancels.
 __global__ void norm_kernel(Norm n) {
   const float* x = n.x + blockIdx.x * n.columns;
   float* y = n.y + blockIdx.x * n.columns;
@@ -97,8 +107,10 @@ __global__ void norm_kernel(Norm n) {
     y[c] = (x[c] - mean) * factor * n.scale[c] + (n.shift ? n.shift[c] : 0.f);
 }
 
-// A thread per row and column of a head; it goes through the heads, so that every angle is computed
-// once for q and k. Angles in double: a position times a frequency has few bits left in float.
+// all [rows, (query + 2 kv) width] into q, k and v; columns j and j + width/2 of a head turn by
+// position * 10000^(-2j/width). 8 bytes per value. A thread per row and column of a head; it goes
+// through the heads, so that every angle is computed once for q and k. Angles in double: a position
+// times a frequency has few bits left in float.
 __global__ void split_heads_kernel(Split s) {
   const int64_t i = thread_index();
   if (i >= s.rows * s.width) return;
@@ -127,8 +139,10 @@ __global__ void split_heads_kernel(Split s) {
 }
 
 // Attention: a block takes kLanes rows of one head through the keys, kLanes at a time; kLanes lanes
-// share a row and keep kColumns of its sums each. The softmax is the running one: sums are scaled
-// down whenever a larger score comes.
+// share a row and keep kColumns of its sums each. The softmax is the running one
+// (arXiv:1805.02867): sums are scaled down whenever a larger score comes. 4 * keys * width FLOPs
+// per row and head; every multiply-add reads shared memory, whose bandwidth is the bound. K and V
+// are read once per block.
 
 template <int kLanes>
 __device__ float lanes_max(float x) {
@@ -175,7 +189,7 @@ __global__ void attention_kernel(Attention a) {
     for (int64_t c = 0; c < a.width; ++c) score += queries[r][c] * tile[lane][c];
     score = first + lane < sees ? score * scale : -INFINITY;
     const float largest_now = fmaxf(largest, lanes_max<kLanes>(score));
-    const bool any = largest_now > -INFINITY;
+    const bool any = largest_now > -INFINITY;  // else the difference below is not a number
     const float shrink = any ? expf(largest - largest_now) : 1.f;
     const float weight = any ? expf(score - largest_now) : 0.f;
     largest = largest_now;
@@ -204,8 +218,11 @@ cudaError_t launch_attention(cudaStream_t stream, const Attention& a) {
   return launch(stream, blocks, kLanes * kLanes, attention_kernel<kLanes, kColumns>, a);
 }
 
+// Two tiles of 8 rows of 640 floats are 41 kB; of 16 rows they would exceed the 48 kB that a block
+// may have without asking.
 constexpr int kWideLanes = 8, kWideColumns = kHeadWidthMax / kWideLanes;
 
+// 8 bytes, 6 of a bf16 table. Rows are far apart, but each is read in one piece.
 template <class Value>
 __global__ void embed_kernel(Embed e) {
   const int64_t i = thread_index();

@@ -78,8 +78,10 @@ BlasLibrary::BlasLibrary(const std::string& name) : file(open_library(name)) {
   find(file, "cublasLtMatmul", multiply);
 }
 
-// The library is column-major: to it, our y is [outputs, rows], our weight [inputs, outputs] and
-// to be transposed, our x [inputs, rows].
+// A product's description and the kernel chosen for it: 2 * rows * outputs * inputs FLOPs. The
+// library is column-major: to it, our y is [outputs, rows], our weight [inputs, outputs] and to be
+// transposed, our x [inputs, rows]. Sums are in full float; TF32 would round f32 operands to 10
+// bits.
 struct Products::Plan {
   Plan(const BlasLibrary& library, cublasLtHandle_t session, const Product& p) : blas(library) {
     const cudaDataType_t type = p.bf16 ? CUDA_R_16BF : CUDA_R_32F;
@@ -153,7 +155,9 @@ void Products::run(const Product& p, const Operands& on) {
   Plan& made = plan(p);
   ensure(made.possible, Fault::backend, "[cuda] cuBLASLt has no kernel for [{}, {}] x [{}, {}] {}",
          p.rows, p.inputs, p.outputs, p.inputs, p.bf16 ? "bf16" : "f32");
+  // Part of the description, though each call has its own.
   if (p.bias) made.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, on.bias);
+  // y = one * W x + residual * C; with 0 the library does not read C.
   const float one = 1, residual = p.residual ? 1 : 0;
   library_->check(library_->multiply(session_, made.product, &one, on.weight, made.weight, on.x,
                                      made.x, &residual, p.residual ? on.residual : on.y, made.y,

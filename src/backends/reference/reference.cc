@@ -58,6 +58,8 @@ float dot(const float* x, const float* w, int64_t n) {
   return lanes[0];
 }
 
+// 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), arXiv:1606.08415: "gelu_pytorch_tanh", and what JAX
+// calls gelu.
 float gelu_tanh(float x) {
   const float inner = std::sqrt(2.f / std::numbers::pi_v<float>) * (x + 0.044715f * x * x * x);
   return 0.5f * x * (1.f + std::tanh(inner));
@@ -109,6 +111,7 @@ class ReferenceKernels final : public HostKernels {
     return y;
   }
 
+  // [rows, inputs] to [rows, outputs]. The gate scales what is added to the residual, not the sum.
   Tensor linear(const Tensor& x, const Weight& w, const Epilogue& e) override {
     Tensor y = product(x, w);
     const float* bias = e.bias ? row(e.bias, 0) : w.has_bias ? weight(w).bias.data() : nullptr;
@@ -124,6 +127,7 @@ class ReferenceKernels final : public HostKernels {
     return y;
   }
 
+  // GeGLU, arXiv:2002.05202, without its last product: the first half of Gemma's MLP.
   Tensor gated_linear(const Tensor& x, const Weight& w) override {
     const Tensor both = product(x, w);  // [rows, gate | up]
     const int64_t width = w.outputs / 2;
@@ -134,6 +138,8 @@ class ReferenceKernels final : public HostKernels {
     return y;
   }
 
+  // arXiv:1607.06450. The mean first, then the squares of what is left: the mean of the squares
+  // less the square of the mean would cancel in rows far from zero.
   Tensor layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
     Tensor y = make(x.rows(), x.columns());
     const int64_t n = x.columns();
@@ -151,6 +157,7 @@ class ReferenceKernels final : public HostKernels {
     return y;
   }
 
+  // arXiv:1910.07467. Gemma multiplies by 1 + w: `scale` holds the sum already.
   Tensor rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) override {
     Tensor y = make(x.rows(), x.columns());
     const int64_t n = x.columns();
@@ -165,8 +172,9 @@ class ReferenceKernels final : public HostKernels {
     return y;
   }
 
-  // Half-split rotary embedding: columns j and j + width/2 of a head turn by position ·
-  // θ^(−2j/width).
+  // Rotary embedding, arXiv:2104.09864, half-split as Gemma has it: columns j and j + width/2 of a
+  // head turn by position · θ^(−2j/width). Angles in double: in float those of position 1000 would
+  // be off by 3e-5. One sine and cosine serve all heads of a row.
   static void rotate(Tensor& x, int64_t width, int64_t first_position) {
     const int64_t half = width / 2;
     for (int64_t r = 0; r < x.rows(); ++r)
@@ -183,6 +191,8 @@ class ReferenceKernels final : public HostKernels {
       }
   }
 
+  // One weight, [q | k | v, inputs], so that x is gone through once. `query` may be 0: keys and
+  // values alone.
   Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
           std::optional<int64_t> first_position) override {
     const Tensor all = linear(x, w, {});  // [rows, q | k | v]
@@ -200,6 +210,9 @@ class ReferenceKernels final : public HostKernels {
     return out;
   }
 
+  // Query heads that follow each other share a key and value head (arXiv:2305.13245): of 8 on 1,
+  // head h reads head h / 8. 4 · keys seen · width FLOPs per row and query head. Rows are shared
+  // out over the threads, each with the scores of one row and head.
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
                    const Visibility& visible) override {
     Tensor out = make(q.rows(), q.columns());
@@ -227,7 +240,8 @@ class ReferenceKernels final : public HostKernels {
     int64_t width, stride;
     float* out;
   };
-  // Softmax over weights.size() keys, largest score subtracted.
+  // Σ_j softmax(q·k_j / √width)_j v_j over weights.size() keys. The largest score is subtracted, so
+  // that no exponential overflows; the sum divides the result instead of every weight.
   static void attend(const HeadRow& h, std::span<float> weights) {
     const auto& [q, k, v, width, stride, out] = h;
     const float scale = 1.f / std::sqrt(static_cast<float>(width));
@@ -244,6 +258,7 @@ class ReferenceKernels final : public HostKernels {
     for (int64_t c = 0; c < width; ++c) out[c] *= static_cast<float>(1.0 / sum);
   }
 
+  // Rows of a table [vocabulary, width]; Gemma scales its own by √width.
   Tensor embed(const Weight& table, std::span<const int32_t> ids, float scale) override {
     Tensor y = make(std::ssize(ids), table.inputs);
     for (int64_t r = 0; r < y.rows(); ++r) {
