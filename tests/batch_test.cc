@@ -2,13 +2,13 @@
 // Several rows in one call: each as a call of its own would give it.
 #include <cmath>
 
+#include "backends/reference/reference_kernels.h"
 #include "refusals.h"
 #include "tendon/embedded.h"
 #include "tendon/opened.h"
 #include "tendon/tendon.h"
 #include "tensor/compare.h"
 #include "test_files.h"
-#include "wrapped_kernels.h"
 
 using namespace tendon;
 
@@ -124,13 +124,12 @@ TEST(BatchRows, have_the_same_bytes_with_every_instruction_set) {
 
 // Masks that a batch leaves on a device would lie where a recording has its intermediates.
 TEST(BatchRows, are_not_recorded_and_forget_what_was) {
-  struct Recording : WrappedKernels {
+  struct Recording : reference::ReferenceKernels {
     std::vector<std::string>& told;
-    explicit Recording(std::vector<std::string>& to)
-        : WrappedKernels({.name = "wrapped", .records = true}), told(to) {}
+    explicit Recording(std::vector<std::string>& to) : told(to) { traits_.records = true; }
     Replayed graph(const GraphKey& key, std::span<const Tensor> inputs, const Body& body) override {
       told.emplace_back(key.graph);
-      return WrappedKernels::graph(key, inputs, body);
+      return ReferenceKernels::graph(key, inputs, body);
     }
     void forget_graphs() override { told.emplace_back("forgotten"); }
   };

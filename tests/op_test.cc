@@ -4,12 +4,11 @@
 
 #include <set>
 
-#include "backends/reference/reference.h"
+#include "backends/reference/reference_kernels.h"
 #include "op_oracle.h"
 #include "op_table.h"
 #include "refusals.h"
 #include "tensor/compare.h"
-#include "wrapped_kernels.h"
 
 namespace tendon {
 namespace {
@@ -50,9 +49,9 @@ TEST(OpTableItself, has_a_row_for_every_op) {
 }
 
 // The reference without write_rows, and without a linear for a single row.
-class Partial final : public WrappedKernels {
+class Partial final : public reference::ReferenceKernels {
  public:
-  Partial() : WrappedKernels({.name = "partial"}) {}
+  Partial() { traits_.name = "partial"; }
   bool supports(const OpCall& call) const override {
     return call.op != Op::write_rows && (call.op != Op::linear || call.rows > 1);
   }

@@ -7,11 +7,11 @@
 #include <cmath>
 #include <functional>
 
+#include "backends/reference/reference_kernels.h"
 #include "refusals.h"
 #include "tendon/embedded.h"
 #include "tendon/tendon.h"
 #include "validate/modules.h"
-#include "wrapped_kernels.h"
 
 namespace tendon {
 namespace {
@@ -138,10 +138,10 @@ TEST(Validation, of_all_layers_has_a_row_for_what_each_of_their_ops_made) {
 
 // ---- Faults of a backend or of weights, one at a time: which rows fail, and which do not ----
 
-struct RotaryWithoutSine : WrappedKernels {
+struct RotaryWithoutSine : reference::ReferenceKernels {
   Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
           std::optional<int64_t> first) override {
-    Qkv out = WrappedKernels::qkv(x, w, heads, {});
+    Qkv out = ReferenceKernels::qkv(x, w, heads, {});
     if (!first) return out;
     for (Tensor* t : {&out.q, &out.k}) {
       if (!*t) continue;
@@ -160,30 +160,30 @@ struct RotaryWithoutSine : WrappedKernels {
   }
 };
 
-struct PositionsFromZero : WrappedKernels {
+struct PositionsFromZero : reference::ReferenceKernels {
   Qkv qkv(const Tensor& x, const Weight& w, const Heads& heads,
           std::optional<int64_t> first) override {
-    return WrappedKernels::qkv(x, w, heads, first ? std::optional<int64_t>(0) : first);
+    return ReferenceKernels::qkv(x, w, heads, first ? std::optional<int64_t>(0) : first);
   }
 };
 
-struct MasksOff : WrappedKernels {
+struct MasksOff : reference::ReferenceKernels {
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
                    const Visibility& visible) override {
     const int32_t all[] = {static_cast<int32_t>(k.rows() / visible.segments)};
-    return WrappedKernels::attention(q, k, v, heads, {all, visible.segments});
+    return ReferenceKernels::attention(q, k, v, heads, {all, visible.segments});
   }
 };
 
-struct StateSeesTheActions : WrappedKernels {
+struct StateSeesTheActions : reference::ReferenceKernels {
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
                    const Visibility& visible) override {
     const int32_t more[] = {visible.keys[0] + (q.rows() == 1 ? 4 : 0)};
-    return WrappedKernels::attention(q, k, v, heads, {more, visible.segments});
+    return ReferenceKernels::attention(q, k, v, heads, {more, visible.segments});
   }
 };
 
-struct OneLayerDoubled : WrappedKernels {
+struct OneLayerDoubled : reference::ReferenceKernels {
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
     WeightParts doubled = parts;
     if (parts.name.ends_with("language_model.layers.0.mlp.down_proj"))
@@ -193,7 +193,7 @@ struct OneLayerDoubled : WrappedKernels {
         for (float& v : values) v *= 2;
         m = host_tensor(m.name, m.shape, values);
       }
-    return WrappedKernels::prepare(doubled);
+    return ReferenceKernels::prepare(doubled);
   }
 };
 
@@ -209,7 +209,7 @@ TEST_P(NegativeControl, fails_where_the_fault_is_and_nowhere_else) {
   const OpenOptions options{.backend = "reference", .precision = "f32"};
   const char* model = "demo:pi0";
   const auto right = open_engine(model, options),
-             sound = open_engine(model, options, std::make_unique<WrappedKernels>());
+             sound = open_engine(model, options, std::make_unique<reference::ReferenceKernels>());
   const auto wrong = open_engine(model, options, GetParam().faulty());
   const Observation observation = observation_of(model);
   EXPECT_TRUE(validate_modules(*sound, *right, observation).passed());
