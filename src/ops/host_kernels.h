@@ -24,6 +24,21 @@ class HostKernels : public Kernels {
     std::copy_n(row(x, 0), to.size(), to.begin());
   }
 
+  // The model asks for these two with actions alone, some thousand values per Euler step: a plain
+  // loop will do on every instruction set.
+  Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
+    Tensor out = make(x.rows(), x.columns());
+    for (int64_t i = 0; i < x.shape().count(); ++i)
+      row(out, 0)[i] = row(x, 0)[i] + scale * row(y, 0)[i];
+    return out;
+  }
+
+  Tensor multiply(const Tensor& x, const Tensor& y) override {
+    Tensor out = make(x.rows(), x.columns());
+    for (int64_t i = 0; i < x.shape().count(); ++i) row(out, 0)[i] = row(x, 0)[i] * row(y, 0)[i];
+    return out;
+  }
+
   Tensor concat_rows(std::span<const Tensor> parts) override {
     return concat_by_writing(*this, parts, [&](int64_t r, int64_t c) { return make(r, c); });
   }

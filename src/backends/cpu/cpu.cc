@@ -184,18 +184,6 @@ class CpuKernels final : public HostKernels {
     return y;
   }
 
-  Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
-    Tensor out = make(x.rows(), x.columns());
-    isa_.add_scaled(row(x, 0), row(y, 0), scale, x.shape().count(), row(out, 0));
-    return out;
-  }
-
-  Tensor multiply(const Tensor& x, const Tensor& y) override {
-    Tensor out = make(x.rows(), x.columns());
-    isa_.multiply(row(x, 0), row(y, 0), x.shape().count(), row(out, 0));
-    return out;
-  }
-
  private:
   Attention make_attention(const CpuOptions& options, Form form) {
     const SimdKernels& isa = isa_for(options.isa, form);

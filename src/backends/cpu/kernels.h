@@ -101,8 +101,6 @@ struct SimdKernels {
                      float* y);
   // One head in place: halves turned by cosine and sine [width / 2].
   void (*rotate)(float* x, int64_t width, const float* cosine, const float* sine);
-  void (*add_scaled)(const float* x, const float* y, float scale, int64_t count, float* to);
-  void (*multiply)(const float* x, const float* y, int64_t count, float* to);
 
   // Runs `rounds` of 24 independent multiply-adds of the instruction that `form` uses and returns
   // how many FLOPs (or integer operations) that was: the machine's limit.

@@ -30,8 +30,6 @@ constexpr SimdKernels make_kernels() {
       .rms_norm = &rms_norm<S>,
       .layer_norm = &layer_norm<S>,
       .rotate = &rotate<S>,
-      .add_scaled = &add_scaled<S>,
-      .multiply = &multiply<S>,
       .peak = &peak<S>};
 }
 

@@ -163,20 +163,5 @@ void rotate(float* x, int64_t width, const float* cosine, const float* sine) {
   }
 }
 
-template <class S>
-void add_scaled(const float* x, const float* y, float scale, int64_t count, float* to) {
-  int64_t i = 0;
-  for (; i + S::kLanes <= count; i += S::kLanes)
-    store<S>(to + i, load<S>(x + i) + load<S>(y + i) * scale);
-  for (; i < count; ++i) to[i] = x[i] + scale * y[i];
-}
-
-template <class S>
-void multiply(const float* x, const float* y, int64_t count, float* to) {
-  int64_t i = 0;
-  for (; i + S::kLanes <= count; i += S::kLanes) store<S>(to + i, load<S>(x + i) * load<S>(y + i));
-  for (; i < count; ++i) to[i] = x[i] * y[i];
-}
-
 }  // namespace
 }  // namespace tendon::cpu

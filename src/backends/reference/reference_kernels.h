@@ -270,19 +270,6 @@ class ReferenceKernels : public HostKernels {
     return y;
   }
 
-  Tensor add_scaled(const Tensor& x, const Tensor& y, float scale) override {
-    Tensor out = make(x.rows(), x.columns());
-    for (int64_t i = 0; i < x.shape().count(); ++i)
-      row(out, 0)[i] = row(x, 0)[i] + scale * row(y, 0)[i];
-    return out;
-  }
-
-  Tensor multiply(const Tensor& x, const Tensor& y) override {
-    Tensor out = make(x.rows(), x.columns());
-    for (int64_t i = 0; i < x.shape().count(); ++i) row(out, 0)[i] = row(x, 0)[i] * row(y, 0)[i];
-    return out;
-  }
-
  private:
   Tensor make(int64_t rows, int64_t columns) override {
     return {Shape{rows, columns}, new ReferenceBuffer(rows * columns)};
