@@ -18,6 +18,9 @@ inline constexpr int64_t kPanel = 32, kHalf = kPanel / 2;
 // displacements address all rows, and no power of two, so that rows lie in different cache sets.
 inline constexpr int64_t kTileWords = 512, kTileStride = kTileWords + 16;
 
+// A float below 2^22 plus this has the nearest integer, ties to even, in its low bits.
+inline constexpr float kRoundingSum = 0x1.8p23f;
+
 enum class Form : uint8_t { f32, bf16, int8 };
 inline constexpr int kForms = 3;
 

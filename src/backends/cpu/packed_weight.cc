@@ -39,9 +39,8 @@ Column quantise(std::span<const float> row, std::span<uint8_t> to) {
   const float inverse = largest > 0 ? 127.f / largest : 0.f;
   Column column{.scale = largest / 127.f};
   for (size_t i = 0; i < row.size(); ++i) {
-    // To the nearest integer, ties to even, as the low bits of a sum: see quantised(). Narrow, so
-    // that values that are no numbers cannot overflow the sum.
-    const auto q = static_cast<int8_t>(std::bit_cast<int32_t>(row[i] * inverse + 12582912.f));
+    // Narrow, so that values that are no numbers cannot overflow the sum.
+    const auto q = static_cast<int8_t>(std::bit_cast<int32_t>(row[i] * inverse + kRoundingSum));
     column.sum += q;
     to[i] = static_cast<uint8_t>(q);
   }

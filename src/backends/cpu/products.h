@@ -7,6 +7,8 @@
 // multiplies in another way gives product<Form, rows>() and peak<Form>(rounds) instead.
 #pragma once
 
+#include <bit>
+
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/vector_math.h"
 
@@ -138,10 +140,10 @@ void interleave(Form form, const float* low, const float* high, int64_t columns,
   }
 }
 
-// round(x · inverse), ties to even, by the same magic sum everywhere.
+// round(x · inverse), ties to even, by the same sum everywhere.
 template <class S>
 TENDON_INLINE typename S::I quantised(typename S::V x, float inverse) {
-  return bits<S>(x * inverse + 12582912.f) - 0x4B400000;
+  return bits<S>(x * inverse + kRoundingSum) - std::bit_cast<int32_t>(kRoundingSum);
 }
 
 // Four inputs: one word of bytes + 128 or, widened, inputs 0 and 2, then 1 and 3 as pairs of 16

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "backends/cpu/kernels.h"
+
 #define TENDON_INLINE static inline __attribute__((always_inline))
 
 namespace tendon::cpu {
@@ -59,11 +61,11 @@ TENDON_INLINE float sum_lanes(typename S::V v) {
 template <class S>
 TENDON_INLINE typename S::V exp(typename S::V x) {
   using V = typename S::V;
-  const V low = all<S>(-87.f), high = all<S>(87.f), magic = all<S>(12582912.f);  // 1.5 · 2^23
+  const V low = all<S>(-87.f), high = all<S>(87.f), sum = all<S>(kRoundingSum);
   x = x < low ? low : x;
   x = x > high ? high : x;
-  const V shifted = S::fma(x, all<S>(1.44269504f), magic);
-  const V n = shifted - magic;
+  const V shifted = S::fma(x, all<S>(1.44269504f), sum);
+  const V n = shifted - sum;
   V r = S::fma(n, all<S>(-0.693359375f), x);
   r = S::fma(n, all<S>(2.12194440e-4f), r);
   V p = all<S>(1.9875691500e-4f);
