@@ -95,6 +95,7 @@ def resized(network, sizes):
             config.vocab_size = sizes["vlm"]["vocab"]
         return network(config=config)
 
+    construct.original = network
     return construct
 
 
@@ -119,8 +120,8 @@ def resize(modeling, sizes):
         "PaliGemmaForConditionalGeneration",
         "GemmaForCausalLM",
     ):
-        if hasattr(modeling, name):
-            setattr(modeling, name, resized(getattr(modeling, name), sizes))
+        if network := getattr(modeling, name, None):
+            setattr(modeling, name, resized(getattr(network, "original", network), sizes))
 
 
 def build(case):

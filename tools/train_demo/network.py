@@ -2,11 +2,16 @@
 
 import importlib
 import math
+import pathlib
+import sys
 
 import torch
 import torch.nn.functional as F
 from lerobot.configs import FeatureType, PolicyFeature
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "make_goldens"))
+import make_goldens
 
 VISION = {"width": 72, "heads": 4, "patch": 9, "mlp": 220, "depth": 3}
 VLM = {"width": 108, "mlp": 330, "heads": 4, "kv_heads": 1, "head_dim": 26, "depth": 4}
@@ -23,48 +28,12 @@ def _modules(name):
     return modeling, configuration
 
 
-def _shrink(modeling, vocab, vision, vlm, expert):
-    """Makes `modeling` build networks of these sizes: lerobot knows two variants only."""
-
-    def gemma(variant):
-        c = vlm if variant == "gemma_2b" else expert
-        return modeling.GemmaConfig(
-            width=c["width"],
-            depth=c["depth"],
-            mlp_dim=c["mlp"],
-            num_heads=c["heads"],
-            num_kv_heads=c["kv_heads"],
-            head_dim=c["head_dim"],
-        )
-
-    def resized(network):
-        def construct(config):
-            if hasattr(config, "vision_config"):
-                v = config.vision_config
-                v.hidden_size, v.num_attention_heads = vision["width"], vision["heads"]
-                v.num_hidden_layers, v.intermediate_size = vision["depth"], vision["mlp"]
-                v.patch_size = vision["patch"]
-                v.projection_dim = config.projection_dim = config.hidden_size = vlm["width"]
-                config._vocab_size = config.image_token_index = vocab
-                config.text_config.vocab_size = vocab
-            else:
-                config.vocab_size = vocab
-            return network(config=config)
-
-        construct.original = network
-        return construct
-
-    modeling.get_gemma_config = gemma
-    for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"):
-        network = getattr(modeling, name)
-        setattr(modeling, name, resized(getattr(network, "original", network)))
-
-
 def build_policy(name, vocab, meta, vision=VISION, vlm=VLM, expert=EXPERT):
     """PI0Policy or PI05Policy for the demonstrations that `meta` describes."""
     modeling, configuration = _modules(name)
-    _shrink(modeling, vocab, vision, vlm, expert)
     side = meta["image"]
+    sizes = {"vision": vision | {"image": side}, "vlm": vlm | {"vocab": vocab}, "expert": expert}
+    make_goldens.resize(modeling, sizes)  # lerobot knows two variants only
     picture = PolicyFeature(type=FeatureType.VISUAL, shape=(3, side, side))
     cameras = {f"observation.images.{c}": picture for c in meta["cameras"]}
     state = PolicyFeature(type=FeatureType.STATE, shape=(meta["state_dim"],))
