@@ -1,12 +1,13 @@
 #include "validate/health.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
+#include "model/parameters.h"
 #include "policy/checkpoint_folder.h"
 #include "tensor/check.h"
+#include "tensor/stop_watch.h"
 #include "validate/health_checks.h"
 
 namespace tendon {
@@ -14,6 +15,28 @@ namespace {
 
 using nlohmann::json;
 namespace fs = std::filesystem;
+
+// Every parameter present, in its shape and in a type that can be read. One missing or wrong tensor
+// does not change what is expected of the others: most tensors decide.
+void check_names(const WeightSource& source, Examined& m, Report& r) {
+  const auto on_problem = [&](const Problem& p) { r.error(p.check, p.subject, "{}", p.text); };
+  const json stated = m.config.value("max_state_dim", json());
+  r.attempt("tensor.tower", source.description(), [&] {
+    Config sizes = config_from_weights(source, /*heads_known=*/true, on_problem);
+    // The state is as wide as the actions, unless two sources deny it.
+    if (!stated.is_number_integer() || stated != sizes.state_dim)
+      sizes.state_dim = sizes.action_dim;
+    for (const std::string& name : check_parameters(source, sizes, on_problem)) {
+      if (std::ranges::find(r.findings, name, &Finding::subject) != r.findings.end()) continue;
+      r.add(alters_a_module(name, sizes) ? Finding::Level::error : Finding::Level::warning,
+            "tensor.unused", name,
+            "{}: {} belongs to no parameter of {} and is not read; does it come from another model "
+            "or a newer release?",
+            source.description(), name, tendon::name(sizes.policy));
+    }
+    m.sizes = sizes;
+  });
+}
 
 // A checkpoint folder as far as its files can be read, one by one.
 void examine_folder(Examined& m, Report& r) {
@@ -41,11 +64,7 @@ void examine_folder(Examined& m, Report& r) {
   if (m.files.empty() || m.files.size() < paths.size()) return;  // half the names tell little
   std::unique_ptr<WeightSource> weights;
   r.attempt("tensor.names", m.folder.string(), [&] { weights = open_weights(files, m.options); });
-  if (!weights) return;
-  const json stated = m.config.value("max_state_dim", json());
-  Names names = check_names(*weights, stated.is_number_integer() ? stated.get<int64_t>() : 0);
-  m.sizes = names.sizes;
-  r.append(std::move(names.findings));
+  if (weights) check_names(*weights, m, r);
 }
 
 Examined examine(const std::string& model, const OpenOptions& options, Report& r) {
@@ -61,58 +80,51 @@ Examined examine(const std::string& model, const OpenOptions& options, Report& r
 }
 
 // What the engine itself says, which stops at the first fault.
-std::vector<Finding> open_as_the_engine(Examined& m) {
+Report open_as_the_engine(Examined& m) {
   Report refusal;
   refusal.attempt("open.refused", m.model, [&] { m.opened = open_model(m.model, m.options); });
   if (m.opened)
     for (const std::string& warning : m.opened->warnings)
-      refusal.add(Finding::Level::warning, "open.warning", m.model, warning);
+      refusal.add(Finding::Level::warning, "open.warning", m.model, "{}", warning);
   if (const AdapterSummary* a = m.opened ? m.opened->weights->adapter() : nullptr)
-    refusal.add(Finding::Level::note, "open.adapter", m.model, a->text());
+    refusal.add(Finding::Level::note, "open.adapter", m.model, "{}", a->text());
   if (m.opened && m.folder.empty()) m.layout = m.opened->layout;
   if (m.opened && !m.sizes) m.sizes = m.opened->config;
-  return std::move(refusal.findings);
+  return refusal;
 }
 
 // A refusal is only noted where a fault that was found may be its reason.
-void append_refusal(std::vector<Finding> refusal, Report& r) {
-  const auto is_error = [](const Finding& f) { return f.level == Finding::Level::error; };
-  const bool explained = std::ranges::any_of(r.findings, is_error);
-  for (Finding& f : refusal) {
-    const auto same = [&](const Finding& g) { return g.text == f.text; };
-    if (explained && is_error(f)) f.level = Finding::Level::note;
-    if (std::ranges::none_of(r.findings, same)) r.findings.push_back(std::move(f));
+void append_refusal(const Report& refusal, Report& r) {
+  const bool explained = !r.sound();
+  for (Finding f : refusal.findings) {
+    if (explained && f.level == Finding::Level::error) f.level = Finding::Level::note;
+    if (std::ranges::find(r.findings, f.text, &Finding::text) == r.findings.end())
+      r.findings.push_back(std::move(f));
   }
 }
 
 }  // namespace
 
 bool Health::sound() const {
-  return std::ranges::none_of(findings,
-                              [](const Finding& f) { return f.level == Finding::Level::error; });
+  return std::ranges::find(findings, Finding::Level::error, &Finding::level) == findings.end();
 }
 
 Health check_health(const std::string& model, const OpenOptions& options,
                     const std::vector<std::string>& observations) {
-  const auto begin = std::chrono::steady_clock::now();
+  StopWatch watch;
   Report r;
   Examined m = examine(model, options, r);
-  Health h = check_values(m.files, options.threads);
-  r.append(std::move(h.findings));
-  std::vector<Finding> refusal = open_as_the_engine(m);
+  check_values(m, r);
+  const Report refusal = open_as_the_engine(m);
   if (!m.layout.empty()) {
-    r.append(check_configuration(m));
-    StatisticsOfModel statistics = check_statistics(m);
-    r.append(std::move(statistics.findings));
-    r.append(check_tokenizer(m));
-    for (const std::string& file : observations)
-      r.append(check_observation(file, m, statistics.state));
+    check_configuration(m, r);
+    const std::optional<StoredStatistics> state = check_statistics(m, r);
+    check_tokenizer(m, r);
+    for (const std::string& file : observations) check_observation(file, m, state, r);
   }
-  append_refusal(std::move(refusal), r);
-  h.findings = std::move(r.findings);
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-  h.seconds = took.count();
-  return h;
+  append_refusal(refusal, r);
+  r.seconds = watch.lap_ms() / 1e3;
+  return r;
 }
 
 }  // namespace tendon

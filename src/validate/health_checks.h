@@ -1,9 +1,9 @@
 // The parts of a health check: each looks at one side of a model and says all that is wrong there.
 #pragma once
 
-#include <algorithm>
+#include <fmt/format.h>
+
 #include <filesystem>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -20,24 +20,27 @@
 namespace tendon {
 
 // Collects findings; what a reader of the engine throws becomes one too.
-struct Report {
-  std::vector<Finding> findings;
+struct Report : Health {
+  using Level = Finding::Level;
 
-  void add(Finding::Level level, std::string check, std::string subject, std::string text) {
-    findings.push_back({level, std::move(check), std::move(subject), std::move(text)});
+  template <class... Args>
+  void add(Level level, const std::string& check, const std::string& subject,
+           fmt::format_string<Args...> text, Args&&... args) {
+    findings.push_back({level, check, subject, fmt::format(text, std::forward<Args>(args)...)});
   }
-  void error(std::string check, std::string subject, std::string text) {
-    add(Finding::Level::error, std::move(check), std::move(subject), std::move(text));
+  template <class... Args>
+  void error(const std::string& check, const std::string& subject, fmt::format_string<Args...> text,
+             Args&&... args) {
+    add(Level::error, check, subject, text, std::forward<Args>(args)...);
   }
-  void append(std::vector<Finding> more) { std::ranges::move(more, std::back_inserter(findings)); }
   template <class Check>
   void attempt(const std::string& check, const std::string& subject, Check run) {
     try {
       run();
     } catch (const Error& e) {
-      error(check, subject, e.what());
+      error(check, subject, "{}", e.what());
     } catch (const nlohmann::json::exception& e) {
-      error(check, subject, subject + ": " + e.what());
+      error(check, subject, "{}: {}", subject, e.what());
     }
   }
 };
@@ -57,17 +60,8 @@ struct Examined {
   bool pi05() const { return sizes ? sizes->pi05() : config.value("type", "") == "pi05"; }
 };
 
-// health_names.cc: every parameter present, in its shape and in a type that can be read. One
-// missing or wrong tensor does not change what is expected of the others: most tensors decide.
-struct Names {
-  std::optional<Config> sizes;  // absent: a whole tower is missing
-  std::vector<Finding> findings;
-};
-// `stated_state_dim`: what config.json says; 0: nothing.
-Names check_names(const WeightSource& source, int64_t stated_state_dim);
-
 // health_values.cc: each number of every float tensor.
-Health check_values(const std::vector<std::shared_ptr<const SafetensorsFile>>& files, int threads);
+void check_values(const Examined& model, Report& report);
 
 // health_configuration.cc
 struct Feature {
@@ -76,8 +70,8 @@ struct Feature {
 };
 // lerobot's features in the list ("input_features", ...) of `owner`; empty where it has none.
 std::vector<Feature> features(const nlohmann::json& owner, const char* list);
-std::vector<Finding> check_configuration(const Examined& model);
-std::vector<Finding> check_tokenizer(const Examined& model);
+void check_configuration(const Examined& model, Report& report);
+void check_tokenizer(const Examined& model, Report& report);
 
 // The statistics of one vector as they lie in their file: every value may be wrong.
 struct StoredStatistics {
@@ -87,19 +81,12 @@ struct StoredStatistics {
   int64_t dim_min = 1, dim_max = 4096;                   // values that the model can use
 };
 
-// health_statistics.cc
+// health_statistics.cc: reads and judges the statistics of state and actions; returns the state's.
+std::optional<StoredStatistics> check_statistics(const Examined& model, Report& report);
 std::pair<std::string, std::string> statistic_names(NormMethod method);  // {"mean", "std"}, ...
-std::vector<Finding> judge(const StoredStatistics& statistics);
-
-// health_statistics_files.cc: reads and judges the statistics of state and actions.
-struct StatisticsOfModel {
-  std::optional<StoredStatistics> state;
-  std::vector<Finding> findings;
-};
-StatisticsOfModel check_statistics(const Examined& model);
 
 // health_observations.cc: one recorded observation.
-std::vector<Finding> check_observation(const std::string& file, const Examined& model,
-                                       const std::optional<StoredStatistics>& state);
+void check_observation(const std::string& file, const Examined& model,
+                       const std::optional<StoredStatistics>& state, Report& report);
 
 }  // namespace tendon

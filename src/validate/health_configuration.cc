@@ -60,8 +60,8 @@ void check_cameras(const Examined& m, Report& r) {
     const std::string camera = camera_name(key);
     if (std::ranges::find(cameras, camera) == cameras.end() && !camera.starts_with("empty_camera"))
       r.error("config.camera", camera,
-              fmt::format("{}: camera '{}' is none of input_features in {}; nearest: '{}'",
-                          file.string(), camera, m.config_file, nearest(camera, cameras)));
+              "{}: camera '{}' is none of input_features in {}; nearest: '{}'", file.string(),
+              camera, m.config_file, nearest(camera, cameras));
   };
   for (const json& step : read_json(file).value("steps", json::array())) {
     const json config = step.value("config", json::object());
@@ -130,55 +130,49 @@ std::vector<Feature> features(const json& owner, const char* list) {
   return all;
 }
 
-std::vector<Finding> check_configuration(const Examined& m) {
-  Report r;
+void check_configuration(const Examined& m, Report& r) {
   if (m.layout == "lerobot" && !is_file(m.config_file))
-    r.error("config.missing", "config.json",
-            m.config_file + " is missing; copy it from the source");
+    r.error("config.missing", "config.json", "{} is missing; copy it from the source",
+            m.config_file);
   if (m.layout == "lerobot" && !m.config.empty())
     r.attempt("config.unreadable", "config.json", [&] { check_lerobot(m, r); });
-  if (m.layout != "openpi") return std::move(r.findings);
+  if (m.layout != "openpi") return;
   const Keys keys{m.config, m.config_file, r};
   if (m.sizes)
     keys.in_range("action_dim", m.sizes->action_dim, m.sizes->action_dim, m.sizes->action_dim,
                   "columns of action_in_proj.weight");
   keys.in_range("action_horizon", Config{}.horizon, 1, kRowsMax, "rows of an action chunk");
   keys.one_of("precision", "float32", {"float32", "bfloat16"}, "what openpi trains in");
-  return std::move(r.findings);
 }
 
-std::vector<Finding> check_tokenizer(const Examined& m) {
-  Report r;
+void check_tokenizer(const Examined& m, Report& r) {
   const bool generated = m.layout == "synthetic";
-  if (generated || (m.folder.empty() && !m.opened)) return {};
+  if (generated || (m.folder.empty() && !m.opened)) return;
   std::shared_ptr<const Tokenizer> tokenizer = m.opened ? m.opened->spec.tokenizer : nullptr;
   const std::string file = m.opened                       ? m.opened->tokenizer
                            : !m.options.tokenizer.empty() ? m.options.tokenizer
                                                           : find_tokenizer(m.folder.string());
-  if (!tokenizer && file.empty()) {
-    r.error("tokenizer.missing", "tokenizer",
-            fmt::format("{} has no tokenizer; put paligemma_tokenizer.model or tokenizer.json "
-                        "beside the weights or name one with --tokenizer FILE",
-                        m.model));
-    return std::move(r.findings);
-  }
+  if (!tokenizer && file.empty())
+    return r.error("tokenizer.missing", "tokenizer",
+                   "{} has no tokenizer; put paligemma_tokenizer.model or tokenizer.json beside "
+                   "the weights or name one with --tokenizer FILE",
+                   m.model);
   r.attempt("tokenizer.unreadable", file, [&] {
     if (!tokenizer) tokenizer = std::make_shared<const Tokenizer>(Tokenizer::open(file));
   });
-  if (!tokenizer) return std::move(r.findings);
+  if (!tokenizer) return;
   const bool folded = m.opened && m.opened->spec.folded_vocab;
   if (m.sizes && !folded && tokenizer->vocabulary() > m.sizes->vocab)
     r.error("tokenizer.vocabulary", file,
-            fmt::format("{}: the tokenizer knows {} tokens, but embed_tokens.weight has {} rows; "
-                        "it belongs to another model",
-                        file, tokenizer->vocabulary(), m.sizes->vocab));
+            "{}: the tokenizer knows {} tokens, but embed_tokens.weight has {} rows; it belongs to "
+            "another model",
+            file, tokenizer->vocabulary(), m.sizes->vocab);
   const bool bytewise = !is_file(file);  // converted from a synthetic model
   if (!bytewise && !newline_is_a_piece(*tokenizer))
     r.error("tokenizer.newline", file,
-            fmt::format("{}: the newline that ends every prompt is no token of its own; it is not "
-                        "PaliGemma's tokenizer",
-                        file));
-  return std::move(r.findings);
+            "{}: the newline that ends every prompt is no token of its own; it is not PaliGemma's "
+            "tokenizer",
+            file);
 }
 
 }  // namespace tendon

@@ -54,8 +54,8 @@ void judge_cameras(const std::vector<std::string>& sent, const std::string& file
     if (std::ranges::find(around.slots, camera) == around.slots.end() &&
         !around.cameras.contains(camera))
       r.error("observation.camera", camera,
-              fmt::format("{}: the model has no camera '{}'; it has {}; nearest: '{}'", file,
-                          camera, fmt::join(own, ", "), nearest(camera, own)));
+              "{}: the model has no camera '{}'; it has {}; nearest: '{}'", file, camera,
+              fmt::join(own, ", "), nearest(camera, own));
 }
 
 void judge_state(const std::vector<double>& state, const std::vector<double>& sent,
@@ -72,19 +72,17 @@ void judge_state(const std::vector<double>& state, const std::vector<double>& se
         deviations ? (state[d] - a) / spread : 2 * (state[d] - a) / spread - 1;
     const double limit = deviations ? kDeviationsMax : kQuantilesMax;
     if (!(std::abs(normalized) > limit)) continue;
-    r.add(
-        Finding::Level::warning, "observation.range", fmt::format("state[{}]", d),
-        fmt::format("{}: state[{}] is {:.6g} and becomes {:.3g}, expected within {}; {} and {} of "
-                    "{} are {:.6g} and {:.6g}: are units and order those of the training data?",
-                    file, d, sent[d], normalized, limit, low_name, high_name, s.file, a, b));
+    r.add(Finding::Level::warning, "observation.range", fmt::format("state[{}]", d),
+          "{}: state[{}] is {:.6g} and becomes {:.3g}, expected within {}; {} and {} of {} are "
+          "{:.6g} and {:.6g}: are units and order those of the training data?",
+          file, d, sent[d], normalized, limit, low_name, high_name, s.file, a, b);
   }
 }
 
 }  // namespace
 
-std::vector<Finding> check_observation(const std::string& file, const Examined& m,
-                                       const std::optional<StoredStatistics>& statistics) {
-  Report r;
+void check_observation(const std::string& file, const Examined& m,
+                       const std::optional<StoredStatistics>& statistics, Report& r) {
   r.attempt("observation.unreadable", file, [&] {
     const json root = read_json(file);
     ensure(root.is_object(), Fault::input, "{}: expected an object, got {}", file,
@@ -103,13 +101,11 @@ std::vector<Finding> check_observation(const std::string& file, const Examined& 
     }
     if (!fits)
       r.error("observation.dimension", "state",
-              fmt::format(
-                  "{}: the state has {} values, this model expects {}; is it the same robot?", file,
-                  sent.size(), state_dims(m.opened->spec.state_dim, m.opened->spec.state_dim_min)));
+              "{}: the state has {} values, this model expects {}; is it the same robot?", file,
+              sent.size(), state_dims(m.opened->spec.state_dim, m.opened->spec.state_dim_min));
     else if (statistics)
       judge_state(state, sent, file, *statistics, r);
   });
-  return std::move(r.findings);
 }
 
 }  // namespace tendon

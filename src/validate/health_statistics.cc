@@ -1,24 +1,33 @@
-// Whether statistics can normalise anything.
+// Whether statistics can normalise anything. Those of every layout as they lie in their files,
+// unchecked: the engine's own readers stop at the first fault and do not say which dimension it is
+// in.
 #include <algorithm>
 #include <cmath>
+#include <fstream>
+#include <limits>
 
+#include "checkpoint/files.h"
+#include "checkpoint/json.h"
+#include "policy/processors.h"
+#include "policy/training_configs.h"
 #include "tensor/check.h"
 #include "validate/health_checks.h"
 
 namespace tendon {
 namespace {
 
+using nlohmann::json;
+namespace fs = std::filesystem;
+
 // Below this the epsilons of openpi and lerobot, not the data, decide what comes out.
 constexpr double kSpreadMin = 1e-5;
 
-using Rows = std::map<std::string, std::vector<double>>;
-
 // What the statistics that are not in use say about dimension d: the smallest spread; absent: there
 // are none.
-std::optional<double> other_spread(const Rows& rows, const std::string& in_use, size_t d) {
+std::optional<double> other_spread(const StoredStatistics& s, const std::string& in_use, size_t d) {
   const auto value = [&](const char* name) {
-    const auto row = rows.find(name);
-    return row == rows.end() || d >= row->second.size() ? std::nan("") : row->second[d];
+    const auto row = s.rows.find(name);
+    return row == s.rows.end() || d >= row->second.size() ? std::nan("") : row->second[d];
   };
   std::optional<double> least;
   for (const double spread : {in_use == "std" ? std::nan("") : value("std"),
@@ -30,7 +39,7 @@ std::optional<double> other_spread(const Rows& rows, const std::string& in_use, 
 struct Judgement {
   const StoredStatistics& s;
   std::string low_name, high_name;
-  Report r;
+  Report& r;
   std::string constant;  // dimensions that never changed
 
   const std::vector<double>* row(const std::string& statistic) {
@@ -39,18 +48,16 @@ struct Judgement {
     for (const auto& [name, values] : s.rows) there += (there.empty() ? "" : ", ") + name;
     if (found == s.rows.end()) {
       r.error("statistics.missing", s.vector + "." + statistic,
-              fmt::format(
-                  "{}: {} has no {}, which {} normalisation needs; there is: {}. Were these "
-                  "statistics computed for another kind of model?",
-                  s.file, s.vector, statistic, name(s.method), there.empty() ? "nothing" : there));
+              "{}: {} has no {}, which {} normalisation needs; there is: {}. Were these statistics "
+              "computed for another kind of model?",
+              s.file, s.vector, statistic, name(s.method), there.empty() ? "nothing" : there);
       return nullptr;
     }
     const int64_t n = std::ssize(found->second);
     if (n < s.dim_min || n > s.dim_max)
       r.error("statistics.dimension", s.vector + "." + statistic,
-              fmt::format("{}: {}.{} has {} values, expected {} to {}; do the statistics belong to "
-                          "this robot?",
-                          s.file, s.vector, statistic, n, s.dim_min, s.dim_max));
+              "{}: {}.{} has {} values, expected {} to {}; do the statistics belong to this robot?",
+              s.file, s.vector, statistic, n, s.dim_min, s.dim_max);
     return &found->second;
   }
 
@@ -62,37 +69,202 @@ struct Judgement {
     for (const auto& [statistic, value] : {std::pair(low_name, low), std::pair(high_name, high)})
       if (!std::isfinite(value))
         r.error("statistics.nan", subject(statistic, d),
-                fmt::format("{}: {} is {}, expected a finite number; compute the statistics again",
-                            s.file, subject(statistic, d), value));
+                "{}: {} is {}, expected a finite number; compute the statistics again", s.file,
+                subject(statistic, d), value);
     if (!std::isfinite(low) || !std::isfinite(high)) return;
     const bool deviation = s.method == NormMethod::mean_std;
     const double spread = deviation ? high : high - low;
     if (spread < 0 && deviation)
       r.error("statistics.negative", subject(high_name, d),
-              fmt::format("{}: {} is {}, a standard deviation is never negative", s.file,
-                          subject(high_name, d), high));
+              "{}: {} is {}, a standard deviation is never negative", s.file, subject(high_name, d),
+              high);
     else if (spread < 0)
       r.error("statistics.order", subject(high_name, d),
-              fmt::format("{}: {} is {}, below {} = {}; were the two swapped?", s.file,
-                          subject(high_name, d), high, low_name, low));
+              "{}: {} is {}, below {} = {}; were the two swapped?", s.file, subject(high_name, d),
+              high, low_name, low);
     else if (spread < kSpreadMin)
       narrow(d, spread);
   }
 
   // A dimension that never changed is no fault where all statistics say so.
   void narrow(size_t d, double spread) {
-    const std::optional<double> other = other_spread(s.rows, high_name, d);
+    const std::optional<double> other = other_spread(s, high_name, d);
     if (other && std::abs(*other) < kSpreadMin) {
       constant += (constant.empty() ? "" : ", ") + std::to_string(d);
       return;
     }
     r.add(other ? Finding::Level::error : Finding::Level::warning, "statistics.constant",
           subject(high_name, d),
-          fmt::format("{}: {} leaves a spread of {:.3g}, by which every deviation is divided{}",
-                      s.file, subject(high_name, d), spread,
-                      other ? fmt::format("; the other statistics say {:.3g}", *other) : ""));
+          "{}: {} leaves a spread of {:.3g}, by which every deviation is divided{}", s.file,
+          subject(high_name, d), spread,
+          other ? fmt::format("; the other statistics say {:.3g}", *other) : "");
   }
 };
+
+void judge(const StoredStatistics& s, Report& r) {
+  if (s.method == NormMethod::identity) return;
+  const auto [low_name, high_name] = statistic_names(s.method);
+  Judgement j{s, low_name, high_name, r};
+  const std::vector<double>* low = j.row(low_name);
+  const std::vector<double>* high = j.row(high_name);
+  if (!low || !high) return;
+  if (low->size() != high->size())
+    r.error("statistics.dimension", s.vector + "." + high_name,
+            "{}: {} has {} values of {} and {} of {}; expected as many", s.file, s.vector,
+            low->size(), low_name, high->size(), high_name);
+  for (size_t d = 0; d < std::min(low->size(), high->size()); ++d)
+    j.dimension(d, (*low)[d], (*high)[d]);
+  if (!j.constant.empty())
+    r.add(Finding::Level::note, "statistics.constant", s.vector,
+          "{}: dimension {} of {} never changed in the data set; a robot that moves it leaves what "
+          "the model has seen",
+          s.file, j.constant, s.vector);
+}
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+// Python writes NaN and Infinity into JSON, which are none.
+json read_python_json(const fs::path& path) {
+  try {
+    return read_json(path);
+  } catch (const Error&) {
+    constexpr uintmax_t kBytesMax = 4 << 20;
+    if (!fs::is_regular_file(path) || fs::file_size(path) > kBytesMax) throw;
+    std::ifstream file(path, std::ios::binary);
+    std::string text(std::istreambuf_iterator<char>(file), {});
+    for (const std::string_view word : {"-Infinity", "Infinity", "NaN"})
+      for (size_t at = text.find(word); at != std::string::npos; at = text.find(word, at))
+        text.replace(at, word.size(), "null");
+    return parse_json(text, path.string());
+  }
+}
+
+// The lists of numbers in `stats[vector]`; what is no number becomes NaN.
+std::map<std::string, std::vector<double>> rows_of(const json& stats, const std::string& vector) {
+  std::map<std::string, std::vector<double>> rows;
+  const json object = stats.value(vector, json::object());
+  for (const auto& [name, row] : object.items())
+    if (row.is_array())
+      for (const json& v : row) rows[name].push_back(v.is_number() ? v.get<double>() : kNan);
+  return rows;
+}
+
+std::optional<StoredStatistics> check_norm_stats(const fs::path& path, const Examined& m,
+                                                 Report& r) {
+  std::optional<StoredStatistics> of_state;
+  const std::string file = path.string();
+  r.attempt("statistics.unreadable", file, [&] {
+    const json root = read_python_json(path);
+    ensure(root.is_object() && root.contains("norm_stats"), Fault::checkpoint,
+           "{}: 'norm_stats' is missing; is it openpi's norm_stats.json?", file);
+    const json& stats = root.at("norm_stats");
+    for (const std::string vector : {"state", "actions"}) {
+      const bool state = vector == "state";
+      StoredStatistics one{.vector = vector, .file = file, .rows = rows_of(stats, vector)};
+      one.method = m.pi05() ? NormMethod::quantiles : NormMethod::mean_std;
+      if (m.sizes) one.dim_max = state ? m.sizes->state_dim : m.sizes->action_dim;
+      if (m.opened) one.dim_min = state ? m.opened->spec.state_dim : m.opened->spec.action_dim;
+      judge(one, r);
+      if (state) of_state = std::move(one);
+    }
+  });
+  return of_state;
+}
+
+// The files that --statistics, --asset or the training config mean; else all that are there.
+std::vector<fs::path> norm_stats_files(const Examined& m) {
+  if (!m.options.statistics.empty()) return {m.options.statistics};
+  const fs::path assets = m.folder / "assets";
+  const std::vector<std::string> known = training_config_names();
+  const bool trained = std::ranges::find(known, m.options.config) != known.end();
+  std::string wanted = m.options.asset;
+  if (wanted.empty() && m.opened)
+    wanted = m.opened->spec.normalize().asset.value_or("");
+  else if (wanted.empty() && trained)
+    wanted = training_config(m.options.config).at("robot").at("transforms").back().at("asset");
+  const fs::path one = assets / wanted / "norm_stats.json";
+  if (fs::exists(one)) return {one};
+  std::vector<fs::path> all;
+  if (fs::is_directory(assets))
+    for (const auto& entry : fs::recursive_directory_iterator(assets))
+      if (entry.path().filename() == "norm_stats.json") all.push_back(entry.path());
+  std::ranges::sort(all);
+  return all;
+}
+
+// A processor step of lerobot, by its registry name.
+json find_step(const fs::path& file, const std::string& name) {
+  const json root = read_json(file);
+  ensure(root.is_object() && root.contains("steps") && root.at("steps").is_array(),
+         Fault::checkpoint, "{}: 'steps' is missing or no list", file.string());
+  for (const json& step : root.at("steps"))
+    if (step.is_object() && step.value("registry_name", "") == name) return step;
+  fail(Fault::checkpoint, "{}: there is no step {}", file.string(), name);
+}
+
+void read_rows(const fs::path& path, StoredStatistics& s) {
+  s.file = path.string();
+  const auto file = SafetensorsFile::open(path);
+  for (const HostTensor& t : file->tensors()) {
+    if (!t.name.starts_with(s.vector + ".")) continue;
+    const std::string statistic = t.name.substr(s.vector.size() + 1);
+    if (statistic == "count" || t.shape.rank() != 1) continue;
+    std::vector<double>& values = s.rows[statistic];
+    for (int64_t i = 0; i < t.shape.count(); ++i)
+      values.push_back(static_cast<float>(number(t, i)));
+  }
+}
+
+// The method that the step names must be the one that the model was trained with.
+NormMethod read_method(const json& step, const std::string& kind, const std::string& file,
+                       const Examined& m, Report& r) {
+  const json map = step.value("config", json::object()).value("norm_map", json::object());
+  const NormMethod method = norm_method(json_string(map, kind, file + ": norm_map"), file);
+  const json mapping = m.config.value("normalization_mapping", json::object());
+  const std::string trained = mapping.value(kind, std::string(name(method)));
+  const NormMethod usual = m.pi05() ? NormMethod::quantiles : NormMethod::mean_std;
+  if (trained != name(method))
+    r.error("statistics.method", kind,
+            "{} normalises {} by {}, but normalization_mapping in {} says {}; one of the files "
+            "belongs to another model",
+            file, kind, name(method), m.config_file, trained);
+  else if (method != usual)
+    r.add(Finding::Level::note, "statistics.method", kind,
+          "{} normalises {} by {}; {} is usual for {}", file, kind, name(method), name(usual),
+          m.pi05() ? "pi0.5" : "pi0");
+  return method;
+}
+
+std::optional<StoredStatistics> check_lerobot(const Examined& m, bool of_state, Report& r) {
+  const fs::path file =
+      m.folder / (of_state ? "policy_preprocessor.json" : "policy_postprocessor.json");
+  const std::string type = of_state ? "STATE" : "ACTION";
+  StoredStatistics s{.vector = of_state ? "observation.state" : "action", .file = file.string()};
+  std::optional<StoredStatistics> read;
+  if (!is_file(file)) return read;  // the engine says so
+  r.attempt("statistics.unreadable", file.filename().string(), [&] {
+    const json step = find_step(file, of_state ? "normalizer_processor" : "unnormalizer_processor");
+    for (const Feature& f : features(m.config, of_state ? "input_features" : "output_features"))
+      if (f.type == type && f.name == s.vector) s.dim_min = s.dim_max = f.size;
+    s.method = read_method(step, type, file.string(), m, r);
+    if (s.method == NormMethod::identity) return;
+    const std::string rows = json_string(step, "state_file", file.string());
+    r.attempt("statistics.unreadable", rows, [&] {
+      read_rows(m.folder / fs::path(rows).filename(), s);
+      judge(s, r);
+      read = s;
+    });
+  });
+  return read;
+}
+
+StoredStatistics of_converted(const Normalizer& n, const std::string& vector, int64_t dim,
+                              const std::string& file) {
+  const auto [low, high] = statistic_names(n.method);
+  StoredStatistics s{.vector = vector, .file = file, .method = n.method, .dim_min = dim};
+  s.rows = {{low, n.centre}, {high, n.range}};
+  return s;
+}
 
 }  // namespace
 
@@ -105,25 +277,27 @@ std::pair<std::string, std::string> statistic_names(NormMethod method) {
   }
 }
 
-std::vector<Finding> judge(const StoredStatistics& s) {
-  if (s.method == NormMethod::identity) return {};
-  const auto [low_name, high_name] = statistic_names(s.method);
-  Judgement j{s, low_name, high_name};
-  const std::vector<double>* low = j.row(low_name);
-  const std::vector<double>* high = j.row(high_name);
-  if (!low || !high) return std::move(j.r.findings);
-  if (low->size() != high->size())
-    j.r.error("statistics.dimension", s.vector + "." + high_name,
-              fmt::format("{}: {} has {} values of {} and {} of {}; expected as many", s.file,
-                          s.vector, low->size(), low_name, high->size(), high_name));
-  for (size_t d = 0; d < std::min(low->size(), high->size()); ++d)
-    j.dimension(d, (*low)[d], (*high)[d]);
-  if (!j.constant.empty())
-    j.r.add(Finding::Level::note, "statistics.constant", s.vector,
-            fmt::format("{}: dimension {} of {} never changed in the data set; a robot that moves "
-                        "it leaves what the model has seen",
-                        s.file, j.constant, s.vector));
-  return std::move(j.r.findings);
+std::optional<StoredStatistics> check_statistics(const Examined& m, Report& r) {
+  std::optional<StoredStatistics> state;
+  if (m.options.statistics == "none") return state;
+  if (m.opened && (m.layout == "converted" || m.opened->spec.normalize().given)) {
+    const PolicySpec& around = m.opened->spec;
+    state = of_converted(around.normalize().state, "state", around.state_dim, m.model);
+    judge(*state, r);
+    judge(of_converted(around.normalize().action, "actions", around.action_dim, m.model), r);
+  } else if (m.layout == "lerobot" && m.options.statistics.empty()) {
+    state = check_lerobot(m, true, r);
+    check_lerobot(m, false, r);
+  } else if (!m.folder.empty()) {
+    const std::vector<fs::path> files = norm_stats_files(m);
+    if (files.empty())
+      r.error("statistics.missing", "norm_stats.json",
+              "{} has no assets/<id>/norm_stats.json; copy openpi's assets folder beside the "
+              "weights, or give --statistics FILE",
+              m.model);
+    for (const fs::path& file : files) state = check_norm_stats(file, m, r);
+  }
+  return state;
 }
 
 }  // namespace tendon

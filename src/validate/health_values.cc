@@ -36,11 +36,10 @@ void judge_outlier(const HostTensor& t, const Magnitudes& v, const std::string& 
   if (others < 1 || static_cast<double>(v.largest) <= limit * rms || v.largest == 0) return;
   const auto is_largest = [&](float f) { return std::abs(f) == v.largest; };
   r.add(damaged ? Finding::Level::error : Finding::Level::warning, "tensor.outlier", name,
-        fmt::format("{} {}: the value at {} has magnitude {:.4g}, but the root mean square of the "
-                    "others is {:.4g}, expected at most {} times that; a flipped bit? compare the "
-                    "file's checksum with the source's",
-                    name, to_string(t.shape), position(t, v.largest_block, is_largest), v.largest,
-                    rms, limit));
+        "{} {}: the value at {} has magnitude {:.4g}, but the root mean square of the others is "
+        "{:.4g}, expected at most {} times that; a flipped bit? compare the file's checksum with "
+        "the source's",
+        name, to_string(t.shape), position(t, v.largest_block, is_largest), v.largest, rms, limit);
 }
 
 void judge_values(const HostTensor& t, const Magnitudes& v, Report& r) {
@@ -48,10 +47,10 @@ void judge_values(const HostTensor& t, const Magnitudes& v, Report& r) {
   const auto bad = [&](const char* check, const char* what, int64_t count, auto wanted) {
     if (count > 0)
       r.error(check, name,
-              fmt::format("{} {} holds {} of {} values {}, the first at {}; the file is damaged or "
-                          "training diverged: copy it again or take an earlier checkpoint",
-                          name, to_string(t.shape), count, t.shape.count(), what,
-                          position(t, v.bad_block, wanted)));
+              "{} {} holds {} of {} values {}, the first at {}; the file is damaged or training "
+              "diverged: copy it again or take an earlier checkpoint",
+              name, to_string(t.shape), count, t.shape.count(), what,
+              position(t, v.bad_block, wanted));
   };
   bad("tensor.nan", "that are NaN", v.nans, [](float f) { return std::isnan(f); });
   bad("tensor.inf", "that are infinite", v.infinities, [](float f) { return std::isinf(f); });
@@ -63,29 +62,26 @@ void judge_values(const HostTensor& t, const Magnitudes& v, Report& r) {
     const bool begins_so = name.ends_with(".dense.weight") ||
                            name.find(".lora_B") != std::string::npos || name.ends_with(".lora_b");
     r.add(begins_so ? Finding::Level::warning : Finding::Level::error, "tensor.zero", name,
-          fmt::format("{} {} holds only zeros; was it never trained or never copied?", name,
-                      to_string(t.shape)));
+          "{} {} holds only zeros; was it never trained or never copied?", name,
+          to_string(t.shape));
   }
   judge_outlier(t, v, name, r);
 }
 
 }  // namespace
 
-Health check_values(const std::vector<std::shared_ptr<const SafetensorsFile>>& files, int threads) {
+void check_values(const Examined& m, Report& r) {
   std::vector<HostTensor> tensors;
-  for (const auto& file : files)
+  for (const auto& file : m.files)
     for (const HostTensor& t : file->tensors())
       if (t.dtype == DType::f32 || t.dtype == DType::bf16 || t.dtype == DType::f16)
         tensors.push_back(t);
-  const std::vector<Magnitudes> all = measure(tensors, threads, Scan::whole);
-  Report r;
-  Health h{.tensors = std::ssize(tensors)};
+  const std::vector<Magnitudes> all = measure(tensors, m.options.threads, Scan::whole);
+  r.tensors = std::ssize(tensors);
   for (size_t t = 0; t < tensors.size(); ++t) {
     judge_values(tensors[t], all[t], r);
-    h.values += tensors[t].shape.count();
+    r.values += tensors[t].shape.count();
   }
-  h.findings = std::move(r.findings);
-  return h;
 }
 
 }  // namespace tendon
