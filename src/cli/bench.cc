@@ -6,7 +6,6 @@
 #include <map>
 
 #include "cli/chunk_files.h"
-#include "cli/observation.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
 #include "tendon/backends.h"
@@ -302,27 +301,22 @@ void bench(const BenchOptions& o) {
 }  // namespace
 
 void add_bench(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand("bench", "latency per stage beside the machine's limits");
-  const auto o = std::make_shared<BenchOptions>();
-  add_model_options(*verb, o->model, o->open);
-  add_observation_options(*verb, o->given);
-  verb->add_option("--calls", o->calls, "measured calls; default 5");
-  verb->add_option("--warm-up", o->warm_up, "calls before; default 1");
-  verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
-  verb->add_option("--cameras", o->cameras, "keep only the first so many cameras");
-  verb->add_option("--prompt-tokens", o->prompt_tokens,
-                   "length of a made-up prompt, for generated models");
-  verb->add_option("--batch", o->batch,
-                   "also calls of so many rows, of several observations and of one: 1,2,4,8")
+  const auto [verb, o] =
+      add_verb<BenchOptions>(app, "bench", "latency per stage beside the machine's limits", bench);
+  verb.add_option("--calls", o.calls, "measured calls; default 5");
+  verb.add_option("--warm-up", o.warm_up, "calls before; default 1");
+  verb.add_option("--cameras", o.cameras, "keep only the first so many cameras");
+  verb.add_option("--prompt-tokens", o.prompt_tokens,
+                  "length of a made-up prompt, for generated models");
+  verb.add_option("--batch", o.batch,
+                  "also calls of so many rows, of several observations and of one: 1,2,4,8")
       ->delimiter(',')
       ->check(CLI::Range(1, 64));
-  verb->add_flag("--ops", o->ops, "also the table of ops");
-  verb->add_flag("--reference", o->reference,
-                 "also one call of the reference backend, for the speed-up");
-  verb->add_flag("--json", o->json, "one JSON object on standard output");
-  verb->add_option("--compare", o->compare,
-                   "an earlier --json output; exit 1 when the whole call got slower");
-  verb->callback([o] { bench(*o); });
+  verb.add_flag("--ops", o.ops, "also the table of ops");
+  verb.add_flag("--reference", o.reference,
+                "also one call of the reference backend, for the speed-up");
+  verb.add_option("--compare", o.compare,
+                  "an earlier --json output; exit 1 when the whole call got slower");
 }
 
 }  // namespace tendon::cli

@@ -44,7 +44,7 @@ std::string text_of(const Json& json) {
                     json);
 }
 
-void run(CertifyOptions o) {
+void certify_model(CertifyOptions o) {
   ensure(o.against == "reference", Fault::usage,
          "--against {}: only the reference is built in; for lerobot: examples/certify.py --lerobot",
          o.against);
@@ -70,19 +70,16 @@ void run(CertifyOptions o) {
 }  // namespace
 
 void add_certify(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand(
-      "certify", "how far a backend's actions are from the reference's, as a certificate");
-  const auto o = std::make_shared<CertifyOptions>();
-  add_model_options(*verb, o->model, o->open);
-  verb->add_option("--observations", o->observations,
-                   "folder of `serve --record`; default: drawn within the model's statistics");
-  verb->add_option("--count", o->certifying.count, "observations at most; default 3");
-  verb->add_option("--seed", o->certifying.seed, "of drawn observations and of the noise");
-  verb->add_option("--against", o->against, "reference (default)");
-  verb->add_option("--out", o->out, "write the certificate to FILE.json");
-  verb->add_option("--html", o->html, "write a page with a picture per action to FILE.html");
-  verb->add_flag("--json", o->json, "one JSON object on standard output");
-  verb->callback([o] { run(*o); });
+  const auto [verb, o] = add_verb<CertifyOptions>(
+      app, "certify", "how far a backend's actions are from the reference's, as a certificate",
+      certify_model);
+  verb.add_option("--observations", o.observations,
+                  "folder of `serve --record`; default: drawn within the model's statistics");
+  verb.add_option("--count", o.certifying.count, "observations at most; default 3");
+  verb.add_option("--seed", o.certifying.seed, "of drawn observations and of the noise");
+  verb.add_option("--against", o.against, "reference (default)");
+  verb.add_option("--out", o.out, "write the certificate to FILE.json");
+  verb.add_option("--html", o.html, "write a page with a picture per action to FILE.html");
 }
 
 }  // namespace tendon::cli

@@ -11,7 +11,7 @@ struct ConvertOptions {
   OpenOptions open;
 };
 
-void run(const ConvertOptions& o) {
+void convert_model(const ConvertOptions& o) {
   const Converted done = convert(o.model, o.out, o.open);
   fmt::print("{}: {:.1f} MB in {:.1f} s; self-check: same actions as {}\n", o.out,
              static_cast<double>(done.bytes) / 1e6, done.seconds, o.model);
@@ -20,11 +20,9 @@ void run(const ConvertOptions& o) {
 }  // namespace
 
 void add_convert(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand("convert", "any model -> one packed .safetensors");
-  const auto o = std::make_shared<ConvertOptions>();
-  add_model_options(*verb, o->model, o->open);
-  verb->add_option("OUT", o->out, "file to write, ending in .safetensors")->required();
-  verb->callback([o] { run(*o); });
+  const auto [verb, o] = add_verb<ConvertOptions>(
+      app, "convert", "any model -> one packed .safetensors", convert_model);
+  verb.add_option("OUT", o.out, "file to write, ending in .safetensors")->required();
 }
 
 }  // namespace tendon::cli

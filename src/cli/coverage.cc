@@ -8,7 +8,6 @@
 #include <sstream>
 
 #include "cli/chunk_files.h"
-#include "cli/observation.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
 #include "tendon/backends.h"
@@ -255,28 +254,23 @@ void coverage(const CoverageOptions& o) {
 }  // namespace
 
 void add_coverage(CLI::App& app) {
-  CLI::App* verb =
-      app.add_subcommand("coverage", "which ops ran where: calls, FLOPs, bytes, transfers");
-  const auto o = std::make_shared<CoverageOptions>();
-  add_model_options(*verb, o->model, o->open);
-  add_observation_options(*verb, o->given);
-  verb->add_option("--fallback", o->open.fallback,
-                   "reference: ops that the backend lacks run there and are counted");
-  verb->add_option(
-          "--host-modules", o->open.host_modules,
+  const auto [verb, o] = add_verb<CoverageOptions>(
+      app, "coverage", "which ops ran where: calls, FLOPs, bytes, transfers", coverage);
+  verb.add_option("--fallback", o.open.fallback,
+                  "reference: ops that the backend lacks run there and are counted");
+  verb.add_option(
+          "--host-modules", o.open.host_modules,
           "modules that run on the host whatever the backend has, such as suffix,prefix; or all")
       ->delimiter(',');
-  verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
-  verb->add_option("--warm-up", o->warm_up, "calls before the audited one; default 2");
-  verb->add_flag("--layers", o->layers, "a row per layer, too");
-  verb->add_option("--against", o->against,
-                   "before beside after: host:suffix,siglip (these on the host), host:each (the "
-                   "modules ranked by what that costs), or another backend");
-  verb->add_option("--expect", o->expect,
-                   "compare with FILE (tests/coverage/BACKEND.txt); exit 1 when it differs");
-  verb->add_option("--write-expectation", o->write, "write such a FILE");
-  verb->add_flag("--json", o->json, "one JSON object on standard output, every call included");
-  verb->callback([o] { coverage(*o); });
+  verb.add_option("--warm-up", o.warm_up, "calls before the audited one; default 2");
+  verb.add_flag("--layers", o.layers, "a row per layer, too");
+  verb.add_option("--against", o.against,
+                  "before beside after: host:suffix,siglip (these on the host), host:each (the "
+                  "modules ranked by what that costs), or another backend");
+  verb.add_option("--expect", o.expect,
+                  "compare with FILE (tests/coverage/BACKEND.txt); exit 1 when it differs");
+  verb.add_option("--write-expectation", o.write, "write such a FILE");
+  verb.get_option("--json")->description("one JSON object, every call included");
 }
 
 }  // namespace tendon::cli

@@ -209,34 +209,31 @@ void add_experiments(CLI::App& verb, DemoOptions& o) {
 }  // namespace
 
 void add_demo(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand(
-      "demo", "a policy in closed loop: reach for objects on a table, push them to its edges");
-  const auto o = std::make_shared<DemoOptions>();
-  add_model_options(*verb, o->model, o->open);
-  verb->add_option("--prompt", o->prompt,
-                   "'reach the red disc', 'push the blue square to the left edge'; default: a new "
-                   "task in each episode");
-  verb->add_option("--episodes", o->episodes, "default 4")->check(CLI::Range(1, 100000));
-  verb->add_option("--seed", o->seed, "of the first episode; the next ones count up");
-  verb->add_option("--verb", o->verb, "reach, push or both (default)")
+  const auto [verb, o] = add_verb<DemoOptions>(
+      app, "demo", "a policy in closed loop: reach for objects on a table, push them to its edges",
+      run);
+  verb.add_option("--prompt", o.prompt,
+                  "'reach the red disc', 'push the blue square to the left edge'; default: a new "
+                  "task in each episode");
+  verb.add_option("--episodes", o.episodes, "default 4")->check(CLI::Range(1, 100000));
+  verb.add_option("--seed", o.seed, "of the first episode; the next ones count up");
+  verb.add_option("--verb", o.verb, "reach, push or both (default)")
       ->check(CLI::IsMember({"reach", "push", "both"}));
-  verb->add_option("--pairs", o->pairs,
-                   "colours and shapes: seen together in training, unseen, or both (default)")
+  verb.add_option("--pairs", o.pairs,
+                  "colours and shapes: seen together in training, unseen, or both (default)")
       ->check(CLI::IsMember({"seen", "unseen", "both"}));
-  verb->add_option("--url", o->url, "ask a running server, such as ws://localhost:8000");
-  verb->add_option("--api-key-file", o->key_file, "the server's key");
-  verb->add_option("--gif", o->gif, "write the last episode to FILE.gif");
-  verb->add_option("--svg", o->svg, "write the last episode to FILE.svg");
-  verb->add_option("--at-least", o->at_least, "exit code 1 below this rate of success")
+  verb.add_option("--url", o.url, "ask a running server, such as ws://localhost:8000");
+  verb.add_option("--api-key-file", o.key_file, "the server's key");
+  verb.add_option("--gif", o.gif, "write the last episode to FILE.gif");
+  verb.add_option("--svg", o.svg, "write the last episode to FILE.svg");
+  verb.add_option("--at-least", o.at_least, "exit code 1 below this rate of success")
       ->check(CLI::Range(0.0, 1.0));
-  verb->add_option("--no-color", o->no_colour, "plain letters; also by the variable NO_COLOR")
+  verb.add_option("--no-color", o.no_colour, "plain letters; also by the variable NO_COLOR")
       ->envname("NO_COLOR")
       ->expected(0, 1)
       ->default_str("1");
-  verb->add_flag("--quiet", o->quiet, "the table only");
-  verb->add_flag("--json", o->json, "one JSON object on standard output");
-  add_experiments(*verb, *o);
-  verb->callback([o] { run(*o); });
+  verb.add_flag("--quiet", o.quiet, "the table only");
+  add_experiments(verb, o);
 }
 
 }  // namespace tendon::cli

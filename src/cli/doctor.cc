@@ -9,6 +9,11 @@
 namespace tendon::cli {
 namespace {
 
+struct DoctorOptions {
+  OpenOptions device;
+  bool open = false, json = false;
+};
+
 // A line per entry.
 std::string pairs(const Json& entries) {
   Json rows;
@@ -32,24 +37,23 @@ std::string doctor_text(const Json& json) {
                      std::ssize(tests) - skipped, tests.size(), skipped);
 }
 
+void doctor(const DoctorOptions& o) {
+  Json found = to_json(examine_machine(o.device));
+  if (o.open)
+    for (const auto& [what, is] : device_facts(o.device)) found["device"][what] = is;
+  print_report(o.json, found, doctor_text(found));
+}
+
 }  // namespace
 
 void add_doctor(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand(
-      "doctor", "what this machine can run: processor, devices, libraries, kinds of tests");
-  const auto o = std::make_shared<OpenOptions>();
-  const auto json = std::make_shared<bool>(false), open = std::make_shared<bool>(false);
-  add_device_options(*verb, *o);
-  verb->add_flag("--open", *open,
-                 "open the ttnn device that the options name, and print what the library says of "
-                 "it: architecture, grid, memory, version");
-  verb->add_flag("--json", *json, "one JSON object on standard output");
-  verb->callback([o, json, open] {
-    Json found = to_json(examine_machine(*o));
-    if (*open)
-      for (const auto& [what, is] : device_facts(*o)) found["device"][what] = is;
-    print_report(*json, found, doctor_text(found));
-  });
+  const auto [verb, o] = add_verb<DoctorOptions>(
+      app, "doctor", "what this machine can run: processor, devices, libraries, kinds of tests",
+      doctor);
+  add_device_options(verb, o.device);
+  verb.add_flag("--open", o.open,
+                "open the ttnn device that the options name, and print what the library says of "
+                "it: architecture, grid, memory, version");
 }
 
 }  // namespace tendon::cli

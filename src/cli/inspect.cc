@@ -72,15 +72,11 @@ void inspect(const InspectOptions& o) {
 }  // namespace
 
 void add_inspect(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand("inspect", "what is in a model");
-  const auto o = std::make_shared<InspectOptions>();
-  add_model_options(*verb, o->model, o->open);
-  verb->add_option("--diff", o->diff,
-                   "another model: show only what differs; with --json as a JSON patch");
-  verb->add_flag("--json", o->json, "one JSON object on standard output");
-  verb->add_flag("--tendon-json", o->tendon_json,
-                 "only sizes and robot, as a tendon.json that says the same");
-  verb->callback([o] { inspect(*o); });
+  const auto [verb, o] = add_verb<InspectOptions>(app, "inspect", "what is in a model", inspect);
+  verb.add_option("--diff", o.diff,
+                  "another model: show only what differs; with --json as a JSON patch");
+  verb.add_flag("--tendon-json", o.tendon_json,
+                "only sizes and robot, as a tendon.json that says the same");
 }
 
 }  // namespace tendon::cli

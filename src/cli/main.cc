@@ -85,25 +85,16 @@ int out_of_memory() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  using namespace tendon::cli;
   CLI::App app(
       "tendon runs pi0 and pi0.5 robot policies: images, a prompt and the robot's state in, "
       "a chunk of actions out.\nExit codes: 0 ok, 1 negative verdict, 2 usage, 3 checkpoint, "
       "4 input, 5 backend, 6 memory, 7 network, 70 internal.");
   app.require_subcommand(1);
-  tendon::cli::add_demo(app);
-  tendon::cli::add_run(app);
-  tendon::cli::add_bench(app);
-  tendon::cli::add_certify(app);
-  tendon::cli::add_convert(app);
-  tendon::cli::add_coverage(app);
-  tendon::cli::add_doctor(app);
-  tendon::cli::add_inspect(app);
-  tendon::cli::add_replay(app);
-  tendon::cli::add_serve(app);
-  tendon::cli::add_tune(app);
-  tendon::cli::add_validate(app);
-  tendon::cli::add_velocity(app);
-  tendon::cli::add_version(app);
+  for (AddVerb* add :
+       {add_demo, add_run, add_bench, add_certify, add_convert, add_coverage, add_doctor,
+        add_inspect, add_replay, add_serve, add_tune, add_validate, add_velocity, add_version})
+    add(app);
   prepare_signals();
   try {
     app.parse(argc, argv);

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
 
+#include "cli/chunk_files.h"
+#include "cli/report.h"
 #include "cli/verbs.h"
+#include "tendon/embedded.h"
 #include "tensor/check.h"
 
 namespace tendon::cli {
@@ -152,19 +154,45 @@ std::string read_key(const std::string& path) {
   return key;
 }
 
+void add_observation_options(CLI::App& verb, GivenObservation& given) {
+  verb.add_option("--image", given.images, "NAME=FILE (PNG, JPEG or PPM); once per camera");
+  verb.add_option("--prompt", given.prompt, "what the robot shall do");
+  verb.add_option("--state", given.state, "numbers, or a .json, .npy or text file");
+}
+
+Observation observe(const std::string& model, const GivenObservation& given, const Engine& engine,
+                    bool fill) {
+  const std::optional<Observation> own = observation_for(model, engine, fill);
+  Observation observation;
+  if (own && given.images.empty()) observation = *own;
+  for (const std::string& text : given.images) {
+    const size_t equals = text.find('=');
+    ensure(equals != std::string::npos && equals > 0, Fault::usage,
+           "--image {}: expected NAME=FILE", text);
+    observation.images[text.substr(0, equals)] = read_image(text.substr(equals + 1));
+  }
+  if (!given.state.empty()) observation.state = read_numbers(given.state, "--state");
+  if (own && given.state.empty()) observation.state = own->state;
+  if (given.prompt) observation.prompt = given.prompt;
+  if (fill && !observation.prompt) observation.prompt = own->prompt;
+  return observation;
+}
+
+namespace {
+
+struct VersionOptions {
+  bool json = false;
+};
+
+void print_version(const VersionOptions& o) {
+  const Json all{{"version", version()}, {"backends", backends()}, {"instruction_sets", isas()}};
+  print_report(o.json, all, lines("tendon {version}", all));
+}
+
+}  // namespace
+
 void add_version(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand("version", "print the version");
-  const auto json = std::make_shared<bool>(false);
-  verb->add_flag("--json", *json, "as JSON");
-  verb->callback([json] {
-    if (*json) {
-      const nlohmann::json all{
-          {"version", version()}, {"backends", backends()}, {"instruction_sets", isas()}};
-      fmt::print("{}\n", all.dump());
-    } else {
-      fmt::print("tendon {}\n", version());
-    }
-  });
+  add_verb<VersionOptions>(app, "version", "print the version", print_version);
 }
 
 }  // namespace tendon::cli

@@ -177,7 +177,7 @@ std::string replay_text(const Json& json, const std::vector<std::string>& names)
              json);
 }
 
-void run(ReplayOptions g) {
+void replay(ReplayOptions g) {
   ensure(g.url.empty() != g.model.empty(), Fault::usage,
          "name either the MODEL that shall answer again, or a server with --url ws://...");
   if (g.dialect == "roboarena") g.answers.dialect = Dialect::roboarena;
@@ -208,7 +208,7 @@ void add_replay(CLI::App& app) {
   verb->add_option("--control-hz", g->answers.control_hz, "as the server had it");
   verb->add_option("--tolerance", g->tolerance, "exit code 1 where an action differs by more");
   verb->add_flag("--json", g->json, "one JSON object on standard output");
-  verb->callback([g] { run(*g); });
+  verb->callback([g] { replay(*g); });
 }
 
 }  // namespace tendon::cli

@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "cli/chunk_files.h"
-#include "cli/observation.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
 #include "tensor/check.h"
@@ -117,21 +116,16 @@ void run(RunOptions o) {
 }  // namespace
 
 void add_run(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand("run", "one observation -> one action chunk");
-  const auto o = std::make_shared<RunOptions>();
-  add_model_options(*verb, o->model, o->open);
-  add_observation_options(*verb, o->given);
-  verb->add_option("--seed", o->infer.seed, "of the noise; default 0");
-  verb->add_option("--noise", o->noise, "explicit noise, horizon x action dims: .json or .npy");
-  verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
-  verb->add_option("--time-sequence", o->sequence,
-                   "lerobot, lerobot-sum (as up to 0.4.2) or openpi; default: the model's own");
-  verb->add_option("--fallback", o->open.fallback,
-                   "reference: ops that the backend lacks run there and are counted");
-  verb->add_option("--out", o->out, "write the chunk to FILE.json or FILE.npy");
-  verb->add_option("--plot", o->plot, "write a plot per joint to FILE.svg");
-  verb->add_flag("--json", o->json, "one JSON object on standard output");
-  verb->callback([o] { run(*o); });
+  const auto [verb, o] =
+      add_verb<RunOptions>(app, "run", "one observation -> one action chunk", run);
+  verb.add_option("--seed", o.infer.seed, "of the noise; default 0");
+  verb.add_option("--noise", o.noise, "explicit noise, horizon x action dims: .json or .npy");
+  verb.add_option("--time-sequence", o.sequence,
+                  "lerobot, lerobot-sum (as up to 0.4.2) or openpi; default: the model's own");
+  verb.add_option("--fallback", o.open.fallback,
+                  "reference: ops that the backend lacks run there and are counted");
+  verb.add_option("--out", o.out, "write the chunk to FILE.json or FILE.npy");
+  verb.add_option("--plot", o.plot, "write a plot per joint to FILE.svg");
 }
 
 }  // namespace tendon::cli

@@ -37,7 +37,7 @@ void print_ready(const Given& g, const ServedPolicy& policy, uint16_t port, uint
              g.serve.admin.host, admin);
 }
 
-void run(Given g) {
+void serve_policy(Given g) {
   ensure(g.dialect == "openpi" || g.dialect == "roboarena" || g.dialect == "vla-eval", Fault::usage,
          "--dialect {}: expected openpi, roboarena or vla-eval", g.dialect);
   if (g.dialect == "vla-eval") {
@@ -97,43 +97,40 @@ void add_limits(CLI::App& verb, ServeOptions& serve) {
 }  // namespace
 
 void add_serve(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand("serve", "policy server for robots that talk to openpi's");
-  const auto g = std::make_shared<Given>();
-  add_model_options(*verb, g->model, g->open);
-  ServeOptions& serve = g->serve;
-  verb->add_option(
-      "--host", serve.policy.at.host,
-      "address to listen at; default 127.0.0.1; 0.0.0.0: every network of the machine");
-  verb->add_option("--port", serve.policy.at.port, "of the policy; default 8000; 0: any free one");
-  verb->add_option("--admin-host", serve.admin.host,
-                   "for health, metrics and the page; default 127.0.0.1");
-  verb->add_option("--admin-port", serve.admin.port, "default 8001");
-  verb->add_option("--api-key-file", g->api_key_file,
-                   "clients must send the key in this file's first line");
-  verb->add_option("--certificate", g->certificate,
-                   "of tendon certify; refuse to start with any other model");
-  verb->add_option(
+  const auto [verb, o] =
+      add_verb<Given>(app, "serve", "policy server for robots that talk to openpi's", serve_policy);
+  ServeOptions& serve = o.serve;
+  verb.add_option("--host", serve.policy.at.host,
+                  "address to listen at; default 127.0.0.1; 0.0.0.0: every network of the machine");
+  verb.add_option("--port", serve.policy.at.port, "of the policy; default 8000; 0: any free one");
+  verb.add_option("--admin-host", serve.admin.host,
+                  "for health, metrics and the page; default 127.0.0.1");
+  verb.add_option("--admin-port", serve.admin.port, "default 8001");
+  verb.add_option("--api-key-file", o.api_key_file,
+                  "clients must send the key in this file's first line");
+  verb.add_option("--certificate", o.certificate,
+                  "of tendon certify; refuse to start with any other model");
+  verb.add_option(
       "--allow-origin", serve.policy.origins,
       "a web page's origin that may connect, or *: any; default: the server's own address");
-  verb->add_option("--dialect", g->dialect, "openpi (default), roboarena or vla-eval");
-  verb->add_option("--chunk-steps", serve.answers.chunk_steps,
-                   "vla-eval: actions of a chunk until the next inference; default all")
+  verb.add_option("--dialect", o.dialect, "openpi (default), roboarena or vla-eval");
+  verb.add_option("--chunk-steps", serve.answers.chunk_steps,
+                  "vla-eval: actions of a chunk until the next inference; default all")
       ->check(CLI::PositiveNumber);
-  verb->add_option("--seed", serve.answers.seed,
-                   "of the noise of every request without its own; default 0");
-  verb->add_flag("--fresh-noise", serve.answers.fresh_noise,
-                 "another noise for every request, counted on from --seed, as openpi does");
-  verb->add_flag("--rtc", serve.answers.rtc,
-                 "keep each connection's last chunk for requests with actions_consumed");
-  verb->add_option("--control-hz", serve.answers.control_hz,
-                   "actions per second, to estimate inference_delay where a request has none");
-  verb->add_flag("--strict-openpi", serve.answers.strict_openpi,
-                 "close with 1011 after every error, as openpi does");
-  verb->add_option("--record", serve.record, "write every message to a file in DIR");
-  verb->add_option("--notify-socket", serve.notify_socket, "systemd's $NOTIFY_SOCKET");
-  verb->add_flag("--quiet", g->quiet, "no line per client and refused request");
-  add_limits(*verb, serve);
-  verb->callback([g] { run(*g); });
+  verb.add_option("--seed", serve.answers.seed,
+                  "of the noise of every request without its own; default 0");
+  verb.add_flag("--fresh-noise", serve.answers.fresh_noise,
+                "another noise for every request, counted on from --seed, as openpi does");
+  verb.add_flag("--rtc", serve.answers.rtc,
+                "keep each connection's last chunk for requests with actions_consumed");
+  verb.add_option("--control-hz", serve.answers.control_hz,
+                  "actions per second, to estimate inference_delay where a request has none");
+  verb.add_flag("--strict-openpi", serve.answers.strict_openpi,
+                "close with 1011 after every error, as openpi does");
+  verb.add_option("--record", serve.record, "write every message to a file in DIR");
+  verb.add_option("--notify-socket", serve.notify_socket, "systemd's $NOTIFY_SOCKET");
+  verb.add_flag("--quiet", o.quiet, "no line per client and refused request");
+  add_limits(verb, serve);
 }
 
 }  // namespace tendon::cli

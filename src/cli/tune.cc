@@ -2,7 +2,6 @@
 // to speed: the device is a model or a simulation.
 #include <algorithm>
 
-#include "cli/observation.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
 #include "tendon/backends.h"
@@ -77,22 +76,19 @@ std::string tune_text(const Json& json) {
              json.at("tried"));
 }
 
+void tune(const TuneOptions& o) {
+  const Json json = tune_json(o);
+  print_report(o.json, json, tune_text(json));
+}
+
 }  // namespace
 
 void add_tune(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand(
-      "tune",
+  add_verb<TuneOptions>(
+      app, "tune",
       "tries formats, fidelity and memory of a simulated ttnn device: accuracy and memory, the "
-      "most accurate first. What --precision, --fidelity or --memory say is kept");
-  const auto o = std::make_shared<TuneOptions>();
-  add_model_options(*verb, o->model, o->open);
-  add_observation_options(*verb, o->given);
-  verb->add_option("--steps", o->infer.steps, "Euler steps; default: the model's own");
-  verb->add_flag("--json", o->json, "one JSON object on standard output");
-  verb->callback([o] {
-    const Json json = tune_json(*o);
-    print_report(o->json, json, tune_text(json));
-  });
+      "most accurate first. What --precision, --fidelity or --memory say is kept",
+      tune);
 }
 
 }  // namespace tendon::cli

@@ -4,7 +4,6 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/chunk_files.h"
-#include "cli/observation.h"
 #include "cli/recorded_examples.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
@@ -108,25 +107,21 @@ void validate(const ValidateOptions& o) {
 }  // namespace
 
 void add_validate(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand(
-      "validate", "a checkpoint's health, and a backend against the reference module by module");
-  const auto o = std::make_shared<ValidateOptions>();
-  add_model_options(*verb, o->model, o->open);
-  add_observation_options(*verb, o->given);
-  verb->add_option("--module", o->module,
-                   "only modules whose name begins with it: siglip, vlm.layer.0.mlp");
-  verb->add_flag("--all-layers", o->all_layers, "not only the first and the last of each tower");
-  verb->add_flag("--health-only", o->health_only, "do not run the model");
-  verb->add_option("--observations", o->observations,
-                   "recorded observations (JSON) whose states should lie in the statistics");
-  verb->add_option("--loss", o->episodes,
-                   "instead of the modules: the flow matching loss on the episodes in DIR, which "
-                   "tendon serve --record or examples/dataset_to_recording.py wrote");
-  verb->add_option("--examples", o->examples, "how many of them; default 50")
+  const auto [verb, o] = add_verb<ValidateOptions>(
+      app, "validate",
+      "a checkpoint's health, and a backend against the reference module by module", validate);
+  verb.add_option("--module", o.module,
+                  "only modules whose name begins with it: siglip, vlm.layer.0.mlp");
+  verb.add_flag("--all-layers", o.all_layers, "not only the first and the last of each tower");
+  verb.add_flag("--health-only", o.health_only, "do not run the model");
+  verb.add_option("--observations", o.observations,
+                  "recorded observations (JSON) whose states should lie in the statistics");
+  verb.add_option("--loss", o.episodes,
+                  "instead of the modules: the flow matching loss on the episodes in DIR, which "
+                  "tendon serve --record or examples/dataset_to_recording.py wrote");
+  verb.add_option("--examples", o.examples, "how many of them; default 50")
       ->check(CLI::Range(1, 100000));
-  verb->add_option("--report", o->report, "write FILE.html with a picture per module");
-  verb->add_flag("--json", o->json, "one JSON object on standard output");
-  verb->callback([o] { validate(*o); });
+  verb.add_option("--report", o.report, "write FILE.html with a picture per module");
 }
 
 }  // namespace tendon::cli

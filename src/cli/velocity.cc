@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "cli/chunk_files.h"
-#include "cli/observation.h"
 #include "cli/report.h"
 #include "cli/verbs.h"
 #include "tensor/check.h"
@@ -47,18 +46,14 @@ void velocity(const VelocityOptions& o) {
 }  // namespace
 
 void add_velocity(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand(
-      "velocity", "the model's velocity at noisy actions and a time: one forward pass");
-  const auto o = std::make_shared<VelocityOptions>();
-  add_model_options(*verb, o->model, o->open);
-  add_observation_options(*verb, o->given);
-  verb->add_option("--noisy", o->noisy,
-                   "normalised actions, horizon x the model's action dims: .json or .npy")
+  const auto [verb, o] = add_verb<VelocityOptions>(
+      app, "velocity", "the model's velocity at noisy actions and a time: one forward pass",
+      velocity);
+  verb.add_option("--noisy", o.noisy,
+                  "normalised actions, horizon x the model's action dims: .json or .npy")
       ->required();
-  verb->add_option("--t", o->t, "from 1 (noise, the default) to 0 (actions)");
-  verb->add_option("--out", o->out, "write the velocity to FILE.json or FILE.npy");
-  verb->add_flag("--json", o->json, "one JSON object on standard output");
-  verb->callback([o] { velocity(*o); });
+  verb.add_option("--t", o.t, "from 1 (noise, the default) to 0 (actions)");
+  verb.add_option("--out", o.out, "write the velocity to FILE.json or FILE.npy");
 }
 
 }  // namespace tendon::cli
