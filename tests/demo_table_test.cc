@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 
+#include "../tools/train_demo/teacher.h"
 #include "demo/closed_loop.h"
 #include "demo/picture.h"
 #include "test_files.h"

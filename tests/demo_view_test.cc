@@ -7,6 +7,7 @@
 #include <memory>
 #include <regex>
 
+#include "../tools/train_demo/teacher.h"
 #include "demo/film.h"
 #include "demo/picture.h"
 #include "demo/sketch.h"

@@ -15,33 +15,11 @@ constexpr std::array<std::string_view, kColours> kColourNames = {"red",    "gree
 constexpr std::array<std::string_view, kShapes> kShapeNames = {"disc", "square", "triangle"};
 constexpr std::array<std::string_view, kEdges> kEdgeNames = {"left", "right", "top", "bottom"};
 
-constexpr double kReached = 0.05;    // gripper to object's centre
-constexpr double kAtEdge = 0.04;     // object to edge
-constexpr double kStandOff = 0.025;  // between gripper and object before a push
-constexpr double kPushSpeed = 0.4;
-constexpr double kGain = 5;  // speed per distance, 1/s
-
-double dot(Point a, Point b) { return a.x * b.x + a.y * b.y; }
-
-Point limited(Point p, double longest) {
-  const double l = length(p);
-  return l <= longest ? p : Point{p.x * longest / l, p.y * longest / l};
-}
+constexpr double kReached = 0.05;  // gripper to object's centre
 
 // On the table, at least `margin` away from its edges.
 Point clamped(Point p, double margin) {
   return {std::clamp(p.x, margin, 1 - margin), std::clamp(p.y, margin, 1 - margin)};
-}
-
-Point direction(Edge edge) {
-  constexpr std::array<Point, kEdges> kDirections = {{{-1, 0}, {1, 0}, {0, -1}, {0, 1}}};
-  return kDirections[static_cast<size_t>(edge)];
-}
-
-// Of an object at `p`.
-double to_edge(Point p, Edge edge) {
-  const double end = edge == Edge::right || edge == Edge::bottom ? 1 : 0;
-  return end - dot(p, direction(edge)) - kObjectRadius;
 }
 
 bool touching(Point gripper, Point object) {
@@ -54,32 +32,6 @@ double way_out(Point gripper, Point object, Point way) {
   const double along = dot(off, way), reach = kObjectRadius + kGripperRadius;
   const double side2 = std::max(0.0, dot(off, off) - along * along);
   return std::max(0.0, std::sqrt(std::max(0.0, reach * reach - side2)) - along) + 1e-9;
-}
-
-Action toward(const World& world, Point goal, double speed, double opening) {
-  const Point v = limited(kGain * (goal - world.gripper.at), speed);
-  const double w =
-      std::clamp(kGain * (opening - world.gripper.opening), -kTopOpeningSpeed, kTopOpeningSpeed);
-  return {v.x, v.y, w};
-}
-
-// Closes on the way of the last centimetres.
-double opening_near(double distance) { return std::clamp((distance - 0.02) / 0.06, 0.0, 1.0); }
-
-Action expert_push(const World& world, const Object& object, Edge edge) {
-  const Point u = direction(edge), off = world.gripper.at - object.at;
-  const double along = dot(off, u), side = off.x * -u.y + off.y * u.x;
-  const double contact = kObjectRadius + kGripperRadius;
-  if (to_edge(object.at, edge) < kAtEdge / 2) return {0, 0, 0};
-  if (world.gripper.down() && std::abs(side) < 0.05 && along < -0.8 * contact) {
-    // Along the line and towards its middle; the last part slowly.
-    const double speed = std::min(kPushSpeed, kGain * to_edge(object.at, edge));
-    const double back = -0.5 * kGain * side;
-    const Point v = limited({u.x * speed - u.y * back, u.y * speed + u.x * back}, kTopSpeed);
-    return {v.x, v.y, std::max(-kTopOpeningSpeed, -kGain * world.gripper.opening)};
-  }
-  const Point behind = object.at - (contact + kStandOff) * u;
-  return toward(world, behind, kTopSpeed, opening_near(length(behind - world.gripper.at)));
 }
 
 Point place(Random& random, double low, double high) {
@@ -130,7 +82,23 @@ bool free_lane(const World& world, const Task& task) {
 
 }  // namespace
 
+double dot(Point a, Point b) { return a.x * b.x + a.y * b.y; }
 double length(Point p) { return std::hypot(p.x, p.y); }
+
+Point limited(Point p, double longest) {
+  const double l = length(p);
+  return l <= longest ? p : Point{p.x * longest / l, p.y * longest / l};
+}
+
+Point direction(Edge edge) {
+  constexpr std::array<Point, kEdges> kDirections = {{{-1, 0}, {1, 0}, {0, -1}, {0, 1}}};
+  return kDirections[static_cast<size_t>(edge)];
+}
+
+double to_edge(Point p, Edge edge) {
+  const double end = edge == Edge::right || edge == Edge::bottom ? 1 : 0;
+  return end - dot(p, direction(edge)) - kObjectRadius;
+}
 
 std::string_view name(Verb verb) { return verb == Verb::reach ? "reach" : "push"; }
 std::string_view name(Colour colour) { return kColourNames[static_cast<size_t>(colour)]; }
@@ -181,14 +149,6 @@ bool solved(const World& world, const Task& task) {
   if (target == nullptr) return false;
   if (task.verb == Verb::push) return to_edge(target->at, task.edge) < kAtEdge;
   return length(world.gripper.at - target->at) < kReached && world.gripper.down();
-}
-
-Action expert(const World& world, const Task& task) {
-  const Object* target = world.find(task.target);
-  ensure(target != nullptr, Fault::input, "there is no {} {} on the table",
-         name(task.target.colour), name(task.target.shape));
-  if (task.verb == Verb::push) return expert_push(world, *target, task.edge);
-  return toward(world, target->at, kTopSpeed, opening_near(length(target->at - world.gripper.at)));
 }
 
 uint64_t Random::bits() {

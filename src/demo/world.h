@@ -30,7 +30,9 @@ struct Point {
   friend Point operator-(Point a, Point b) { return {a.x - b.x, a.y - b.y}; }
   friend Point operator*(double s, Point p) { return {s * p.x, s * p.y}; }
 };
+double dot(Point a, Point b);
 double length(Point p);
+Point limited(Point p, double longest);  // not longer than that
 
 struct Kind {
   Colour colour = Colour::red;
@@ -74,7 +76,11 @@ using Action = std::array<double, 3>;
 inline constexpr double kStep = 0.1;  // seconds
 inline constexpr double kTopSpeed = 0.5, kTopOpeningSpeed = 4;
 inline constexpr double kObjectRadius = 0.085, kGripperRadius = 0.03;
+inline constexpr double kAtEdge = 0.04;  // object to edge, when it has been pushed there
 inline constexpr int kReachSteps = 40, kPushSteps = 80;  // an episode's limits
+
+Point direction(Edge edge);          // of length 1
+double to_edge(Point p, Edge edge);  // from an object at `p`
 
 struct World {
   std::vector<Object> objects;
@@ -89,10 +95,6 @@ struct World {
 
 // Reach: the gripper has closed around the object. Push: the object lies at the edge.
 bool solved(const World& world, const Task& task);
-
-// What a good teacher does: a function of what can be seen, without memory. Comes to rest when the
-// task is solved.
-Action expert(const World& world, const Task& task);
 
 // SplitMix64: the same numbers in every standard library.
 class Random {

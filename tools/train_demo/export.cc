@@ -15,6 +15,7 @@
 #include <map>
 
 #include "demo/picture.h"
+#include "teacher.h"
 #include "tendon/error.h"
 
 namespace {
