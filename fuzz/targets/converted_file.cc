@@ -7,7 +7,7 @@
 
 #include "../target.h"
 #include "backends/cpu/cpu.h"
-#include "checkpoint/safetensors_header.h"
+#include "checkpoint/safetensors.h"
 #include "policy/policy.h"
 
 using namespace tendon;

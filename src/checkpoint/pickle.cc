@@ -23,7 +23,6 @@ class Fields {
  public:
   Fields(Bytes bytes, std::string file) : rest_(bytes), file_(std::move(file)) {}
 
-  bool empty() const { return rest_.empty(); }
   Bytes take(uint64_t count) {
     ensure(count <= rest_.size(), Fault::checkpoint, "{} is cut short", file_);
     const Bytes taken = rest_.first(static_cast<size_t>(count));
@@ -126,8 +125,7 @@ class Unpickler {
     ensure(kind != Kind::dict || more.size() % 2 == 0, Fault::checkpoint,
            "{}: a pickle with a key without a value", file_);
     if (to.kind == Kind::object) return;
-    parts_ += more.size();
-    ensure(parts_ <= kValuesMax, Fault::checkpoint, "{}: more than {} values", file_, kValuesMax);
+    count(more);
     to.parts.insert(to.parts.end(), more.begin(), more.end());
   }
 
@@ -179,10 +177,10 @@ class Unpickler {
       case 0x8f: push(Value{Kind::list}); break;
       case '(': push(Value{Kind::mark}); break;
       case 't':
-      case 0x91: push(Value{Kind::list, {}, counted(pop_to_mark())}); break;
-      case 0x85: push(Value{Kind::list, {}, counted(pop(1))}); break;
-      case 0x86: push(Value{Kind::list, {}, counted(pop(2))}); break;
-      case 0x87: push(Value{Kind::list, {}, counted(pop(3))}); break;
+      case 0x91: push(Value{Kind::list, {}, count(pop_to_mark())}); break;
+      case 0x85: push(Value{Kind::list, {}, count(pop(1))}); break;
+      case 0x86: push(Value{Kind::list, {}, count(pop(2))}); break;
+      case 0x87: push(Value{Kind::list, {}, count(pop(3))}); break;
       case 'a': extend(Kind::list, pop(1)); break;
       case 'e':
       case 0x90: extend(Kind::list, pop_to_mark()); break;
@@ -193,7 +191,7 @@ class Unpickler {
     return true;
   }
 
-  std::vector<size_t> counted(std::vector<size_t> parts) {
+  const std::vector<size_t>& count(const std::vector<size_t>& parts) {
     parts_ += parts.size();
     ensure(parts_ <= kValuesMax, Fault::checkpoint, "{}: more than {} values", file_, kValuesMax);
     return parts;
@@ -240,17 +238,9 @@ class Unpickler {
         push(Value{Kind::object, name(names[0]) + "." + name(names[1])});
         break;
       }
-      case 'R':     // a call
-      case 0x81: {  // a new object
-        const std::vector<size_t> call = pop(2);
-        push(Value{Kind::object, name(call[0])});
-        break;
-      }
-      case 0x92: {
-        const std::vector<size_t> call = pop(3);
-        push(Value{Kind::object, name(call[0])});
-        break;
-      }
+      case 'R':                                                      // a call
+      case 0x81: push(Value{Kind::object, name(pop(2)[0])}); break;  // a new object
+      case 0x92: push(Value{Kind::object, name(pop(3)[0])}); break;
       case 'b': extend(Kind::object, pop(1)); break;
       case 'Q':
         pop();

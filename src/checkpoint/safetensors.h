@@ -2,6 +2,7 @@
 // The file is mapped and checked completely when it is opened; nothing in it is trusted.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -40,6 +41,22 @@ class SafetensorsFile {
   std::unordered_map<std::string, size_t> index_;
   std::map<std::string, std::string> metadata_;
 };
+
+// The JSON header as plain data.
+struct TensorEntry {
+  std::string name;
+  DType dtype = DType::f32;
+  Shape shape;
+  uint64_t begin = 0, end = 0;  // bytes, from the end of the header
+};
+
+struct SafetensorsHeader {
+  std::vector<TensorEntry> tensors;  // in the order of the header
+  std::map<std::string, std::string> metadata;
+};
+
+// Throws Error(Fault::checkpoint) naming the tensor or the byte. `file` is for messages.
+SafetensorsHeader parse_safetensors_header(std::string_view json, const std::string& file);
 
 // Written to a temporary name, synced, renamed. Throws Error(Fault::checkpoint) when that fails.
 void write_safetensors(const std::filesystem::path& path, std::span<const HostTensor> tensors,

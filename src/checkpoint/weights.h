@@ -3,6 +3,7 @@
 // leading "model.".
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -11,11 +12,24 @@
 #include <utility>
 #include <vector>
 
-#include "checkpoint/problem.h"
 #include "checkpoint/safetensors.h"
+#include "tendon/error.h"
 #include "tensor/tensor.h"
 
 namespace tendon {
+
+// Something wrong in a checkpoint. Readers tell of each one and go on: where a model is opened the
+// first is thrown (`refuse`), `tendon validate` collects them all.
+struct Problem {
+  std::string check;    // "tensor.missing", "tensor.shape", ...
+  std::string subject;  // the tensor, file or key
+  std::string text;     // one sentence: what, where, got, expected, what to do
+};
+using OnProblem = std::function<void(const Problem&)>;
+
+[[noreturn]] inline void refuse(const Problem& problem) {
+  throw Error(Fault::checkpoint, problem.text);
+}
 
 inline const std::string kPaliGemma = "paligemma_with_expert.paligemma.";
 inline const std::string kTokenTable = kPaliGemma + "model.language_model.embed_tokens.weight";
