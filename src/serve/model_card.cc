@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
 #include <filesystem>
 #include <memory>
 
@@ -10,6 +9,7 @@
 #include "policy/open_model.h"
 #include "tendon/opened.h"
 #include "tendon/tendon.h"
+#include "tensor/stop_watch.h"
 
 namespace tendon {
 namespace {
@@ -74,10 +74,9 @@ ServedPolicy open_served(const std::string& model, OpenOptions options, const Op
   ServedPolicy served;
   served.card = model_card(model, *engine);
   if (opening.warming) opening.warming();
-  const auto begin = std::chrono::steady_clock::now();
+  StopWatch watch;
   const Actions warm = engine->infer(empty_scene(OpenedEngine::of(*engine).policy->spec()));
-  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
-  served.card.warm_up_ms = took.count();
+  served.card.warm_up_ms = watch.lap_ms();
   served.card.action_ranges = !warm.low.empty();
   served.card.fingerprint =
       fmt::format("{:016x}", content_hash(std::as_bytes(std::span(warm.values))));

@@ -57,7 +57,8 @@ class Server final : public WebSocketEvents {
   void tick();
   void stop_on(int signal);
   void hung();
-  void close_connections();
+  void close_connections(CloseCode code = CloseCode::going_away,
+                         std::string_view reason = "the server is stopping");
 
   // On the inference thread.
   void infer_until_stopped();
@@ -226,13 +227,12 @@ void Server::start_listening() {
   if (options_.ready) options_.ready(port_, admin_port_);
 }
 
-// Nothing runs any more: closes the connections and lets run() return.
-void Server::close_connections() {
+// Lets run() return.
+void Server::close_connections(CloseCode code, std::string_view reason) {
   if (closing_) return;
   closing_ = true;
   network_.stop_listening();
-  for (const auto& [id, session] : sessions_)
-    network_.close(id, CloseCode::going_away, "the server is stopping");
+  for (const auto& [id, session] : sessions_) network_.close(id, code, reason);
   if (sessions_.empty()) network_.stop();
   network_.after(kCloseFramesSeconds, [this] { network_.stop(); });
 }
@@ -256,14 +256,10 @@ void Server::hung() {
   metrics_.set_state(ServerState::failed, "the inference hangs");
   options_.log(fmt::format("an inference takes longer than {:.0f} s: giving up, exit code {}",
                            options_.inference_s_max, kExitHang));
-  closing_ = true;
   exit_code_ = kExitHang;
-  network_.stop_listening();
-  for (const auto& [id, session] : sessions_) {
+  for (const auto& [id, session] : sessions_)
     network_.send(id, "the policy hangs; the server restarts", true);
-    network_.close(id, CloseCode::internal_error, "the policy hangs");
-  }
-  network_.after(kCloseFramesSeconds, [this] { network_.stop(); });
+  close_connections(CloseCode::internal_error, "the policy hangs");
 }
 
 void Server::tick() {
