@@ -75,10 +75,9 @@ RemoteActions answer_of(const Recorded& recorded, const Requests& asked) {
   size_t chunk = 0;
   for (size_t row = 0; row < recorded.row; ++row)
     chunk += static_cast<size_t>(asked.rows[row].samples);
-  const msgpack::Value reply = msgpack::decode(recorded.reply);
-  if (!asked.list) return read_reply(reply);
-  ensure(chunk < reply.list.size(), Fault::input, "its reply has {} chunks", reply.list.size());
-  return read_reply(reply.list[chunk]);
+  const std::vector<RemoteActions> chunks = read_replies(msgpack::decode(recorded.reply)).rows;
+  ensure(chunk < chunks.size(), Fault::input, "its reply has {} chunks", chunks.size());
+  return chunks[chunk];
 }
 
 // The pictures are copied: they would be views into the message.

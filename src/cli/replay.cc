@@ -92,15 +92,6 @@ std::optional<double> infer_ms(const RemoteActions& reply) {
   return found == reply.server_timing.end() ? std::nullopt : std::optional(found->second);
 }
 
-// Of a batch, several.
-std::vector<RemoteActions> read_replies(std::span<const uint8_t> message) {
-  const msgpack::Value reply = msgpack::decode(message);
-  if (reply.kind != msgpack::Value::Kind::list) return {read_reply(reply)};
-  std::vector<RemoteActions> all;
-  for (const msgpack::Value& one : reply.list) all.push_back(read_reply(one));
-  return all;
-}
-
 void compare(const RemoteActions& before, const RemoteActions& now, Result& result) {
   ensure(before.values.size() == now.values.size() && before.dim == now.dim, Fault::input,
          "the recorded chunk has {} values, this model's has {}", before.values.size(),
@@ -120,9 +111,10 @@ void compare(const Record& recorded, const Answer& again, double took_ms, Result
     if (was_error != again.text) ++result.other_errors;
     return;
   }
-  const std::vector<RemoteActions> before = read_replies(recorded.message);
-  const std::vector<RemoteActions> now = read_replies(bytes_of(again.message));
-  ensure(before.size() == now.size() && !before.empty(), Fault::input,
+  const std::vector<RemoteActions> before = read_replies(msgpack::decode(recorded.message)).rows;
+  const std::vector<RemoteActions> now =
+      read_replies(msgpack::decode(bytes_of(again.message))).rows;
+  ensure(before.size() == now.size(), Fault::input,
          "the recorded answer has {} chunks, this one {}", before.size(), now.size());
   for (size_t i = 0; i < before.size(); ++i) compare(before[i], now[i], result);
   result.compared += std::ssize(before);

@@ -10,11 +10,11 @@
 #include "client/websocket_client.h"
 #include "client/wire_fields.h"
 #include "tensor/check.h"
+#include "tensor/stop_watch.h"
 
 namespace tendon {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using msgpack::Writer;
 
 constexpr size_t kDroidJoints = 7;
@@ -94,10 +94,6 @@ std::string_view as_text(const Bytes& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-double ms_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
-
 // What a server sends that is no greeting or reply is not the caller's input.
 template <class Read>
 auto from_server(const Bytes& message, Read read) {
@@ -106,14 +102,6 @@ auto from_server(const Bytes& message, Read read) {
   } catch (const Error& error) {
     fail(Fault::network, "the server does not speak openpi's protocol: {}", error.what());
   }
-}
-
-PolicyClient::Replies read_replies(const msgpack::Value& reply) {
-  if (reply.kind != msgpack::Value::Kind::list) return {{read_reply(reply)}};
-  PolicyClient::Replies replies{.list = true};
-  for (const msgpack::Value& row : reply.list) replies.rows.push_back(read_reply(row));
-  ensure(!replies.rows.empty(), Fault::input, "a reply is an empty list");
-  return replies;
 }
 
 // A server that still loads does not listen; a proxy in front of it says 502 or 503. A wrong
@@ -262,7 +250,7 @@ RemoteActions PolicyClient::ask(std::string_view request) {
 }
 
 PolicyClient::Replies PolicyClient::ask_rows(std::string_view request) {
-  const Clock::time_point begin = Clock::now();
+  StopWatch watch;
   ensure(state_->socket.has_value(), Fault::network,
          "the connection to the policy server was lost: make a new PolicyClient");
   // Put back once its reply is here: on a connection that fails in between, a late reply would be
@@ -276,16 +264,17 @@ PolicyClient::Replies PolicyClient::ask_rows(std::string_view request) {
   }
   Replies replies = from_server(reply.bytes, read_replies);
   state_->socket = std::move(socket);
+  const double ms = watch.lap_ms();
   for (RemoteActions& actions : replies.rows) {
     check_actions(actions);
-    actions.round_trip_ms = ms_since(begin);
+    actions.round_trip_ms = ms;
   }
   return replies;
 }
 
 RemoteActions PolicyClient::infer(const RemoteObservation& observation,
                                   const RemoteOptions& options) {
-  const Clock::time_point begin = Clock::now();
+  StopWatch watch;
   RemoteActions actions = ask(request_message(observation, options));
   const auto* id = options.request_id ? std::get_if<std::string>(&*options.request_id) : nullptr;
   if (id && !actions.request_id.empty() && actions.request_id != *id) {
@@ -293,7 +282,7 @@ RemoteActions PolicyClient::infer(const RemoteObservation& observation,
     fail(Fault::network, "the reply belongs to request '{}', expected '{}'", actions.request_id,
          *id);
   }
-  actions.round_trip_ms = ms_since(begin);
+  actions.round_trip_ms = watch.lap_ms();
   return actions;
 }
 

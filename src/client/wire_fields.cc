@@ -144,4 +144,12 @@ RemoteActions read_reply(const Value& reply) {
   return out;
 }
 
+PolicyClient::Replies read_replies(const Value& reply) {
+  if (reply.kind != Kind::list) return {{read_reply(reply)}};
+  PolicyClient::Replies replies{.list = true};
+  for (const Value& row : reply.list) replies.rows.push_back(read_reply(row));
+  ensure(!replies.rows.empty(), Fault::input, "a reply is an empty list");
+  return replies;
+}
+
 }  // namespace tendon

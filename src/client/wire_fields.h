@@ -130,6 +130,9 @@ RemotePolicy read_greeting(const msgpack::Value& map);
 // array [rows, dim]; whether they are finite is not looked at.
 RemoteActions read_reply(const msgpack::Value& reply);
 
+// The same of a list of such, which is not empty, or of one.
+PolicyClient::Replies read_replies(const msgpack::Value& reply);
+
 // Throws Error(Fault::input) for the first value that is not finite, by key and place.
 void check_finite(std::span<const double> values, std::string_view key);
 
