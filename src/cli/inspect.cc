@@ -16,38 +16,40 @@ struct InspectOptions {
 };
 
 // Objects become indented blocks; arrays of objects become one line each.
-void print(const Json& json, int indent) {
+std::string blocks(const Json& json, int indent) {
+  std::string text;
   for (const auto& [key, value] : json.items()) {
     if (value.is_object()) {
-      fmt::print("{:{}}{}\n", "", indent, key);
-      print(value, indent + 2);
+      text += fmt::format("{:{}}{}\n{}", "", indent, key, blocks(value, indent + 2));
     } else if (value.is_array() && !value.empty() && value.front().is_object()) {
-      fmt::print("{:{}}{}\n", "", indent, key);
+      text += fmt::format("{:{}}{}\n", "", indent, key);
       for (const Json& item : value) {
-        std::string line;
-        for (const auto& [k, v] : item.items()) line += fmt::format("{} {}  ", k, shown(v));
-        fmt::print("{:{}}{}\n", "", indent + 2, line);
+        text += std::string(static_cast<size_t>(indent) + 2, ' ');
+        for (const auto& [k, v] : item.items()) text += fmt::format("{} {}  ", k, shown(v));
+        text += "\n";
       }
     } else {
-      fmt::print("{:{}}{:24} {}\n", "", indent, key, shown(value));
+      text += fmt::format("{:{}}{:24} {}\n", "", indent, key, shown(value));
     }
   }
+  return text;
 }
 
-// One line per place where the two differ; returns how many.
-int print_differences(const Json& a, const Json& b) {
+// One line per place where the two differ, and how many.
+std::string differences(const Json& a, const Json& b) {
   const Json flat_a = a.flatten(), flat_b = b.flatten();
-  int differences = 0;
+  std::string text;
+  int count = 0;
   const auto show = [&](const std::string& key, const std::string& x, const std::string& y) {
     if (x == y) return;
-    fmt::print("{:50} {} | {}\n", key, x, y);
-    ++differences;
+    text += fmt::format("{:50} {} | {}\n", key, x, y);
+    ++count;
   };
   for (const auto& [key, value] : flat_a.items())
     show(key, shown(value), flat_b.contains(key) ? shown(flat_b.at(key)) : "(absent)");
   for (const auto& [key, value] : flat_b.items())
     if (!flat_a.contains(key)) show(key, "(absent)", shown(value));
-  return differences;
+  return text + fmt::format("{} differences\n", count);
 }
 
 void inspect(const InspectOptions& o) {
@@ -56,17 +58,9 @@ void inspect(const InspectOptions& o) {
     return;
   }
   const Json model = Json::parse(describe(o.model, o.open));
-  if (!o.diff.empty()) {
-    const Json other = Json::parse(describe(o.diff, o.open));
-    if (o.json)
-      fmt::print("{}\n", Json::diff(model, other).dump());
-    else
-      fmt::print("{} differences\n", print_differences(model, other));
-  } else if (o.json) {
-    fmt::print("{}\n", model.dump());
-  } else {
-    print(model, 0);
-  }
+  if (o.diff.empty()) return print_report(o.json, model, blocks(model, 0));
+  const Json other = Json::parse(describe(o.diff, o.open));
+  print_report(o.json, Json::diff(model, other), differences(model, other));
 }
 
 }  // namespace
