@@ -10,7 +10,6 @@
 #include "../tools/train_demo/teacher.h"
 #include "demo/film.h"
 #include "demo/picture.h"
-#include "demo/sketch.h"
 #include "demo/terminal.h"
 #include "test_files.h"
 

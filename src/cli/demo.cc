@@ -11,7 +11,6 @@
 #include "cli/report.h"
 #include "cli/verbs.h"
 #include "demo/film.h"
-#include "demo/sketch.h"
 #include "demo/terminal.h"
 #include "tendon/client.h"
 #include "tendon/table_policy.h"

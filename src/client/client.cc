@@ -216,11 +216,9 @@ PolicyClient::PolicyClient(const std::string& url) : PolicyClient(url, Options{}
 
 PolicyClient::PolicyClient(const std::string& url, const Options& options)
     : state_(std::make_unique<State>()) {
-  const WebSocketClient::Options socket{
-      .api_key = options.api_key, .timeout_s = options.timeout_s, .poll = options.poll};
   while (!state_->socket) {
     try {
-      state_->socket.emplace(url, socket);
+      state_->socket.emplace(url, options);
     } catch (const Error& error) {
       if (!options.keep_trying || !may_come_up(error)) throw;
       std::this_thread::sleep_for(std::chrono::duration<double>(kRetrySeconds));

@@ -2,13 +2,13 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "client/bytes.h"
+#include "tendon/client.h"
 
 namespace tendon {
 
@@ -20,13 +20,7 @@ bool is_localhost(std::string_view host);
 // pings only within receive(), so one that is silent for silence_max_s is cut.
 class WebSocketClient {
  public:
-  struct Options {
-    std::string api_key;
-    double timeout_s = 10;  // to connect, and of every receive
-    // Called every tenth of a second of waiting. What it throws comes out of the call; the
-    // connection is then closed.
-    std::function<void()> poll;
-  };
+  using Options = PolicyClient::Options;  // keep_trying is the caller's
   struct Message {
     Bytes bytes;
     bool text = false;

@@ -1,10 +1,9 @@
-#include "demo/sketch.h"
-
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "demo/film.h"
 #include "demo/picture.h"
 #include "tensor/xml.h"
 

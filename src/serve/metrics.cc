@@ -29,14 +29,9 @@ double seconds_since(Clock::time_point from) { return ms_between(from, Clock::no
 nlohmann::json percentiles(std::vector<float> ms) {
   nlohmann::json out{{"count", ms.size()}};
   std::ranges::sort(ms);
-  const auto at = [&](double part) -> nlohmann::json {
-    if (ms.empty()) return nullptr;
-    return percentile(std::span<const float>(ms), part);
-  };
-  out["p50"] = at(0.5);
-  out["p90"] = at(0.9);
-  out["p99"] = at(0.99);
-  out["max"] = at(1.0);
+  for (const auto& [name, part] : {std::pair("p50", .5), {"p90", .9}, {"p99", .99}, {"max", 1.}})
+    out[name] = ms.empty() ? nlohmann::json()
+                           : nlohmann::json(percentile(std::span<const float>(ms), part));
   return out;
 }
 

@@ -3,7 +3,6 @@
 // in.
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <limits>
 
 #include "checkpoint/files.h"
@@ -130,8 +129,7 @@ json read_python_json(const fs::path& path) {
   } catch (const Error&) {
     constexpr uintmax_t kBytesMax = 4 << 20;
     if (!fs::is_regular_file(path) || fs::file_size(path) > kBytesMax) throw;
-    std::ifstream file(path, std::ios::binary);
-    std::string text(std::istreambuf_iterator<char>(file), {});
+    std::string text = read_file(path, kBytesMax);
     for (const std::string_view word : {"-Infinity", "Infinity", "NaN"})
       for (size_t at = text.find(word); at != std::string::npos; at = text.find(word, at))
         text.replace(at, word.size(), "null");
