@@ -10,23 +10,16 @@
 #include "tensor/embed.h"
 
 // The two demo policies, as lerobot's save_pretrained left them.
-#define DEMO_FILES(X)                                                                     \
-  X(pi0, config, "config.json")                                                           \
-  X(pi0, sizes, "tendon.json")                                                            \
-  X(pi0, weights, "model.safetensors")                                                    \
-  X(pi0, before, "policy_preprocessor.json")                                              \
-  X(pi0, normalizer, "policy_preprocessor_step_6_normalizer_processor.safetensors")       \
-  X(pi0, after, "policy_postprocessor.json")                                              \
-  X(pi0, unnormalizer, "policy_postprocessor_step_0_unnormalizer_processor.safetensors")  \
-  X(pi0, tokenizer, "tokenizer/tokenizer.model")                                          \
-  X(pi05, config, "config.json")                                                          \
-  X(pi05, sizes, "tendon.json")                                                           \
-  X(pi05, weights, "model.safetensors")                                                   \
-  X(pi05, before, "policy_preprocessor.json")                                             \
-  X(pi05, normalizer, "policy_preprocessor_step_3_normalizer_processor.safetensors")      \
-  X(pi05, after, "policy_postprocessor.json")                                             \
-  X(pi05, unnormalizer, "policy_postprocessor_step_0_unnormalizer_processor.safetensors") \
-  X(pi05, tokenizer, "tokenizer/tokenizer.model")
+#define POLICY_FILES(X, policy, step)                                                         \
+  X(policy, config, "config.json")                                                            \
+  X(policy, sizes, "tendon.json")                                                             \
+  X(policy, weights, "model.safetensors")                                                     \
+  X(policy, before, "policy_preprocessor.json")                                               \
+  X(policy, normalizer, "policy_preprocessor_step_" step "_normalizer_processor.safetensors") \
+  X(policy, after, "policy_postprocessor.json")                                               \
+  X(policy, unnormalizer, "policy_postprocessor_step_0_unnormalizer_processor.safetensors")   \
+  X(policy, tokenizer, "tokenizer/tokenizer.model")
+#define DEMO_FILES(X) POLICY_FILES(X, pi0, "6") POLICY_FILES(X, pi05, "3")
 
 #define EMBED(policy, symbol, file) \
   TENDON_EMBED(std::byte, tendon_##policy##_##symbol, TENDON_ASSETS "/demo/" #policy "/" file);
