@@ -33,14 +33,6 @@ std::vector<tcp::endpoint> resolve(Loop& loop, const PortOptions& at) {
   return ends;
 }
 
-ErrorCode open_and_bind(Acceptor& acceptor, const tcp::endpoint& end) {
-  ErrorCode ec;
-  acceptor.open(end.protocol(), ec);
-  if (!ec) acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
-  if (!ec) acceptor.bind(end, ec);
-  return ec;
-}
-
 [[noreturn]] void refuse(const PortOptions& at, const ErrorCode& ec) {
   if (ec == asio::error::address_in_use)
     fail(Fault::network, "port {} is in use; stop the other server or give {} N", at.port, at.flag);
@@ -56,35 +48,44 @@ ErrorCode open_and_bind(Acceptor& acceptor, const tcp::endpoint& end) {
        at.host, at.port, ec.message(), at.flag);
 }
 
-}  // namespace
-
-// At every address of a name ("localhost" is two). "*" is one that takes IPv4 as well where the
-// machine has IPv6.
-uint16_t Hub::listen(const WebSocketOptions& options, WebSocketEvents* events, HttpHandler http) {
-  const PortOptions& at = options.at;
+// At every address of a name ("localhost" is two), which all have one port. "*" is one that takes
+// IPv4 as well where the machine has IPv6.
+std::list<Acceptor> bound(Loop& loop, const PortOptions& at) {
   const bool everywhere = at.host.empty() || at.host == "*";
-  uint16_t bound = at.port;
-  auto opened = std::make_unique<Port>();
-  opened->options = options;
-  opened->events = events;
-  opened->http = std::move(http);
+  std::list<Acceptor> acceptors;
   ErrorCode first_error;
   for (tcp::endpoint end : resolve(loop, at)) {
-    end.port(bound);
+    if (!acceptors.empty()) end.port(acceptors.front().local_endpoint().port());
     Acceptor acceptor(loop);
-    ErrorCode ec = open_and_bind(acceptor, end);
-    if (!ec) acceptor.listen(asio::socket_base::max_listen_connections, ec);
+    ErrorCode ec;
+    acceptor.open(end.protocol(), ec);
+    if (!ec) acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
+    if (!ec) acceptor.bind(end, ec);
     if (ec && !first_error) first_error = ec;
     if (ec == asio::error::address_in_use || ec == asio::error::access_denied) refuse(at, ec);
-    if (ec) continue;
-    bound = acceptor.local_endpoint().port();
-    opened->acceptors.push_back(std::move(acceptor));
-    if (everywhere) break;
+    if (!ec) acceptors.push_back(std::move(acceptor));
+    if (!ec && everywhere) break;
   }
-  if (opened->acceptors.empty()) refuse(at, first_error);
-  Port& port = *ports.emplace_back(std::move(opened));
+  if (acceptors.empty()) refuse(at, first_error);
+  return acceptors;
+}
+
+}  // namespace
+
+uint16_t Hub::listen(const WebSocketOptions& options, WebSocketEvents* events, HttpHandler http) {
+  std::list<Acceptor> acceptors = bound(loop, options.at);
+  for (Acceptor& acceptor : acceptors) {
+    ErrorCode ec;
+    acceptor.listen(asio::socket_base::max_listen_connections, ec);
+    if (ec) refuse(options.at, ec);
+  }
+  Port& port = *ports.emplace_back(std::make_unique<Port>());
+  port.options = options;
+  port.events = events;
+  port.http = std::move(http);
+  port.acceptors = std::move(acceptors);
   for (Acceptor& acceptor : port.acceptors) accept(port, acceptor);
-  return bound;
+  return port.acceptors.front().local_endpoint().port();
 }
 
 void Hub::accept(Port& port, Acceptor& acceptor) {
@@ -134,12 +135,9 @@ void Hub::after(double wait_s, std::function<void()> action) {
 
 void Hub::tick() {
   const Time now = Clock::now();
-  for (const auto& port : ports) {
-    std::vector<std::shared_ptr<HttpConnection>> late;
-    for (const auto& [id, head] : port->http_connections)
-      if (now > head->deadline()) late.push_back(head);
-    for (const auto& connection : late) connection->expire();
-  }
+  for (const auto& port : ports)
+    for (const auto& [id, head] : std::map(port->http_connections))
+      if (now > head->deadline()) head->expire();
   for (const auto& [id, socket] : websockets) socket->tick(now);
   for (const auto& peer : lingering)
     if (now > peer->deadline) peer->cut();
@@ -167,15 +165,8 @@ void Hub::close_all() {
 }  // namespace wire
 
 void check_port(const PortOptions& at) {
-  using namespace wire;
-  Loop loop;
-  ErrorCode ec;
-  for (const tcp::endpoint& end : resolve(loop, at)) {
-    Acceptor acceptor(loop);
-    ec = open_and_bind(acceptor, end);
-    if (!ec || ec == asio::error::address_in_use || ec == asio::error::access_denied) break;
-  }
-  if (ec) refuse(at, ec);
+  wire::Loop loop;
+  wire::bound(loop, at);
 }
 
 Network::Network() : hub_(std::make_unique<wire::Hub>()) {}
