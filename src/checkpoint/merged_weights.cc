@@ -88,8 +88,7 @@ class MergedWeights final : public WeightSource {
         tensors_(base_->tensors()) {
     summary_.file = adapter_.file;
     replace();
-    for (auto u = adapter_.updates.begin(); u != adapter_.updates.end();)
-      u = prepare(u->first, u->second) ? std::next(u) : adapter_.updates.erase(u);
+    std::erase_if(adapter_.updates, [&](const auto& u) { return !prepare(u.first, u.second); });
     summary_.kept_in_bf16 = kept_in_bf16();
     description_ = base_->description() + " with " + adapter_.file;
   }
@@ -120,19 +119,15 @@ class MergedWeights final : public WeightSource {
   };
 
   void replace() {
-    for (auto w = adapter_.whole.begin(); w != adapter_.whole.end();) {
-      if (is_unread(w->first)) {
-        w = adapter_.whole.erase(w);
-        continue;
-      }
-      fits_base(w->first, w->second.name);
-      HostTensor& base = tensors_.at(w->first);
-      refuse_other_shape(w->second, base.shape);
-      refuse_other_type(w->second);
-      base = w->second;
-      summary_.weights.push_back(w->first);
+    std::erase_if(adapter_.whole, [](const auto& w) { return is_unread(w.first); });
+    for (const auto& [name, tensor] : adapter_.whole) {
+      fits_base(name, tensor.name);
+      HostTensor& base = tensors_.at(name);
+      refuse_other_shape(tensor, base.shape);
+      refuse_other_type(tensor);
+      base = tensor;
+      summary_.weights.push_back(name);
       ++summary_.replaced;
-      ++w;
     }
     // A module that was to be saved and is not there would run as it was before training.
     for (const std::string& module : settings_.whole)
@@ -168,7 +163,7 @@ class MergedWeights final : public WeightSource {
   }
 
   // Whether there is something to do at `weight`.
-  bool prepare(const std::string& weight, Update& u) {
+  bool prepare(const std::string& weight, const Update& u) {
     const HostTensor& any = u.a ? *u.a : u.b ? *u.b : u.magnitude ? *u.magnitude : *u.bias;
     ensure(u.a && u.b, Fault::checkpoint, "{}: {} has no {} beside it; copy the adapter again",
            adapter_.file, any.name, u.a ? "lora_B" : "lora_A");

@@ -1,5 +1,6 @@
 #include "checkpoint/pickle.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -40,9 +41,8 @@ class Fields {
     return {reinterpret_cast<const char*>(taken.data()), taken.size()};
   }
   std::string_view line() {
-    size_t end = 0;
-    while (end < rest_.size() && rest_[end] != std::byte{'\n'}) ++end;
-    const std::string_view taken = text(end);
+    const auto end = std::ranges::find(rest_, std::byte{'\n'}) - rest_.begin();
+    const std::string_view taken = text(static_cast<uint64_t>(end));
     take(1);
     return taken;
   }
@@ -138,7 +138,7 @@ class Unpickler {
       case 'M': push(nlohmann::json(in_.number(2))); break;
       case 'J': push(nlohmann::json(static_cast<int32_t>(in_.number(4)))); break;
       case 0x8a: push(long_integer(in_.number(1))); break;
-      case 'G': push(floating()); break;
+      case 'G': push(std::bit_cast<double>(__builtin_bswap64(in_.number(8)))); break;  // big-endian
       case 'X': push(nlohmann::json(plain(in_.text(in_.number(4))))); break;
       case 0x8c: push(nlohmann::json(plain(in_.text(in_.number(1))))); break;
       case 0x8d: push(nlohmann::json(plain(in_.text(in_.number(8))))); break;
@@ -161,12 +161,6 @@ class Unpickler {
     if (bytes == 0) return 0;
     const int shift = 64 - 8 * static_cast<int>(bytes);
     return std::bit_cast<int64_t>(in_.number(static_cast<int>(bytes)) << shift) >> shift;
-  }
-
-  nlohmann::json floating() {  // big-endian
-    uint64_t bits = 0;
-    for (const std::byte b : in_.take(8)) bits = bits << 8 | std::to_integer<uint64_t>(b);
-    return std::bit_cast<double>(bits);
   }
 
   bool container(uint8_t op) {

@@ -171,16 +171,13 @@ void check_texts(std::string_view json, const std::string& file) {
   }
 }
 
-// A read-only mapping of a whole file.
 struct Mapping {
-  const std::byte* data = nullptr;
-  size_t size = 0;
-  ~Mapping() {
-    if (data) munmap(const_cast<std::byte*>(data), size);
-  }
+  std::shared_ptr<const void> owner;
+  std::span<const std::byte> bytes;
 };
 
-std::shared_ptr<const Mapping> map_file(const std::filesystem::path& path) {
+// Of a whole file, read-only.
+Mapping map_file(const std::filesystem::path& path) {
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   ensure(file >= 0, Fault::checkpoint, "cannot open {}: {}", path.string(), std::strerror(errno));
   struct stat status {};
@@ -194,10 +191,8 @@ std::shared_ptr<const Mapping> map_file(const std::filesystem::path& path) {
          path.string(), size);
   ensure(data != MAP_FAILED, error == ENOMEM ? Fault::memory : Fault::checkpoint,
          "cannot map {}: {}", path.string(), std::strerror(error));
-  auto mapping = std::make_shared<Mapping>();
-  mapping->data = static_cast<const std::byte*>(data);
-  mapping->size = size;
-  return mapping;
+  return {{data, [size](void* begin) { munmap(begin, size); }},
+          {static_cast<const std::byte*>(data), size}};
 }
 
 // Offsets must be in order, without holes or overlaps, and cover the buffer: what is left of the
@@ -239,8 +234,8 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, const std::str
 
 std::shared_ptr<const SafetensorsFile> SafetensorsFile::open(const std::filesystem::path& path) {
   if (const auto inside = embedded_file(path)) return from_bytes(nullptr, *inside, path.string());
-  const auto mapping = map_file(path);
-  auto file = from_bytes(mapping, {mapping->data, mapping->size}, path.string());
+  const Mapping mapping = map_file(path);
+  auto file = from_bytes(mapping.owner, mapping.bytes, path.string());
   for (HostTensor& t : file->tensors_) t.mapped = true;
   return file;
 }
