@@ -425,20 +425,15 @@ const Value* Value::find(std::string_view key) const {
 }
 
 std::string describe(const Value& value) {
-  switch (value.kind) {
-    case Kind::nil: return "nil";
-    case Kind::boolean: return "a boolean";
-    case Kind::integer: return "an integer";
-    case Kind::number: return "a number";
-    case Kind::text: return "a text";
-    case Kind::bytes: return "bytes";
-    case Kind::list: return "a list";
-    case Kind::map: return "a map";
-    case Kind::array:
-      return fmt::format("an array {} {}", value.array.dtype_name(), value.array.shape);
-    case Kind::scalar: return "a NumPy scalar " + value.array.dtype_name();
-  }
-  return {};
+  // In the order of Kind.
+  constexpr std::string_view kKinds[] = {"nil",      "a boolean",     "an integer", "a number",
+                                         "a text",   "bytes",         "a list",     "a map",
+                                         "an array", "a NumPy scalar"};
+  std::string text(kKinds[static_cast<size_t>(value.kind)]);
+  const bool array = value.kind == Kind::array;
+  if (array || value.kind == Kind::scalar) text += fmt::format(" {}", value.array.dtype_name());
+  if (array) text += fmt::format(" {}", value.array.shape);
+  return text;
 }
 
 Value decode(std::span<const uint8_t> message, const Limits& limits) {
