@@ -20,11 +20,8 @@ constexpr int kPictureSide = 224;
 Observation empty_scene(const PolicySpec& spec) {
   Observation scene;
   const size_t bytes = size_t{3} * kPictureSide * kPictureSide;
-  for (const std::string& camera : robot_cameras(spec)) {
-    Image& image = scene.images[camera];
-    image.height = image.width = kPictureSide;
-    image.rgb = std::vector<uint8_t>(bytes, 128);
-  }
+  for (const std::string& camera : robot_cameras(spec))
+    scene.images[camera] = {kPictureSide, kPictureSide, std::vector<uint8_t>(bytes, 128)};
   scene.prompt = spec.default_prompt.value_or("warm up");
   scene.state.assign(static_cast<size_t>(spec.state_dim), 0.0);
   return scene;

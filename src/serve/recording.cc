@@ -21,8 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kMagic = "tendon-record ";
-constexpr std::string_view kVersion = "1\n";
+constexpr std::string_view kMagic = "tendon-record ", kVersioned = "tendon-record 1\n";
 constexpr const char* kSuffix = ".tendon-record";
 constexpr size_t kHashBytesMax = 4096;
 constexpr int kNamesTried = 100;
@@ -96,7 +95,7 @@ Recorder::Recorder(const fs::path& folder, std::string_view model_hash,
   FileHead head{.hash_bytes = static_cast<uint32_t>(model_hash.size()),
                 .start_unix_ns = since_1970.count()};
   head.checksum = checksum(head, bytes_of(model_hash));
-  std::string start = fmt::format("{}{}", kMagic, kVersion);
+  std::string start(kVersioned);
   start.append(reinterpret_cast<const char*>(&head), sizeof(head));
   // A file without its header is no recording.
   if (!append(bytes_of(start), bytes_of(model_hash))) ::unlink(path_.c_str());
@@ -170,13 +169,11 @@ RecordingReader::RecordingReader(const fs::path& path) {
   ensure(!error && file_.good(), Fault::input, "cannot read the recording '{}': {}", name,
          error ? error.message() : error_text());
 
-  const std::string wanted = fmt::format("{}{}", kMagic, kVersion);
-  std::string magic(wanted.size(), '\0');
+  std::string magic(kVersioned.size(), '\0');
   ensure(read_bytes(file_, magic.data(), magic.size()) && magic.starts_with(kMagic), Fault::input,
          "'{}' is no recording of tendon serve", name);
-  ensure(magic == wanted, Fault::input,
-         "'{}' is a recording of another version; this program reads version {}", name,
-         kVersion[0]);
+  ensure(magic == kVersioned, Fault::input,
+         "'{}' is a recording of another version; this program reads version 1", name);
   FileHead head;
   const bool whole = read_bytes(file_, &head, sizeof(head));
   const uint64_t header_bytes = magic.size() + sizeof(head) + head.hash_bytes;

@@ -43,20 +43,13 @@ const Value& needed(const Value& map, std::string_view key, std::string_view wan
 
 // A number, a NumPy scalar of one, or an array of exactly one.
 double read_number(const Value& value, std::string_view key) {
-  const auto refuse = [&] {
-    fail(Fault::input, "'{}' is {}, expected a number", key, describe(value));
-  };
-  double number = 0;
-  if (value.kind == Kind::array) {
-    if (value.array.size() != 1 || is_text(value.array.dtype)) refuse();
-    number = value.array.number(0);
-  } else if (const auto plain = plain_number(value)) {
-    number = *plain;
-  } else {
-    refuse();
-  }
-  ensure(std::isfinite(number), Fault::input, "'{}' is {}, expected a finite number", key, number);
-  return number;
+  const bool one =
+      value.kind == Kind::array && value.array.size() == 1 && !is_text(value.array.dtype);
+  const std::optional<double> number = one ? value.array.number(0) : plain_number(value);
+  if (!number) fail(Fault::input, "'{}' is {}, expected a number", key, describe(value));
+  ensure(std::isfinite(*number), Fault::input, "'{}' is {}, expected a finite number", key,
+         *number);
+  return *number;
 }
 
 // A vector of numbers: an array of one axis, a list, or a single number.
@@ -127,9 +120,8 @@ void read_pictures(const Value& map, const PolicySpec& robot, Observation& out) 
   for (const auto& [camera, slot] : robot.cameras) {
     const std::string key = "observation/" + camera;
     const bool required = std::ranges::find(robot.required, camera) != robot.required.end();
-    const Value* found = map.find(key);
-    if (!found && !required) continue;
-    out.images[camera] = read_picture(needed(map, key, "a picture"), key);
+    if (required || map.find(key))
+      out.images[camera] = read_picture(needed(map, key, "a picture"), key);
   }
 }
 
@@ -285,7 +277,7 @@ struct StrictReader {
   fail(e.fault(), "row {} of 'batch': {}", row, e.what());
 }
 
-Image picture_from_floats(const Array& array, std::string_view key) {
+std::vector<uint8_t> bytes_of_floats(const Array& array, std::string_view key) {
   std::vector<uint8_t> bytes(static_cast<size_t>(array.size()));
   for (size_t i = 0; i < bytes.size(); ++i) {
     const double v = array.number(static_cast<int64_t>(i));
@@ -294,9 +286,7 @@ Image picture_from_floats(const Array& array, std::string_view key) {
            v);
     bytes[i] = static_cast<uint8_t>(255 * v);
   }
-  Image image;
-  image.rgb = std::move(bytes);
-  return image;
+  return bytes;
 }
 
 }  // namespace
@@ -352,12 +342,10 @@ Image read_picture(const Value& value, std::string_view key) {
   ensure(height >= 1 && width >= 1 && height <= kPictureSideMax && width <= kPictureSideMax,
          Fault::input, "'{}' has {} x {} pixels, expected 1 to {} each way", name, height, width,
          kPictureSideMax);
-  Image image = bytes ? Image{} : picture_from_floats(array, name);
-  if (bytes) image.rgb = Pixels::view(array.data);
-  image.height = static_cast<int>(height);
-  image.width = static_cast<int>(width);
-  image.planar = planar;
-  return image;
+  return {.height = static_cast<int>(height),
+          .width = static_cast<int>(width),
+          .rgb = bytes ? Pixels::view(array.data) : Pixels(bytes_of_floats(array, name)),
+          .planar = planar};
 }
 
 Envelope read_envelope(const Value& message) {
