@@ -52,6 +52,12 @@ std::string label(const std::string& text) {
   return out;
 }
 
+nlohmann::json memory_json() {
+  const std::optional<ResidentMemory> memory = own_memory_by_kind();
+  if (!memory) return nullptr;
+  return {{"private_bytes", memory->private_bytes}, {"shared_bytes", memory->shared_bytes}};
+}
+
 }  // namespace
 
 std::string_view name(ServerState state) {
@@ -181,16 +187,6 @@ nlohmann::json Metrics::warnings_json() const {
         {{"text", text}, {"count", warning.count}, {"age_s", seconds_since(warning.last)}});
   return rows;
 }
-
-namespace {
-
-nlohmann::json memory_json() {
-  const std::optional<ResidentMemory> memory = own_memory_by_kind();
-  if (!memory) return nullptr;
-  return {{"private_bytes", memory->private_bytes}, {"shared_bytes", memory->shared_bytes}};
-}
-
-}  // namespace
 
 std::string Metrics::status_json(const Sessions& sessions) const {
   const std::string why = reason();

@@ -17,6 +17,25 @@ bool same_secret(std::string_view given, std::string_view secret) {
   return difference == 0;
 }
 
+// Whether no page of the internet can be at this address: an IP address, or a name without a
+// domain. A domain's owner may let its name point at any machine (DNS rebinding), so that a page of
+// the domain has the server's own address.
+bool is_local_name(std::string_view host) {
+  const size_t colon = host.rfind(':');
+  const bool bracketed = host.starts_with('[');
+  if (!bracketed && colon != host.npos) host = host.substr(0, colon);
+  const bool address = host.find_first_not_of("0123456789.") == host.npos;
+  return bracketed || address || host.find('.') == host.npos;
+}
+
+bool is_allowed(std::string_view origin, std::string_view host,
+                const std::vector<std::string>& allowed) {
+  for (const std::string& one : allowed)
+    if (one == "*" || one == origin) return true;
+  if (!is_local_name(host)) return false;
+  return origin == fmt::format("http://{}", host) || origin == fmt::format("https://{}", host);
+}
+
 }  // namespace
 
 void LingeringClose::read() {
@@ -99,31 +118,12 @@ void HttpConnection::upgrade(const Request& request) {
   socket->accept(request);
 }
 
-namespace {
-
-// Whether no page of the internet can be at this address: an IP address, or a name without a
-// domain. A domain's owner may let its name point at any machine (DNS rebinding), so that a page of
-// the domain has the server's own address.
-bool is_local_name(std::string_view host) {
-  const size_t colon = host.rfind(':');
-  const bool bracketed = host.starts_with('[');
-  if (!bracketed && colon != host.npos) host = host.substr(0, colon);
-  const bool address = host.find_first_not_of("0123456789.") == host.npos;
-  return bracketed || address || host.find('.') == host.npos;
-}
-
-bool is_allowed(std::string_view origin, std::string_view host,
-                const std::vector<std::string>& allowed) {
-  for (const std::string& one : allowed)
-    if (one == "*" || one == origin) return true;
-  if (!is_local_name(host)) return false;
-  return origin == fmt::format("http://{}", host) || origin == fmt::format("https://{}", host);
-}
-
-}  // namespace
-
 // 101 when there is nothing against it.
 HttpReply HttpConnection::refusal(const Request& request) {
+  const auto counted = [](std::atomic<int64_t>& counter, int status, std::string body) {
+    ++counter;
+    return HttpReply{.status = status, .body = std::move(body)};
+  };
   const auto key = request[http::field::sec_websocket_key];
   const auto version = request[http::field::sec_websocket_version];
   std::string bad;
@@ -137,30 +137,23 @@ HttpReply HttpConnection::refusal(const Request& request) {
     bad = fmt::format("invalid Sec-WebSocket-Version header: {}", std::string(version));
   else if (buffer_.size() > 0)
     bad = "there are bytes after the request";
-  if (!bad.empty()) {
-    ++hub_.counters.bad_handshake;
-    return {.status = 400,
-            .body = fmt::format("Failed to open a WebSocket connection: {}.\n", bad)};
-  }
+  if (!bad.empty())
+    return counted(hub_.counters.bad_handshake, 400,
+                   fmt::format("Failed to open a WebSocket connection: {}.\n", bad));
   const auto origin = request.find(http::field::origin);
   const auto host = request[http::field::host];
   if (origin != request.end() && !is_allowed({origin->value().data(), origin->value().size()},
-                                             {host.data(), host.size()}, options_.origins)) {
-    ++hub_.counters.bad_origin;
-    return {.status = 403, .body = "This Origin is not allowed.\n"};
-  }
+                                             {host.data(), host.size()}, options_.origins))
+    return counted(hub_.counters.bad_origin, 403, "This Origin is not allowed.\n");
   const auto given = request[http::field::authorization];
   if (!options_.api_key.empty() &&
-      !same_secret({given.data(), given.size()}, "Api-Key " + options_.api_key)) {
-    ++hub_.counters.unauthorized;
-    return {.status = 401, .body = "An API key is wanted: Authorization: Api-Key KEY\n"};
-  }
+      !same_secret({given.data(), given.size()}, "Api-Key " + options_.api_key))
+    return counted(hub_.counters.unauthorized, 401,
+                   "An API key is wanted: Authorization: Api-Key KEY\n");
   if (!port_.listening) return {.status = 503, .body = "The server is stopping.\n"};
-  if (port_.open >= options_.connections_max) {
-    ++hub_.counters.over_capacity;
-    return {.status = 503,
-            .body = fmt::format("All {} connections are in use.\n", options_.connections_max)};
-  }
+  if (port_.open >= options_.connections_max)
+    return counted(hub_.counters.over_capacity, 503,
+                   fmt::format("All {} connections are in use.\n", options_.connections_max));
   return {.status = 101, .body = ""};
 }
 

@@ -110,56 +110,6 @@ DimensionCheck check_dimension(const Certificate& c, const Compared& other, size
   return check;
 }
 
-std::vector<float> noise_of(const Engine& engine, uint64_t seed) {
-  std::vector<float> noise(static_cast<size_t>(engine.horizon() * engine.model_dim()));
-  normal_noise(seed, 0, noise);
-  return noise;
-}
-
-}  // namespace
-
-ModelIdentity identify(const std::string& model, const OpenOptions& options) {
-  return identify(open_model(model, resolved(options)), options);
-}
-
-ModelIdentity identify(const OpenedModel& opened, const OpenOptions& given) {
-  const OpenOptions options = resolved(given);
-  ModelIdentity id{.weights = hash_weights(opened, options), .version = version()};
-  id.statistics = hash_of(policy_spec_json(opened.spec).dump());
-  id.tokenizer = hash_tokenizer(opened, id.weights);
-  id.backend = options.backend;
-  id.precision = opened.precision.empty() ? options.precision : opened.precision;
-  id.processor = processor_name();
-  return id;
-}
-
-Observation drawn_observation(const std::string& model, Engine& engine, uint64_t seed) {
-  Observation drawn = *observation_for(model, engine, true);
-  uint32_t at = 0;
-  const auto next = [&] { return uniform(seed, at++); };
-  const PolicySpec& spec = OpenedEngine::of(engine).policy->spec();
-  std::vector<double> state(static_cast<size_t>(spec.state_dim));
-  for (size_t d = 0; d < state.size(); ++d) {
-    const auto [low, high] = training_range(spec.normalize().state, d);
-    state[d] = low + next() * (high - low);
-  }
-  drawn.state = state_to_robot(spec.transforms, std::move(state));
-  for (auto& [camera, image] : drawn.images) {
-    const double down = next();
-    image = shifted(image, down, next());
-  }
-  return drawn;
-}
-
-bool Compared::passed() const {
-  return std::ranges::all_of(stages, &std::string::empty, &ModuleCheck::failed) &&
-         std::ranges::all_of(dimensions, &DimensionCheck::passed);
-}
-
-bool Certificate::passed() const { return std::ranges::all_of(compared, &Compared::passed); }
-
-namespace {
-
 // What all implementations are asked.
 struct Questions {
   std::vector<Observation> seen;
@@ -180,7 +130,9 @@ Questions questions(const std::string& model, Engine& tested, const Certifying& 
     c.observations =
         fmt::format("{} observations drawn within the statistics, seed {}", q.seen.size(), o.seed);
   }
-  for (size_t i = 0; i < q.seen.size(); ++i) q.noise.push_back(noise_of(tested, o.seed + i));
+  const auto values = static_cast<size_t>(tested.horizon() * q.model_dim);
+  for (size_t i = 0; i < q.seen.size(); ++i)
+    normal_noise(o.seed + i, 0, q.noise.emplace_back(values));
   q.scales = action_scales(OpenedEngine::of(tested).policy->spec(), q.seen[0].state);
   return q;
 }
@@ -249,6 +201,46 @@ Compared compare_with_reference(const OpenedModel& opened, const OpenOptions& op
 }
 
 }  // namespace
+
+ModelIdentity identify(const std::string& model, const OpenOptions& options) {
+  return identify(open_model(model, resolved(options)), options);
+}
+
+ModelIdentity identify(const OpenedModel& opened, const OpenOptions& given) {
+  const OpenOptions options = resolved(given);
+  ModelIdentity id{.weights = hash_weights(opened, options), .version = version()};
+  id.statistics = hash_of(policy_spec_json(opened.spec).dump());
+  id.tokenizer = hash_tokenizer(opened, id.weights);
+  id.backend = options.backend;
+  id.precision = opened.precision.empty() ? options.precision : opened.precision;
+  id.processor = processor_name();
+  return id;
+}
+
+Observation drawn_observation(const std::string& model, Engine& engine, uint64_t seed) {
+  Observation drawn = *observation_for(model, engine, true);
+  uint32_t at = 0;
+  const auto next = [&] { return uniform(seed, at++); };
+  const PolicySpec& spec = OpenedEngine::of(engine).policy->spec();
+  std::vector<double> state(static_cast<size_t>(spec.state_dim));
+  for (size_t d = 0; d < state.size(); ++d) {
+    const auto [low, high] = training_range(spec.normalize().state, d);
+    state[d] = low + next() * (high - low);
+  }
+  drawn.state = state_to_robot(spec.transforms, std::move(state));
+  for (auto& [camera, image] : drawn.images) {
+    const double down = next();
+    image = shifted(image, down, next());
+  }
+  return drawn;
+}
+
+bool Compared::passed() const {
+  return std::ranges::all_of(stages, &std::string::empty, &ModuleCheck::failed) &&
+         std::ranges::all_of(dimensions, &DimensionCheck::passed);
+}
+
+bool Certificate::passed() const { return std::ranges::all_of(compared, &Compared::passed); }
 
 Certificate certify(const std::string& model, const OpenOptions& options, const Certifying& o) {
   const OpenedModel opened = open_model(model, resolved(options));
