@@ -44,12 +44,6 @@ double peak_memory_gb() {
   return static_cast<double>(usage.ru_maxrss) * 1024 / 1e9;
 }
 
-double reference_ms(const BenchOptions& o, const Observation& observation) {
-  return Engine::open(o.model, moved_to(o.open, "reference"))
-      .infer(observation, o.infer)
-      .times.total_ms;
-}
-
 // The measured calls.
 struct Calls {
   std::map<std::string, std::vector<double>> ms;  // by stage
@@ -213,7 +207,8 @@ Json bench_json(const BenchOptions& o) {
   if (json["columns"].contains("utilisation"))
     json["fraction_of_peak"] = json["columns"]["utilisation"];
   if (o.reference) {
-    const double ms = reference_ms(o, observation);
+    Engine reference = Engine::open(o.model, moved_to(o.open, "reference"));
+    const double ms = reference.infer(observation, o.infer).times.total_ms;
     json["columns"]["reference_ms"] = ms;
     json["columns"]["speed_up_over_reference"] = ms / json["columns"]["total_ms"].get<double>();
   }

@@ -14,12 +14,6 @@ namespace {
 
 using tendon::Fault;
 
-std::vector<std::string> verb_names(const CLI::App& app) {
-  std::vector<std::string> names;
-  for (const CLI::App* verb : app.get_subcommands({})) names.push_back(verb->get_name());
-  return names;
-}
-
 std::vector<std::string> option_names(const CLI::App& verb) {
   std::vector<std::string> names;
   for (const CLI::Option* option : verb.get_options())
@@ -29,12 +23,14 @@ std::vector<std::string> option_names(const CLI::App& verb) {
 
 // Says which word was not understood and the nearest one that would be.
 int explain(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
-  const std::vector<std::string> verbs = verb_names(app);
+  const std::string word = argc > 1 ? argv[1] : "";
+  std::vector<std::string> verbs;
   const CLI::App* verb = nullptr;
-  for (const CLI::App* candidate : app.get_subcommands({}))
-    if (argc > 1 && candidate->get_name() == argv[1]) verb = candidate;
+  for (const CLI::App* candidate : app.get_subcommands({})) {
+    verbs.push_back(candidate->get_name());
+    if (verbs.back() == word) verb = candidate;
+  }
   if (!verb) {
-    const std::string word = argc > 1 ? argv[1] : "";
     if (word.empty()) {
       fmt::print(stderr, "tendon: a verb is needed; see tendon -h\n");
     } else {
@@ -45,7 +41,7 @@ int explain(const CLI::App& app, const CLI::ParseError& error, int argc, char** 
   }
   const std::vector<std::string> options = option_names(*verb);
   for (int i = 2; i < argc; ++i) {
-    const std::string word = argv[i], name = word.substr(0, word.find('='));
+    const std::string given = argv[i], name = given.substr(0, given.find('='));
     if (!name.starts_with("--") || std::ranges::find(options, name) != options.end()) continue;
     fmt::print(stderr, "tendon {}: unknown option '{}'; nearest: '{}'\n", verb->get_name(), name,
                tendon::nearest(name, options));
@@ -107,12 +103,11 @@ int main(int argc, char** argv) {
     return static_cast<int>(error.fault());
   } catch (const std::bad_alloc&) {
     return out_of_memory();
-  } catch (const std::system_error& error) {
-    // The stack of another thread, as a rule.
-    if (error.code() == std::errc::resource_unavailable_try_again) return out_of_memory();
-    fmt::print(stderr, "tendon: internal error: {}\n", tendon::cli::printable(error.what()));
-    return static_cast<int>(Fault::internal);
   } catch (const std::exception& error) {
+    // The stack of another thread, as a rule.
+    const auto* system = dynamic_cast<const std::system_error*>(&error);
+    if (system && system->code() == std::errc::resource_unavailable_try_again)
+      return out_of_memory();
     fmt::print(stderr, "tendon: internal error: {}\n", tendon::cli::printable(error.what()));
     return static_cast<int>(Fault::internal);
   }

@@ -38,6 +38,24 @@ void print_progress(const LoadProgress& p, int& shown) {
   std::fflush(stderr);
 }
 
+// --name and --no-name.
+void add_choice(CLI::App& verb, const std::string& name, std::optional<bool>& to, const char* yes,
+                const char* no) {
+  verb.add_flag_callback(
+      "--" + name, [&to] { to = true; }, yes);
+  verb.add_flag_callback(
+      "--no-" + name, [&to] { to = false; }, no);
+}
+
+struct VersionOptions {
+  bool json = false;
+};
+
+void print_version(const VersionOptions& o) {
+  const Json all{{"version", version()}, {"backends", backends()}, {"instruction_sets", isas()}};
+  print_report(o.json, all, lines("tendon {version}", all));
+}
+
 }  // namespace
 
 std::string printable(std::string_view text) {
@@ -50,19 +68,6 @@ std::string printable(std::string_view text) {
   if (text.size() > kBytesMax) out += fmt::format(" ... ({} bytes)", text.size());
   return out;
 }
-
-namespace {
-
-// --name and --no-name.
-void add_choice(CLI::App& verb, const std::string& name, std::optional<bool>& to, const char* yes,
-                const char* no) {
-  verb.add_flag_callback(
-      "--" + name, [&to] { to = true; }, yes);
-  verb.add_flag_callback(
-      "--no-" + name, [&to] { to = false; }, no);
-}
-
-}  // namespace
 
 void add_device_options(CLI::App& verb, OpenOptions& o) {
   verb.add_option("--device", o.device,
@@ -177,19 +182,6 @@ Observation observe(const std::string& model, const GivenObservation& given, con
   if (fill && !observation.prompt) observation.prompt = own->prompt;
   return observation;
 }
-
-namespace {
-
-struct VersionOptions {
-  bool json = false;
-};
-
-void print_version(const VersionOptions& o) {
-  const Json all{{"version", version()}, {"backends", backends()}, {"instruction_sets", isas()}};
-  print_report(o.json, all, lines("tendon {version}", all));
-}
-
-}  // namespace
 
 void add_version(CLI::App& app) {
   add_verb<VersionOptions>(app, "version", "print the version", print_version);
