@@ -30,7 +30,7 @@ from serve_test import Server, Socket
 HERE = pathlib.Path(__file__).resolve()
 CONFIG, NGINX = (HERE.parents[1] / "examples/fleet" / name
                  for name in ("haproxy.cfg", "nginx.conf"))
-CPP, STOCK, HZ, EPISODE_S = 8, 4, 1.0, 2.5
+CPP, STOCK, HZ, EPISODE_S = 8, 4, 2.0, 2.5
 NAMES = ("a", "b", "c")
 ACT_AGAIN_S, HANG_S, PROXY_MS = 1.0, 3.0, 1.0
 
@@ -142,13 +142,13 @@ class Fleet:
         port, admin = self.ports[name]
         self.servers[name] = self.stack.enter_context(
             Server("--quiet", model=(model,), port=port, admin=admin))
-        lines = self.run_robots(port, CPP + STOCK, 0.99, 60)
+        lines = self.run_robots(port, CPP + STOCK, 0.99 / HZ, 60)
         prints = {line["fingerprint"] for line in lines}
         self.check(len(prints) == 1 and len(lines) == CPP + STOCK, f"{model}: {lines}")
         self.expected[prints.pop()] = {line["robot"]: line["actions"] for line in lines}
 
     def run_robots(self, port, count, seconds, timeout):
-        """To their end, one request each where that is less than a second away."""
+        """To their end, one request each where that is less than a period away."""
         done = subprocess.run(self.robot_command(port, count, seconds, timeout),
                               capture_output=True, text=True, timeout=120)
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -239,7 +239,7 @@ def check_kill(fleet, check):
     with fleet.robots() as lines:
         killed = time.time()
         fleet.servers["a"].process.kill()
-        time.sleep(4)
+        time.sleep(4 / HZ)
     requests = fleet.check_replies(lines, "kill", models)
     after = [r for r in requests if r[-1]["end"] >= killed]
     again = [a for a in after if len(a) > 1]
@@ -313,7 +313,7 @@ def check_hang(fleet, check):
         waited = time.monotonic() - begin
         check(all(b"fingerprint" in s.greeting for s in new), "hang: a new robot has no server")
         fleet.proxy.wait_until("c", False)
-        time.sleep(3)
+        time.sleep(3 / HZ)
         hung.send_signal(signal.SIGCONT)
         fleet.proxy.wait_until("c", True)
     requests = fleet.check_replies(lines, "hang", set(fleet.expected))
@@ -326,7 +326,7 @@ def check_hang(fleet, check):
 def check_guidance(fleet, check):
     """The previous chunk travels with the request: any server continues what another began."""
     with fleet.robots(stock=0, rtc=("rtc",)) as lines:
-        time.sleep(4)
+        time.sleep(4 / HZ)
     fleet.check_replies(lines, "guidance", set(fleet.expected), guided=True)
     guided = [line for line in lines if line["ok"] and line["previous"]][:40]
     check(len(guided) > CPP, f"guidance: {len(guided)} guided requests")
