@@ -62,9 +62,8 @@ struct Network {
   Tensor call() {
     const Tensor images = embed_images(ops, model, in.patches, in.images);
     const Tensor language = embed_language(ops, model, in.prompt);
-    const PrefixRows rows[] = {{images.rows(), language.rows()}};
     cache.prefix = images.rows() + language.rows();
-    fill_kv_cache(ops, model, join_prefix(ops, images, language, rows), cache);
+    fill_kv_cache(ops, model, join_prefix(ops, images, language, {&in, 1}), cache);
     if (in.state) append_state(ops, model, in.state, cache);
     return denoise(ops, model, cache, schedule, {noise});
   }

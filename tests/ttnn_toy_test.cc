@@ -73,8 +73,8 @@ std::vector<Stage> run(Kernels& kernels, PolicyType type, int64_t steps) {
   note("images", images);
   const Tensor language =
       embed_language(ops, model, std::vector<int32_t>{2, 5, 60, 7, 199, 11, 108});
-  const PrefixRows rows_each[] = {{images.rows(), language.rows()}};
-  const Tensor prefix = join_prefix(ops, images, language, rows_each);
+  const Inputs one;
+  const Tensor prefix = join_prefix(ops, images, language, {&one, 1});
   note("prefix", prefix);
   KvCache cache = make_cache(ops, c);
   cache.prefix = prefix.rows();

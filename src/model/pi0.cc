@@ -144,19 +144,19 @@ Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt)
 }
 
 Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language,
-                   std::span<const PrefixRows> sequences) {
+                   std::span<const Inputs> sequences) {
   const Ops::Scope scope(ops, Module::prefix);
   if (sequences.size() == 1) {
     const Tensor one[] = {images, language};
     return images ? ops.concat_rows(one) : language;
   }
   std::vector<Tensor> parts;
-  PrefixRows row;
-  for (const PrefixRows& rows : sequences) {
-    if (rows.images > 0) parts.push_back(rows_of(ops, images, row.images, rows.images));
-    parts.push_back(rows_of(ops, language, row.prompt, rows.prompt));
-    row.images += rows.images;
-    row.prompt += rows.prompt;
+  int64_t image_row = 0, prompt_row = 0;
+  for (const Inputs& in : sequences) {
+    if (in.images > 0) parts.push_back(rows_of(ops, images, image_row, in.image_tokens()));
+    parts.push_back(rows_of(ops, language, prompt_row, std::ssize(in.prompt)));
+    image_row += in.image_tokens();
+    prompt_row += std::ssize(in.prompt);
   }
   return stacked(ops, parts);
 }
@@ -195,39 +195,51 @@ void append_state(Ops& ops, const Model& m, const Tensor& state, const Sequences
   expert_pass(ops, m, caches, token, nullptr);
 }
 
-void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> all, const Sequences& caches,
-                 const RunStage& run) {
+namespace {
+
+// Several sequences as one: their patches, prompts and states below each other.
+Inputs stacked(Ops& ops, std::span<const Inputs> all) {
+  Inputs sum;
   std::vector<Tensor> patches, states;
-  std::vector<int32_t> prompts;
-  std::vector<PrefixRows> rows;
-  int64_t images = 0;
-  for (size_t i = 0; i < all.size(); ++i) {
-    const Inputs& in = all[i];
+  for (const Inputs& in : all) {
     if (in.images > 0) patches.push_back(in.patches);
     if (in.state) states.push_back(in.state);
-    prompts.insert(prompts.end(), in.prompt.begin(), in.prompt.end());
-    rows.push_back({in.images * m.config.vision.tokens(), std::ssize(in.prompt)});
-    images += in.images;
-    caches[i].prefix = rows[i].images + rows[i].prompt;
+    sum.prompt.insert(sum.prompt.end(), in.prompt.begin(), in.prompt.end());
+    sum.images += in.images;
   }
-  const Tensor language = embed_language(ops, m, prompts);  // [prompts, 2048]
-  Tensor seen;
-  if (images > 0) {
-    const Tensor pixels = stacked(ops, patches);  // [images * 256, 588]
-    seen = run("vision", {&pixels, 1}, [&](auto inputs) {
-      return std::vector<Tensor>{embed_images(ops, m, inputs[0], images)};
-    })[0];
-  }
-  const Tensor given[] = {seen, language, states.empty() ? Tensor() : stacked(ops, states)};
-  const std::vector<Tensor> filled = run("prefill", given, [&](auto inputs) {
-    fill_kv_cache(ops, m, join_prefix(ops, inputs[0], inputs[1], rows), caches);
+  if (!patches.empty()) sum.patches = stacked(ops, patches);
+  if (!states.empty()) sum.state = stacked(ops, states);
+  return sum;
+}
+
+}  // namespace
+
+void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> all, const Sequences& caches,
+                 const RunStage& run) {
+  for (size_t i = 0; i < all.size(); ++i)
+    caches[i].prefix = all[i].image_tokens() + std::ssize(all[i].prompt);
+  const Inputs several = all.size() > 1 ? stacked(ops, all) : Inputs{};
+  const Inputs& in = all.size() > 1 ? several : all[0];
+  const Tensor language = embed_language(ops, m, in.prompt);  // [prompts, 2048]
+  const auto see = [&](auto inputs) {
+    return std::vector<Tensor>{embed_images(ops, m, inputs[0], in.images)};
+  };
+  Tensor seen;  // [images * 256, 2048]
+  if (in.images > 0) seen = run("vision", {&in.patches, 1}, std::ref(see))[0];
+  const auto fill = [&](auto inputs) {
+    fill_kv_cache(ops, m, join_prefix(ops, inputs[0], inputs[1], all), caches);
     if (inputs[2]) append_state(ops, m, inputs[2], caches);
     std::vector<Tensor> tensors;
+    tensors.reserve(2 * caches.size() * caches[0].layers.size());
     for (size_t i = 0; i < caches.size(); ++i)
-      for (const LayerKv& kv : caches[i].layers)
-        tensors.insert(tensors.end(), {kv.keys, kv.values});
+      for (const LayerKv& kv : caches[i].layers) {
+        tensors.push_back(kv.keys);
+        tensors.push_back(kv.values);
+      }
     return tensors;
-  });
+  };
+  const Tensor given[] = {seen, language, in.state};
+  const std::vector<Tensor> filled = run("prefill", given, std::ref(fill));
   auto tensor = filled.begin();  // those of the run that was recorded, where it was replayed
   for (size_t i = 0; i < caches.size(); ++i)
     for (LayerKv& kv : caches[i].layers) kv.keys = *tensor++, kv.values = *tensor++;

@@ -27,6 +27,8 @@ struct Inputs {
   int64_t images = 0;           // how many cameras are stacked in `patches`
   std::vector<int32_t> prompt;  // token ids, beginning with BOS
   Tensor state;                 // pi0: [1, state_dim], normalised and padded with zeros
+
+  int64_t image_tokens() const { return images > 0 ? patches.rows() : 0; }
 };
 
 struct LayerKv {
@@ -108,14 +110,9 @@ Tensor embed_images(Ops& ops, const Model& m, const Tensor& patches, int64_t ima
 // [prompt, vlm width], times the square root of the width
 Tensor embed_language(Ops& ops, const Model& m, std::span<const int32_t> prompt);
 
-// Rows of one sequence's prefix.
-struct PrefixRows {
-  int64_t images = 0, prompt = 0;
-};
-
 // Image tokens, if any, above language tokens, sequence by sequence: [images + prompt, vlm width]
 Tensor join_prefix(Ops& ops, const Tensor& images, const Tensor& language,
-                   std::span<const PrefixRows> sequences);
+                   std::span<const Inputs> sequences);
 
 // Reads the prefix, of which `prefix` rows belong to each cache, and, for pi0, the state tokens,
 // one each (which see their prefix and themselves, at no time).
