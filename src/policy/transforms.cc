@@ -113,11 +113,12 @@ std::string lower(std::string text) {
 
 }  // namespace
 
-States state_to_model(const Transforms& transforms, std::vector<double> state) {
-  States states = {std::move(state)};
-  for (const Transform& transform : transforms) {
-    states.push_back(states.back());
-    std::visit([&](const auto& t) { state_forward(t, states.back()); }, transform);
+States state_to_model(const Transforms& transforms, std::span<const double> state, States states) {
+  states.resize(transforms.size() + 1);
+  states[0].assign(state.begin(), state.end());
+  for (size_t i = 0; i < transforms.size(); ++i) {
+    states[i + 1] = states[i];
+    std::visit([&](const auto& t) { state_forward(t, states[i + 1]); }, transforms[i]);
   }
   return states;
 }
@@ -135,16 +136,26 @@ std::vector<double> state_to_robot(const Transforms& transforms, std::vector<dou
   return state;
 }
 
-void actions_to_robot(const Transforms& transforms, const States& states, std::span<double> row) {
-  for (size_t i = transforms.size(); i-- > 0;)
-    std::visit([&](const auto& t) { inverse(t, row, anchor(transforms, states, i)); },
-               transforms[i]);
+void actions_to_robot(const Transforms& transforms, const States& states, std::span<double> actions,
+                      size_t rows) {
+  const size_t dim = actions.size() / rows;
+  for (size_t i = transforms.size(); i-- > 0;) {
+    const std::vector<double> state = anchor(transforms, states, i);
+    for (size_t r = 0; r < rows; ++r)
+      std::visit([&](const auto& t) { inverse(t, actions.subspan(r * dim, dim), state); },
+                 transforms[i]);
+  }
 }
 
-void actions_to_model(const Transforms& transforms, const States& states, std::span<double> row) {
-  for (size_t i = 0; i < transforms.size(); ++i)
-    std::visit([&](const auto& t) { forward(t, row, anchor(transforms, states, i)); },
-               transforms[i]);
+void actions_to_model(const Transforms& transforms, const States& states, std::span<double> actions,
+                      size_t rows) {
+  const size_t dim = actions.size() / rows;
+  for (size_t i = 0; i < transforms.size(); ++i) {
+    const std::vector<double> state = anchor(transforms, states, i);
+    for (size_t r = 0; r < rows; ++r)
+      std::visit([&](const auto& t) { forward(t, actions.subspan(r * dim, dim), state); },
+                 transforms[i]);
+  }
 }
 
 std::vector<bool> mask_of_names(const std::vector<std::string>& action_names,

@@ -38,9 +38,10 @@ struct DeltaActions {
 using Transform = std::variant<AlohaJoints, Affine, DeltaActions, Normalize>;
 using Transforms = std::vector<Transform>;
 
-// The state as each transform finds it and, last, as the model sees it.
+// The state as each transform finds it and, last, as the model sees it; in the memory of `states`.
 using States = std::vector<std::vector<double>>;
-States state_to_model(const Transforms& transforms, std::vector<double> state);
+States state_to_model(const Transforms& transforms, std::span<const double> state,
+                      States states = {});
 
 // How many values of a state the transforms before the normalisation read.
 int64_t state_needed(const Transforms& transforms);
@@ -49,9 +50,11 @@ int64_t state_needed(const Transforms& transforms);
 // before it. ALOHA's grippers come back as a travel of 0 to 1.
 std::vector<double> state_to_robot(const Transforms& transforms, std::vector<double> state);
 
-// One row of actions, in place, at the state of this observation.
-void actions_to_robot(const Transforms& transforms, const States& states, std::span<double> row);
-void actions_to_model(const Transforms& transforms, const States& states, std::span<double> row);
+// Rows of actions, in place, at the state of this observation.
+void actions_to_robot(const Transforms& transforms, const States& states, std::span<double> actions,
+                      size_t rows = 1);
+void actions_to_model(const Transforms& transforms, const States& states, std::span<double> actions,
+                      size_t rows = 1);
 
 // The first transform of a kind, or nullptr.
 template <class Kind>
