@@ -141,7 +141,7 @@ Policy::Prepared Policy::preprocess(const Observation& observation) {
       observation.prompt ? observation.prompt : spec_.default_prompt;
   ensure(text.has_value(), Fault::input, "a prompt is required: give --prompt TEXT");
   check_utf8(*text, "the prompt");
-  ensure(!clean_prompt(*text).empty(), Fault::input,
+  ensure(!strip(*text).empty(), Fault::input,
          "the prompt is empty; say what the robot shall do, such as \"fold the towel\"");
   PromptTokens tokens = tokenize_prompt(*spec_.tokenizer, *text, state, spec_.prompt);
   if (tokens.untruncated > std::ssize(tokens.ids))

@@ -17,6 +17,13 @@ constexpr std::array<std::string_view, 29> kWhiteSpace = {
     "\xE2\x80\x87", "\xE2\x80\x88", "\xE2\x80\x89", "\xE2\x80\x8A", "\xE2\x80\xA8",
     "\xE2\x80\xA9", "\xE2\x80\xAF", "\xE2\x81\x9F", "\xE3\x80\x80"};
 
+// openpi's cleaning: white space off both ends, '_' and line breaks become spaces.
+void append_clean(std::string_view text, std::string& line) {
+  for (const char c : strip(text)) line += c == '_' || c == '\n' ? ' ' : c;
+}
+
+}  // namespace
+
 std::string_view strip(std::string_view text) {
   const auto shorten = [&](auto matches, auto remove) {
     for (bool found = true; found;) {
@@ -32,15 +39,6 @@ std::string_view strip(std::string_view text) {
   return text;
 }
 
-}  // namespace
-
-std::string clean_prompt(std::string_view text) {
-  std::string cleaned(strip(text));
-  for (char& c : cleaned)
-    if (c == '_' || c == '\n') c = ' ';
-  return cleaned;
-}
-
 int state_bin(double value) {
   // The edges are exact in binary, so comparing is exact where (value + 1) * 128 would round.
   int bin = -1;
@@ -50,29 +48,39 @@ int state_bin(double value) {
 }
 
 std::string task_and_state(std::string_view text, std::span<const double> state,
-                           const PromptOptions& options) {
-  std::vector<double> values(state.begin(), state.end());
-  if (options.padded_state) values.resize(static_cast<size_t>(*options.padded_state), 0.0);
-  std::string bins;
-  for (const double v : values) bins += fmt::format("{}{}", bins.empty() ? "" : " ", state_bin(v));
-  return fmt::format("Task: {}, State: {};\nAction: ", clean_prompt(text), bins);
+                           const PromptOptions& options, std::string line) {
+  line = "Task: ";
+  append_clean(text, line);
+  line += ", State: ";
+  const int64_t values = options.padded_state.value_or(std::ssize(state));
+  for (int64_t i = 0; i < values; ++i)
+    fmt::format_to(std::back_inserter(line), "{}{}", i == 0 ? "" : " ",
+                   state_bin(i < std::ssize(state) ? state[static_cast<size_t>(i)] : 0.0));
+  line += ";\nAction: ";
+  return line;
 }
 
 PromptTokens tokenize_prompt(const Tokenizer& tokenizer, std::string_view text,
-                             std::span<const double> state, const PromptOptions& options) {
+                             std::span<const double> state, const PromptOptions& options,
+                             PromptTokens tokens) {
   check_utf8(text, "the prompt");
-  PromptTokens tokens{.ids = {tokenizer.bos()}};
+  std::string& line = tokens.line;
   const auto append = [&](std::string_view part) {
-    const std::vector<int32_t> ids = tokenizer.encode(part);
-    tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
+    tokenizer.append(part, tokens.ids, tokens.memory);
   };
+  tokens.ids.assign(1, tokenizer.bos());
   if (options.state_in_prompt) {
-    append(task_and_state(text, state, options));
+    line = task_and_state(text, state, options, std::move(line));
+    append(line);
   } else if (options.style == Family::openpi) {
-    append(clean_prompt(text));
+    line.clear();
+    append_clean(text, line);
+    append(line);
     append("\n");
   } else {
-    append(text.ends_with('\n') ? std::string(text) : std::string(text) + "\n");
+    line = text;
+    if (!text.ends_with('\n')) line += '\n';
+    append(line);
   }
   tokens.untruncated = std::ssize(tokens.ids);
   if (tokens.untruncated > options.tokens_max)

@@ -2,7 +2,7 @@
 // bpe_model.cc and, with listed pairs, in Hugging Face's models/bpe/word.rs.
 #include "policy/tokenizer.h"
 
-#include <queue>
+#include <algorithm>
 #include <span>
 
 #include "checkpoint/files.h"
@@ -15,39 +15,7 @@ constexpr size_t kTextBytesMax = size_t{16} << 20;
 constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
 constexpr int32_t kNone = -1;
 
-std::string escape_spaces(std::string_view text) {
-  std::string escaped;
-  escaped.reserve(text.size() + text.size() / 2);
-  for (const char c : text) {
-    if (c == ' ')
-      escaped += kSpace;
-    else
-      escaped += c;
-  }
-  return escaped;
-}
-
 }  // namespace
-
-// A stretch of the text that is one token so far; neighbours are linked by index.
-struct Tokenizer::Symbol {
-  uint32_t begin, bytes;  // bytes = 0: merged into its left neighbour
-  int32_t previous, next;
-  int32_t id;  // kNone: a character outside the vocabulary
-  bool whole;  // never merged
-};
-
-struct Tokenizer::Candidate {
-  double priority;
-  int32_t left, right;
-  uint32_t bytes;
-  int32_t id;
-
-  bool operator<(const Candidate& other) const {
-    if (priority != other.priority) return priority < other.priority;
-    return left > other.left;
-  }
-};
 
 Tokenizer Tokenizer::from_bytes(std::span<const std::byte> bytes, const std::string& name) {
   const bool braces = !bytes.empty() && bytes[0] == std::byte{'{'};
@@ -77,11 +45,10 @@ void check_utf8(std::string_view text, std::string_view what) {
          what, static_cast<unsigned char>(text[*at]), *at);
 }
 
-std::vector<int32_t> Tokenizer::encode(std::string_view utf8) const {
+void Tokenizer::append(std::string_view utf8, std::vector<int32_t>& ids, Memory& memory) const {
   ensure(utf8.size() <= kTextBytesMax, Fault::input,
          "the text has {} bytes; at most {} can be tokenized", utf8.size(), kTextBytesMax);
   check_utf8(utf8, "the text");
-  std::vector<int32_t> ids;
   size_t begin = 0, at = 0;
   while (at < utf8.size() && !vocabulary_.raw.empty()) {
     const auto match = vocabulary_.raw.longest(utf8.substr(at));
@@ -89,32 +56,40 @@ std::vector<int32_t> Tokenizer::encode(std::string_view utf8) const {
       at += character_bytes(utf8[at]);
       continue;
     }
-    encode_part(utf8.substr(begin, at - begin), ids);
+    append_part(utf8.substr(begin, at - begin), ids, memory);
     ids.push_back(match->id);
     begin = at += match->bytes;
   }
-  encode_part(utf8.substr(begin), ids);
-  return ids;
+  append_part(utf8.substr(begin), ids, memory);
 }
 
-void Tokenizer::encode_part(std::string_view part, std::vector<int32_t>& ids) const {
+void Tokenizer::append_part(std::string_view part, std::vector<int32_t>& ids,
+                            Memory& memory) const {
   if (part.empty()) return;
-  const std::string text = escape_spaces(part);
-  std::vector<Symbol> symbols = split(text);
-  merge(text, symbols);
+  memory.escaped_.clear();
+  for (const char c : part)
+    if (c == ' ')
+      memory.escaped_ += kSpace;
+    else
+      memory.escaped_ += c;
+  split(memory);
+  merge(memory);
+  const std::vector<Symbol>& symbols = memory.symbols_;
   for (int32_t i = 0; i != kNone; i = symbols[static_cast<size_t>(i)].next) {
     const Symbol& symbol = symbols[static_cast<size_t>(i)];
     if (symbol.id != kNone) {
       ids.push_back(symbol.id);
       continue;
     }
-    for (const char c : std::string_view(text).substr(symbol.begin, symbol.bytes))
+    for (const char c : std::string_view(memory.escaped_).substr(symbol.begin, symbol.bytes))
       ids.push_back(vocabulary_.bytes[static_cast<unsigned char>(c)]);
   }
 }
 
-std::vector<Tokenizer::Symbol> Tokenizer::split(std::string_view text) const {
-  std::vector<Symbol> symbols;
+void Tokenizer::split(Memory& memory) const {
+  const std::string_view text = memory.escaped_;
+  std::vector<Symbol>& symbols = memory.symbols_;
+  symbols.clear();
   symbols.reserve(text.size());
   const auto push = [&](size_t begin, size_t bytes, int32_t id, bool whole) {
     const auto index = static_cast<int32_t>(symbols.size());
@@ -145,7 +120,6 @@ std::vector<Tokenizer::Symbol> Tokenizer::split(std::string_view text) const {
     at += bytes;
   }
   symbols.back().next = kNone;
-  return symbols;
 }
 
 // Whether `left` and its right neighbour may become one token.
@@ -172,15 +146,21 @@ bool Tokenizer::candidate(std::string_view text, const std::vector<Symbol>& symb
   return true;
 }
 
-void Tokenizer::merge(std::string_view text, std::vector<Symbol>& symbols) const {
-  std::vector<Candidate> first;
+void Tokenizer::merge(Memory& memory) const {
+  std::vector<Symbol>& symbols = memory.symbols_;
+  std::vector<Candidate>& queue = memory.queue_;
   Candidate found{};
+  const auto is_candidate = [&](int32_t left) {
+    return candidate(memory.escaped_, symbols, left, found);
+  };
+  queue.clear();
   for (size_t i = 0; i + 1 < symbols.size(); ++i)
-    if (candidate(text, symbols, static_cast<int32_t>(i), found)) first.push_back(found);
-  std::priority_queue<Candidate> queue(std::less<Candidate>{}, std::move(first));
+    if (is_candidate(static_cast<int32_t>(i))) queue.push_back(found);
+  std::make_heap(queue.begin(), queue.end());
   while (!queue.empty()) {
-    const Candidate best = queue.top();
-    queue.pop();
+    std::pop_heap(queue.begin(), queue.end());
+    const Candidate best = queue.back();
+    queue.pop_back();
     Symbol& left = symbols[static_cast<size_t>(best.left)];
     Symbol& right = symbols[static_cast<size_t>(best.right)];
     // One of the two has grown or is gone since: symbols only grow, so the sum tells.
@@ -190,8 +170,11 @@ void Tokenizer::merge(std::string_view text, std::vector<Symbol>& symbols) const
     left.next = right.next;
     if (right.next != kNone) symbols[static_cast<size_t>(right.next)].previous = best.left;
     right.bytes = 0;
-    if (candidate(text, symbols, left.previous, found)) queue.push(found);
-    if (candidate(text, symbols, best.left, found)) queue.push(found);
+    for (const int32_t place : {left.previous, best.left})
+      if (is_candidate(place)) {
+        queue.push_back(found);
+        std::push_heap(queue.begin(), queue.end());
+      }
   }
 }
 

@@ -27,9 +27,40 @@ class Tokenizer {
   // (217 + byte).
   static Tokenizer of_bytes();
 
-  // Ids of the text without BOS, in O(n log n) time. Throws Error(Fault::input) when the text is
-  // not valid UTF-8, with the position of the byte, or longer than 16 MiB.
-  std::vector<int32_t> encode(std::string_view utf8) const;
+  // What append() works in, for the next text.
+  class Memory {
+    friend Tokenizer;
+    // A stretch of the text that is one token so far; neighbours are linked by index.
+    struct Symbol {
+      uint32_t begin, bytes;  // bytes = 0: merged into its left neighbour
+      int32_t previous, next;
+      int32_t id;  // kNone: a character outside the vocabulary
+      bool whole;  // never merged
+    };
+    struct Candidate {
+      double priority;
+      int32_t left, right;
+      uint32_t bytes;
+      int32_t id;
+      bool operator<(const Candidate& other) const {
+        if (priority != other.priority) return priority < other.priority;
+        return left > other.left;
+      }
+    };
+    std::string escaped_;
+    std::vector<Symbol> symbols_;
+    std::vector<Candidate> queue_;  // a heap
+  };
+
+  // Appends the ids of the text without BOS, in O(n log n) time. Throws Error(Fault::input) when
+  // the text is not valid UTF-8, with the position of the byte, or longer than 16 MiB.
+  void append(std::string_view utf8, std::vector<int32_t>& ids, Memory& memory) const;
+  std::vector<int32_t> encode(std::string_view utf8) const {
+    std::vector<int32_t> ids;
+    Memory memory;
+    append(utf8, ids, memory);
+    return ids;
+  }
 
   int32_t bos() const { return vocabulary_.bos; }
   int32_t pad() const { return vocabulary_.pad; }
@@ -39,11 +70,11 @@ class Tokenizer {
  private:
   explicit Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary)) {}
 
-  struct Symbol;
-  struct Candidate;
-  void encode_part(std::string_view part, std::vector<int32_t>& ids) const;
-  std::vector<Symbol> split(std::string_view text) const;
-  void merge(std::string_view text, std::vector<Symbol>& symbols) const;
+  using Symbol = Memory::Symbol;
+  using Candidate = Memory::Candidate;
+  void append_part(std::string_view part, std::vector<int32_t>& ids, Memory& memory) const;
+  void split(Memory& memory) const;
+  void merge(Memory& memory) const;
   bool candidate(std::string_view text, const std::vector<Symbol>& symbols, int32_t left,
                  Candidate& found) const;
 
