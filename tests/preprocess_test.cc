@@ -67,10 +67,10 @@ std::vector<double> cut_rows(const std::vector<double>& values, size_t dim, size
 
 // [side, side, 3], as a picture is stored.
 std::vector<float> model_pixels(const Image& image, int side, Family resizer,
-                                const std::string& name = "the picture") {
+                                std::string_view camera = {}) {
   const PatchLayout whole{side, side};
   std::vector<float> planes(whole.values()), pixels(whole.values());
-  write_patches(image, resizer, whole, name, planes);
+  PatchWriter(resizer, whole).write(image, camera, planes);
   in_patch_order(whole, [&, next = planes.begin()](int r, int c, int ch) mutable {
     pixels[static_cast<size_t>(3 * (r * side + c) + ch)] = *next++;
   });
@@ -236,7 +236,7 @@ TEST(Images, pillow_resize_is_bit_exact) {
     const auto file = [&files = entry.at("files")](const char* kind) {
       return load_image(test_data("preprocess/" + files.at(kind).get<std::string>()).string());
     };
-    EXPECT_EQ(resize_with_pad_pil(file("input"), 224, 224).rgb, file("pil").rgb) << name;
+    EXPECT_EQ(PilResizer().resize_with_pad(file("input"), 224, 224).rgb, file("pil").rgb) << name;
     ++compared;
   }
   EXPECT_GE(compared, 6);
@@ -304,17 +304,17 @@ TEST(Images, a_square_picture_of_the_right_size_is_only_scaled) {
 TEST(Images, bad_pictures_are_refused_by_name_with_what_was_got_and_wanted) {
   const std::vector<uint8_t> some(12);
   const std::tuple<Image, std::string> bad[] = {
-      {{0, 4, {}}, "camera 'top' has 0 by 4 pixels, expected 1 to 8192"},
-      {{4, -1, some}, "camera 'top' has 4 by -1 pixels"},
-      {{8193, 1, std::vector<uint8_t>(3 * 8193)}, "camera 'top' has 8193 by 1 pixels"},
+      {{0, 4, {}}, "camera 'top': the picture has 0 by 4 pixels, expected 1 to 8192"},
+      {{4, -1, some}, "camera 'top': the picture has 4 by -1 pixels"},
+      {{8193, 1, std::vector<uint8_t>(3 * 8193)}, "camera 'top': the picture has 8193 by 1 pixels"},
       {{2147483647, 2147483647, some}, "2147483647 by 2147483647 pixels, expected 1 to 8192"},
-      {{2, 3, some}, "camera 'top' of 2 by 3 pixels has 12 bytes, expected 18"},
-      {{2, 1, some, true}, "camera 'top' of 2 by 1 pixels has 12 bytes, expected 6"},
-      {{1, 3000, std::vector<uint8_t>(9000)}, "camera 'top' of 1 by 3000 pixels is too thin"}};
+      {{2, 3, some}, "camera 'top': the picture of 2 by 3 pixels has 12 bytes, expected 18"},
+      {{2, 1, some, true}, "camera 'top': the picture of 2 by 1 pixels has 12 bytes, expected 6"},
+      {{1, 3000, std::vector<uint8_t>(9000)},
+       "camera 'top': the picture of 1 by 3000 pixels is too thin"}};
   for (const auto& [image, text] : bad)
     for (const Family resizer : {Family::openpi, Family::lerobot}) {
-      const Error e =
-          refused([&, &image = image] { model_pixels(image, 224, resizer, "camera 'top'"); });
+      const Error e = refused([&, &image = image] { model_pixels(image, 224, resizer, "top"); });
       EXPECT_EQ(e.fault(), Fault::input);
       EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
     }

@@ -54,7 +54,7 @@ Observation scene(const OpenedEngine& engine, bool fitting = false) {
   Observation o = aloha_observation();
   const auto side = static_cast<int>(engine.policy->config().vision.image);
   const Image& given = o.images.begin()->second;
-  const Image image = fitting ? resize_with_pad_pil(given, side, side) : given;
+  const Image image = fitting ? PilResizer().resize_with_pad(given, side, side) : given;
   o.images.clear();
   for (const std::string& camera : robot_cameras(spec)) o.images[camera] = image;
   o.prompt = "reach for the red block";

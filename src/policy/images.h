@@ -3,7 +3,8 @@
 #pragma once
 
 #include <span>
-#include <string>
+#include <string_view>
+#include <vector>
 
 #include "policy/family.h"
 #include "tendon/types.h"
@@ -32,24 +33,63 @@ void in_patch_order(PatchLayout layout, Use use) {
           for (int j = 0; j < width; ++j) use(top + i, left + j, channel);
 }
 
-// Writes an interleaved or planar picture as layout.values() numbers in [-1, 1]. The aspect ratio
-// is kept, the rest is padding. openpi resizes by Pillow's bilinear filter on bytes, antialiased
-// when shrinking, with black padding; lerobot by torch's bilinear interpolation on floats, not
-// antialiased, with layout.bars around it. Throws Error(Fault::input), naming the picture as
-// `name`: no pixels, more than kImageSideMax per side, another number of bytes than pixels say, or
-// so thin that a side becomes 0.
-void write_patches(const Image& image, Family resizer, PatchLayout layout, const std::string& name,
-                   std::span<float> to);
+// Pillow's resize with padding, bit-exact. Keeps its memory for the next picture.
+class PilResizer {
+ public:
+  // Interleaved; the picture itself when the size already fits. Valid until the next call. Throws
+  // as PatchWriter::write does.
+  const Image& resize_with_pad(const Image& image, int height, int width,
+                               std::string_view camera = {});
 
-// Whether every number is 2 k / 255 - 1 of a byte k: openpi resizes bytes to bytes, lerobot does
-// so only where nothing is to be resized.
-inline bool keeps_bytes(const Image& image, Family resizer, int side) {
-  return resizer == Family::openpi || (image.height == side && image.width == side);
-}
+ private:
+  // The triangle filter: fixed-point weights (times 2^22), `width` per output pixel, of the inputs
+  // from first[pixel] on.
+  struct Taps {
+    int width = 0;
+    std::vector<int> first, weights;
+    std::vector<double> exact;  // weights of one pixel, while they are made
+    void make(int in, int out);
+  };
+  const Image& pass(const Image& in, int size, bool horizontal, Image& out);
 
-// Pillow's resize with padding, bit-exact. Interleaved, but unchanged when the size already fits.
-// Throws as write_patches does.
-Image resize_with_pad_pil(const Image& image, int height, int width,
-                          const std::string& name = "the picture");
+  Taps taps_;
+  Image wide_, small_, padded_;
+};
+
+// Writes pictures of one size as the model reads them. Keeps its memory for the next picture.
+class PatchWriter {
+ public:
+  PatchWriter(Family resizer, PatchLayout layout) : resizer_(resizer), layout_(layout) {}
+
+  // Writes an interleaved or planar picture as layout.values() numbers in [-1, 1]. The aspect ratio
+  // is kept, the rest is padding. openpi resizes by Pillow's bilinear filter on bytes, antialiased
+  // when shrinking, with black padding; lerobot by torch's bilinear interpolation on floats, not
+  // antialiased, with layout.bars around it. Throws Error(Fault::input), naming the camera: no
+  // pixels, more than kImageSideMax per side, another number of bytes than pixels say, or so thin
+  // that a side becomes 0.
+  void write(const Image& image, std::string_view camera, std::span<float> to);
+
+  // Whether every number is 2 k / 255 - 1 of a byte k: openpi resizes bytes to bytes, lerobot does
+  // so only where nothing is to be resized.
+  bool keeps_bytes(const Image& image) const {
+    return resizer_ == Family::openpi ||
+           (image.height == layout_.side && image.width == layout_.side);
+  }
+  const PatchLayout& layout() const { return layout_; }
+
+ private:
+  // torch's source coordinate.
+  struct Sample {
+    int low, high;
+    float weight;  // of high
+  };
+  static void sample(int in, int out, std::vector<Sample>& samples);
+  void write_torch(const Image& image, std::string_view camera, std::span<float> to);
+
+  Family resizer_;
+  PatchLayout layout_;
+  PilResizer pil_;
+  std::vector<Sample> rows_, columns_;
+};
 
 }  // namespace tendon

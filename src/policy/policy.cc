@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <tuple>
-#include <utility>
+#include <functional>
 
 #include "policy/processors.h"
 #include "tensor/check.h"
@@ -13,29 +11,35 @@
 #include "tensor/stop_watch.h"
 
 namespace tendon {
-namespace {
 
-// What the ops did since the last lap.
-class WorkMeter {
+// Time and work of one stage after the other.
+class Policy::Meter {
  public:
-  explicit WorkMeter(const Coverage& coverage)
-      : coverage_(coverage), flops_(coverage.flops), bytes_(coverage.bytes) {}
-  void lap(int64_t& flops, int64_t& bytes) {
-    flops = coverage_.flops - flops_;
-    bytes = coverage_.bytes - bytes_;
+  Meter(Ops& ops, StopWatch& watch)
+      : ops_(ops), watch_(watch), flops_(ops.coverage().flops), bytes_(ops.coverage().bytes) {}
+  // What was asked of the backend since the last lap; it is waited for.
+  void lap(double& ms, int64_t& flops, int64_t& bytes) {
+    ops_.synchronize();
+    ms = watch_.lap_ms();
+    flops = ops_.coverage().flops - flops_;
+    bytes = ops_.coverage().bytes - bytes_;
     flops_ += flops;
     bytes_ += bytes;
   }
 
  private:
-  const Coverage& coverage_;
+  Ops& ops_;
+  StopWatch& watch_;
   int64_t flops_, bytes_;
 };
 
-}  // namespace
-
 Policy::Policy(Ops& ops, Model model, PolicySpec spec)
-    : ops_(ops), model_(std::move(model)), spec_(std::move(spec)) {
+    : ops_(ops),
+      model_(std::move(model)),
+      spec_(std::move(spec)),
+      patches_(spec_.resizer, {static_cast<int>(model_.config.vision.image),
+                               static_cast<int>(model_.config.vision.patch), ops.takes_pictures(),
+                               spec_.dark_bars ? -3.f : -1.f}) {
   ensure(spec_.tokenizer != nullptr, Fault::checkpoint,
          "this model has no tokenizer; put paligemma_tokenizer.model or tokenizer.json beside it "
          "or name one with --tokenizer FILE");
@@ -65,8 +69,8 @@ const Schedule& Policy::schedule(const InferOptions& options) {
   return schedules_.emplace(key, make_schedule(ops_, model_, steps, key.second)).first->second;
 }
 
-std::vector<double> Policy::robot_state(const Observation& observation) const {
-  std::vector<double> state = observation.state;
+std::span<const double> Policy::robot_state(const Observation& observation) const {
+  const std::vector<double>& state = observation.state;
   ensure(std::ssize(state) >= spec_.narrowest_state() && std::ssize(state) <= spec_.state_dim,
          Fault::input, "the state has {} values, this model expects {}", state.size(),
          state_dims(spec_.state_dim, spec_.state_dim_min));
@@ -77,65 +81,66 @@ std::vector<double> Policy::robot_state(const Observation& observation) const {
 }
 
 // Present cameras in the model's order, as one stack of patches; absent ones are left out.
-void Policy::add_images(const Observation& observation, Prepared& p) {
-  std::map<std::string, decltype(observation.images.begin())> by_slot;
+void Policy::add_images(const Observation& observation, Prepared& p, Inputs& in) {
+  const auto place = [&](std::string_view slot) {
+    return static_cast<size_t>(std::ranges::find(spec_.slots, slot) - spec_.slots.begin());
+  };
   std::vector<std::string> extra;
-  for (auto given = observation.images.begin(); given != observation.images.end(); ++given) {
-    const std::string& key = given->first;
-    const std::string own = camera_name(key);
-    const auto known = spec_.cameras.find(own);
-    const std::string slot = known == spec_.cameras.end() ? own : known->second;
+  p.pictures.assign(spec_.slots.size(), nullptr);
+  for (const auto& given : observation.images) {
+    const std::string_view own = without_prefix(given.first);
+    const auto known = std::ranges::find_if(
+        spec_.cameras, [&](const auto& camera) { return camera.first == own; });
+    const std::string_view slot = known == spec_.cameras.end() ? own : known->second;
     if (slot.empty()) continue;  // known to the robot, not used by the model
-    if (std::ranges::find(spec_.slots, slot) == spec_.slots.end()) {
-      extra.push_back(key);
+    if (place(slot) == spec_.slots.size()) {
+      extra.push_back(given.first);
       continue;
     }
-    ensure(!by_slot.contains(slot), Fault::input, "two images for camera '{}'", slot);
-    by_slot[slot] = given;
+    ensure(!p.pictures[place(slot)], Fault::input, "two images for camera '{}'", slot);
+    p.pictures[place(slot)] = &given;
   }
+  in.images = std::ssize(p.pictures) - std::ranges::count(p.pictures, nullptr);
   if (!extra.empty()) {  // a wrong name, unless the model sees all that it can see
     const std::vector<std::string> expected = robot_cameras(spec_);
-    ensure(by_slot.size() >= expected.size(), Fault::input,
+    ensure(in.images >= std::ssize(expected), Fault::input,
            "no camera is called '{}'; this model expects {}; nearest: '{}'", extra[0],
            quoted_names(expected), nearest(camera_name(extra[0]), expected));
     p.warnings.push_back(
         fmt::format("not used, the model has no such cameras: {}", quoted_names(extra)));
   }
-  ensure(!by_slot.empty(), Fault::input, "no image given; this model expects {}",
-         quoted_names(robot_cameras(spec_)));
+  if (in.images == 0)
+    fail(Fault::input, "no image given; this model expects {}", quoted_names(robot_cameras(spec_)));
   for (const std::string& camera : spec_.required)
-    ensure(by_slot.contains(spec_.cameras.at(camera)), Fault::input,
+    ensure(p.pictures[place(spec_.cameras.at(camera))], Fault::input,
            "the image of camera '{}' is missing; this robot needs it", camera);
-  const VisionConfig& vision = model_.config.vision;
-  const bool cut_later = ops_.takes_pictures();
-  const PatchLayout layout{static_cast<int>(vision.image), static_cast<int>(vision.patch),
-                           cut_later, spec_.dark_bars ? -3.f : -1.f};
-  p.inputs.images = std::ssize(by_slot);
-  std::vector<float> all(by_slot.size() * layout.values());
-  std::span<float> rest = all;
+  const size_t values = patches_.layout().values();
+  values_.resize(static_cast<size_t>(in.images) * values);
+  std::span<float> rest = values_;
   bool of_bytes = true;
-  for (const std::string& slot : spec_.slots) {
-    const auto found = by_slot.find(slot);
-    if (found == by_slot.end()) {
-      p.warnings.push_back(fmt::format("camera '{}' is absent and masked", slot));
+  for (size_t i = 0; i < p.pictures.size(); ++i) {
+    if (!p.pictures[i]) {
+      p.warnings.push_back(fmt::format("camera '{}' is absent and masked", spec_.slots[i]));
       continue;
     }
-    const auto& [key, image] = *found->second;
-    write_patches(image, spec_.resizer, layout, fmt::format("camera '{}': the picture", key),
-                  rest.first(layout.values()));
-    rest = rest.subspan(layout.values());
-    of_bytes &= keeps_bytes(image, spec_.resizer, layout.side);
+    const auto& [key, image] = *p.pictures[i];
+    patches_.write(image, key, rest.first(values));
+    rest = rest.subspan(values);
+    of_bytes &= patches_.keeps_bytes(image);
   }
-  const Pictures pictures{all, p.inputs.images, vision.image, vision.patch, of_bytes};
-  p.inputs.patches = cut_later ? ops_.patches(pictures) : ops_.upload(all, pictures.patches());
+  const VisionConfig& vision = model_.config.vision;
+  const Pictures pictures{values_, in.images, vision.image, vision.patch, of_bytes};
+  in.patches =
+      ops_.takes_pictures() ? ops_.patches(pictures) : ops_.upload(values_, pictures.patches());
 }
 
-Policy::Prepared Policy::preprocess(const Observation& observation) {
-  Prepared p;
-  p.states = state_to_model(spec_.transforms, robot_state(observation));
+void Policy::preprocess(const Observation& observation, Prepared& p, Inputs& in) {
+  p.observation = &observation;
+  p.warnings.clear();
+  p.states = state_to_model(spec_.transforms, robot_state(observation), std::move(p.states));
   const std::vector<double>& state = p.states.back();
   StopWatch watch;
-  add_images(observation, p);
+  add_images(observation, p, in);
   p.pictures_ms = watch.lap_ms();
   const std::optional<std::string>& text =
       observation.prompt ? observation.prompt : spec_.default_prompt;
@@ -143,35 +148,31 @@ Policy::Prepared Policy::preprocess(const Observation& observation) {
   check_utf8(*text, "the prompt");
   ensure(!strip(*text).empty(), Fault::input,
          "the prompt is empty; say what the robot shall do, such as \"fold the towel\"");
-  PromptTokens tokens = tokenize_prompt(*spec_.tokenizer, *text, state, spec_.prompt);
-  if (tokens.untruncated > std::ssize(tokens.ids))
+  p.tokens = tokenize_prompt(*spec_.tokenizer, *text, state, spec_.prompt, std::move(p.tokens));
+  in.prompt = p.tokens.ids;
+  if (p.tokens.untruncated > std::ssize(in.prompt)) {
     p.warnings.push_back(fmt::format("the prompt has {} tokens and was cut to {}",
-                                     tokens.untruncated, tokens.ids.size()));
-  if (spec_.folded_vocab)
-    for (int32_t& id : tokens.ids)
-      if (id >= *spec_.folded_vocab) id = static_cast<int32_t>(3 + id % (*spec_.folded_vocab - 3));
-  p.inputs.prompt = std::move(tokens.ids);
-  if (!model_.config.pi05()) {
-    std::vector<float> padded(static_cast<size_t>(model_.config.state_dim), 0.f);
-    std::ranges::transform(state, padded.begin(), [](double v) { return static_cast<float>(v); });
-    p.inputs.state = ops_.upload(padded, {1, model_.config.state_dim});
+                                     p.tokens.untruncated, in.prompt.size()));
+    p.tokens = {};  // megabytes of a prompt would stay
   }
-  return p;
+  if (spec_.folded_vocab)
+    for (int32_t& id : in.prompt)
+      if (id >= *spec_.folded_vocab) id = static_cast<int32_t>(3 + id % (*spec_.folded_vocab - 3));
+  if (!model_.config.pi05()) {
+    values_.assign(static_cast<size_t>(model_.config.state_dim), 0.f);
+    std::ranges::transform(state, values_.begin(), [](double v) { return static_cast<float>(v); });
+    in.state = ops_.upload(values_, {1, model_.config.state_dim});
+  }
 }
 
-std::vector<float> Policy::noise(const InferOptions& options) const {
-  const int64_t count = model_.config.horizon * model_.config.action_dim;
-  if (options.noise.empty()) {
-    std::vector<float> drawn(static_cast<size_t>(count));
-    normal_noise(options.seed, 0, drawn);
-    return drawn;
-  }
-  ensure(std::ssize(options.noise) == count, Fault::input,
-         "the noise has {} values, expected {} ({} rows of {})", options.noise.size(), count,
+void Policy::draw_noise(const InferOptions& options, std::span<float> to) const {
+  if (options.noise.empty()) return normal_noise(options.seed, 0, to);
+  ensure(options.noise.size() == to.size(), Fault::input,
+         "the noise has {} values, expected {} ({} rows of {})", options.noise.size(), to.size(),
          model_.config.horizon, model_.config.action_dim);
   for (const float v : options.noise)
     ensure(std::isfinite(v), Fault::input, "the noise contains {}, expected finite numbers", v);
-  return options.noise;
+  std::ranges::copy(options.noise, to.begin());
 }
 
 std::optional<Policy::Leftover> Policy::leftover(const InferOptions& options,
@@ -219,81 +220,85 @@ std::optional<Policy::Leftover> Policy::leftover(const InferOptions& options,
 }
 
 // The robot's dims only: what the model adds to fill its width means nothing.
-std::vector<double> Policy::to_robot(std::span<const float> normalized, const Prepared& p) const {
+void Policy::to_robot(std::span<const float> normalized, const Prepared& p,
+                      std::span<double> to) const {
   const auto wide = static_cast<size_t>(model_.config.action_dim);
   const auto dim = static_cast<size_t>(spec_.action_dim);
-  std::vector<double> actions(normalized.size() / wide * dim);
-  for (std::span<double> rest = actions; !rest.empty(); rest = rest.subspan(dim)) {
-    std::copy_n(normalized.begin(), dim, rest.begin());
-    actions_to_robot(spec_.transforms, p.states, rest.first(dim));
-    normalized = normalized.subspan(wide);
-  }
-  return actions;
+  const size_t rows = to.size() / dim;
+  for (size_t r = 0; r < rows; ++r)
+    std::ranges::copy(normalized.subspan(r * wide, dim), to.subspan(r * dim).begin());
+  actions_to_robot(spec_.transforms, p.states, to, rows);
 }
 
 // The inverse of to_robot at the state of this observation; rows of the robot's dims both.
 std::vector<float> Policy::from_robot(std::span<const double> actions, const States& states) const {
   std::vector<double> rows(actions.begin(), actions.end());
-  const auto dim = static_cast<size_t>(spec_.action_dim);
-  for (size_t i = 0; i < rows.size(); i += dim)
-    actions_to_model(spec_.transforms, states, std::span(rows).subspan(i, dim));
+  actions_to_model(spec_.transforms, states, rows,
+                   rows.size() / static_cast<size_t>(spec_.action_dim));
   std::vector<float> out(rows.size());
   std::ranges::transform(rows, out.begin(), [](double v) { return static_cast<float>(v); });
   return out;
 }
 
-std::vector<double> Policy::postprocess(std::span<const float> normalized,
-                                        const Prepared& p) const {
-  std::vector<double> real = to_robot(normalized, p);
-  for (size_t i = 0; i < real.size(); ++i)
-    ensure(std::isfinite(real[i]), Fault::internal,
+void Policy::postprocess(const Prepared& p, Actions& out) const {
+  out.horizon = model_.config.horizon;
+  out.dim = spec_.action_dim;
+  out.model_dim = model_.config.action_dim;
+  out.values.resize(static_cast<size_t>(out.horizon * out.dim));
+  to_robot(out.normalized, p, out.values);
+  for (size_t i = 0; i < out.values.size(); ++i)
+    ensure(std::isfinite(out.values[i]), Fault::internal,
            "action {} of row {} is {}; refusing to return it. Are weights and statistics sound?",
-           static_cast<int64_t>(i) % spec_.action_dim, static_cast<int64_t>(i) / spec_.action_dim,
-           real[i]);
-  return real;
+           static_cast<int64_t>(i) % out.dim, static_cast<int64_t>(i) / out.dim, out.values[i]);
+  out.warnings = p.warnings;
+  add_quantiles(p, out);
 }
 
 // Two more rows through to_robot: relative actions become absolute, ALOHA's joints flip.
 void Policy::add_quantiles(const Prepared& p, Actions& out) const {
   const Normalizer& state = spec_.normalize().state;
   const std::vector<double>& before = p.states[p.states.size() - 2];  // as they are normalised
-  if (state.has_quantiles(std::ssize(before)))
+  if (state.has_quantiles(std::ssize(before))) {
+    out.state_outside.resize(before.size());
     for (size_t i = 0; i < before.size(); ++i) {
       // lerobot's statistics are floats: a state equal to its quantile is not outside.
       const auto seen = [&](double v) {
         return state.family == Family::openpi ? v : static_cast<float>(v);
       };
       const double v = seen(before[i]);
-      out.state_outside.push_back(v < seen(state.q01[i]) || v > seen(state.q99[i]));
+      out.state_outside[i] = v < seen(state.q01[i]) || v > seen(state.q99[i]);
     }
-  if (quantiles_.empty()) return;
-  const std::vector<double> pair = to_robot(quantiles_, p);
-  if (!std::ranges::all_of(pair, [](double v) { return std::isfinite(v); })) return;
-  for (size_t d = 0; d < static_cast<size_t>(out.dim); ++d) {
-    const auto [low, high] = std::minmax(pair[d], pair[d + static_cast<size_t>(out.dim)]);
-    out.low.push_back(low);
-    out.high.push_back(high);
   }
+  if (quantiles_.empty()) return;
+  const auto dim = static_cast<size_t>(out.dim);
+  out.low.resize(2 * dim);
+  to_robot(quantiles_, p, out.low);
+  if (!std::ranges::all_of(out.low, [](double v) { return std::isfinite(v); }))
+    return out.low.clear();
+  out.high.assign(out.low.begin() + out.dim, out.low.end());
+  out.low.resize(dim);
+  for (size_t d = 0; d < dim; ++d)
+    if (out.low[d] > out.high[d]) std::swap(out.low[d], out.high[d]);
 }
 
 // Vision and prefill, like denoising, are bodies that a backend may record and replay; their sizes
 // are those of one observation and one chunk, so a batch runs plainly.
-void Policy::read_prefix(Call& call, const Stage& stage) {
-  std::vector<KvCache*> caches;
-  for (size_t i = 0; i < call.inputs.size(); ++i) caches.push_back(&cache_of(call, i));
-  StageTimes& times = call.out.times;
-  StageWork& work = call.out.work;
-  tendon::read_prefix(
-      ops_, model_, call.inputs, Sequences(caches), [&](auto* name, auto given, auto& body) {
-        std::vector<Tensor> made =
-            call.recorded ? ops_.graph({name, call.sizes}, given, body) : body(given);
-        if (std::string_view(name) == "vision")
-          stage(times.vision_ms, work.vision_flops, work.vision_bytes);
-        else
-          stage(times.prefill_ms, work.prefill_flops, work.prefill_bytes);
-        return made;
-      });
-  for (const KvCache* cache : caches) work.prefix_tokens += cache->prefix;
+void Policy::read_prefix(Call& call, Meter& meter) {
+  call.caches.clear();
+  for (size_t i = 0; i < call.inputs.size(); ++i) call.caches.push_back(&cache_of(call, i));
+  StageTimes& times = call.times;
+  StageWork& work = call.work;
+  const auto run = [&](const char* name, auto given, const Kernels::Body& body) {
+    std::vector<Tensor> made =
+        call.recorded ? ops_.graph({name, call.sizes}, given, body) : body(given);
+    if (std::string_view(name) == "vision")
+      meter.lap(times.vision_ms, work.vision_flops, work.vision_bytes);
+    else
+      meter.lap(times.prefill_ms, work.prefill_flops, work.prefill_bytes);
+    return made;
+  };
+  tendon::read_prefix(ops_, model_, call.inputs, Sequences(call.caches), std::ref(run));
+  for (const KvCache* cache : call.caches) work.prefix_tokens += cache->prefix;
 }
 
 std::vector<float> Policy::velocity(const Observation& observation, std::span<const float> noisy,
@@ -317,10 +322,12 @@ std::vector<std::vector<float>> Policy::velocities(const Observation& observatio
     times.push_back(static_cast<float>(t));
   }
   Call call;
-  add(observation, call);
+  preprocess(observation, call.observations.emplace_back(), call.inputs.emplace_back());
   const Inputs& in = call.inputs[0];
   call.sizes = {in.images, std::ssize(in.prompt)};
-  read_prefix(call, [](auto&...) {});
+  StopWatch watch;
+  Meter meter(ops_, watch);
+  read_prefix(call, meter);
   std::vector<std::vector<float>> all;
   const std::vector<StepTables> steps = step_tables(ops_, model_, times, TimeSequence::lerobot);
   for (size_t i = 0; i < points.size(); ++i) {
@@ -348,124 +355,136 @@ std::vector<float> Policy::to_model(const Observation& observation,
   return all;
 }
 
-void Policy::add(const Observation& observation, Call& call) {
+void Policy::add(const Observation& observation, size_t place, Call& call) {
   StopWatch watch;
-  Prepared p = preprocess(observation);
-  call.out.times.pictures_ms += p.pictures_ms;
-  call.out.times.prompt_ms += watch.lap_ms() - p.pictures_ms;
-  call.inputs.push_back(std::move(p.inputs));
-  call.observations.push_back(std::move(p));
-  if (call.inputs.size() > 1) call.others.push_back(make_cache(ops_, model_.config));
+  Prepared& p = call.observations[place];
+  preprocess(observation, p, call.inputs[place]);
+  call.times.pictures_ms += p.pictures_ms;
+  call.times.prompt_ms += watch.lap_ms() - p.pictures_ms;
+  if (place > 0) call.others.push_back(make_cache(ops_, model_.config));
 }
 
 Policy::Call Policy::prepare(std::span<const BatchRow> rows) {
   ensure(!rows.empty() && rows.size() <= 64, Fault::input, "a batch of {} rows, expected 1 to 64",
          rows.size());
-  Call call;
+  Call call = std::exchange(spare_, {});
   call.recorded = rows.size() == 1;
   if (!call.recorded) ops_.forget_graphs();
-  std::map<const Observation*, size_t> known;
-  for (const BatchRow& row : rows) try {
-      ensure(row.observation != nullptr, Fault::input, "no observation");
-      const auto [place, is_new] = known.try_emplace(row.observation, known.size());
-      if (is_new) add(*row.observation, call);
-      const Prepared& p = call.observations[place->second];
+  call.observations.resize(rows.size());
+  call.inputs.resize(rows.size());
+  call.draws.resize(rows.size());
+  size_t known = 0;  // observations
+  for (size_t r = 0; r < rows.size(); ++r) try {
+      const InferOptions& options = rows[r].options;
+      ensure(rows[r].observation != nullptr, Fault::input, "no observation");
+      const auto seen = std::span(call.observations).first(known);
+      const auto found = std::ranges::find(seen, rows[r].observation, &Prepared::observation);
+      Draw& draw = call.draws[r];
+      draw.row = r;
+      draw.observation = static_cast<size_t>(found - seen.begin());
+      if (found == seen.end()) add(*rows[r].observation, known++, call);
       StopWatch watch;
-      const Schedule& steps = schedule(row.options);
-      call.out.times.tables_ms += watch.lap_ms();
-      call.draws.push_back({place->second, &steps, noise(row.options), leftover(row.options, p)});
-      call.out.times.noise_ms += watch.lap_ms();
+      draw.steps = &schedule(options);
+      call.times.tables_ms += watch.lap_ms();
+      draw.noise.resize(static_cast<size_t>(model_.config.horizon * model_.config.action_dim));
+      draw_noise(options, draw.noise);
+      draw.left = leftover(options, call.observations[draw.observation]);
+      call.times.noise_ms += watch.lap_ms();
     } catch (const Error& e) {
       if (rows.size() == 1) throw;
-      fail(e.fault(), "row {}: {}", call.draws.size(), e.what());
+      fail(e.fault(), "row {}: {}", r, e.what());
     }
+  call.observations.resize(known);
+  call.inputs.resize(known);
   const Inputs& in = call.inputs[0];
   call.sizes = {in.images, std::ssize(in.prompt), std::ssize(call.draws[0].steps->steps),
                 static_cast<int64_t>(rows[0].options.sequence.value_or(spec_.sequence))};
   return call;
 }
 
-// Rows of one schedule and one form of guidance: normalised actions, row by row.
-std::vector<float> Policy::denoise_together(Call& call, std::span<const size_t> rows) {
-  const Draw& first = call.draws[rows[0]];
-  std::vector<KvCache*> caches;
-  std::vector<float> drawn, target, weights;
-  for (const size_t r : rows) {
-    const Draw& draw = call.draws[r];
-    caches.push_back(&cache_of(call, draw.observation));
-    drawn.insert(drawn.end(), draw.noise.begin(), draw.noise.end());
+// Draws of one kind: their normalised actions.
+void Policy::denoise_together(Call& call, std::span<const Draw> draws, std::span<Actions> out) {
+  const Draw& first = draws[0];
+  std::vector<float> target, weights;
+  call.caches.clear();
+  values_.clear();
+  for (const Draw& draw : draws) {
+    call.caches.push_back(&cache_of(call, draw.observation));
+    values_.insert(values_.end(), draw.noise.begin(), draw.noise.end());
     if (!draw.left) continue;
     target.insert(target.end(), draw.left->target.begin(), draw.left->target.end());
     weights.insert(weights.end(), draw.left->weights.begin(), draw.left->weights.end());
   }
   // Uploaded only now: a replay may use the memory of whatever came after it was recorded.
-  const Shape chunks{std::ssize(rows) * model_.config.horizon, model_.config.action_dim};
+  const Shape chunks{std::ssize(draws) * model_.config.horizon, model_.config.action_dim};
   std::optional<Guidance> guided;
   if (first.left)
     guided = {ops_.upload(target, chunks), ops_.upload(weights, chunks), first.left->max_weight};
-  const Tensor start = ops_.upload(drawn, chunks);
+  const Tensor start = ops_.upload(values_, chunks);
   const auto denoised = [&](auto inputs) {
     return std::vector<Tensor>{
-        denoise(ops_, model_, Sequences(caches), *first.steps, {inputs[0], guided})};
+        denoise(ops_, model_, Sequences(call.caches), *first.steps, {inputs[0], guided})};
   };
   const bool recorded = call.recorded && !guided;
   const std::span<const Tensor> inputs(&start, 1);
-  return ops_.download(
-      (recorded ? ops_.graph({"denoise", call.sizes}, inputs, denoised) : denoised(inputs))[0]);
+  const std::vector<Tensor> made =
+      recorded ? ops_.graph({"denoise", call.sizes}, inputs, std::ref(denoised)) : denoised(inputs);
+  ops_.download(made[0], values_);
+  for (auto chunk = values_.begin(); const Draw& draw : draws) {
+    const auto end = chunk + std::ssize(draw.noise);
+    out[draw.row].normalized.assign(chunk, end);
+    chunk = end;
+  }
 }
 
 Actions Policy::infer(const Observation& observation, const InferOptions& options) {
   const BatchRow row{&observation, options};
-  return std::move(infer_batch(std::span(&row, 1))[0]);
+  Actions out;
+  answer({&row, 1}, {&out, 1});
+  return out;
 }
 
 std::vector<Actions> Policy::infer_batch(std::span<const BatchRow> rows) {
+  std::vector<Actions> out(rows.size());
+  answer(rows, out);
+  return out;
+}
+
+void Policy::answer(std::span<const BatchRow> rows, std::span<Actions> out) {
   const Ops::Polled polled(ops_, rows.empty() ? nullptr : rows[0].options.poll);
   StopWatch total, watch;
   Call call = prepare(rows);
-  StageTimes& times = call.out.times;
-  StageWork& work = call.out.work;
-  WorkMeter meter(ops_.coverage());
+  StageTimes& times = call.times;
+  StageWork& work = call.work;
   times.preprocess_ms = watch.lap_ms();
+  Meter meter(ops_, watch);
+  read_prefix(call, meter);
 
-  const Stage stage = [&](double& ms, int64_t& flops, int64_t& bytes) {
-    ops_.synchronize();
-    ms = watch.lap_ms();
-    meter.lap(flops, bytes);
-  };
-  read_prefix(call, stage);
-
-  std::vector<Actions> out(rows.size(), {.horizon = model_.config.horizon,
-                                         .dim = spec_.action_dim,
-                                         .model_dim = model_.config.action_dim});
-  std::map<std::tuple<const Schedule*, bool, float>, std::vector<size_t>> groups;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const Draw& draw = call.draws[r];
-    groups[{draw.steps, draw.left.has_value(), draw.left ? draw.left->max_weight : 0}].push_back(r);
+  std::ranges::sort(call.draws, {}, [](const Draw& d) { return std::pair(d.kind(), d.row); });
+  for (std::span<const Draw> rest = call.draws; !rest.empty();) {
+    const auto other =
+        std::ranges::find_if(rest, [&](const Draw& d) { return d.kind() != rest[0].kind(); });
+    const auto together = rest.first(static_cast<size_t>(other - rest.begin()));
+    denoise_together(call, together, out);
+    rest = rest.subspan(together.size());
+  }
+  meter.lap(times.denoise_ms, work.denoise_flops, work.denoise_bytes);
+  for (const Draw& draw : call.draws)
     work.skipped_flops += dense_flops(model_.config, std::ssize(draw.steps->steps));
-  }
-  for (const auto& [key, members] : groups) {
-    const std::vector<float> all = denoise_together(call, members);
-    std::span<const float> chunks = all;
-    const size_t values = all.size() / members.size();
-    for (const size_t r : members) {
-      out[r].normalized.assign(chunks.begin(), chunks.begin() + static_cast<int64_t>(values));
-      chunks = chunks.subspan(values);
-    }
-  }
-  stage(times.denoise_ms, work.denoise_flops, work.denoise_bytes);
   work.skipped_flops -= work.vision_flops + work.prefill_flops + work.denoise_flops;
 
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const Prepared& p = call.observations[call.draws[r].observation];
-    out[r].values = postprocess(out[r].normalized, p);
-    add_quantiles(p, out[r]);
-    out[r].warnings = p.warnings;
-  }
+  for (const Draw& draw : call.draws)
+    postprocess(call.observations[draw.observation], out[draw.row]);
   times.postprocess_ms = watch.lap_ms();
   times.total_ms = total.lap_ms();
   for (Actions& row : out) row.times = times, row.work = work;
-  return out;
+
+  // The host's memory serves the next call, the backend's goes back.
+  for (Inputs& in : call.inputs) in.patches = in.state = {};
+  call.others.clear();
+  call.times = {};
+  call.work = {};
+  spare_ = std::move(call);
 }
 
 }  // namespace tendon

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <array>
-#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "model/pi0.h"
@@ -93,7 +94,12 @@ class Policy {
                               std::span<const double> actions) const;
 
   // What infer() passes to the network; the errors of infer() for a bad observation.
-  Inputs inputs(const Observation& observation) { return preprocess(observation).inputs; }
+  Inputs inputs(const Observation& observation) {
+    Prepared p;
+    Inputs in;
+    preprocess(observation, p, in);
+    return in;
+  }
 
   const Config& config() const { return model_.config; }
   const Model& model() const { return model_; }
@@ -101,9 +107,13 @@ class Policy {
   Ops& ops() { return ops_; }
 
  private:
+  class Meter;
+  // What the answer to an observation takes from it, beside the network's inputs.
   struct Prepared {
-    Inputs inputs;
+    const Observation* observation = nullptr;
+    std::vector<const std::pair<const std::string, Image>*> pictures;  // by slot; null: absent
     States states;
+    PromptTokens tokens;
     std::vector<std::string> warnings;
     double pictures_ms = 0;
   };
@@ -114,45 +124,54 @@ class Policy {
   };
   // One chunk to be drawn.
   struct Draw {
+    size_t row = 0;          // of the call
     size_t observation = 0;  // of Call::observations
     const Schedule* steps = nullptr;
     std::vector<float> noise;
     std::optional<Leftover> left;
+    // Draws of one kind are denoised together.
+    auto kind() const { return std::tuple(steps, left.has_value(), left ? left->max_weight : 0); }
   };
   struct Call {
-    std::vector<Prepared> observations;  // every one once; their inputs are in `inputs`
-    std::vector<Inputs> inputs;
-    std::vector<Draw> draws;         // one per row
-    std::vector<KvCache> others;     // the first observation's is cache_
-    std::array<int64_t, 4> sizes{};  // of its graphs
-    bool recorded = true;            // vision, prefill and denoise may be
-    Actions out;                     // times and work
+    std::vector<Prepared> observations;  // every one once
+    std::vector<Inputs> inputs;          // of each of them
+    std::vector<Draw> draws;             // one per row
+    std::vector<KvCache> others;         // the first observation's is cache_
+    std::vector<KvCache*> caches;        // of the sequences that run
+    std::array<int64_t, 4> sizes{};      // of its graphs
+    bool recorded = true;                // vision, prefill and denoise may be
+    StageTimes times;
+    StageWork work;
   };
+  void answer(std::span<const BatchRow> rows, std::span<Actions> out);
   Call prepare(std::span<const BatchRow> rows);
-  void add(const Observation& observation, Call& call);
-  Prepared preprocess(const Observation& observation);
-  void add_images(const Observation& observation, Prepared& p);
-  std::vector<double> robot_state(const Observation& observation) const;
-  std::vector<double> to_robot(std::span<const float> normalized, const Prepared& p) const;
+  void add(const Observation& observation, size_t place, Call& call);
+  void preprocess(const Observation& observation, Prepared& p, Inputs& in);
+  void add_images(const Observation& observation, Prepared& p, Inputs& in);
+  std::span<const double> robot_state(const Observation& observation) const;
+  void to_robot(std::span<const float> normalized, const Prepared& p, std::span<double> to) const;
   std::vector<float> from_robot(std::span<const double> actions, const States& states) const;
-  std::vector<double> postprocess(std::span<const float> normalized, const Prepared& p) const;
+  void postprocess(const Prepared& p, Actions& out) const;
   void add_quantiles(const Prepared& p, Actions& out) const;
-  std::vector<float> noise(const InferOptions& options) const;
+  void draw_noise(const InferOptions& options, std::span<float> to) const;
   std::optional<Leftover> leftover(const InferOptions& options, const Prepared& p) const;
   const Schedule& schedule(const InferOptions& options);
   KvCache& cache_of(Call& call, size_t observation) {
     return observation == 0 ? cache_ : call.others[observation - 1];
   }
-  using Stage = std::function<void(double& ms, int64_t& flops, int64_t& bytes)>;  // it has ended
-  void read_prefix(Call& call, const Stage& stage);
-  std::vector<float> denoise_together(Call& call, std::span<const size_t> rows);
+  void read_prefix(Call& call, Meter& meter);
+  void denoise_together(Call& call, std::span<const Draw> draws, std::span<Actions> out);
 
   Ops& ops_;
   Model model_;
   PolicySpec spec_;
+  PatchWriter patches_;
   KvCache cache_;
   std::vector<float> quantiles_;  // two normalised rows: 1 % and 99 % of the actions; or none
   std::map<std::pair<int64_t, TimeSequence>, Schedule> schedules_;
+  // Memory for the next call.
+  Call spare_;
+  std::vector<float> values_;  // on their way to the backend or back
 };
 
 }  // namespace tendon

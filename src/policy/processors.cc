@@ -197,8 +197,8 @@ void read_prepare_state(const Step& step, Processors& p) {
 
 }  // namespace
 
-std::string camera_name(const std::string& key) {
-  for (const std::string prefix : {"observation.images.", "observation/"})
+std::string_view without_prefix(std::string_view key) {
+  for (const std::string_view prefix : {"observation.images.", "observation/"})
     if (key.starts_with(prefix)) return key.substr(prefix.size());
   return key;
 }

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "policy/statistics.h"
@@ -36,6 +37,7 @@ struct ProcessorNeeds {
 Processors read_processors(const std::filesystem::path& folder, const ProcessorNeeds& needs);
 
 // "observation.images.top" and "observation/top" are "top".
-std::string camera_name(const std::string& key);
+std::string_view without_prefix(std::string_view key);
+inline std::string camera_name(const std::string& key) { return std::string(without_prefix(key)); }
 
 }  // namespace tendon
