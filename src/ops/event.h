@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -32,8 +33,8 @@ namespace tendon {
 #define TENDON_OP(op, op_class) op,
 enum class Op : uint8_t { TENDON_OPS(TENDON_OP) };
 #undef TENDON_OP
-#define TENDON_OP(op, op_class) +1
-constexpr int kOpCount = TENDON_OPS(TENDON_OP);
+#define TENDON_OP(op, op_class) Op::op,
+constexpr int kOpCount = static_cast<int>(std::initializer_list<Op>{TENDON_OPS(TENDON_OP)}.size());
 #undef TENDON_OP
 std::string_view name(Op op);
 
