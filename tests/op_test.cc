@@ -106,15 +106,25 @@ TEST(Checks, a_wrong_shape_is_named_with_operation_got_and_expected) {
 
 TEST(Audit, sums_are_of_one_class_or_module_and_nothing_has_no_share) {
   const auto call = [](OpClass op_class, Module module, bool device, int64_t n) {
-    return AuditEntry{.call = {.op_class = op_class, .flops = n, .bytes_read = n, .bytes_up = n},
+    return AuditEntry{.call = {.op_class = op_class,
+                               .flops = n,
+                               .bytes_read = n,
+                               .bytes_written = 10 * n,
+                               .bytes_up = n,
+                               .bytes_down = 2 * n,
+                               .seconds = .5},
                       .module = module,
                       .device = device,
-                      .ups = 1};
+                      .ups = 1,
+                      .downs = 2};
   };
   const Audit audit{{call(OpClass::linear, Module::siglip, true, 3),
                      call(OpClass::linear, Module::expert, false, 1),
                      call(OpClass::norm, Module::expert, true, 4)}};
-  EXPECT_EQ(audit.total().bytes, 8);
+  EXPECT_EQ(audit.total().bytes, 88);
+  EXPECT_EQ(audit.total().bytes_down, 16);
+  EXPECT_EQ(audit.total().downs, 6);
+  EXPECT_EQ(audit.total().seconds, 1.5);
   EXPECT_EQ(audit.of(Module::siglip).device_flops, 3);
   EXPECT_EQ(audit.of(Module::expert).bytes_up, 5);
   EXPECT_EQ(audit.of(OpClass::norm).calls(), 1);
