@@ -9,7 +9,6 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "answering.h"
 #include "message.h"
 #include "options.h"
 #include "policy.h"
@@ -59,8 +58,7 @@ std::string doctor(const nb::dict& given) {
 }
 
 nb::dict convert_file(const std::string& model, const std::string& out, const nb::dict& given) {
-  OpenOptions options = read_open_options(given);
-  options.progress = progress_to(nb::none());
+  const OpenOptions options = read_open_options(given);
   Converted done;
   {
     const nb::gil_scoped_release released;
@@ -75,8 +73,7 @@ nb::dict convert_file(const std::string& model, const std::string& out, const nb
 
 std::string validate(const std::string& model, const std::optional<nb::dict>& observation,
                      bool health_only, bool all_layers, const nb::dict& given) {
-  OpenOptions options = read_open_options(given);
-  options.progress = progress_to(nb::none());
+  const OpenOptions options = read_open_options(given);
   std::optional<Message> message;
   if (observation) message.emplace(*observation, nb::dict());
   const nb::gil_scoped_release released;
@@ -126,8 +123,7 @@ Oracle oracle_of(const nb::object& against) {
 nb::tuple certify_model(const std::string& model, const nb::object& against,
                         const std::string& name, const std::tuple<int64_t, uint64_t>& drawn,
                         const nb::dict& given) {
-  OpenOptions options = read_open_options(given);
-  options.progress = progress_to(nb::none());
+  const OpenOptions options = read_open_options(given);
   const Certifying certifying{.count = std::get<0>(drawn),
                               .seed = std::get<1>(drawn),
                               .oracle = oracle_of(against),
@@ -141,30 +137,6 @@ nb::tuple certify_model(const std::string& model, const nb::object& against,
     page = html_page(certificate);
   }
   return nb::make_tuple(json, page);
-}
-
-void add_policies(nb::module_& m) {
-  nb::class_<LocalPolicy>(m, "LocalPolicy")
-      .def(nb::init<const std::string&, const nb::dict&, nb::object>(), "model"_a, "options"_a,
-           "progress"_a.none())
-      .def("infer", &LocalPolicy::infer, "message"_a, "additions"_a, "steps"_a.none())
-      .def("metadata", &LocalPolicy::metadata)
-      .def("notes", &LocalPolicy::notes);
-  nb::class_<ServedByOthers>(m, "RemotePolicy")
-      .def(nb::init<const std::string&, const std::string&, double>(), "url"_a, "api_key"_a,
-           "timeout_s"_a)
-      .def("infer", &ServedByOthers::infer, "message"_a, "additions"_a)
-      .def("metadata", &ServedByOthers::metadata)
-      .def("close", &ServedByOthers::close);
-  nb::class_<Answering>(m, "Answering")
-      .def(nb::init<const std::string&, const nb::dict&>(), "model"_a, "options"_a)
-      .def("greeting", &Answering::greeting)
-      .def("connect", &Answering::connect)
-      .def("disconnect", &Answering::disconnect, "connection"_a)
-      .def("answer", &Answering::answer, "connection"_a, "message"_a)
-      .def("waiting", &Answering::waiting)
-      .def("failure", &Answering::failure)
-      .def("fingerprint", &Answering::fingerprint);
 }
 
 }  // namespace

@@ -73,16 +73,26 @@ void read(nb::handle value, std::optional<T>& to) {
   read(value, to.emplace());
 }
 
+std::function<void(const LoadProgress&)> progress_to(nb::object report) {
+  // Options are copied and destroyed without the GIL, which counting references needs.
+  const std::shared_ptr<nb::object> kept(new nb::object(std::move(report)), [](nb::object* object) {
+    const nb::gil_scoped_acquire gil;
+    delete object;
+  });
+  return [kept](const LoadProgress& p) {
+    const nb::gil_scoped_acquire gil;
+    check_signals();
+    if (!kept->is_none()) (*kept)(p.bytes, p.plan.weights);
+  };
+}
+
 }  // namespace
 
-OpenOptions read_open_options(const nb::dict& given) {
+OpenOptions read_open_options(const nb::dict& given, nb::object report) {
   OpenOptions options;
-  size_t known = 0;
   fields(options, [&](const char* name, auto& to) {
-    if (!given.contains(name)) return;
-    ++known;
+    if (!given.contains(name) || given[name].is_none()) return;
     const nb::object value = given[name];
-    if (value.is_none()) return;
     try {
       read(value, to);
     } catch (const std::exception&) {
@@ -92,7 +102,6 @@ OpenOptions read_open_options(const nb::dict& given) {
       throw nb::type_error(text.c_str());
     }
   });
-  if (known == nb::len(given)) return options;
   const std::vector<std::string> names = open_option_names();
   for (const auto& [key, value] : given) {
     const auto name = nb::cast<std::string>(key);
@@ -101,6 +110,7 @@ OpenOptions read_open_options(const nb::dict& given) {
         fmt::format("there is no option '{}'; nearest: '{}'", name, nearest(name, names));
     throw nb::type_error(text.c_str());
   }
+  options.progress = progress_to(std::move(report));
   return options;
 }
 
@@ -124,19 +134,6 @@ std::function<void()> poll_signals() {
     if (Clock::now() - last < std::chrono::milliseconds(100)) return;
     check_signals();
     last = Clock::now();
-  };
-}
-
-std::function<void(const LoadProgress&)> progress_to(nb::object report) {
-  // Options are copied and destroyed without the GIL, which counting references needs.
-  const std::shared_ptr<nb::object> kept(new nb::object(std::move(report)), [](nb::object* object) {
-    const nb::gil_scoped_acquire gil;
-    delete object;
-  });
-  return [kept](const LoadProgress& p) {
-    const nb::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
-    if (!kept->is_none()) (*kept)(p.bytes, p.plan.weights);
   };
 }
 

@@ -11,8 +11,10 @@
 namespace tendon::python {
 
 // None counts as absent. Throws TypeError for a name that is no option, with the nearest, and for a
-// value of another type.
-OpenOptions read_open_options(const nanobind::dict& given);
+// value of another type. While weights load, signals are looked at as by check_signals(), and
+// `report`, where it is not None, is told (bytes loaded, bytes in all).
+OpenOptions read_open_options(const nanobind::dict& given,
+                              nanobind::object report = nanobind::none());
 
 std::vector<std::string> open_option_names();
 
@@ -24,8 +26,5 @@ void check_signals();
 // tenth of a second at most (what another thread computes may hold the GIL) and throws what the
 // handler raised, KeyboardInterrupt as a rule; on other threads it is empty. Made with the GIL.
 std::function<void()> poll_signals();
-
-// What `report` is told while weights load: (bytes loaded, bytes in all).
-std::function<void(const LoadProgress&)> progress_to(nanobind::object report);
 
 }  // namespace tendon::python

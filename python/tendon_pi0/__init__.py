@@ -7,8 +7,7 @@
 docs/python.md says what an observation is. Every error is a tendon_pi0.errors.Error.
 """
 from ._engine import version as _version
-from ._model import certify, convert, doctor, inspect, validate
-from ._observations import demo_observation
+from ._model import certify, convert, demo_observation, doctor, inspect, validate
 from ._policy import Policy, RemotePolicy, connect
 from .errors import (BackendError, CheckpointError, Error, InternalError, MemoryPlanError,
                      NetworkError, RequestError, UsageError, VerdictError)

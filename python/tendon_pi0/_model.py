@@ -1,4 +1,5 @@
-"""What the command's verbs find out about models and machines, as dictionaries: docs/usage.md."""
+"""What the command's verbs find out about models and machines, as dictionaries: docs/usage.md. And
+an observation to try models with."""
 from __future__ import annotations
 
 import json
@@ -6,11 +7,27 @@ import os
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import _engine
-from ._observations import from_parts
 from ._options import OpenOptions, Path
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+def demo_observation() -> dict[str, Any]:
+    """What the policies "demo" and "demo:pi05" see where an episode begins.
+
+    Under lerobot's keys: two pictures, uint8 [height, width, 3]; "observation.state", float64 [3]:
+    the gripper's place and opening; "prompt"."""
+    return _from_parts(*_engine.demo_observation())
+
+
+def _from_parts(pictures: list[Any], state: list[float], prompt: str | None) -> dict[str, Any]:
+    """An observation of the engine, under lerobot's keys."""
+    import numpy as np
+    observation: dict[str, Any] = {
+        f"observation.images.{camera}": np.frombuffer(rgb, np.uint8).reshape(height, width, 3)
+        for camera, height, width, rgb in pictures}
+    return {**observation, "observation.state": np.array(state), "prompt": prompt}
 
 
 def inspect(checkpoint: Path, **options: Unpack[OpenOptions]) -> dict[str, Any]:
@@ -57,7 +74,7 @@ def certify(checkpoint: Path, *, count: int = 3, seed: int = 0,
     def asked(parts: Any, noise: bytes, columns: int) -> tuple[list[float], list[Any]]:
         import numpy as np
         values = np.frombuffer(noise, np.float32).reshape(-1, columns)
-        said = against(from_parts(*parts), values)
+        said = against(_from_parts(*parts), values)
         said = said if isinstance(said, dict) else {"actions": said}
         return (np.asarray(said["actions"], np.float64).ravel().tolist(),
                 [(name, np.asarray(stage, np.float32).tobytes())

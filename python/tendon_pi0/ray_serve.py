@@ -48,8 +48,6 @@ async def _robot(socket: WebSocket) -> None:
                 return
     except WebSocketDisconnect:
         pass
-    finally:
-        policy.disconnect(connection)
 
 
 @serve.ingress(Starlette(routes=[Route("/healthz", _healthz), WebSocketRoute("/", _robot)]))
