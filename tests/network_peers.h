@@ -74,7 +74,7 @@ class TestServer : public WebSocketEvents {
   explicit TestServer(const WebSocketOptions& options = {}, Script script = nullptr,
                       std::optional<std::string> greeting = {})
       : script_(std::move(script)), greeting_(std::move(greeting)) {
-    port = network.listen_websocket(options, *this, [](const HttpRequest& request) {
+    port = network.listen(options, this, [](const HttpRequest& request) {
       if (request.target == "/healthz") return HttpReply{.body = "OK\n"};
       return HttpReply{.status = 404, .body = "not found\n"};
     });

@@ -131,8 +131,9 @@ TEST(Http, a_head_that_its_sender_ends_half_way_is_not_answered) {
 
 TEST(Http, a_port_without_websockets_serves_every_request) {
   Network network;
-  const uint16_t port = network.listen_http(
-      {}, [](const HttpRequest& r) { return HttpReply{.body = r.method + " " + r.target}; });
+  const uint16_t port = network.listen({}, nullptr, [](const HttpRequest& r) {
+    return HttpReply{.body = r.method + " " + r.target};
+  });
   std::thread thread([&] { network.run(); });
   EXPECT_EQ(body_of(answer(port, "GET /metrics?x HTTP/1.1\r\nHost: x\r\n\r\n")), "GET /metrics?x");
   EXPECT_EQ(upgrade_answer(port, ""), "HTTP/1.1 200 OK");
@@ -351,7 +352,7 @@ TEST(Ports, that_cannot_be_had_say_what_to_do) {
   TestServer server;
   Network network;
   const auto refused_at = [&](const PortOptions& at, const std::string& why) {
-    return refuses(Fault::network, why, [&] { network.listen_http(at, nullptr); });
+    return refuses(Fault::network, why, [&] { network.listen({.at = at}, nullptr, nullptr); });
   };
   const std::string taken = "port " + std::to_string(server.port);
   EXPECT_TRUE(refused_at({.port = server.port},
@@ -371,7 +372,7 @@ TEST(Ports, that_cannot_be_had_say_what_to_do) {
   }
   for (const char* fine :
        {"127.0.0.1", "0.0.0.0", "localhost", "LocalHost.", "a.robot.localhost", "*", ""})
-    EXPECT_NO_THROW(network.listen_http({.host = fine}, nullptr)) << fine;
+    EXPECT_NO_THROW(network.listen({.at = {.host = fine}}, nullptr, nullptr)) << fine;
 }
 
 TEST(Ports, are_free_again_at_once_after_a_restart) {

@@ -72,22 +72,6 @@ std::list<Acceptor> bound(Loop& loop, const PortOptions& at) {
 
 }  // namespace
 
-uint16_t Hub::listen(const WebSocketOptions& options, WebSocketEvents* events, HttpHandler http) {
-  std::list<Acceptor> acceptors = bound(loop, options.at);
-  for (Acceptor& acceptor : acceptors) {
-    ErrorCode ec;
-    acceptor.listen(asio::socket_base::max_listen_connections, ec);
-    if (ec) refuse(options.at, ec);
-  }
-  Port& port = *ports.emplace_back(std::make_unique<Port>());
-  port.options = options;
-  port.events = events;
-  port.http = std::move(http);
-  port.acceptors = std::move(acceptors);
-  for (Acceptor& acceptor : port.acceptors) accept(port, acceptor);
-  return port.acceptors.front().local_endpoint().port();
-}
-
 void Hub::accept(Port& port, Acceptor& acceptor) {
   const auto head = std::make_shared<HttpConnection>(*this, port, next_id++);
   acceptor.async_accept(head->stream().socket(), [this, &port, &acceptor, head](ErrorCode ec) {
@@ -152,16 +136,6 @@ void Hub::wait_for(asio::signal_set& set, const std::function<void(int)>& action
   });
 }
 
-void Hub::close_all() {
-  for (const auto& port : ports) {
-    for (Acceptor& acceptor : port->acceptors) acceptor.close();
-    for (const auto& [id, head] : std::map(port->http_connections)) head->drop();
-  }
-  for (const auto& [id, socket] : std::map(websockets)) socket->finish(false);
-  for (const auto& peer : lingering) peer->cut();
-  loop.stop();
-}
-
 }  // namespace wire
 
 void check_port(const PortOptions& at) {
@@ -172,13 +146,21 @@ void check_port(const PortOptions& at) {
 Network::Network() : hub_(std::make_unique<wire::Hub>()) {}
 Network::~Network() = default;
 
-uint16_t Network::listen_http(const PortOptions& at, HttpHandler handler) {
-  return hub_->listen({.at = at}, nullptr, std::move(handler));
-}
-
-uint16_t Network::listen_websocket(const WebSocketOptions& options, WebSocketEvents& events,
-                                   HttpHandler http) {
-  return hub_->listen(options, &events, std::move(http));
+uint16_t Network::listen(const WebSocketOptions& options, WebSocketEvents* events,
+                         HttpHandler http) {
+  std::list<wire::Acceptor> acceptors = wire::bound(hub_->loop, options.at);
+  for (wire::Acceptor& acceptor : acceptors) {
+    wire::ErrorCode ec;
+    acceptor.listen(boost::asio::socket_base::max_listen_connections, ec);
+    if (ec) wire::refuse(options.at, ec);
+  }
+  wire::Port& port = *hub_->ports.emplace_back(std::make_unique<wire::Port>());
+  port.options = options;
+  port.events = events;
+  port.http = std::move(http);
+  port.acceptors = std::move(acceptors);
+  for (wire::Acceptor& acceptor : port.acceptors) hub_->accept(port, acceptor);
+  return port.acceptors.front().local_endpoint().port();
 }
 
 void Network::stop_listening() {
@@ -221,7 +203,15 @@ void Network::run() {
 }
 
 void Network::stop() {
-  post([this] { hub_->close_all(); });
+  post([this] {
+    for (const auto& port : hub_->ports) {
+      for (wire::Acceptor& acceptor : port->acceptors) acceptor.close();
+      for (const auto& [id, head] : std::map(port->http_connections)) head->drop();
+    }
+    for (const auto& [id, socket] : std::map(hub_->websockets)) socket->finish(false);
+    for (const auto& peer : hub_->lingering) peer->cut();
+    hub_->loop.stop();
+  });
 }
 
 const NetworkCounters& Network::counters() const { return hub_->counters; }

@@ -95,12 +95,10 @@ class Network {
  public:
   Network();
   ~Network();
-  // Both return the port that was bound. Throw Error(Fault::network) with the fix: port in use, no
-  // permission, an address that is not of this machine, an unknown name.
-  uint16_t listen_http(const PortOptions& at, HttpHandler handler);
-  // `http` answers what is no upgrade; without Upgrade its 404 becomes 426.
-  uint16_t listen_websocket(const WebSocketOptions& options, WebSocketEvents& events,
-                            HttpHandler http);
+  // Returns the port that was bound. Throws Error(Fault::network) with the fix: port in use, no
+  // permission, an address that is not of this machine, an unknown name. `http` answers what is no
+  // upgrade, and everything where `events` is null; beside websockets its 404 becomes 426.
+  uint16_t listen(const WebSocketOptions& options, WebSocketEvents* events, HttpHandler http);
   void stop_listening();  // on websocket ports; what is open stays open
 
   void send(ConnectionId id, std::string message, bool text = false);  // in order; unknown: nothing

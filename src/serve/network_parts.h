@@ -102,7 +102,6 @@ struct Port {
 };
 
 struct Hub {
-  uint16_t listen(const WebSocketOptions& options, WebSocketEvents* events, HttpHandler http);
   void accept(Port& port, Acceptor& acceptor);
   void accepted(Port& port, const std::shared_ptr<HttpConnection>& head);
   void linger(Stream stream);
@@ -110,7 +109,6 @@ struct Hub {
   void after(double wait_s, std::function<void()> action);
   void tick();
   void wait_for(asio::signal_set& set, const std::function<void(int)>& action);
-  void close_all();
 
   Loop loop;  // first: it outlives what its callbacks hold
   NetworkCounters counters;

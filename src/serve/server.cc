@@ -215,8 +215,7 @@ void Server::infer_until_stopped() {
 void Server::start_listening() {
   if (signal_ != 0) return;
   try {
-    port_ = network_.listen_websocket(options_.policy, *this,
-                                      [this](const auto& r) { return health(r); });
+    port_ = network_.listen(options_.policy, this, [this](const auto& r) { return health(r); });
   } catch (const Error&) {
     error_ = std::current_exception();
     queue_.close();
@@ -281,7 +280,8 @@ void Server::tick() {
 
 int Server::run() {
   check_port(options_.policy.at);
-  admin_port_ = network_.listen_http(options_.admin, [this](const auto& r) { return admin(r); });
+  admin_port_ =
+      network_.listen({.at = options_.admin}, nullptr, [this](const auto& r) { return admin(r); });
   network_.on_signals({SIGINT, SIGTERM}, [this](int signal) { stop_on(signal); });
   if (options_.admin_ready) options_.admin_ready(admin_port_);
   tick();
