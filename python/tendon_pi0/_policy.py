@@ -107,9 +107,11 @@ class Policy:
 
 
 class RemotePolicy:
-    """A policy behind `tendon serve`, or another server of openpi's protocol: see connect()."""
+    """A policy behind `tendon serve`, or another server of openpi's protocol."""
 
     def __init__(self, url: str, *, api_key: str = "", timeout_s: float = 10.0) -> None:
+        """`url`: "ws://host:port", "host:port" or "host" (port 8000). `timeout_s`: to connect, and
+        of every reply. Raises NetworkError when nobody answers."""
         self._policy = _engine.RemotePolicy(url, api_key, timeout_s)
 
     def infer(self, observation: dict[str, Any], *, seed: int | None = None, noise: Any = None,
@@ -146,8 +148,4 @@ class RemotePolicy:
         self.close()
 
 
-def connect(url: str, *, api_key: str = "", timeout_s: float = 10.0) -> RemotePolicy:
-    """A policy at "ws://host:port", "host:port" or "host" (port 8000).
-
-    `timeout_s`: to connect, and of every reply. Raises NetworkError when nobody answers."""
-    return RemotePolicy(url, api_key=api_key, timeout_s=timeout_s)
+connect = RemotePolicy

@@ -35,15 +35,6 @@ class PolicyActor:
         checkpoint, options = self._opened
         return Policy(checkpoint, **options)
 
-    def metadata(self) -> dict[str, Any]:
-        """Policy.metadata."""
-        return self.policy.metadata
-
-    def infer_batch(self, observations: list[dict[str, Any]], seed: int | None,
-                    steps: int | None) -> list[dict[str, Any]]:
-        """Policy.infer_batch."""
-        return self.policy.infer_batch(observations, seed=seed, steps=steps)
-
     def call(self, function: Callable[[Policy, Any], Any], item: Any) -> Any:
         """function(policy, item)."""
         return function(self.policy, item)
@@ -69,13 +60,21 @@ class PolicyPool:
             num_cpus=threads, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
         self.actors = [remote.remote(os.fspath(checkpoint), {**options, "threads": threads})
                        for _ in range(actors)]
-        self.metadata = ray.get([actor.metadata.remote() for actor in self.actors])[0]
+        self.metadata = ray.get([actor.call.remote(lambda policy, _: policy.metadata, None)
+                                 for actor in self.actors])[0]
 
     def map(self, function: Callable[[Policy, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """function(policy, item) of each item, beside the engines; the results in the order of the
         items. Two items per actor are on the way, the next is asked for when a result is taken. An
         exception of the function comes out in place of its result."""
-        return self._in_order(lambda actor, item: actor.call.remote(function, item), items)
+        from ray.util import ActorPool
+        slots = ActorPool(_ON_THE_WAY * self.actors)
+        for item in items:
+            if not slots.has_free():
+                yield slots.get_next()
+            slots.submit(lambda actor, item: actor.call.remote(function, item), item)
+        while slots.has_next():
+            yield slots.get_next()
 
     def infer_batch(self, observations: Iterable[dict[str, Any]], *, seed: int | None = None,
                     steps: int | None = None) -> list[dict[str, Any]]:
@@ -84,19 +83,9 @@ class PolicyPool:
         every = list(observations)
         rows = max(1, min(_ROWS_MAX, math.ceil(len(every) / len(self.actors))))
         parts = (every[begin:begin + rows] for begin in range(0, len(every), rows))
-        chunks = self._in_order(
-            lambda actor, part: actor.infer_batch.remote(part, seed, steps), parts)
+        chunks = self.map(
+            lambda policy, part: policy.infer_batch(part, seed=seed, steps=steps), parts)
         return [chunk for part in chunks for chunk in part]
-
-    def _in_order(self, submit: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        from ray.util import ActorPool
-        slots = ActorPool(_ON_THE_WAY * self.actors)
-        for item in items:
-            if not slots.has_free():
-                yield slots.get_next()
-            slots.submit(submit, item)
-        while slots.has_next():
-            yield slots.get_next()
 
     def close(self) -> None:
         """Ends the actors."""
