@@ -117,17 +117,13 @@ bool in_range(const Value& integer, DType dtype, int64_t bytes) {
 
 // The value stays as it was sent: the double that NumPy made of a float32, say.
 Value scalar_of(const Value& map, size_t at) {
-  const Array dtype_only = read_dtype(map.find("dtype"), at);
+  Array dtype_only = read_dtype(map.find("dtype"), at);
+  dtype_only.big_endian = false;
   const Value* data = map.find("data");
   need(data != nullptr, at, "a NumPy scalar has no 'data'");
-  Value out{.kind = Kind::scalar,
-            .boolean = data->boolean,
-            .integer = data->integer,
-            .above_int64 = data->above_int64,
-            .number = data->number,
-            .text = data->text,
-            .array = dtype_only};
-  out.array.big_endian = false;
+  Value out = *data;
+  out.kind = Kind::scalar;
+  out.array = dtype_only;
   const auto expect = [&](bool ok, std::string_view wanted) {
     if (!ok) refuse(at, "'data' of {} is {}, expected {}", describe(out), describe(*data), wanted);
   };

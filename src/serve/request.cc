@@ -232,18 +232,19 @@ struct StrictReader {
   const Value& map;
   const ModelCard& card;
 
-  const Value* given(std::string_view key) const {
+  template <class T, class... Accepted>
+  void operator()(std::string_view key, T& to, const Accepted&... accepted) const {
     const Value* value = map.find(key);
-    return value && value->kind != Kind::nil ? value : nullptr;
+    if (value && value->kind != Kind::nil) read(*value, key, to, accepted...);
   }
-  void operator()(std::string_view key, std::optional<double>& to) const {
-    if (const Value* value = given(key)) to = read_number(*value, key);
+
+  static void read(const Value& value, std::string_view key, std::optional<double>& to) {
+    to = read_number(value, key);
   }
   template <class Integer>
-  void operator()(std::string_view key, std::optional<Integer>& to, const Whole& accepted) const {
-    const Value* value = given(key);
-    if (!value) return;
-    const double number = read_number(*value, key);
+  void read(const Value& value, std::string_view key, std::optional<Integer>& to,
+            const Whole& accepted) const {
+    const double number = read_number(value, key);
     const int64_t high = accepted.high.value_or(card.horizon);
     ensure(number == std::floor(number) && number >= static_cast<double>(accepted.low) &&
                number <= static_cast<double>(high),
@@ -251,23 +252,19 @@ struct StrictReader {
            accepted.low, high);
     to = static_cast<Integer>(number);
   }
-  void operator()(std::string_view key, std::optional<RequestId>& to) const {
-    const Value* value = given(key);
-    if (!value) return;
-    const bool whole = value->kind == Kind::integer && !value->above_int64;
-    ensure(whole || (value->kind == Kind::text && value->text.size() <= 256), Fault::input,
-           "'{}' is {}, expected a text of at most 256 bytes or an integer", key, describe(*value));
-    to = whole ? RequestId(value->integer) : RequestId(std::string(value->text));
+  static void read(const Value& value, std::string_view key, std::optional<RequestId>& to) {
+    const bool whole = value.kind == Kind::integer && !value.above_int64;
+    ensure(whole || (value.kind == Kind::text && value.text.size() <= 256), Fault::input,
+           "'{}' is {}, expected a text of at most 256 bytes or an integer", key, describe(value));
+    to = whole ? RequestId(value.integer) : RequestId(std::string(value.text));
   }
-  void operator()(std::string_view key, ActionChunk& to, Columns columns) const {
-    const Value* value = given(key);
-    if (!value) return;
-    const Array& array = value->array;
+  void read(const Value& value, std::string_view key, ActionChunk& to, Columns columns) const {
+    const Array& array = value.array;
     const int64_t dim = columns == Columns::action_dim ? card.action_dim : card.model_action_dim;
-    ensure(value->kind == Kind::array && !is_text(array.dtype) && array.shape.size() == 2 &&
+    ensure(value.kind == Kind::array && !is_text(array.dtype) && array.shape.size() == 2 &&
                array.shape[1] == dim && array.shape[0] <= card.horizon,
            Fault::input, "'{}' is {}, expected an array of at most {} rows of {} numbers", key,
-           describe(*value), card.horizon, dim);
+           describe(value), card.horizon, dim);
     to = {.rows = array.shape[0], .dim = dim, .values = array.numbers()};
     check_finite(to.values, key);
   }
