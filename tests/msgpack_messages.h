@@ -88,9 +88,9 @@ inline std::string mutated(std::string bytes, std::mt19937& random) {
 }
 
 // What the refusal says, or what was accepted.
-inline std::string refusal(std::span<const uint8_t> message, const Limits& limits = {}) {
+inline std::string refusal(std::span<const uint8_t> message) {
   try {
-    return "accepted " + describe(decode(message, limits));
+    return "accepted " + describe(decode(message));
   } catch (const Error& error) {
     EXPECT_EQ(error.fault(), Fault::input) << error.what();
     return error.what();

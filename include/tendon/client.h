@@ -36,7 +36,9 @@ class RemoteObservation {
  public:
   // A picture under a key of its own, as LIBERO ("observation/image"), DROID and lerobot
   // ("observation.images.top") have it: uint8 [height, width, 3], planar ones [3, height, width].
-  RemoteObservation& image(std::string key, Image picture);
+  RemoteObservation& image(std::string key, Image picture) {
+    return set(std::move(key), std::move(picture));
+  }
   // The same from bytes that must live until the observation was sent; they are not copied.
   RemoteObservation& image(std::string key, int height, int width, std::span<const uint8_t> rgb,
                            bool planar = false);
@@ -45,9 +47,15 @@ class RemoteObservation {
   RemoteObservation& camera(std::string name, int height, int width, std::span<const uint8_t> rgb,
                             bool planar = false);
   // Float64 [n] in the robot's own units.
-  RemoteObservation& state(std::string key, std::vector<double> values);
-  RemoteObservation& text(std::string key, std::string value);  // UTF-8
-  RemoteObservation& number(std::string key, double value);     // of the server's own keys
+  RemoteObservation& state(std::string key, std::vector<double> values) {
+    return set(std::move(key), std::move(values));
+  }
+  // UTF-8.
+  RemoteObservation& text(std::string key, std::string value) {
+    return set(std::move(key), std::move(value));
+  }
+  // Of the server's own keys.
+  RemoteObservation& number(std::string key, double value) { return set(std::move(key), value); }
   RemoteObservation& prompt(std::string what_to_do) {
     return text("prompt", std::move(what_to_do));
   }
@@ -58,6 +66,10 @@ class RemoteObservation {
 
  private:
   Value& at(std::string key);
+  RemoteObservation& set(std::string key, Value value) {
+    at(std::move(key)) = std::move(value);
+    return *this;
+  }
   std::vector<std::pair<std::string, Value>> entries_;
 };
 
@@ -224,13 +236,13 @@ class ActionQueue {
 
  private:
   int64_t row_at(const Mark& mark) const;
+  int64_t next() const;
   int64_t end() const;
   int64_t steps(double control_hz) const;
 
   const int64_t rows_max_;
   mutable std::mutex mutex_;  // of all below
   RemoteActions chunk_;
-  int64_t next_ = 0;      // row of chunk_
   int64_t consumed_ = 0;  // in all
   int64_t clears_ = 0;
   Mark chunk_mark_;

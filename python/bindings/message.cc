@@ -15,8 +15,6 @@ namespace nb = nanobind;
 using msgpack::Value;
 using Kind = Value::Kind;
 
-constexpr int kDepthMax = msgpack::Limits{}.depth;
-
 std::string kind_of(nb::handle object) {
   return nb::cast<std::string>(nb::str(nb::type_name(object.type())));
 }
@@ -113,8 +111,8 @@ Value Message::whole(nb::handle object, std::string_view key) {
 }
 
 Value Message::map(const nb::dict& dict, std::string_view key, int depth) {
-  ensure(depth < kDepthMax, Fault::input, "'{}': lists and dicts are nested deeper than {}",
-         escaped(key), kDepthMax);
+  ensure(depth < msgpack::kDepthMax, Fault::input,
+         "'{}': lists and dicts are nested deeper than {}", escaped(key), msgpack::kDepthMax);
   Value out{.kind = Kind::map};
   out.map.reserve(nb::len(dict));
   for (const auto& [name, item] : dict) {
@@ -150,8 +148,8 @@ Value Message::value(nb::handle object, std::string_view key, int depth) {
   }
   if (nb::isinstance<nb::dict>(object)) return map(nb::cast<nb::dict>(object), key, depth);
   if (nb::isinstance<nb::list>(object) || nb::isinstance<nb::tuple>(object)) {
-    ensure(depth < kDepthMax, Fault::input, "'{}': lists and dicts are nested deeper than {}",
-           escaped(key), kDepthMax);
+    ensure(depth < msgpack::kDepthMax, Fault::input,
+           "'{}': lists and dicts are nested deeper than {}", escaped(key), msgpack::kDepthMax);
     Value out{.kind = Kind::list};
     for (const nb::handle item : object) out.list.push_back(value(item, key, depth + 1));
     return out;
@@ -171,7 +169,7 @@ Value Message::array(nb::handle object, std::string_view key) {
     fail(Fault::input, "'{}': {}", escaped(key), error.what());
   }
   if (!nb::hasattr(object, "__array_finalize__")) {  // a scalar
-    Value plain = value(object.attr("item")(), key, kDepthMax);
+    Value plain = value(object.attr("item")(), key, msgpack::kDepthMax);
     if (plain.kind == Kind::integer && is_float(out.array.dtype)) refuse_type(object, key);
     plain.kind = Kind::scalar;
     plain.array = out.array;

@@ -16,6 +16,8 @@ int64_t ActionQueue::consumed_since(const Mark& mark) const {
   return consumed_ - mark.consumed;
 }
 
+int64_t ActionQueue::next() const { return consumed_ - chunk_mark_.consumed; }
+
 int64_t ActionQueue::end() const {
   return rows_max_ > 0 ? std::min(rows_max_, chunk_.rows) : chunk_.rows;
 }
@@ -33,29 +35,26 @@ int64_t ActionQueue::push(const RemoteActions& chunk, const Mark& mark) {
   if (newer) {
     chunk_ = chunk;
     chunk_mark_ = mark;
-    next_ = consumed_ - mark.consumed;
   }
-  return std::max<int64_t>(end() - next_, 0);
+  return std::max<int64_t>(end() - next(), 0);
 }
 
 std::optional<std::vector<double>> ActionQueue::pop() {
   const std::lock_guard lock(mutex_);
-  if (next_ >= end()) return {};
-  const auto begin = chunk_.values.begin() + next_ * chunk_.dim;
-  ++next_;
+  if (next() >= end()) return {};
+  const auto begin = chunk_.values.begin() + next() * chunk_.dim;
   ++consumed_;
   return std::vector<double>(begin, begin + chunk_.dim);
 }
 
 int64_t ActionQueue::size() const {
   const std::lock_guard lock(mutex_);
-  return std::max<int64_t>(end() - next_, 0);
+  return std::max<int64_t>(end() - next(), 0);
 }
 
 void ActionQueue::clear() {
   const std::lock_guard lock(mutex_);
   chunk_ = {};
-  next_ = 0;
   ++clears_;
   chunk_mark_ = {consumed_, clears_};
 }
@@ -67,7 +66,7 @@ int64_t ActionQueue::row_at(const Mark& mark) const {
 
 ActionChunk ActionQueue::left_over() const {
   const std::lock_guard lock(mutex_);
-  return chunk_.from(next_);
+  return chunk_.from(next());
 }
 
 ActionChunk ActionQueue::left_over(const Mark& mark) const {

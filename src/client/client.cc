@@ -120,11 +120,6 @@ RemoteObservation::Value& RemoteObservation::at(std::string key) {
   return entries_.emplace_back(std::move(key), Value{}).second;
 }
 
-RemoteObservation& RemoteObservation::image(std::string key, Image picture) {
-  at(std::move(key)) = std::move(picture);
-  return *this;
-}
-
 RemoteObservation& RemoteObservation::image(std::string key, int height, int width,
                                             std::span<const uint8_t> rgb, bool planar) {
   return image(std::move(key), view_of(height, width, rgb, planar));
@@ -145,21 +140,6 @@ RemoteObservation& RemoteObservation::camera(std::string name, Image picture) {
 RemoteObservation& RemoteObservation::camera(std::string name, int height, int width,
                                              std::span<const uint8_t> rgb, bool planar) {
   return camera(std::move(name), view_of(height, width, rgb, planar));
-}
-
-RemoteObservation& RemoteObservation::state(std::string key, std::vector<double> values) {
-  at(std::move(key)) = std::move(values);
-  return *this;
-}
-
-RemoteObservation& RemoteObservation::text(std::string key, std::string value) {
-  at(std::move(key)) = std::move(value);
-  return *this;
-}
-
-RemoteObservation& RemoteObservation::number(std::string key, double value) {
-  at(std::move(key)) = value;
-  return *this;
 }
 
 RemoteObservation laid_out(const Observation& observation, const std::string& robot) {

@@ -66,14 +66,14 @@ Array read_dtype(const Value* field, size_t at) {
   }
 }
 
-std::vector<int64_t> read_shape(const Value* field, const Limits& limits, size_t at) {
+std::vector<int64_t> read_shape(const Value* field, size_t at) {
   need(field != nullptr, at, "an array has no 'shape'");
   const bool bare = field->kind == Kind::integer;  // NumPy takes 5 for [5]
   need(bare || field->kind == Kind::list, at, "'shape' is {}, expected a list of integers",
        describe(*field));
   const std::span<const Value> sizes = bare ? std::span(field, 1) : std::span(field->list);
-  need(std::ssize(sizes) <= limits.dims, at, "an array has {} dimensions, expected at most {}",
-       sizes.size(), limits.dims);
+  need(std::ssize(sizes) <= kDimsMax, at, "an array has {} dimensions, expected at most {}",
+       sizes.size(), kDimsMax);
   std::vector<int64_t> shape;
   shape.reserve(sizes.size());
   for (const Value& size : sizes) {
@@ -85,10 +85,10 @@ std::vector<int64_t> read_shape(const Value* field, const Limits& limits, size_t
   return shape;
 }
 
-Value array_of(const Value& map, const Limits& limits, size_t at) {
+Value array_of(const Value& map, size_t at) {
   Value out{.kind = Kind::array, .array = read_dtype(map.find("dtype"), at)};
   Array& array = out.array;
-  array.shape = read_shape(map.find("shape"), limits, at);
+  array.shape = read_shape(map.find("shape"), at);
   const Value* data = map.find("data");
   need(data != nullptr, at, "an array has no 'data'");
   need(data->kind == Kind::bytes, at, "'data' of an array is {}, expected bytes", describe(*data));
@@ -166,8 +166,7 @@ void keep_last_of_equal_keys(std::vector<Entry>& map) {
 
 class Decoder {
  public:
-  Decoder(std::span<const uint8_t> message, const Limits& limits)
-      : message_(message), limits_(limits) {}
+  explicit Decoder(std::span<const uint8_t> message) : message_(message) {}
 
   Value only_value() {
     Value value = next(0);
@@ -194,11 +193,11 @@ class Decoder {
 
   // Before anything is reserved for them. Each takes at least `bytes_each`.
   void admit(uint64_t count, uint64_t bytes_each, int depth, size_t start, std::string_view what) {
-    need(depth < limits_.depth, start, "lists and maps are nested deeper than {}", limits_.depth);
+    need(depth < kDepthMax, start, "lists and maps are nested deeper than {}", kDepthMax);
     need(count <= left() / bytes_each, start, "{} claims {} items, but only {} bytes are left",
          what, count, left());
     values_ += static_cast<int64_t>(count);
-    need(values_ <= limits_.values, start, "more than {} values in one message", limits_.values);
+    need(values_ <= kValuesMax, start, "more than {} values in one message", kValuesMax);
   }
 
   Value text(uint64_t bytes, size_t start) {
@@ -219,8 +218,8 @@ class Decoder {
   Value map(uint64_t count, int depth, size_t start) {
     admit(count, 2, depth, start, "a map");
     entries_ += static_cast<int64_t>(count);
-    need(entries_ <= limits_.map_entries, start, "more than {} map entries in one message",
-         limits_.map_entries);
+    need(entries_ <= kMapEntriesMax, start, "more than {} map entries in one message",
+         kMapEntriesMax);
     Value value{.kind = Kind::map};
     value.map.reserve(count);
     for (uint64_t i = 0; i < count; ++i) {
@@ -230,7 +229,7 @@ class Decoder {
       value.map.push_back({key.text, key.kind == Kind::bytes, next(depth + 1)});
     }
     keep_last_of_equal_keys(value.map);
-    if (value.find("__ndarray__")) return array_of(value, limits_, start);
+    if (value.find("__ndarray__")) return array_of(value, start);
     if (value.find("__npgeneric__")) return scalar_of(value, start);
     return value;
   }
@@ -280,7 +279,6 @@ class Decoder {
   static Value number(double number) { return {.kind = Kind::number, .number = number}; }
 
   std::span<const uint8_t> message_;
-  const Limits& limits_;
   size_t at_ = 0;
   int64_t values_ = 1;  // that were claimed so far
   int64_t entries_ = 0;
@@ -432,8 +430,6 @@ std::string describe(const Value& value) {
   return text;
 }
 
-Value decode(std::span<const uint8_t> message, const Limits& limits) {
-  return Decoder(message, limits).only_value();
-}
+Value decode(std::span<const uint8_t> message) { return Decoder(message).only_value(); }
 
 }  // namespace tendon::msgpack

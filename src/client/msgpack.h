@@ -11,12 +11,10 @@
 
 namespace tendon::msgpack {
 
-struct Limits {
-  int depth = 16;              // of lists and maps inside each other
-  int64_t map_entries = 4096;  // of all maps together
-  int64_t values = 65536;      // of the whole message
-  int64_t dims = 8;            // of one array
-};
+constexpr int kDepthMax = 16;             // of lists and maps inside each other
+constexpr int64_t kMapEntriesMax = 4096;  // of all maps together
+constexpr int64_t kValuesMax = 65536;     // of the whole message
+constexpr int64_t kDimsMax = 8;           // of one array
 
 // NumPy's kinds that are accepted; U and S are arrays of fixed-width strings.
 enum class DType { b1, i1, i2, i4, i8, u1, u2, u4, u8, f2, f4, f8, U, S };
@@ -85,7 +83,7 @@ std::string describe(const Value& value);
 // The only value of `message`, which must outlive the result. Throws Error(Fault::input): what is
 // wrong and at which byte. A map with the key __ndarray__ or __npgeneric__, as bytes or text, is an
 // array or a scalar; bytes beyond an array's shape are cut, as NumPy does.
-Value decode(std::span<const uint8_t> message, const Limits& limits = {});
+Value decode(std::span<const uint8_t> message);
 
 // Appends to a string, in the smallest form of each value, as Python's packer does.
 class Writer {
