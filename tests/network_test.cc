@@ -131,9 +131,8 @@ TEST(Http, a_head_that_its_sender_ends_half_way_is_not_answered) {
 
 TEST(Http, a_port_without_websockets_serves_every_request) {
   Network network;
-  const uint16_t port = network.listen({}, nullptr, [](const HttpRequest& r) {
-    return HttpReply{.body = r.method + " " + r.target};
-  });
+  const auto echo = [](const auto& r) { return HttpReply{.body = r.method + " " + r.target}; };
+  const uint16_t port = network.listen({}, nullptr, echo);
   std::thread thread([&] { network.run(); });
   EXPECT_EQ(body_of(answer(port, "GET /metrics?x HTTP/1.1\r\nHost: x\r\n\r\n")), "GET /metrics?x");
   EXPECT_EQ(upgrade_answer(port, ""), "HTTP/1.1 200 OK");
