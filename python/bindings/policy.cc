@@ -56,8 +56,7 @@ nb::dict dict_of(const Numbers& numbers) {
 nb::dict dict_of(const StageTimes& times) {
   nb::dict out;
   out["infer_ms"] = network_ms(times);
-  for (const auto& [name, ms] : stage_timing(times))
-    out[nb::str(name.data())] = std::get<double>(*ms);
+  stage_fields(times, ToDict{out});
   out["total_ms"] = times.total_ms;
   return out;
 }

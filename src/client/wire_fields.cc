@@ -53,14 +53,6 @@ struct LenientReader {
 
 }  // namespace
 
-Timing stage_timing(const StageTimes& times) {
-  return {{"preprocess_ms", times.preprocess_ms},
-          {"vision_ms", times.vision_ms},
-          {"prefill_ms", times.prefill_ms},
-          {"denoise_ms", times.denoise_ms},
-          {"postprocess_ms", times.postprocess_ms}};
-}
-
 void check_finite(std::span<const double> values, std::string_view key) {
   for (size_t i = 0; i < values.size(); ++i)
     ensure(std::isfinite(values[i]), Fault::input, "'{}'[{}] is {}, expected a finite number", key,
@@ -101,12 +93,6 @@ void FieldWriter::write(std::string_view key, const ActionChunk& chunk) {
          chunk.dim);
   check_finite(chunk.values, key);
   at(key).array(chunk.values, std::array{chunk.rows, chunk.dim});
-}
-
-void FieldWriter::write(std::string_view key, const Timing& timing) {
-  FieldWriter numbers;
-  for (const auto& [name, number] : timing) numbers(name, number);
-  write(key, numbers);
 }
 
 void FieldWriter::write(std::string_view key, const PlainRow& row) {

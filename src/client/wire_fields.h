@@ -9,7 +9,6 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <utility>
 #include <variant>
 #include <vector>
 
@@ -54,23 +53,6 @@ void request_fields(Options& options, Field&& field) {
   field("actions_consumed", options.actions_consumed, Whole{});
 }
 
-// Numbers by name; one that is absent is not sent.
-using Number = std::variant<double, int64_t>;
-using Timing = std::vector<std::pair<std::string_view, std::optional<Number>>>;
-
-// The stages of one call in milliseconds, in their order.
-Timing stage_timing(const StageTimes& times);
-// Of the network alone.
-inline double network_ms(const StageTimes& times) {
-  return times.vision_ms + times.prefill_ms + times.denoise_ms;
-}
-
-// What a server sends; its client has RemoteActions for it.
-struct Reply : ActionChunk {
-  Timing policy_timing, server_timing;
-  std::optional<RequestId> request_id;
-};
-
 template <class AnyReply, class Field>
 void reply_fields(AnyReply& reply, Field&& field) {
   std::conditional_t<std::is_const_v<AnyReply>, const ActionChunk, ActionChunk>& actions = reply;
@@ -78,6 +60,20 @@ void reply_fields(AnyReply& reply, Field&& field) {
   field("policy_timing", reply.policy_timing);
   field("server_timing", reply.server_timing);
   field("request_id", reply.request_id);
+}
+
+// Within a reply's timing: the stages of one call in milliseconds.
+template <class Field>
+void stage_fields(const StageTimes& times, Field&& field) {
+  field("preprocess_ms", times.preprocess_ms);
+  field("vision_ms", times.vision_ms);
+  field("prefill_ms", times.prefill_ms);
+  field("denoise_ms", times.denoise_ms);
+  field("postprocess_ms", times.postprocess_ms);
+}
+// Of the network alone.
+inline double network_ms(const StageTimes& times) {
+  return times.vision_ms + times.prefill_ms + times.denoise_ms;
 }
 
 // Numbers as vla-eval packs an array of one axis.
@@ -110,7 +106,6 @@ class FieldWriter {
   void write(std::string_view key, const std::vector<std::string>& texts);
   void write(std::string_view key, const std::vector<double>& numbers);  // none: left out
   void write(std::string_view key, const ActionChunk& chunk);            // no rows: left out
-  void write(std::string_view key, const Timing& timing);
   void write(std::string_view key, const PlainRow& row);
   void write(std::string_view key, const FieldWriter& map);
   template <class... Kinds>
@@ -121,6 +116,12 @@ class FieldWriter {
 
   std::string bytes_;
   int64_t entries_ = 0;
+};
+
+// What a server sends; its client has RemoteActions for it.
+struct Reply : ActionChunk {
+  FieldWriter policy_timing, server_timing;
+  std::optional<RequestId> request_id;
 };
 
 // What a peer says about itself is a convenience: fields of another type count as absent.

@@ -189,15 +189,16 @@ Reply RequestHandler::reply_to(const Request& request, const InferOptions& infer
   std::optional<int64_t> delay;
   if (infer.previous) delay = infer.previous->delay;
   Reply reply{{actions.horizon, actions.dim, std::move(actions.values)}};
-  reply.policy_timing = {{"infer_ms", network_ms(actions.times)}};
-  reply.server_timing = {{"infer_ms", waited.infer_ms},
-                         {"prev_total_ms", waited.prev_total_ms},
-                         {"queue_ms", waited.queue_ms},
-                         {"decode_ms", waited.decode_ms}};
-  std::ranges::copy(stage_timing(actions.times), std::back_inserter(reply.server_timing));
-  reply.server_timing.emplace_back("observation_age_ms", observation_age);
-  reply.server_timing.emplace_back("reply_id", waited.reply_id);
-  reply.server_timing.emplace_back("inference_delay", delay);
+  reply.policy_timing("infer_ms", network_ms(actions.times));
+  FieldWriter& timing = reply.server_timing;
+  timing("infer_ms", waited.infer_ms);
+  timing("prev_total_ms", waited.prev_total_ms);
+  timing("queue_ms", waited.queue_ms);
+  timing("decode_ms", waited.decode_ms);
+  stage_fields(actions.times, timing);
+  timing("observation_age_ms", observation_age);
+  timing("reply_id", waited.reply_id);
+  timing("inference_delay", delay);
   reply.request_id = request.request_id;
   return reply;
 }
