@@ -183,22 +183,17 @@ InferOptions RequestHandler::infer_options(const QueuedRequest& queued, const Re
 }
 
 Reply RequestHandler::reply_to(const Request& request, const InferOptions& infer, Actions& actions,
-                               const Waited& waited) {
+                               const FieldWriter& call_timing, int64_t reply_id) const {
   std::optional<double> observation_age;
   if (request.observed_at) observation_age = observation_age_ms(*request.observed_at);
   std::optional<int64_t> delay;
   if (infer.previous) delay = infer.previous->delay;
   Reply reply{{actions.horizon, actions.dim, std::move(actions.values)}};
   reply.policy_timing("infer_ms", network_ms(actions.times));
-  FieldWriter& timing = reply.server_timing;
-  timing("infer_ms", waited.infer_ms);
-  timing("prev_total_ms", waited.prev_total_ms);
-  timing("queue_ms", waited.queue_ms);
-  timing("decode_ms", waited.decode_ms);
-  stage_fields(actions.times, timing);
-  timing("observation_age_ms", observation_age);
-  timing("reply_id", waited.reply_id);
-  timing("inference_delay", delay);
+  reply.server_timing = call_timing;
+  reply.server_timing("observation_age_ms", observation_age);
+  reply.server_timing("reply_id", reply_id);
+  reply.server_timing("inference_delay", delay);
   reply.request_id = request.request_id;
   return reply;
 }
@@ -215,22 +210,20 @@ void RequestHandler::warn(const std::vector<std::string>& warnings, Session& ses
 Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Requests& requests,
                                        double decode_ms) {
   Session& session = *queued.session;
-  Waited waited{.queue_ms = ms_between(queued.received, Clock::now()) - decode_ms,
-                .decode_ms = decode_ms,
-                .reply_id = session.replies};
-  if (session.prev_total_ms >= 0) waited.prev_total_ms = session.prev_total_ms;
+  const double queue_ms = ms_between(queued.received, Clock::now()) - decode_ms;
+  const double prev_total_ms = session.prev_total_ms;
   const std::vector<BatchRow> rows = batch_rows(requests, [&](const Request& request) {
-    if (request.deadline_ms && waited.queue_ms + decode_ms > *request.deadline_ms)
+    if (request.deadline_ms && queue_ms + decode_ms > *request.deadline_ms)
       throw Refused{Outcome::deadline_missed,
-                    fmt::format("the request waited {:.0f} ms, its deadline_ms is {:.0f}",
-                                waited.queue_ms, *request.deadline_ms)};
+                    fmt::format("the request waited {:.0f} ms, its deadline_ms is {:.0f}", queue_ms,
+                                *request.deadline_ms)};
     check_age(request);
     return infer_options(queued, request);
   });
   chunks_ = std::ssize(rows);
   const Clock::time_point begin = Clock::now();
   std::vector<Actions> chunks = policy_.infer(rows);
-  waited.infer_ms = ms_between(begin, Clock::now());
+  const double infer_ms = ms_between(begin, Clock::now());
   for (const Actions& actions : chunks) guard(actions);
   for (const Request& request : requests.rows) warn(request.warnings, session);
   for (const Actions& actions : chunks) warn(actions.warnings, session);
@@ -239,13 +232,20 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
   failures_ = 0;
 
   const Clock::time_point encode_begin = Clock::now();
+  const StageTimes& stages = chunks[0].times;  // of all rows
+  FieldWriter call_timing;
+  call_timing("infer_ms", infer_ms);
+  if (prev_total_ms >= 0) call_timing("prev_total_ms", prev_total_ms);
+  call_timing("queue_ms", queue_ms);
+  call_timing("decode_ms", decode_ms);
+  stage_fields(stages, call_timing);
   Answer answer{.seed = rows[0].options.seed};
   if (requests.list) msgpack::Writer(answer.message).list(std::ssize(rows));
   ActionChunk first;
   size_t r = 0;
   for (const Request& request : requests.rows)
     for (int64_t s = 0; s < request.samples; ++s, ++r) {
-      Reply reply = reply_to(request, rows[r].options, chunks[r], waited);
+      Reply reply = reply_to(request, rows[r].options, chunks[r], call_timing, session.replies);
       answer.message += write_rows(reply, session);
       if (r == 0) first = std::move(static_cast<ActionChunk&>(reply));
     }
@@ -256,12 +256,10 @@ Answer RequestHandler::answer_requests(const QueuedRequest& queued, const Reques
   if (options_.rtc && !requests.list) session.previous = first;
   session.turns_owed = std::ssize(rows) - 1;
   ++session.answered;
-  const StageTimes& stages = chunks[0].times;
-  metrics_.answered(
-      {waited.queue_ms, decode_ms, stages.preprocess_ms, stages.vision_ms, stages.prefill_ms,
-       stages.denoise_ms, stages.postprocess_ms, ms_between(encode_begin, done)},
-      total_ms, chunks[0].state_outside,
-      {session.id, std::move(first), chunks[0].low, chunks[0].high});
+  metrics_.answered({queue_ms, decode_ms, stages.preprocess_ms, stages.vision_ms, stages.prefill_ms,
+                     stages.denoise_ms, stages.postprocess_ms, ms_between(encode_begin, done)},
+                    total_ms, chunks[0].state_outside,
+                    {session.id, std::move(first), chunks[0].low, chunks[0].high});
   return answer;
 }
 

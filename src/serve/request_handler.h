@@ -41,13 +41,6 @@ struct Answer {
 // The first message of a connection; empty where the client speaks first.
 std::string write_greeting(const ModelCard& card, Dialect dialect);
 
-// What the replies to one message have in common.
-struct Waited {
-  double queue_ms = 0, decode_ms = 0, infer_ms = 0;
-  std::optional<double> prev_total_ms;
-  int64_t reply_id = 0;
-};
-
 class RequestHandler {
  public:
   // `log` gets one line per refused request.
@@ -69,7 +62,7 @@ class RequestHandler {
   Answer answer_requests(const QueuedRequest& queued, const Requests& requests, double decode_ms);
   InferOptions infer_options(const QueuedRequest& queued, const Request& request);
   Reply reply_to(const Request& request, const InferOptions& infer, Actions& actions,
-                 const Waited& waited);
+                 const FieldWriter& call_timing, int64_t reply_id) const;
   Answer refuse(const QueuedRequest& queued, Outcome outcome, const std::string& text,
                 bool internal);
   void check_age(const Request& request) const;
