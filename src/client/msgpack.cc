@@ -342,20 +342,6 @@ std::optional<double> plain_number(const Value& value) {
   return double_of(value);
 }
 
-std::optional<std::vector<double>> numbers(const Value& value) {
-  const Array& array = value.array;
-  if (value.kind == Kind::array && array.shape.size() == 1 && !is_text(array.dtype))
-    return array.numbers();
-  if (value.kind != Kind::list) return {};
-  std::vector<double> row;
-  for (const Value& item : value.list) {
-    const std::optional<double> number = plain_number(item);
-    if (!number) return {};
-    row.push_back(*number);
-  }
-  return row;
-}
-
 int64_t Array::size() const {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }

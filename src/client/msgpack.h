@@ -74,9 +74,6 @@ struct Entry {
 // Of a number, an integer or a NumPy scalar of one; a boolean is none.
 std::optional<double> plain_number(const Value& value);
 
-// Of a list of such or an array of one axis.
-std::optional<std::vector<double>> numbers(const Value& value);
-
 // "a map", "a text", "an array <f8 [14]": for messages about what was got.
 std::string describe(const Value& value);
 

@@ -35,7 +35,15 @@ struct LenientReader {
       for (const Value& item : value.list) to.emplace_back(item.text);
   }
   static void read(const Value& value, std::vector<double>& to) {
-    to = numbers(value).value_or(std::vector<double>{});
+    const msgpack::Array& array = value.array;
+    const bool row = value.kind == Kind::array && array.shape.size() == 1 && !is_text(array.dtype);
+    std::vector<double> numbers = row ? array.numbers() : std::vector<double>();
+    for (const Value& item : value.list) {
+      const std::optional<double> number = plain_number(item);
+      if (!number) return;
+      numbers.push_back(*number);
+    }
+    to = std::move(numbers);
   }
   static void read(const Value& value, std::map<std::string, double>& to) {
     for (const msgpack::Entry& entry : value.map)
