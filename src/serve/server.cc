@@ -39,6 +39,12 @@ void notify_systemd(const std::string& path, const std::string& state) {
   ::close(fd);
 }
 
+// On both ports.
+HttpReply health(const HttpRequest& request) {
+  if (request.target == "/healthz") return {.body = "OK\n"};
+  return {.status = 404, .body = "not found\n"};
+}
+
 class Server final : public WebSocketEvents {
  public:
   Server(const OpenPolicy& open, const ServeOptions& options) : open_(open), options_(options) {
@@ -53,7 +59,6 @@ class Server final : public WebSocketEvents {
   void closed(ConnectionId id) override;
 
   HttpReply admin(const HttpRequest& request) const;
-  HttpReply health(const HttpRequest& request) const;
   void tick();
   void stop_on(int signal);
   void hung();
@@ -85,11 +90,6 @@ class Server final : public WebSocketEvents {
   bool closing_ = false;
   Clock::time_point notified_{};
 };
-
-HttpReply Server::health(const HttpRequest& request) const {
-  if (request.target == "/healthz") return {.body = "OK\n"};
-  return {.status = 404, .body = "not found\n"};
-}
 
 HttpReply Server::admin(const HttpRequest& request) const {
   const std::string path = request.target.substr(0, request.target.find('?'));
@@ -215,7 +215,7 @@ void Server::infer_until_stopped() {
 void Server::start_listening() {
   if (signal_ != 0) return;
   try {
-    port_ = network_.listen(options_.policy, this, [this](const auto& r) { return health(r); });
+    port_ = network_.listen(options_.policy, this, health);
   } catch (const Error&) {
     error_ = std::current_exception();
     queue_.close();
