@@ -12,35 +12,9 @@ constexpr Heads kVision{16, 16, 72}, kGemma{8, 1, 256}, kTiny{4, 1, 16}, kGroupe
 
 constexpr auto gelu = Activation::gelu_tanh, silu = Activation::silu;
 
-// What a row has beyond its sizes; see OpCase.
-struct With {
-  Activation activation = Activation::none;
-  bool bias = false, residual = false, gate = false, ragged = false;
-  int64_t segments = 1;
-  DType dtype = DType::f32;
-  bool full_size = false;
-};
-
 constexpr OpCase row(Op op, std::string_view why, int64_t rows, int64_t inputs, int64_t outputs = 1,
-                     const Heads& heads = {}, const With& with = {}) {
-  return {.op = op,
-          .why = why,
-          .rows = rows,
-          .inputs = inputs,
-          .outputs = outputs,
-          .heads = heads,
-          .segments = with.segments,
-          .activation = with.activation,
-          .bias = with.bias,
-          .residual = with.residual,
-          .gate = with.gate,
-          .ragged = with.ragged,
-          .dtype = with.dtype,
-          .full_size = with.full_size};
-}
-constexpr OpCase row(Op op, std::string_view why, int64_t rows, int64_t inputs, int64_t outputs,
-                     const With& with) {
-  return row(op, why, rows, inputs, outputs, {}, with);
+                     const OpVariant& with = {}) {
+  return {with, op, why, rows, inputs, outputs};
 }
 
 constexpr OpCase kRows[] = {
@@ -71,18 +45,21 @@ constexpr OpCase kRows[] = {
     row(Op::rms_norm, "odd", 2, 37, 37),
     row(Op::rms_norm, "with shift", 3, 64, 64, {.bias = true}),
     row(Op::rms_norm, "prefix width", 3, 2048, 2048),
-    row(Op::qkv, "tiny, one shared head", 5, 33, 6 * 16, kTiny),
-    row(Op::qkv, "no rotary, bias", 3, 19, 10 * 10, kGrouped, {.bias = true, .ragged = true}),
-    row(Op::qkv, "parts of whole panels, bias, no rotary", 3, 70, 3 * 32, {2, 2, 16},
-        {.bias = true, .ragged = true}),
-    row(Op::qkv, "parts of whole panels, rotary", 17, 70, 128, {2, 1, 32}),
-    row(Op::attention, "one key", 1, 1, 64, kTiny),
-    row(Op::attention, "odd head width, two shared heads", 7, 13, 60, kGrouped, {.ragged = true}),
-    row(Op::attention, "head wider than a block of words", 3, 40, 2 * 600, {2, 1, 600},
-        {.ragged = true}),
+    row(Op::qkv, "tiny, one shared head", 5, 33, 6 * 16, {.heads = kTiny}),
+    row(Op::qkv, "no rotary, bias", 3, 19, 10 * 10,
+        {.heads = kGrouped, .bias = true, .ragged = true}),
+    row(Op::qkv, "parts of whole panels, bias, no rotary", 3, 70, 3 * 32,
+        {.heads = {2, 2, 16}, .bias = true, .ragged = true}),
+    row(Op::qkv, "parts of whole panels, rotary", 17, 70, 128, {.heads = {2, 1, 32}}),
+    row(Op::attention, "one key", 1, 1, 64, {.heads = kTiny}),
+    row(Op::attention, "odd head width, two shared heads", 7, 13, 60,
+        {.heads = kGrouped, .ragged = true}),
+    row(Op::attention, "head wider than a block of words", 3, 40, 2 * 600,
+        {.heads = {2, 1, 600}, .ragged = true}),
     row(Op::attention, "several blocks of keys, rows that see none of the later ones", 400, 701,
-        2 * 16, {2, 1, 16}, {.ragged = true}),
-    row(Op::attention, "segments do not see each other", 12, 12, 64, {4, 4, 16}, {.segments = 3}),
+        2 * 16, {.heads = {2, 1, 16}, .ragged = true}),
+    row(Op::attention, "segments do not see each other", 12, 12, 64,
+        {.heads = {4, 4, 16}, .segments = 3}),
     row(Op::embed, "odd", 5, 101, 19),
     row(Op::add_scaled, "ragged", 7, 11, 11),
     row(Op::multiply, "ragged", 5, 13, 13),
@@ -102,9 +79,9 @@ constexpr OpCase kRows[] = {
         {.bias = true, .residual = true, .full_size = true}),
     row(Op::linear, "prefix mlp down", 60, 16384, 2048, {.residual = true, .full_size = true}),
     row(Op::gated_linear, "expert mlp", 50, 1024, 4096, {.full_size = true}),
-    row(Op::qkv, "expert", 50, 1024, 2560, kGemma, {.full_size = true}),
-    row(Op::attention, "one image", 256, 256, 1152, kVision, {.full_size = true}),
-    row(Op::attention, "suffix on prefix", 50, 867, 2048, kGemma, {.full_size = true}),
+    row(Op::qkv, "expert", 50, 1024, 2560, {.heads = kGemma, .full_size = true}),
+    row(Op::attention, "one image", 256, 256, 1152, {.heads = kVision, .full_size = true}),
+    row(Op::attention, "suffix on prefix", 50, 867, 2048, {.heads = kGemma, .full_size = true}),
 };
 
 // Uniform in [-1, 1), a function of the index and the stream (splitmix64).

@@ -11,21 +11,25 @@
 
 namespace tendon {
 
-struct OpCase {
+// What a case has beyond its sizes.
+struct OpVariant {
+  Heads heads;  // qkv and attention
+  Activation activation = Activation::none;
+  bool bias = false, residual = false, gate = false;
+  bool ragged = false;       // attention: rows see different numbers of keys; qkv: no positions;
+                             // patches: of bytes
+  int64_t segments = 1;      // attention
+  DType dtype = DType::f32;  // of the weight
+  bool full_size = false;    // a shape of the published models: slow on the reference
+};
+
+struct OpCase : OpVariant {
   Op op = Op::linear;
   std::string_view why;  // what this row is for
   int64_t rows = 1;      // of x, q or the ids; pictures, times
   int64_t inputs = 1;    // columns of x; for attention the keys; the side of a picture
   int64_t outputs = 1;   // columns of the result; the side of a patch
-  Heads heads;           // qkv and attention
-  int64_t segments = 1;  // attention
-  Activation activation = Activation::none;
-  bool bias = false, residual = false, gate = false;
-  bool ragged = false;       // attention: rows see different numbers of keys; qkv: no positions;
-                             // patches: of bytes
-  DType dtype = DType::f32;  // of the weight
-  double bound = 1e-6;       // relative L2 of a float backend against float64
-  bool full_size = false;    // a shape of the published models: slow on the reference
+  double bound = 1e-6;   // relative L2 of a float backend against float64
 };
 
 constexpr double kPeriodMin = 4e-3, kPeriodMax = 4;  // of the rows of embed_times

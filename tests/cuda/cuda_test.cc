@@ -71,13 +71,12 @@ std::vector<OpCase> rows() {
   std::vector<OpCase> some;
   for (const OpCase& c : op_table())  // without those that compute for minutes on the host
     if (!TENDON_CUDA_ON_HOST || (!c.full_size && c.rows * c.inputs < 200'000)) some.push_back(c);
-  some.push_back({.op = Op::attention,
-                  .why = "several tiles of rows and keys",
-                  .rows = 37,
-                  .inputs = 53,
-                  .outputs = 2 * 20,
-                  .heads = {2, 1, 20},
-                  .ragged = true});
+  some.push_back({{.heads = {2, 1, 20}, .ragged = true},
+                  Op::attention,
+                  "several tiles of rows and keys",
+                  37,
+                  53,
+                  2 * 20});
   return some;
 }
 
@@ -234,8 +233,7 @@ TEST_F(CudaFaults, a_device_lost_in_the_middle_of_a_call_stays_lost) {
 
 TEST_F(CudaFaults, heads_beyond_the_kernels_are_refused) {
   const auto kernels = open();
-  const OpCase wide{
-      .op = Op::attention, .rows = 1, .inputs = 2, .outputs = 641, .heads = {1, 1, 641}};
+  const OpCase wide{{.heads = {1, 1, 641}}, Op::attention, "a wide head", 1, 2, 641};
   Ops ops(*kernels);
   EXPECT_TRUE(refuses(Fault::backend, "no kernel for attention [1, 641]",
                       [&] { run_case(ops, wide, make_inputs(wide)); }));
