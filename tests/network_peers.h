@@ -2,7 +2,6 @@
 #pragma once
 
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <gtest/gtest.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -11,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -42,11 +42,8 @@ inline bool wait_until(const std::function<bool()>& holds) {
 }
 
 inline int open_files() {
-  DIR* folder = opendir("/proc/self/fd");
-  int count = 0;
-  while (readdir(folder) != nullptr) ++count;
-  closedir(folder);
-  return count;
+  const std::filesystem::directory_iterator files("/proc/self/fd");
+  return static_cast<int>(std::distance(files, {}));
 }
 
 inline size_t resident_bytes() {
@@ -228,26 +225,24 @@ class RawSocket {
   // The server's frames are neither masked nor fragmented.
   std::optional<Frame> next_frame(double limit_s = kHangSeconds) {
     const auto byte = [&](size_t i) { return static_cast<uint8_t>(got_[i]); };
-    while (true) {
-      size_t header = 2, length = 0;
-      if (got_.size() >= 2) {
-        EXPECT_EQ(byte(0) & 0xf0, 0x80);
-        EXPECT_EQ(byte(1) & 0x80, 0);
-        length = byte(1);
-        if (length > 125) header += length == 126 ? 2 : 8;
-      }
-      if (header > 2 && got_.size() >= header) {
-        length = 0;
-        for (size_t i = 2; i < header; ++i) length = length << 8 | byte(i);
-      }
-      if (got_.size() >= 2 && got_.size() >= header && got_.size() >= header + length) {
-        Frame frame{.opcode = static_cast<uint8_t>(byte(0) & 15),
-                    .payload = got_.substr(header, length)};
-        got_.erase(0, header + length);
-        return frame;
-      }
-      if (!fill(limit_s)) return std::nullopt;
-    }
+    const auto have = [&](size_t bytes) {
+      while (got_.size() < bytes)
+        if (!fill(limit_s)) return false;
+      return true;
+    };
+    if (!have(2)) return std::nullopt;
+    EXPECT_EQ(byte(0) & 0xf0, 0x80);
+    EXPECT_EQ(byte(1) & 0x80, 0);
+    size_t length = byte(1);
+    const size_t header = length < 126 ? 2 : length == 126 ? 4 : 10;
+    if (!have(header)) return std::nullopt;
+    if (header > 2) length = 0;
+    for (size_t i = 2; i < header; ++i) length = length << 8 | byte(i);
+    if (!have(header + length)) return std::nullopt;
+    Frame frame{.opcode = static_cast<uint8_t>(byte(0) & 15),
+                .payload = got_.substr(header, length)};
+    got_.erase(0, header + length);
+    return frame;
   }
   Frame frame_or_none() { return next_frame().value_or(Frame{}); }
   bool ended() const { return ended_; }

@@ -374,16 +374,6 @@ TEST(Ports, that_cannot_be_had_say_what_to_do) {
     EXPECT_NO_THROW(network.listen({.at = {.host = fine}}, nullptr, nullptr)) << fine;
 }
 
-TEST(Ports, are_free_again_at_once_after_a_restart) {
-  auto first = std::make_unique<TestServer>();
-  const uint16_t port = first->port;
-  RawSocket client = open_websocket(port);
-  first.reset();
-  TestServer second({.at = {.port = port}});
-  EXPECT_EQ(second.port, port);
-  open_websocket(port);
-}
-
 TEST(Ports, of_ipv6_serve_too) {
   WebSocketOptions options{.at = {.host = "::1"}};
   std::unique_ptr<TestServer> server;
@@ -486,14 +476,6 @@ TEST(Client, says_how_the_connection_ended) {
       refuses(Fault::network, "closed with 1011: the policy hangs", [&] { client.receive(); }));
   impatient.send(Bytes{});
   EXPECT_TRUE(refuses(Fault::network, "no answer within 0.3 s", [&] { impatient.receive(); }));
-}
-
-TEST(Client, closes_politely) {
-  TestServer server;
-  WebSocketClient client = server.client();
-  WebSocketClient moved = std::move(client);
-  moved.close();
-  EXPECT_TRUE(wait_until([&] { return server.closes == 1; }));
 }
 
 }  // namespace

@@ -173,18 +173,6 @@ TEST(Server, serves_eight_clients_in_turn_and_stays_healthy) {
   EXPECT_LE(most, least * 1.1 + 2) << "most " << most << ", least " << least;
 }
 
-TEST(Server, is_healthy_while_it_infers) {
-  StubServer server;
-  WebSocketClient client = server.client();
-  server.policy.hold = true;
-  client.send(bytes_of(stub_request(4)));
-  while (server.policy.running == 0) std::this_thread::yield();
-  for (int i = 0; i < 20; ++i) EXPECT_EQ(http_status(server.port(), "/healthz"), 200);
-  EXPECT_EQ(server.policy.running, 1);
-  server.policy.hold = false;
-  EXPECT_FALSE(client.receive().text);
-}
-
 TEST(Server, tells_what_it_adds_to_an_inference) {
   StubServer server;
   server.policy.seconds = 0.005;
@@ -402,14 +390,6 @@ void soak(int connections, int warm, int64_t growth_bytes_max) {
 TEST(Soak, of_requests_ten_thousand_times_leaves_nothing_behind) { soak(100, 30, 128 << 10); }
 TEST(Soak, slow_of_a_million_requests_leaves_nothing_behind) {
   soak(10'000, 1000, (128 << 10) + 2 * 60 * 4096 * static_cast<int64_t>(sizeof(float)));
-}
-
-TEST(Server, survives_sixteen_clients_that_leave_at_random) {
-  StubServer server;
-  server.policy.seconds = 0.001;
-  EXPECT_GT(sixteen_visitors(server, 2), 0);
-  WebSocketClient client = server.client();
-  EXPECT_FALSE(ask(client, stub_request()).text);
 }
 
 }  // namespace

@@ -168,29 +168,6 @@ inline std::vector<double> actions(const WebSocketClient::Message& reply) {
   return msgpack::decode(reply.bytes).find("actions")->array.numbers();
 }
 
-// Connects, asks and vanishes at random, again and again; returns how often it was answered.
-inline int64_t visit_at_random(const StubServer& server, unsigned seed, double seconds) {
-  int64_t replies = 0;
-  unsigned state = seed;
-  const auto roll = [&] { return (state = state * 1664525U + 1013904223U) >> 16; };
-  const std::string request = stub_request(64);
-  for (const double end = now_s() + seconds; now_s() < end;) {
-    WebSocketClient client = server.client(roll() % 3 == 0 ? "/?queue=latest" : "/");
-    for (; roll() % 20 != 0; ++replies) ask(client, request);
-    if (roll() % 2 == 0) client.send(bytes_of(request));  // nobody will wait for it
-    if (roll() % 2 == 0) client.close();
-  }
-  return replies;
-}
-inline int64_t sixteen_visitors(const StubServer& server, double seconds) {
-  std::atomic<int64_t> replies = 0;
-  std::vector<std::thread> threads;
-  for (unsigned seed = 1; seed <= 16; ++seed)
-    threads.emplace_back([&, seed] { replies += visit_at_random(server, seed, seconds); });
-  for (std::thread& thread : threads) thread.join();
-  return replies;
-}
-
 // Status line, head and body of a GET.
 inline std::string http_get(uint16_t port, const std::string& target) {
   RawSocket socket(port);
