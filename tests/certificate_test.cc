@@ -15,8 +15,6 @@
 namespace tendon {
 namespace {
 
-const std::string kFile = "model.safetensors";
-
 void check_drawn(const std::string& model, const OpenOptions& options) {
   Engine engine = Engine::open(model, options);
   const Observation one = drawn_observation(model, engine, 1);
@@ -34,7 +32,7 @@ TEST(DrawnObservation, lies_within_the_statistics_and_depends_on_its_seed) {
   check_drawn("synthetic:pi0-small", {.robot = "aloha"});
   for (const char* kind : {"lerobot-pi0", "openpi-pi05"}) {
     const Checkpoint checkpoint(kind);
-    check_drawn(checkpoint.scratch().path().string(), checkpoint.options);
+    check_drawn(checkpoint.folder(), checkpoint.options);
   }
 }
 
@@ -100,11 +98,7 @@ TEST(Certificate, does_not_pass_with_one_bad_number) {
 
 TEST(Certificate, has_a_page_with_both_chunks_of_every_action) {
   const std::string page = html_page(of_demo());
-  const auto count = [&](const std::string& piece) {
-    int found = 0;
-    for (size_t at = 0; (at = page.find(piece, at)) != page.npos; ++at) ++found;
-    return found;
-  };
+  const auto count = [&](const std::string& piece) { return count_of(page, piece); };
   EXPECT_EQ(count("<polyline class='reference'"), 3);
   EXPECT_EQ(count("<polyline class='got'"), 3);
   EXPECT_EQ(count("<polyline class='error'"), 6);
@@ -158,8 +152,8 @@ TEST(Certificate, opens_its_model_once) {
 }
 
 TEST(Identity, changes_with_a_weight_a_statistic_and_the_tokenizer) {
-  const Checkpoint checkpoint("lerobot-pi0");
-  const std::string folder = checkpoint.scratch().path().string();
+  Checkpoint checkpoint("lerobot-pi0");
+  const std::string folder = checkpoint.folder();
   const ModelIdentity before = identify(folder, checkpoint.options);
   EXPECT_EQ(before.backend, "cpu");
   EXPECT_EQ(before.precision, "bf16");
@@ -171,14 +165,13 @@ TEST(Identity, changes_with_a_weight_a_statistic_and_the_tokenizer) {
   EXPECT_EQ(identify(folder, other).weights, before.weights);
 
   other = checkpoint.options;
-  checkpoint.scratch().write("other.json", read_whole(other.tokenizer) + "\n");
-  other.tokenizer = checkpoint.path("other.json").string();
+  other.tokenizer = checkpoint.write("other.json", read_whole(other.tokenizer) + "\n");
   EXPECT_NE(identify(folder, other).tokenizer, before.tokenizer);
   EXPECT_EQ(identify(folder, other).statistics, before.statistics);
 
-  checkpoint.tensors(kFile, [](std::vector<HostTensor>&) {});  // as F32: the same model otherwise
+  checkpoint.tensors(checkpoint.kWeights, [](Tensors&) {});  // as F32: the same model otherwise
   const std::string rewritten = identify(folder, checkpoint.options).weights;
-  checkpoint.value(kFile, "action_in_proj.bias", 1, 0.5f);
+  value(checkpoint.kWeights, "action_in_proj.bias", 1, 0.5f)(checkpoint);
   EXPECT_NE(identify(folder, checkpoint.options).weights, rewritten);
   EXPECT_NE(identify("synthetic:pi0-small", {}).weights,
             identify("synthetic:pi0-small", {.weights_seed = 1}).weights);
@@ -195,15 +188,14 @@ TEST(CheckCertificate, refuses_another_model_and_names_what_differs) {
                                     std::pair("precision", &ModelIdentity::precision)}) {
     ModelIdentity now = c.identity;
     now.*member = "another";
-    const Error error = refused([&] { check_certificate(text, now); });
-    EXPECT_EQ(error.fault(), Fault::verdict);
-    EXPECT_TRUE(says(error.what(), {"'demo'", key, "another", "tendon certify"}));
+    EXPECT_TRUE(refuses(Fault::verdict, {"'demo'", key, "another", "tendon certify"},
+                        [&] { check_certificate(text, now); }));
   }
   ModelIdentity now = c.identity;
   now.processor = "another";
   const std::vector<std::string> differences = check_certificate(text, now);
   ASSERT_EQ(differences.size(), 1u);
-  EXPECT_NE(differences[0].find("processor"), std::string::npos);
+  EXPECT_TRUE(says(differences[0], "processor"));
 
   auto failed = to_json(c);
   failed["passed"] = false;

@@ -111,6 +111,7 @@ int largest_error(const Image& film, const Image& drawn, int left, int top, int 
 TEST(Film, has_a_frame_per_step_and_loops) {
   const Record record = expert_record(kPush);
   ASSERT_TRUE(record.solved);
+  ASSERT_LT(record.steps(), kPushSteps);  // it ended there
   const Gif gif = filmed(record);
   EXPECT_EQ(gif->SWidth, 514);
   EXPECT_EQ(gif->SHeight, 380);
@@ -173,44 +174,17 @@ TEST(Film, of_nothing_is_one_frame) {
   EXPECT_EQ(control(gif, 0).DelayTime, 150);
 }
 
-// Elements that open and close in order, attributes in quotes, no stray '<' or '&'.
-void expect_well_formed(std::string xml) {
-  xml = std::regex_replace(xml, std::regex("&(lt|gt|amp|quot);"), "");
-  EXPECT_EQ(xml.find('&'), std::string::npos);
-  const std::regex element("<(/?)([a-zA-Z]+)((?: [a-z0-9A-Z-]+=\"[^\"<]*\")*)\\s*(/?)>");
-  std::vector<std::string> open;
-  size_t elements = 0;
-  for (std::sregex_iterator m(xml.begin(), xml.end(), element), end; m != end; ++m, ++elements) {
-    if ((*m)[1].length() > 0) {
-      ASSERT_FALSE(open.empty());
-      EXPECT_EQ(open.back(), (*m)[2]);
-      open.pop_back();
-    } else if ((*m)[4].length() == 0) {
-      open.push_back((*m)[2]);
-    }
-  }
-  EXPECT_TRUE(open.empty());
-  EXPECT_EQ(static_cast<size_t>(std::ranges::count(xml, '<')), elements);
-}
-
-size_t count_of(const std::string& text, const std::string& part) {
-  size_t count = 0;
-  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
-  return count;
-}
-
 TEST(Sketch, shows_the_way_of_gripper_and_object) {
   const Record record = expert_record(kPush);
   const std::string svg = sketch_svg(record, kPush);
-  expect_well_formed(svg);
-  EXPECT_EQ(count_of(svg, ">" + kPush + "<"), 2u);  // the document's title and the picture's
+  EXPECT_EQ(count_of(svg, ">" + kPush + "<"), 2);  // the document's title and the picture's
   EXPECT_TRUE(says(svg, fmt::format("solved in {} steps ({:.1f} s), {} chunks<", record.steps(),
                                     0.1 * record.steps(), record.chunks)));
   EXPECT_EQ(svg.find("not solved"), std::string::npos);
-  EXPECT_EQ(count_of(svg, "r=\"3.2\""), static_cast<size_t>(record.steps() + 1));
-  EXPECT_EQ(count_of(svg, "class=\"way\""), 1u);
-  EXPECT_EQ(count_of(svg, "class=\"ghost\""), 1u);
-  EXPECT_EQ(count_of(svg, "class=\"pushed\""), 1u);
+  EXPECT_EQ(count_of(svg, "r=\"3.2\""), record.steps() + 1);
+  EXPECT_EQ(count_of(svg, "class=\"way\""), 1);
+  EXPECT_EQ(count_of(svg, "class=\"ghost\""), 1);
+  EXPECT_EQ(count_of(svg, "class=\"pushed\""), 1);
   const Point end = record.world().gripper.at;
   EXPECT_TRUE(says(svg, fmt::format("cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.2\" fill=\"#141414\"",
                                     20 + 440 * end.x, 65 + 440 * end.y)));
@@ -220,9 +194,8 @@ TEST(Sketch, shows_the_way_of_gripper_and_object) {
 
 TEST(Sketch, of_a_reach_has_neither_ghost_nor_edge) {
   const std::string svg = sketch_svg(expert_record("reach the red disc"), "reach the red disc");
-  expect_well_formed(svg);
-  EXPECT_EQ(count_of(svg, "class=\"ghost\""), 0u);
-  EXPECT_EQ(count_of(svg, " rx=\"3\""), 0u);
+  EXPECT_EQ(count_of(svg, "class=\"ghost\""), 0);
+  EXPECT_EQ(count_of(svg, " rx=\"3\""), 0);
 }
 
 TEST(Sketch, tells_failure_and_singular) {
@@ -232,21 +205,19 @@ TEST(Sketch, tells_failure_and_singular) {
   record.worlds.resize(1);
   record.chunks = 1;
   EXPECT_TRUE(says(sketch_svg(record, ""), ">not solved in 1 step (0.1 s), 1 chunk<"));
-  const std::string nothing = sketch_svg({.episode = record.episode}, "");
-  expect_well_formed(nothing);
-  EXPECT_TRUE(says(nothing, ">not solved in 0 steps (0.0 s), 0 chunks<"));
+  EXPECT_TRUE(says(sketch_svg({.episode = record.episode}, ""),
+                   ">not solved in 0 steps (0.0 s), 0 chunks<"));
 }
 
 TEST(Sketch, escapes_and_cuts_the_prompt) {
   const Record record = {.episode = episode_of(kPush)};
   const std::string svg = sketch_svg(record, "a <b> & \"c\"\x1b\n");
-  expect_well_formed(svg);
-  EXPECT_EQ(count_of(svg, ">a &lt;b&gt; &amp; &quot;c&quot;  <"), 2u);
+  EXPECT_EQ(count_of(svg, ">a &lt;b&gt; &amp; &quot;c&quot;  <"), 2);
   std::string accents, cut;
   for (int i = 0; i < 60; ++i) accents += "é";
   for (int i = 0; i < 46; ++i) cut += "é";
-  EXPECT_EQ(count_of(sketch_svg(record, accents), ">" + cut + "…<"), 1u);
-  EXPECT_EQ(count_of(sketch_svg(record, cut), ">" + cut + "<"), 2u);
+  EXPECT_EQ(count_of(sketch_svg(record, accents), ">" + cut + "…<"), 1);
+  EXPECT_EQ(count_of(sketch_svg(record, cut), ">" + cut + "<"), 2);
 }
 
 // Left, top, right, bottom of what is drawn on the table, in pixels.
@@ -312,7 +283,7 @@ std::vector<std::string> lines_of(const std::string& text) {
 TEST(Terminal, draws_every_frame_over_the_one_before) {
   const Record record = expert_record("reach the red disc");
   const std::string bytes = terminal_bytes("hallo\x1b[2J", true);
-  const auto frames = static_cast<size_t>(record.steps());
+  const int64_t frames = record.steps();
   EXPECT_EQ(count_of(bytes, "\r\x1b[22A"), frames - 1);
   EXPECT_EQ(count_of(bytes, "hallo [2J  3 of 4\x1b[K"), frames);  // no escape of the prompt
   EXPECT_EQ(count_of(bytes, "\n"), 22 * frames + 1);
@@ -323,7 +294,7 @@ TEST(Terminal, draws_every_frame_over_the_one_before) {
 
   const auto lines = lines_of(bytes);
   const Image top = draw(record.worlds[0], View::top, 44);
-  EXPECT_EQ(count_of(lines[0], "▀"), 66u);
+  EXPECT_EQ(count_of(lines[0], "▀"), 66);
   const auto ink = fmt::format("\x1b[?7l\x1b[38;2;{};{};{};48;2;{};{};{}m▀", top.rgb[0], top.rgb[1],
                                top.rgb[2], top.rgb[132], top.rgb[133], top.rgb[134]);
   EXPECT_TRUE(says(lines[0], ink));
@@ -345,7 +316,7 @@ TEST(Terminal, without_colours_is_plain_text) {
   const size_t column = 2 * cell(world.gripper.at.x);
   EXPECT_EQ(row.substr(column, 2), "++");
   EXPECT_EQ(row.substr(column - 2, 2), "Rd");
-  EXPECT_EQ(count_of(lines[22 - 22 + cell(record.worlds[0].gripper.at.y)], "++"), 0u);
+  EXPECT_EQ(count_of(lines[22 - 22 + cell(record.worlds[0].gripper.at.y)], "++"), 0);
 }
 
 TEST(Terminal, without_a_frame_writes_nothing) {

@@ -7,9 +7,7 @@
 #include <limits>
 
 #include "damaged_checkpoint.h"
-#include "policy/open_model.h"
-#include "tendon/backends.h"
-#include "tendon/tendon.h"
+#include "tendon/opened.h"
 #include "tensor/random.h"
 
 using namespace tendon;
@@ -75,9 +73,7 @@ Normalizer some_statistics(const Meeting& m, int64_t dim) {
 }
 
 struct Robotic {
-  std::unique_ptr<Kernels> kernels = open_backend(resolved({.backend = "reference"}));
-  Ops ops{*kernels};
-  std::unique_ptr<Policy> policy;
+  std::unique_ptr<OpenedEngine> engine;
   Observation observation{.prompt = "fold the towel"};
 
   explicit Robotic(const Meeting& m) {
@@ -101,13 +97,11 @@ struct Robotic {
     for (int64_t d = 0; d < s.state_dim; ++d)
       observation.state.push_back(0.3 - 0.05 * static_cast<double>(d));
     for (const std::string& camera : s.slots) observation.images[camera] = picture(3);
-    Weights weights = load_weights(ops, *opened.weights, opened.config);
-    policy = std::make_unique<Policy>(ops, Model{opened.config, std::move(weights)},
-                                      std::move(opened.spec));
+    engine = open_engine(opened, {.backend = "reference"});
   }
 
   Actions infer(const std::optional<PreviousChunk>& previous = {}) {
-    return policy->infer(observation, {.seed = 5, .previous = previous});
+    return engine->policy->infer(observation, {.seed = 5, .previous = previous});
   }
 };
 
@@ -123,13 +117,6 @@ PreviousChunk previous_of(const Actions& a, bool in_units) {
   return chunk;
 }
 
-void expect_close(const std::vector<float>& a, const std::vector<float>& b,
-                  const std::string& what) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i)
-    EXPECT_NEAR(a[i], b[i], 1e-5 * std::max(1.f, std::abs(b[i]))) << what << " " << i;
-}
-
 std::vector<Meeting> meetings() {
   std::vector<Meeting> all;
   for (const bool relative : {false, true}) {
@@ -142,16 +129,6 @@ std::vector<Meeting> meetings() {
       all.push_back({"lerobot", Family::lerobot, m, relative});
   }
   return all;
-}
-
-// Whether a change of a good observation is refused with these words.
-testing::AssertionResult refuses_observation(const std::function<void(Observation&)>& change,
-                                             const std::string& words = "",
-                                             const std::string& kind = "pi0") {
-  Engine engine = small(kind);
-  Observation o = observe(engine);
-  change(o);
-  return refuses(Fault::input, words, [&] { engine.infer(o); });
 }
 
 }  // namespace
@@ -245,24 +222,12 @@ TEST(Engine, a_call_that_its_poll_ends_leaves_the_engine_as_it_was) {
   }
 }
 
-TEST(Engine, a_previous_chunk_pulls_the_first_rows_towards_it) {
-  Engine engine = small("pi0");
-  const Observation o = observe(engine);
-  const Actions free = engine.infer(o);
-  PreviousChunk previous{.normalized = std::vector<float>(3 * 6, 0.f), .rows = 3, .dim = 6};
-  previous.delay = 1;
-  previous.execution_horizon = 3;
-  const Actions guided = engine.infer(o, {.previous = previous});
-  EXPECT_LT(std::abs(guided.normalized[0]), std::abs(free.normalized[0]) + 1e-6);
-  EXPECT_NE(guided.values, free.values);
-}
-
 TEST(PreviousChunk, in_the_robots_units_guides_as_in_the_models_on_every_robot) {
   for (const Meeting& m : meetings()) {
     Robotic robotic(m);
     const Actions free = robotic.infer();
     const Actions expected = robotic.infer(previous_of(free, false));
-    expect_close(robotic.infer(previous_of(free, true)).normalized, expected.normalized,
+    expect_close(robotic.infer(previous_of(free, true)).normalized, expected.normalized, 1e-5,
                  to_text(m));
     PreviousChunk other = previous_of(free, true);
     for (double& v : other.actions) v += 0.1;
@@ -282,7 +247,7 @@ TEST(PreviousChunk, relative_actions_are_anchored_at_the_state_of_now) {
     if (d != 6) by_hand.normalized[i] -= static_cast<float>(0.125 / std[d]);
   }
   expect_close(robotic.infer(previous_of(free, true)).normalized, robotic.infer(by_hand).normalized,
-               "anchored");
+               1e-5, "anchored");
 }
 
 TEST(PreviousChunk, is_refused_when_it_is_neither_or_both_or_does_not_fit) {
@@ -358,33 +323,31 @@ TEST(Quantiles, a_state_outside_of_them_is_marked_value_by_value) {
   EXPECT_EQ(robotic.infer().state_outside, std::vector<uint8_t>({0, 0, 0, 1, 0, 0, 1, 0}));
 }
 
-TEST(BadInput, camera_names_are_listed_with_the_nearest) {
-  const auto misspelt = [](Observation& o) {
-    o.images["bse_0_rgb"] = picture(9);
-    o.images.erase("base_0_rgb");
-  };
-  for (const char* part : {"'left_wrist_0_rgb'", "'right_wrist_0_rgb'", "nearest: 'base_0_rgb'"})
-    EXPECT_TRUE(refuses_observation(misspelt, part));
-  EXPECT_TRUE(refuses_observation([](Observation& o) { o.images.clear(); }));
-}
-
-TEST(BadInput, a_picture_that_is_none_names_its_camera) {
-  EXPECT_TRUE(refuses_observation(
-      [](Observation& o) { o.images["left_wrist_0_rgb"].height = 21; },
-      "camera 'left_wrist_0_rgb': the picture of 21 by 30 pixels has 1800 bytes, expected 1890"));
-}
-
-TEST(BadInput, states_of_wrong_length_or_not_finite_are_refused) {
+TEST(BadInput, in_an_observation_is_refused_by_name) {
+  std::vector<std::pair<Pieces, std::function<void(Observation&)>>> rows = {
+      {{"'left_wrist_0_rgb'", "'right_wrist_0_rgb'", "nearest: 'base_0_rgb'"},
+       [](Observation& o) {
+         o.images["bse_0_rgb"] = picture(9);
+         o.images.erase("base_0_rgb");
+       }},
+      {"no image given", [](Observation& o) { o.images.clear(); }},
+      {"camera 'left_wrist_0_rgb': the picture of 21 by 30 pixels has 1800 bytes, expected 1890",
+       [](Observation& o) { o.images["left_wrist_0_rgb"].height = 21; }}};
   for (const size_t n : {0u, 4u, 6u})
-    EXPECT_TRUE(refuses_observation([&](Observation& o) { o.state.assign(n, 0.0); }));
+    rows.emplace_back("state", [n](Observation& o) { o.state.assign(n, 0.0); });
   for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()})
-    EXPECT_TRUE(refuses_observation([&](Observation& o) { o.state[3] = bad; }, "state[3]"));
-}
-
-TEST(BadInput, prompts_that_are_empty_missing_or_not_utf8_are_refused) {
+    rows.emplace_back("state[3]", [bad](Observation& o) { o.state[3] = bad; });
   using Prompt = std::optional<std::string>;
   for (const Prompt& bad : {Prompt(""), Prompt(" \n"), Prompt("ab\xFF"), Prompt()})
-    EXPECT_TRUE(refuses_observation([&](Observation& o) { o.prompt = bad; }, "", "pi05"));
+    rows.emplace_back("prompt", [bad](Observation& o) { o.prompt = bad; });
+  for (const std::string kind : {"pi0", "pi05"}) {
+    Engine engine = small(kind);
+    for (const auto& [words, change] : rows) {
+      Observation o = observe(engine);
+      change(o);
+      EXPECT_TRUE(refuses(Fault::input, words, [&] { engine.infer(o); })) << kind << words.front();
+    }
+  }
 }
 
 TEST(BadInput, a_long_prompt_is_cut_with_one_warning) {
@@ -407,21 +370,6 @@ TEST(BadInput, noise_and_steps_out_of_range_are_refused) {
   EXPECT_TRUE(refused_with({.noise = {1.f, 2.f}}));
   EXPECT_TRUE(refused_with({.noise = std::vector<float>(24, NAN)}));
   for (const int64_t steps : {0, -1, 1001}) EXPECT_TRUE(refused_with({.steps = steps})) << steps;
-}
-
-TEST(BadInput, unknown_models_backends_and_configurations_are_refused) {
-  const Scratch scratch("unknown");
-  const auto file = scratch.write("c.json", R"({"horizn": 3})").string();
-  const auto refused_to_open = [](Fault fault, const std::string& text, const char* model,
-                                  const OpenOptions& options = {}) {
-    return refuses(fault, text, [&] { Engine::open(model, options); });
-  };
-  EXPECT_TRUE(refused_to_open(Fault::checkpoint, "", "no/such/folder"));
-  EXPECT_TRUE(refused_to_open(Fault::usage, "", "synthetic:pi1"));
-  EXPECT_TRUE(refused_to_open(Fault::usage, "", "demo", {.backend = "referense"}));
-  EXPECT_TRUE(
-      refused_to_open(Fault::usage, "'pi05_droid'", "synthetic:pi05", {.config = "pi05_droit"}));
-  EXPECT_TRUE(refused_to_open(Fault::usage, "horizon", "synthetic:pi0", {.config = file}));
 }
 
 TEST(Noise, philox_matches_the_published_vectors) {
@@ -462,9 +410,7 @@ TEST(Engine, a_robot_with_more_state_or_action_values_than_the_model_is_refused)
     checkpoint.edit("config.json", [&](nlohmann::json& config) {
       config.at(nlohmann::json::json_pointer(feature)) = {40};
     });
-    EXPECT_TRUE(refuses(Fault::checkpoint, "40", [&] {
-      Engine::open(checkpoint.scratch().path().string(), checkpoint.options);
-    }));
+    EXPECT_TRUE(refuses(Fault::checkpoint, "40", [&] { checkpoint.engine(); }));
   }
 }
 
@@ -479,8 +425,8 @@ TEST(Engine, empty_cameras_of_lerobot_are_there_once_whether_listed_or_counted) 
       if (listed) features["observation.images.empty_camera_0"] = third;
       config["empty_cameras"] = 1;
     });
-    const Engine engine = Engine::open(checkpoint.scratch().path().string(), checkpoint.options);
-    EXPECT_EQ(engine.cameras().size(), 3u);
-    EXPECT_EQ(std::ranges::count(engine.cameras(), "empty_camera_0"), 1);
+    const std::vector<std::string> cameras = checkpoint.engine().cameras();
+    EXPECT_EQ(cameras.size(), 3u);
+    EXPECT_EQ(std::ranges::count(cameras, "empty_camera_0"), 1);
   }
 }

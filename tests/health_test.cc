@@ -36,13 +36,10 @@ const Finding* find(const Health& health, const std::string& check, const std::s
   return found == health.findings.end() ? nullptr : &*found;
 }
 
-using Damage = std::function<void(Checkpoint&)>;
-using Tensors = std::vector<HostTensor>;
-
 struct Seeded {
   const char* kind;
   std::string check, subject;  // the end of the subject
-  Damage damage;
+  Change damage;
 };
 
 // Finds every fault, names it, and blames nothing else but what the engine says itself.
@@ -59,53 +56,28 @@ void expect_found(const std::vector<Seeded>& faults) {
   }
 }
 
-const char* kPre = "policy_preprocessor.json";
-const char* kPost = "policy_postprocessor.json";
-const char* kPreState = "policy_preprocessor_step_6_normalizer_processor.safetensors";
 const char* kPreQuantiles = "policy_preprocessor_step_3_normalizer_processor.safetensors";
 const char* kPostState = "policy_postprocessor_step_0_unnormalizer_processor.safetensors";
 const char* kNormStats = "assets/demo/norm_stats.json";
 
-Damage edited(const std::string& file, const std::function<void(json&)>& change) {
-  return [=](Checkpoint& c) { c.edit(file, change); };
-}
-Damage set_key(const std::string& key, const json& value) {
-  return edited("config.json", [=](json& j) { j[key] = value; });
-}
-Damage edited_statistics(const std::function<void(json&)>& change) {
+Change edited_statistics(const std::function<void(json&)>& change) {
   return edited(kNormStats, [=](json& j) { change(j["norm_stats"]); });
 }
-Damage set_statistic(const char* vector, const char* name, size_t d, const json& value) {
+Change set_statistic(const char* vector, const char* name, size_t d, const json& value) {
   return edited_statistics([=](json& j) { j[vector][name][d] = value; });
 }
-Damage tensors(const std::string& file, const std::function<void(Tensors&)>& change) {
-  return [=](Checkpoint& c) { c.tensors(file, change); };
+Change shaped(const std::string& end, const Shape& shape) {
+  return tensor(Checkpoint::kWeights, end,
+                [=](HostTensor& t) { t = Checkpoint::filled(t.name, shape, 0.1f); });
 }
-Damage tensor(const std::string& file, const std::string& end,
-              const std::function<void(HostTensor&)>& change) {
-  return [=](Checkpoint& c) { c.tensor(file, end, change); };
+Change removed(const std::string& file) {
+  return [=](Checkpoint& c) { fs::remove_all(c.path(file)); };
 }
-Damage value(const std::string& file, const std::string& end, size_t at, float value) {
-  return [=](Checkpoint& c) { c.value(file, end, at, value); };
-}
-Damage shaped(const std::string& end, const Shape& shape) {
-  return [=](Checkpoint& c) { c.shape(end, shape); };
-}
-Damage added(const std::string& name) {
-  return tensors(Checkpoint::kWeights,
-                 [=](Tensors& all) { all.push_back(host_tensor(name, {1}, {0.5f})); });
-}
-// Exactly one tensor is.
-Damage erased(const std::string& end, const std::string& file = Checkpoint::kWeights) {
-  return tensors(file, [=](Tensors& all) {
-    EXPECT_EQ(std::erase_if(all, [&](const auto& t) { return t.name.ends_with(end); }), 1u);
-  });
-}
-Damage rewritten(const std::string& file, const std::function<void(std::string&)>& change) {
+Change rewritten(const std::string& file, const std::function<void(std::string&)>& change) {
   return [=](Checkpoint& c) {
     std::string bytes = read_whole(c.path(file));
     change(bytes);
-    c.scratch().write(file, bytes);
+    c.write(file, bytes);
   };
 }
 void cut(std::string& bytes) { bytes.resize(bytes.size() / 2); }
@@ -135,18 +107,6 @@ TEST(Health, demos_are_read_like_folders_and_synthetic_models_are_not_generated)
   EXPECT_FALSE(check_health("no/such/folder", {}, {}).sound());
 }
 
-TEST(Health, a_converted_file_is_sound_until_a_byte_changes) {
-  Checkpoint checkpoint("lerobot-pi0");
-  const fs::path file = checkpoint.path("packed.safetensors");
-  convert(checkpoint.scratch().path().string(), file.string(), checkpoint.options);
-  const Health healthy = check_health(file.string(), {}, {});
-  EXPECT_TRUE(healthy.sound()) << list(healthy);
-  std::string bytes = read_whole(file);
-  bytes[bytes.size() / 2] ^= 0x40;
-  checkpoint.scratch().write("packed.safetensors", bytes);
-  EXPECT_NE(find(check_health(file.string(), {}, {}), "open.refused", file.string()), nullptr);
-}
-
 TEST(Health, a_missing_wrong_or_unused_tensor_is_named) {
   const std::string weights = Checkpoint::kWeights;
   const std::string position = "embeddings.position_embedding.weight";
@@ -164,14 +124,14 @@ TEST(Health, a_missing_wrong_or_unused_tensor_is_named) {
       {"openpi-pi05", "tensor.shape", "action_in_proj.weight",
        shaped("action_in_proj.weight", {32, 24})},
       {"openpi-pi0", "tensor.shape", position, shaped(position, {15, 48})},
-      {"openpi-pi0", "tensor.names", "", added("model." + kQuery)},
+      {"openpi-pi0", "tensor.names", "", more_weights("model." + kQuery)},
       {"openpi-pi0", "tensor.tower", weights,
-       tensors(weights,
-               [](Tensors& all) {
-                 std::erase_if(
-                     all, [](const auto& t) { return t.name.find("layers.") < t.name.size(); });
-               })},
-      {"lerobot-pi05", "tensor.unused", "surprise.weight", added("model.surprise.weight")},
+       [](Checkpoint& c) {
+         c.tensors(c.kWeights, [](Tensors& all) {
+           std::erase_if(all, [](const auto& t) { return says(t.name, "layers."); });
+         });
+       }},
+      {"lerobot-pi05", "tensor.unused", "surprise.weight", more_weights("model.surprise.weight")},
       {"openpi-pi0", "tensor.dtype", "action_out_proj.bias",
        tensor(weights, "action_out_proj.bias", [](HostTensor& t) { t.dtype = DType::i32; })},
   });
@@ -187,13 +147,12 @@ TEST(Health, values_that_are_not_weights_are_found_in_their_tensor) {
       {"lerobot-pi05", "tensor.outlier", "time_mlp_out.bias",
        value(weights, "time_mlp_out.bias", 3, 1e30f)},
       {"lerobot-pi0", "tensor.zero", "action_out_proj.weight",
-       tensor(
-           weights, "action_out_proj.weight",
-           [](HostTensor& t) { t = host_tensor(t.name, t.shape, std::vector<float>(32 * 32)); })},
+       tensor(weights, "action_out_proj.weight",
+              [](HostTensor& t) { t = Checkpoint::filled(t.name, t.shape, 0); })},
   });
   Checkpoint checkpoint("openpi-pi0");
   const std::string table = "paligemma.lm_head.weight";
-  for (const size_t at : {30000u, 20000u}) checkpoint.value(checkpoint.kWeights, table, at, kNan);
+  for (const size_t at : {30000u, 20000u}) value(checkpoint.kWeights, table, at, kNan)(checkpoint);
   const Health health = checkpoint.health();
   const Finding* nan = find(health, "tensor.nan", table);
   ASSERT_NE(nan, nullptr) << list(health);
@@ -211,25 +170,24 @@ TEST(Health, damaged_files_are_named) {
   expect_found({
       {"openpi-pi0", "file.damaged", weights, rewritten(weights, cut)},
       {"lerobot-pi0", "file.damaged", weights, rewritten(weights, overlap)},
-      {"openpi-pi05", "file.missing", weights, [&](Checkpoint& c) { fs::remove(c.path(weights)); }},
+      {"openpi-pi05", "file.missing", weights, removed(weights)},
       {"openpi-pi0", "file.index", "model.safetensors.index.json",
        [&](Checkpoint& c) {
-         fs::remove(c.path(weights));
-         c.scratch().write("model.safetensors.index.json", "{}");
+         removed(weights)(c);
+         c.write("model.safetensors.index.json", "{}");
        }},
       {"lerobot-pi0", "statistics.unreadable", kPreState, rewritten(kPreState, cut)},
       {"lerobot-pi05", "statistics.unreadable", kPost, rewritten(kPost, cut)},
       {"openpi-pi0", "config.unreadable", "config.json", rewritten("config.json", cut)},
       {"lerobot-pi05", "config.unreadable", "config.json", rewritten("config.json", cut)},
-      {"lerobot-pi05", "config.missing", "config.json",
-       [](Checkpoint& c) { fs::remove(c.path("config.json")); }},
+      {"lerobot-pi05", "config.missing", "config.json", removed("config.json")},
       {"openpi-pi0", "statistics.unreadable", kNormStats, rewritten(kNormStats, cut)},
   });
 }
 
 TEST(Health, a_damaged_shard_does_not_hide_the_faults_of_the_others) {
   Checkpoint checkpoint("lerobot-pi0");
-  checkpoint.value(checkpoint.kWeights, kQuery, 9, INFINITY);
+  value(checkpoint.kWeights, kQuery, 9, INFINITY)(checkpoint);
   const auto whole = SafetensorsFile::open(checkpoint.path(checkpoint.kWeights));
   json map;
   std::vector<HostTensor> shards[2];
@@ -241,7 +199,7 @@ TEST(Health, a_damaged_shard_does_not_hide_the_faults_of_the_others) {
   write_safetensors(checkpoint.path("a.safetensors"), shards[0]);
   write_safetensors(checkpoint.path("b.safetensors"), shards[1]);
   fs::remove(checkpoint.path(checkpoint.kWeights));
-  checkpoint.scratch().write("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  checkpoint.write("model.safetensors.index.json", json{{"weight_map", map}}.dump());
   Health health = checkpoint.health();
   EXPECT_EQ(health.tensors, std::ssize(whole->tensors()));
   EXPECT_NE(find(health, "tensor.inf", kQuery), nullptr) << list(health);
@@ -264,8 +222,7 @@ TEST(Health, statistics_that_cannot_normalise_are_found_by_dimension) {
       {"lerobot-pi05", "statistics.constant", "action.q99[1]",
        [](Checkpoint& c) {
          const auto file = SafetensorsFile::open(c.path(kPostState));
-         const float low = element(*file->find("action.q01"), 1);
-         c.value(kPostState, "action.q99", 1, low);
+         value(kPostState, "action.q99", 1, element(*file->find("action.q01"), 1))(c);
        }},
       {"openpi-pi0", "statistics.nan", "state.std[4]",
        rewritten(kNormStats,
@@ -285,8 +242,7 @@ TEST(Health, statistics_that_cannot_normalise_are_found_by_dimension) {
        edited_statistics([](json& j) { j["state"]["q01"] = nullptr; })},
       {"openpi-pi0", "statistics.missing", "actions.mean",
        edited_statistics([](json& j) { j.erase("actions"); })},
-      {"openpi-pi0", "statistics.missing", "norm_stats.json",
-       [](Checkpoint& c) { fs::remove_all(c.path("assets")); }},
+      {"openpi-pi0", "statistics.missing", "norm_stats.json", removed("assets")},
   });
 }
 
@@ -297,7 +253,7 @@ TEST(Health, statistics_of_another_robot_or_model_are_found) {
   expect_found({
       {"lerobot-pi0", "statistics.dimension", "observation.state.mean",
        tensor(kPreState, "observation.state.mean",
-              [](HostTensor& t) { t = host_tensor(t.name, {7}, std::vector<float>(7, 0.5f)); })},
+              [](HostTensor& t) { t = Checkpoint::filled(t.name, {7}, 0.5f); })},
       {"openpi-pi0", "statistics.dimension", "state.std",
        edited_statistics([](json& j) { j["state"]["std"].erase(0); })},
       {"lerobot-pi0", "statistics.method", "STATE", method(kPre, 6, "STATE", "QUANTILES")},
@@ -314,7 +270,7 @@ TEST(Health, a_tokenizer_that_cannot_serve_the_model_is_found) {
       std::erase_if(content["added_tokens"].get_ref<json::array_t&>(),
                     [&](const json& t) { return t["content"] == piece; });
       if (piece == "\n") content["model"]["vocab"].erase(piece);
-      c.options.tokenizer = c.scratch().write("broken.json", content.dump()).string();
+      c.options.tokenizer = c.write("broken.json", content.dump());
     };
   };
   expect_found({
@@ -323,7 +279,7 @@ TEST(Health, a_tokenizer_that_cannot_serve_the_model_is_found) {
       {"openpi-pi05", "tokenizer.unreadable", "cut.model",
        [](Checkpoint& c) {
          const std::string whole = read_whole(TENDON_TEST_TOKENIZER);
-         c.options.tokenizer = c.scratch().write("cut.model", whole.substr(0, 100000)).string();
+         c.options.tokenizer = c.write("cut.model", whole.substr(0, 100000));
        }},
       {"lerobot-pi0", "tokenizer.vocabulary", ".model",
        [](Checkpoint& c) { c.options.tokenizer = TENDON_TEST_TOKENIZER; }},
@@ -341,10 +297,7 @@ TEST(Health, contradictions_of_the_configuration_are_found) {
       {"lerobot-pi0", "config.type", "type", set_key("type", "pi05")},
       {"lerobot-pi0", "config.n_action_steps", "n_action_steps", set_key("n_action_steps", 11)},
       {"lerobot-pi0", "config.chunk_size", "chunk_size",
-       [](Checkpoint& c) {
-         set_key("n_action_steps", 1)(c);
-         set_key("chunk_size", 0)(c);
-       }},
+       all({set_key("n_action_steps", 1), set_key("chunk_size", 0)})},
       {"lerobot-pi0", "config.max_state_dim", "max_state_dim", set_key("max_state_dim", 8)},
       {"lerobot-pi05", "config.max_action_dim", "max_action_dim", set_key("max_action_dim", 6)},
       {"lerobot-pi05", "config.num_inference_steps", "num_inference_steps",
@@ -363,18 +316,16 @@ TEST(Health, observations_of_another_robot_or_in_other_units_are_found_by_dimens
   json observation{{"state", json::array()}, {"cameras", {{"base_0_rgb", json::object()}}}};
   const auto statistics = read_json(golden("tiny-checkpoint-openpi-pi0/checkpoint") / kNormStats);
   observation["state"] = statistics["norm_stats"]["state"]["mean"];
-  {
-    Checkpoint healthy("openpi-pi0");
-    healthy.observe(observation);
-    EXPECT_TRUE(healthy.health().findings.empty()) << list(healthy.health());
-  }
   const auto observed = [&](const std::function<void(json&)>& change) {
     return [=](Checkpoint& c) {
       json changed = observation;
       change(changed);
-      c.observe(changed);
+      c.observations.push_back(c.write("observation.json", changed.dump()));
     };
   };
+  Checkpoint healthy("openpi-pi0");
+  observed([](json&) {})(healthy);
+  EXPECT_TRUE(healthy.health().findings.empty()) << list(healthy.health());
   expect_found({
       {"openpi-pi0", "observation.range", "state[6]",
        observed([](json& j) { j["state"][6] = 57.3; })},
@@ -391,10 +342,8 @@ TEST(Health, observations_of_another_robot_or_in_other_units_are_found_by_dimens
 
 TEST(Health, independent_faults_are_found_in_one_pass) {
   Checkpoint checkpoint("lerobot-pi0");
-  checkpoint.value(checkpoint.kWeights, kQuery, 7, kNan);
-  checkpoint.shape("action_in_proj.weight", {32, 30});
-  checkpoint.value(kPostState, "action.std", 1, -1.f);
-  set_key("n_action_steps", 50)(checkpoint);
+  all({value(checkpoint.kWeights, kQuery, 7, kNan), shaped("action_in_proj.weight", {32, 30}),
+       value(kPostState, "action.std", 1, -1.f), set_key("n_action_steps", 50)})(checkpoint);
   checkpoint.options.tokenizer = TENDON_TEST_TOKENIZER;
   const Health health = checkpoint.health();
   for (const auto& [check, subject] : {std::pair("tensor.nan", kQuery.c_str()),

@@ -1,7 +1,5 @@
 // labels: hostile
 // Checkpoint files that were cut, flipped or poisoned: refused by name, or as good as before.
-#include <fcntl.h>
-
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -14,7 +12,6 @@
 #include "damaged_checkpoint.h"
 #include "model/config_file.h"
 #include "model/parameters.h"
-#include "policy/open_model.h"
 #include "tendon/opened.h"
 #include "tensor/check.h"
 
@@ -29,43 +26,12 @@ const fs::path kWeights = golden("tiny-checkpoint-lerobot-pi0/checkpoint/model.s
 constexpr int kPart = TENDON_TEST_SANITIZED ? 20 : 1;
 constexpr int kHeaderFlips = 10000 / kPart, kDataFlips = 1000 / kPart;
 
-struct TinyCheckpoint : Checkpoint {
-  TinyCheckpoint() : Checkpoint("lerobot-pi0") {
-    options.precision = "f32";
-    options.threads = 1;
-  }
-  std::string folder() const { return scratch().path().string(); }
-};
-
 // Where the tensors begin.
 uint64_t data_begin(const std::string& file) {
   uint64_t bytes = 0;
   std::memcpy(&bytes, file.data(), sizeof(bytes));
   return 8 + bytes;
 }
-
-// A file whose bytes are changed where they lie: writing it anew ten thousand times costs a disk.
-class Patched {
- public:
-  explicit Patched(const fs::path& path)
-      : whole(read_whole(path)), file_(::open(path.c_str(), O_RDWR | O_CLOEXEC)) {}
-  ~Patched() { ::close(file_); }
-  Patched(const Patched&) = delete;
-  Patched& operator=(const Patched&) = delete;
-
-  void put(uint64_t at, std::string_view bytes) const {
-    const ssize_t n = ::pwrite(file_, bytes.data(), bytes.size(), static_cast<off_t>(at));
-    EXPECT_EQ(n, std::ssize(bytes));
-  }
-  void restore(uint64_t at, size_t count) const {
-    put(at, std::string_view(whole).substr(at, count));
-  }
-
-  const std::string whole;
-
- private:
-  const int file_;
-};
 
 std::shared_ptr<const SafetensorsFile> parse(const std::string& bytes) {
   return SafetensorsFile::from_bytes(nullptr, std::as_bytes(std::span(bytes)), "x.safetensors");
@@ -117,13 +83,7 @@ Flips flip_bits(std::string& bytes, uint64_t begin, uint64_t end, int count,
 }
 
 Observation scene() {
-  Observation seen{.prompt = "pick up the red cube", .state = std::vector<double>(14, 0.25)};
-  for (const char* camera : {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"}) {
-    Image& image = seen.images[camera];
-    image.height = image.width = 56;
-    image.rgb = std::vector<uint8_t>(size_t{3} * 56 * 56, 90);
-  }
-  return seen;
+  return Checkpoint::scene(14, {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"});
 }
 
 }  // namespace
@@ -171,10 +131,9 @@ TEST(HostileCheckpoint, with_a_flipped_bit_in_its_header_is_refused_or_means_the
 
 // Its metadata hold sizes, statistics and the robot: the hash must cover them, too.
 TEST(ConvertedFile, with_any_flipped_bit_is_refused) {
-  const TinyCheckpoint checkpoint;
-  const fs::path path = checkpoint.path("packed.safetensors");
-  convert(checkpoint.folder(), path.string(), checkpoint.options);
-  const Patched file(path);
+  const Checkpoint checkpoint("lerobot-pi0", "f32");
+  const std::string path = checkpoint.converted();
+  Patched file(path);
   std::string bytes = file.whole;
   const auto on_disk = [&](uint64_t at, const auto& opens) {
     file.put(at, std::string_view(bytes).substr(at, 1));
@@ -187,15 +146,16 @@ TEST(ConvertedFile, with_any_flipped_bit_is_refused) {
     }
     return false;
   };
-  open_model(path.string(), {});
+  open_model(path, {});
+  EXPECT_TRUE(check_health(path, {.threads = 1}, {}).sound());
   const uint64_t begin = data_begin(bytes);
   const Flips header = flip_bits(bytes, 0, begin, kHeaderFlips, [&](uint64_t at) {
-    return on_disk(at, [&] { open_model(path.string(), {.threads = 1}); });
+    return on_disk(at, [&] { open_model(path, {.threads = 1}); });
   });
   EXPECT_EQ(header.refused, kHeaderFlips);
   const Flips data = flip_bits(bytes, begin, bytes.size(), kDataFlips, [&](uint64_t at) {
     return on_disk(at, [&] {
-      const Health health = check_health(path.string(), {.threads = 1}, {});
+      const Health health = check_health(path, {.threads = 1}, {});
       ensure(health.sound(), Fault::checkpoint, "validate found it");
     });
   });
@@ -208,46 +168,32 @@ namespace {
 // The weights of a file without a look at their values.
 class Unchecked final : public WeightSource {
  public:
-  explicit Unchecked(const SafetensorsFile& file) {
-    for (HostTensor t : file.tensors()) {
-      t.name = canonical_name(t.name);
-      tensors_.push_back(t);
-    }
-  }
+  explicit Unchecked(std::unique_ptr<WeightSource> file) : file_(std::move(file)) {}
   HostTensor get(const std::string& name, const Shape&) override {
-    const HostTensor* t = find(name);
-    // As in files of lerobot, the token table may be stored as the head alone.
-    return t ? *t : *find("paligemma_with_expert.paligemma.lm_head.weight");
+    return file_->tensors().at(name);
   }
   std::string description() const override { return "unchecked"; }
 
  private:
-  const HostTensor* find(std::string_view name) const {
-    const auto found = std::ranges::find(tensors_, name, &HostTensor::name);
-    return found == tensors_.end() ? nullptr : &*found;
-  }
-  std::vector<HostTensor> tensors_;
+  const std::unique_ptr<WeightSource> file_;
 };
 
 // The actions of a folder whose weights nobody checks.
-std::vector<double> actions_unchecked(const TinyCheckpoint& checkpoint) {
-  OpenedEngine engine(OpenOptions{.precision = "f32", .threads = 1});
-  OpenedModel model = open_model(checkpoint.folder(), checkpoint.options);
-  Unchecked weights(*SafetensorsFile::open(checkpoint.path(checkpoint.kWeights)));
-  Policy policy(engine.ops, Model{model.config, load_weights(engine.ops, weights, model.config)},
-                std::move(model.spec));
-  return policy.infer(scene()).values;
+std::vector<double> actions_unchecked(const Checkpoint& checkpoint) {
+  OpenedModel model = checkpoint.open();
+  model.weights = std::make_unique<Unchecked>(std::move(model.weights));
+  return open_engine(model, checkpoint.options)->policy->infer(scene()).values;
 }
 
-std::vector<double> actions_of(const TinyCheckpoint& checkpoint) {
-  return Engine::open(checkpoint.folder(), checkpoint.options).infer(scene()).values;
+std::vector<double> actions_of(const Checkpoint& checkpoint) {
+  return checkpoint.engine().infer(scene()).values;
 }
 
 }  // namespace
 
 TEST(HostileCheckpoint, with_one_bad_value_in_any_tensor_is_named_refused_and_never_acted_on) {
-  const TinyCheckpoint checkpoint;
-  const Patched file(checkpoint.path(checkpoint.kWeights));
+  const Checkpoint checkpoint("lerobot-pi0", "f32");
+  Patched file(checkpoint.path(checkpoint.kWeights));
   const auto tensors = parse(file.whole)->tensors();
   const std::vector<double> sound = actions_of(checkpoint);
   std::mt19937_64 random(19);

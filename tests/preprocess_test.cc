@@ -42,14 +42,6 @@ Normalizer lerobot(NormMethod method, const std::string& feature) {
           .range = stored("stats." + feature + "." + high)};
 }
 
-void expect_close(const std::vector<double>& got, const std::vector<double>& expected,
-                  double relative, const std::string& what) {
-  ASSERT_EQ(got.size(), expected.size()) << what;
-  for (size_t i = 0; i < got.size(); ++i)
-    EXPECT_LE(std::abs(got[i] - expected[i]), relative * std::max(1.0, std::abs(expected[i])))
-        << what << "[" << i << "]: " << got[i] << " and " << expected[i];
-}
-
 // `values` as rows of `dim`, each of them through one of a normalizer's functions.
 std::vector<double> rows_through(void (Normalizer::*step)(std::span<double>) const,
                                  const Normalizer& n, std::vector<double> values, size_t dim) {
@@ -77,13 +69,21 @@ std::vector<float> model_pixels(const Image& image, int side, Family resizer,
   return pixels;
 }
 
-// Every picture of the resizing goldens.
-std::map<std::string, Image> pictures() {
-  std::map<std::string, Image> all;
+// A picture of the resizing goldens, what Pillow made of it, and which rows of torch's are stored.
+struct Resized {
+  Image input, pillow;
+  size_t row_stride = 0;
+};
+
+std::map<std::string, Resized> resized() {
+  std::map<std::string, Resized> all;
   const auto json = read_json(test_data("preprocess/images.json"));
-  for (const auto& [name, entry] : json.at("images").items())
-    all[name] = load_image(
-        test_data("preprocess/" + entry.at("files").at("input").get<std::string>()).string());
+  for (const auto& [name, entry] : json.at("images").items()) {
+    const auto file = [&files = entry.at("files")](const char* kind) {
+      return load_image(test_data("preprocess/" + files.at(kind).get<std::string>()).string());
+    };
+    all[name] = {file("input"), file("pil"), entry.at("row_stride").at("lerobot").get<size_t>()};
+  }
   return all;
 }
 
@@ -146,17 +146,6 @@ TEST(Statistics, renormalize_undoes_unnormalize_in_every_method) {
     undone(read_norm_stats(test_data("preprocess/norm_stats.json"), quantiles).action, "openpi");
 }
 
-TEST(Statistics, a_column_that_is_always_the_same_stays_at_its_centre) {
-  for (const Family family : {Family::openpi, Family::lerobot}) {
-    const Normalizer mean{
-        .family = family, .method = NormMethod::mean_std, .centre = {3}, .range = {0}};
-    const Normalizer ends{
-        .family = family, .method = NormMethod::quantiles, .centre = {3}, .range = {3}};
-    EXPECT_EQ(rows_through(&Normalizer::renormalize, mean, {3.5}, 1), std::vector<double>{0});
-    EXPECT_EQ(rows_through(&Normalizer::renormalize, ends, {3.5}, 1), std::vector<double>{-1});
-  }
-}
-
 TEST(Statistics, quantiles_are_kept_whatever_normalises) {
   const auto file = test_data("preprocess/norm_stats.json");
   const Normalize mean = read_norm_stats(file, false), quantile = read_norm_stats(file, true);
@@ -193,66 +182,24 @@ TEST(Statistics, pi0_needs_no_quantiles_but_refuses_damaged_ones) {
   EXPECT_EQ(read(R"(,"q01":[-1,0],"q99":[1,2])").action.q99, std::vector<double>({1, 2}));
   for (const char* bad : {R"(,"q01":[-1],"q99":[1])", R"(,"q01":[-1,0],"q99":[1,1e999])",
                           R"(,"q01":"low","q99":[1,2])"})
-    EXPECT_EQ(refused([&] { read(bad); }).fault(), Fault::checkpoint) << bad;
-}
-
-TEST(Statistics, a_converted_file_keeps_quantiles_and_may_have_none) {
-  PolicySpec spec;
-  spec.normalize() = read_norm_stats(test_data("preprocess/norm_stats.json"), false);
-  nlohmann::json j = policy_spec_json(spec);
-  const Normalize again = read_policy_spec(j, "x").normalize();
-  EXPECT_EQ(again.action.q01, spec.normalize().action.q01);
-  EXPECT_EQ(again.state.q99, spec.normalize().state.q99);
-  nlohmann::json& normalize = j["transforms"][0];
-  for (const char* what : {"state", "action"}) {
-    normalize[what].erase("q01");
-    normalize[what].erase("q99");
-  }
-  const Normalize without = read_policy_spec(j, "x").normalize();
-  EXPECT_TRUE(without.action.q01.empty());
-  EXPECT_EQ(without.action.centre, spec.normalize().action.centre);
-  normalize["action"]["q01"] = {1, 2};
-  EXPECT_EQ(refused([&] { read_policy_spec(j, "x"); }).fault(), Fault::usage);
-}
-
-TEST(Statistics, a_missing_or_infinite_statistic_is_refused_by_name) {
-  const Scratch scratch("statistics");
-  const auto no_q = scratch.write(
-      "a.json",
-      R"({"norm_stats":{"state":{"mean":[0],"std":[1]},"actions":{"mean":[0],"std":[1]}}})");
-  const Error missing = refused([&] { read_norm_stats(no_q, true); });
-  EXPECT_EQ(missing.fault(), Fault::checkpoint);
-  EXPECT_NE(std::string(missing.what()).find("q01"), std::string::npos);
-  const auto huge = scratch.write(
-      "b.json",
-      R"({"norm_stats":{"state":{"mean":[1e999],"std":[1]},"actions":{"mean":[0],"std":[1]}}})");
-  EXPECT_EQ(refused([&] { read_norm_stats(huge, false); }).fault(), Fault::checkpoint);
+    EXPECT_TRUE(refuses(Fault::checkpoint, "", [&] { read(bad); })) << bad;
 }
 
 TEST(Images, pillow_resize_is_bit_exact) {
-  const auto json = read_json(test_data("preprocess/images.json"));
-  int compared = 0;
-  for (const auto& [name, entry] : json.at("images").items()) {
-    const auto file = [&files = entry.at("files")](const char* kind) {
-      return load_image(test_data("preprocess/" + files.at(kind).get<std::string>()).string());
-    };
-    EXPECT_EQ(PilResizer().resize_with_pad(file("input"), 224, 224).rgb, file("pil").rgb) << name;
-    ++compared;
-  }
-  EXPECT_GE(compared, 6);
+  EXPECT_GE(resized().size(), 6u);
+  for (const auto& [name, picture] : resized())
+    EXPECT_EQ(PilResizer().resize_with_pad(picture.input, 224, 224).rgb, picture.pillow.rgb)
+        << name;
 }
 
 TEST(Images, torch_resize_agrees_to_a_millionth) {
-  const auto json = read_json(test_data("preprocess/images.json"));
   const auto results = SafetensorsFile::open(test_data("preprocess/images.safetensors"));
-  for (const auto& [name, entry] : json.at("images").items()) {
-    const Image image = load_image(
-        test_data("preprocess/" + entry.at("files").at("input").get<std::string>()).string());
-    const std::vector<float> pixels = model_pixels(image, 224, Family::lerobot);
+  for (const auto& [name, picture] : resized()) {
+    const std::vector<float> pixels = model_pixels(picture.input, 224, Family::lerobot);
     const std::vector<double> expected = numbers(*results->find(name + ".lerobot"));
-    const size_t row = 224 * 3, stride = entry.at("row_stride").at("lerobot").get<size_t>();
+    const size_t row = 224 * 3, apart = picture.row_stride * row;
     for (size_t i = 0; i < expected.size(); ++i)
-      ASSERT_NEAR(pixels[i / row * stride * row + i % row], expected[i], 1e-6) << name << " " << i;
+      ASSERT_NEAR(pixels[i / row * apart + i % row], expected[i], 1e-6) << name << " " << i;
   }
 }
 
@@ -273,8 +220,8 @@ TEST(Pixels, a_view_copies_nothing_until_it_is_written) {
 }
 
 TEST(Images, planar_pictures_and_views_give_the_same_values) {
-  int compared = 0;
-  for (const auto& [name, image] : pictures()) {
+  for (const auto& [name, picture] : resized()) {
+    const Image& image = picture.input;
     const Image channels = planar(image);
     Image seen = image;
     seen.rgb = Pixels::view(image.rgb.bytes());
@@ -285,10 +232,8 @@ TEST(Images, planar_pictures_and_views_give_the_same_values) {
         const std::vector<float> expected = model_pixels(image, side, resizer);
         EXPECT_EQ(model_pixels(channels, side, resizer), expected) << name << " " << side;
         EXPECT_EQ(model_pixels(seen, side, resizer), expected) << name << " " << side;
-        ++compared;
       }
   }
-  EXPECT_GE(compared, 48);
 }
 
 TEST(Images, a_square_picture_of_the_right_size_is_only_scaled) {
@@ -313,11 +258,9 @@ TEST(Images, bad_pictures_are_refused_by_name_with_what_was_got_and_wanted) {
       {{1, 3000, std::vector<uint8_t>(9000)},
        "camera 'top': the picture of 1 by 3000 pixels is too thin"}};
   for (const auto& [image, text] : bad)
-    for (const Family resizer : {Family::openpi, Family::lerobot}) {
-      const Error e = refused([&, &image = image] { model_pixels(image, 224, resizer, "top"); });
-      EXPECT_EQ(e.fault(), Fault::input);
-      EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
-    }
+    for (const Family resizer : {Family::openpi, Family::lerobot})
+      EXPECT_TRUE(refuses(Fault::input, text,
+                          [&, &given = image] { model_pixels(given, 224, resizer, "top"); }));
 }
 
 namespace {
@@ -441,24 +384,21 @@ TEST(ImageFiles, a_smooth_jpeg_is_read_to_a_few_levels_and_a_grey_or_cut_one_is_
     EXPECT_NEAR(image.rgb.bytes()[static_cast<size_t>(i)],
                 smooth(i / 3 / width, i / 3 % width, i % 3), 6);
   for (const std::string& bad : {jpeg_of_smooth(8, 8, 1), jpeg.substr(0, jpeg.size() * 2 / 3)}) {
-    const auto file = scratch.write("bad.jpg", bad);
-    EXPECT_EQ(refused([&] { load_image(file.string()); }).fault(), Fault::input);
+    const std::string file = scratch.write("bad.jpg", bad).string();
+    EXPECT_TRUE(refuses(Fault::input, "", [&] { load_image(file); }));
   }
 }
 
 TEST(ImageFiles, wrong_channel_counts_and_cut_files_are_refused) {
   const Scratch scratch("images");
-  const auto pgm = scratch.write("grey.pgm", "P5\n1 1\n255\nx");
-  EXPECT_NE(std::string(refused([&] { load_image(pgm.string()); }).what()).find("1 channel"),
-            std::string::npos);
+  const std::string pgm = scratch.write("grey.pgm", "P5\n1 1\n255\nx").string();
+  EXPECT_TRUE(refuses(Fault::input, "1 channel", [&] { load_image(pgm); }));
   const std::string png = read_whole(test_data("preprocess/images/flower_96x128_small.png"));
   std::mt19937_64 random(3);
   for (int i = 0; i < 40; ++i) {
     const auto cut = scratch.write("cut.png", png.substr(0, random() % (png.size() - 20)));
-    EXPECT_EQ(refused([&] { load_image(cut.string()); }).fault(), Fault::input);
+    EXPECT_TRUE(refuses(Fault::input, "", [&] { load_image(cut.string()); }));
   }
   const auto ppm = scratch.write("ok.ppm", "P6\n# a comment\n2 1\n255\nabcdef");
   EXPECT_EQ(load_image(ppm.string()).rgb, std::vector<uint8_t>({'a', 'b', 'c', 'd', 'e', 'f'}));
-  EXPECT_EQ(refused([&] { load_image((scratch.path() / "none.png").string()); }).fault(),
-            Fault::input);
 }

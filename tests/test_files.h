@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -38,6 +40,16 @@ inline std::vector<double> numbers(const HostTensor& t) {
   return v;
 }
 
+// Equal but for `relative` of a value, or of 1 where it is smaller.
+template <class Numbers>
+void expect_close(const Numbers& got, const Numbers& expected, double relative,
+                  const std::string& what) {
+  ASSERT_EQ(got.size(), expected.size()) << what;
+  for (size_t i = 0; i < got.size(); ++i)
+    EXPECT_NEAR(got[i], expected[i], relative * std::max(1.0, std::abs(double{expected[i]})))
+        << what << "[" << i << "]";
+}
+
 // A folder of its own, removed at the end; several of one name may live at once.
 class Scratch {
  public:
@@ -64,5 +76,22 @@ inline std::string read_whole(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
+
+// A file whose bytes are changed where they lie: to write it anew ten thousand times costs a disk.
+class Patched {
+ public:
+  explicit Patched(const std::filesystem::path& path)
+      : whole(read_whole(path)), file_(path, std::ios::in | std::ios::out | std::ios::binary) {}
+  void put(size_t at, std::string_view bytes) {
+    file_.seekp(static_cast<std::streamoff>(at));
+    file_.write(bytes.data(), std::ssize(bytes)).flush();
+  }
+  void restore(size_t at, size_t count) { put(at, whole.substr(at, count)); }
+
+  const std::string whole;
+
+ private:
+  std::fstream file_;
+};
 
 }  // namespace tendon

@@ -2,7 +2,6 @@
 // metadata.pt: plain values are read, nothing is run, and what is not plain is named or refused.
 #include "checkpoint/pickle.h"
 #include "damaged_checkpoint.h"
-#include "policy/open_model.h"
 
 using namespace tendon;
 using nlohmann::json;
@@ -28,13 +27,12 @@ std::string text(const std::string& word) {
 // A checkpoint of openpi whose horizon nobody tells but metadata.pt.
 struct Trained : Checkpoint {
   explicit Trained(const std::string& kind) : Checkpoint(kind) {
-    edit("config.json", [](json& j) { j.erase("action_horizon"); });
+    without_key("action_horizon")(*this);
     json sizes = read_json(options.config);
     for (const char* key : {"horizon", "max_token_len"}) sizes.erase(key);
-    options.config = scratch().write("sizes.json", sizes.dump()).string();
+    options.config = write("sizes.json", sizes.dump());
     fs::copy(kMetadata, path("metadata.pt"));
   }
-  OpenedModel open() const { return open_model(scratch().path().string(), options); }
 };
 
 }  // namespace
@@ -106,24 +104,22 @@ TEST(Metadata, tells_what_config_json_does_not) {
   EXPECT_EQ(m.config.max_token_len, 120);
   EXPECT_EQ(m.spec.prompt.tokens_max, 120);
   EXPECT_FALSE(m.spec.prompt.state_in_prompt);
-  EXPECT_TRUE(std::ranges::any_of(m.notes, [](const std::string& n) {
-    return bool{says(n, "metadata.pt: trained with 15 actions per chunk")};
-  }));
+  EXPECT_TRUE(one_says(m.notes, "metadata.pt: trained with 15 actions per chunk"));
   EXPECT_TRUE(trained.health().sound());
 }
 
 TEST(Metadata, that_contradicts_or_cannot_be_read_is_refused_unless_another_file_tells) {
   Trained trained("openpi-pi05");
-  trained.edit("config.json", [](json& j) { j["action_horizon"] = 10; });
+  set_key("action_horizon", 10)(trained);
   EXPECT_TRUE(refuses(Fault::checkpoint, "action_horizon is 15, but config.json says 10",
                       [&] { trained.open(); }));
   const Trained of_pi0("openpi-pi0");
   EXPECT_TRUE(refuses(Fault::checkpoint, "pi05 is true, but of the tensors it is false",
                       [&] { of_pi0.open(); }));
   const Trained damaged("openpi-pi05");
-  damaged.scratch().write("metadata.pt", "nothing");
+  damaged.write("metadata.pt", "nothing");
   EXPECT_TRUE(refuses(Fault::checkpoint, "metadata.pt is no archive of torch.save",
                       [&] { damaged.open(); }));
-  damaged.scratch().write("tendon.json", R"({"horizon": 7})");
+  damaged.write("tendon.json", R"({"horizon": 7})");
   EXPECT_EQ(damaged.open().config.horizon, 7);
 }

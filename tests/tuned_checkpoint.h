@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "damaged_checkpoint.h"
-#include "policy/open_model.h"
 #include "tensor/check.h"
 
 namespace tendon {
@@ -38,37 +37,32 @@ inline void expect_near(const HostTensor& got, const std::vector<double>& wanted
 
 // A π0 checkpoint in lerobot's layout with an adapter of PEFT beside its weights.
 struct Tuned : Checkpoint {
-  explicit Tuned(const std::string& kind = "lerobot-pi0") : Checkpoint(kind) {
-    options.precision = "f32";
-    options.threads = 1;
-  }
-  void save(const nlohmann::json& settings, const std::vector<HostTensor>& tensors) const {
+  explicit Tuned(const std::string& kind = "lerobot-pi0") : Checkpoint(kind, "f32") {}
+
+  void save(const nlohmann::json& settings, const Tensors& tensors) const {
     edit("config.json", [](nlohmann::json& j) { j["use_peft"] = true; });
     nlohmann::json config{{"peft_type", "LORA"}, {"r", 2}, {"lora_alpha", 6}};
     config.update(settings);
-    scratch().write(kSettings, config.dump());
+    write(kSettings, config.dump());
     write_safetensors(path(kAdapter), tensors);
   }
-  OpenedModel open() const { return open_model(scratch().path().string(), options); }
   HostTensor weight(const std::string& name) const {
     const OpenedModel m = open();
     return m.weights->get(name, m.weights->tensors().at(name).shape);
   }
+  // As stored, without an adapter.
+  HostTensor stored(const std::string& name) const {
+    const auto file = SafetensorsFile::open(path(kWeights));
+    const HostTensor* t = file->find(name);
+    return t ? *t : *file->find("model." + name);
+  }
   std::vector<double> before(const std::string& name) const {
-    const auto file = SafetensorsFile::open(path(kWeights));
-    const HostTensor* t = file->find(name);
-    if (!t) t = file->find("model." + name);
-    std::vector<double> values;
-    for (int64_t i = 0; i < t->shape.count(); ++i) values.push_back(element(*t, i));
-    return values;
+    const std::vector<float> values = values_of(stored(name));
+    return {values.begin(), values.end()};
   }
-  Shape shape(const std::string& name) const {
-    const auto file = SafetensorsFile::open(path(kWeights));
-    const HostTensor* t = file->find(name);
-    return t ? t->shape : file->find("model." + name)->shape;
-  }
+  Shape shape(const std::string& name) const { return stored(name).shape; }
   // Where nothing else is said, "…q_proj" has A of seed 1 and B of seed 2.
-  std::vector<HostTensor> low_rank(const std::string& module, int64_t rank) const {
+  Tensors low_rank(const std::string& module, int64_t rank) const {
     const Shape w = shape(module + ".weight");
     return {some_tensor(kPeft + module + ".lora_A.weight", {rank, w[1]}, 1),
             some_tensor(kPeft + module + ".lora_B.weight", {w[0], rank}, 2)};
@@ -87,8 +81,7 @@ struct Tuned : Checkpoint {
   }
 };
 
-inline std::vector<HostTensor> operator+(std::vector<HostTensor> all,
-                                         const std::vector<HostTensor>& more) {
+inline Tensors operator+(Tensors all, const Tensors& more) {
   all.insert(all.end(), more.begin(), more.end());
   return all;
 }
