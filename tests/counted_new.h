@@ -1,6 +1,8 @@
 // Counts what a test program allocates, and lets allocations fail. For one file of a program.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -27,6 +29,23 @@ inline void fail_from_now_on(int64_t n, bool every) {
 inline int64_t fail_no_more() {
   failing = false;
   return failures;
+}
+
+struct FailedCalls {
+  int64_t count = 0, leaked = 0;
+};
+// Calls `call` with the number of the allocation that it lets fail, from 1 on, until none did.
+template <class Call>
+FailedCalls with_every_failure(const Call& call) {
+  constexpr int64_t kCallsMax = 2000;
+  FailedCalls calls;
+  do {
+    const int64_t before = blocks_held;
+    call(++calls.count);
+    calls.leaked += blocks_held - before;
+  } while (fail_no_more() > 0 && calls.count < kCallsMax);
+  EXPECT_LT(calls.count, kCallsMax) << "more allocations than were tried";
+  return calls;
 }
 
 inline void* counted(size_t bytes, size_t alignment = 1) {

@@ -14,41 +14,31 @@ namespace {
 
 using namespace heap;
 
-constexpr int64_t kFailuresMax = 2000;
-
-struct Tally {
-  int64_t answered = 0, refused = 0, leaked = 0;
-  std::string text() const {
-    return fmt::format("{} answered all the same, {} errors, {} leaks", answered, refused, leaked);
-  }
-};
-
-// What the inference thread does with a request, with a failure in every place.
-Tally answer_without_memory(const std::string& request, bool every, int64_t& n) {
-  Tally tally;
-  for (n = 1; n <= kFailuresMax; ++n) {
-    const int64_t before = blocks_held;
-    int64_t failed = 0;
-    {
-      Metrics metrics;
-      StubPolicy stub;
-      const auto infer = [&](std::span<const BatchRow> rows) { return stub_batch(stub, rows); };
-      RequestHandler handler({stub_card(), infer}, {.rtc = true, .failures_max = 1}, metrics,
-                             [](const std::string& line) { EXPECT_NE(line, ""); });
-      const QueuedRequest queued{std::make_shared<Session>(), Bytes(request.begin(), request.end()),
-                                 Clock::now()};
-      fail_from_now_on(n, every);
-      may_fail = true;
-      const Answer answer = handler.answer(queued);
-      may_fail = false;
-      failed = fail_no_more();
-      ++(answer.text ? tally.refused : tally.answered);
-      EXPECT_NE(answer.message, "") << n;
-    }
-    tally.leaked += blocks_held - before;
-    if (failed == 0) break;
-  }
-  return tally;
+// What the inference thread does with a request, with a failure in every place. Returns what
+// leaked.
+int64_t answer_without_memory(const char* name, const std::string& request, bool every) {
+  int64_t answered = 0, refused = 0;
+  const FailedCalls calls = with_every_failure([&](int64_t n) {
+    Metrics metrics;
+    StubPolicy stub;
+    const auto infer = [&](std::span<const BatchRow> rows) { return stub_batch(stub, rows); };
+    RequestHandler handler({stub_card(), infer}, {.rtc = true, .failures_max = 1}, metrics,
+                           [](const std::string& line) { EXPECT_NE(line, ""); });
+    const QueuedRequest queued{std::make_shared<Session>(), Bytes(request.begin(), request.end()),
+                               Clock::now()};
+    fail_from_now_on(n, every);
+    may_fail = true;
+    const Answer answer = handler.answer(queued);
+    may_fail = false;
+    fail_no_more();
+    ++(answer.text ? refused : answered);
+    EXPECT_NE(answer.message, "") << n;
+  });
+  EXPECT_GT(refused, 0) << name;
+  fmt::print(
+      "row 10: {}, {} n-th allocation, n up to {}: {} answered all the same, {} errors, {} leaks\n",
+      name, every ? "every" : "the", calls.count, answered, refused, calls.leaked);
+  return calls.leaked;
 }
 
 TEST(Memory, that_is_missing_while_a_request_is_answered_is_an_error_reply) {
@@ -56,19 +46,12 @@ TEST(Memory, that_is_missing_while_a_request_is_answered_is_an_error_reply) {
       stub_request(4, 0.5, {{"observation/imgae", [](msgpack::Writer& to) { to.nil(); }}});
   std::string no_map;
   msgpack::Writer(no_map).nil();
-  int64_t n = 0;
-  answer_without_memory(stub_request(), true, n);  // what stays for good
+  answer_without_memory("what stays for good", stub_request(), true);
   for (const auto& [name, request] : {std::pair("a request", stub_request()),
                                       {"one with an unknown key", wrong},
                                       {"no request", no_map}})
-    for (const bool every : {false, true}) {
-      const Tally tally = answer_without_memory(request, every, n);
-      EXPECT_EQ(tally.leaked, 0) << name;
-      EXPECT_LE(n, kFailuresMax) << name << ": more allocations than were tried";
-      EXPECT_GT(tally.refused, 0) << name;
-      fmt::print("row 10: {}, {} n-th allocation, n up to {}: {}\n", name, every ? "every" : "the",
-                 n, tally.text());
-    }
+    for (const bool every : {false, true})
+      EXPECT_EQ(answer_without_memory(name, request, every), 0) << name;
 }
 
 enum class Part { network, inference };
@@ -78,7 +61,6 @@ struct Life {
   bool replied = false, refused = false, closed = false;  // the first client
   bool served_next = false;                               // a second client, or else:
   bool ended = false;                                     // by itself, out of memory
-  int64_t failed = 0;
 };
 
 Life live(Part part, const std::string& request, int64_t n, bool every) {
@@ -95,7 +77,7 @@ Life live(Part part, const std::string& request, int64_t n, bool every) {
     life.closed = true;
     EXPECT_EQ(std::string(e.what()).find("no answer"), std::string::npos) << n << e.what();
   }
-  life.failed = fail_no_more();
+  fail_no_more();
   const auto ended = [&] { return server.code() != StubServer::kServing; };
   try {
     WebSocketClient client = server.client("/", 3);
@@ -112,24 +94,21 @@ Life live(Part part, const std::string& request, int64_t n, bool every) {
 void run_out_of_memory(Part part, bool every) {
   const std::string request = stub_request(64);
   live(part, request, int64_t{1} << 40, false);  // what stays for good
-  int64_t replies = 0, errors = 0, closes = 0, ends = 0, n = 1;
-  for (; n <= kFailuresMax; ++n) {
-    const int64_t before = blocks_held;
+  int64_t replies = 0, errors = 0, closes = 0, ends = 0;
+  const FailedCalls lives = with_every_failure([&](int64_t n) {
     const Life life = live(part, request, n, every);
-    EXPECT_EQ(blocks_held, before) << "leaked, allocation " << n;
     EXPECT_TRUE(life.served_next != life.ended) << n;
     replies += life.replied;
     errors += life.refused;
     closes += life.closed;
     ends += life.ended;
-    if (life.failed == 0) break;
-  }
-  EXPECT_LE(n, kFailuresMax);
+  });
+  EXPECT_EQ(lives.leaked, 0);
   fmt::print(
       "row 10: {} thread, {} n-th allocation, n up to {}: {} replies, {} errors, {} closed "
       "connections, {} orderly ends\n",
-      part == Part::network ? "network" : "inference", every ? "every" : "the", n, replies, errors,
-      closes, ends);
+      part == Part::network ? "network" : "inference", every ? "every" : "the", lives.count,
+      replies, errors, closes, ends);
 }
 
 TEST(Memory, that_is_missing_on_the_inference_thread_ends_in_a_reply_or_an_orderly_end) {

@@ -1,13 +1,12 @@
 // Recorded messages, messages of fields, and what a refusal says.
 #pragma once
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <fstream>
 #include <functional>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,14 +29,20 @@ inline Bytes read_file(const std::string& name) {
 using Write = std::function<void(Writer&)>;
 using Fields = std::vector<std::pair<std::string, Write>>;
 
+inline Write map_of(const Fields& fields) {
+  return [=](Writer& to) {
+    to.map(std::ssize(fields));
+    for (const auto& [key, write] : fields) {
+      to.text(key);
+      write(to);
+    }
+  };
+}
+
 inline std::string message(const Fields& fields) {
   std::string out;
   Writer to(out);
-  to.map(std::ssize(fields));
-  for (const auto& [key, write] : fields) {
-    to.text(key);
-    write(to);
-  }
+  map_of(fields)(to);
   return out;
 }
 
@@ -63,28 +68,7 @@ inline Write array(std::string dtype, std::vector<int64_t> shape, size_t bytes, 
 }
 
 inline std::string hex(std::span<const uint8_t> bytes) {
-  std::string out;
-  for (const uint8_t byte : bytes) {
-    out += "0123456789abcdef"[byte >> 4];
-    out += "0123456789abcdef"[byte & 15];
-  }
-  return out;
-}
-
-// A few bytes changed, inserted, removed or cut off, mostly near the beginning.
-inline std::string mutated(std::string bytes, std::mt19937& random) {
-  const auto below = [&](size_t n) { return static_cast<size_t>(random()) % n; };
-  for (size_t changes = 1 + below(3); changes > 0 && !bytes.empty(); --changes) {
-    const size_t at = below(below(2) == 0 ? bytes.size() : std::min<size_t>(bytes.size(), 14));
-    switch (below(5)) {
-      case 0: bytes[at] = static_cast<char>(bytes[at] ^ 1 << below(8)); break;
-      case 1: bytes[at] = static_cast<char>(random()); break;
-      case 2: bytes.erase(at, 1 + below(8)); break;
-      case 3: bytes.insert(at, 1 + below(8), static_cast<char>(random())); break;
-      default: bytes.resize(at); break;
-    }
-  }
-  return bytes;
+  return fmt::format("{:02x}", fmt::join(bytes, ""));
 }
 
 // What the refusal says, or what was accepted.

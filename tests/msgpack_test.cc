@@ -267,30 +267,16 @@ TEST(Msgpack, refuses_shapes_that_overflow_wherever_a_zero_stands) {
 }
 
 TEST(Msgpack, writes_the_bytes_of_openpis_server) {
-  std::string out;
-  Writer(out).array("<f4", std::vector<int64_t>{2}, Bytes{0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0});
-  EXPECT_EQ(hex(bytes_of(out)),
-            "84c40b5f5f6e6461727261795f5fc3c40464617461c4080000803f000000c0c4056474797065a33c6634c4"
-            "0573686170659102");
-  out.clear();
-  Writer to(out);
-  to.map(1);
-  to.text("reset_pose");
-  to.list(6);
-  to.integer(0);
-  to.number(-1.5);
-  to.number(1.5);
-  for (int i = 0; i < 3; ++i) to.integer(0);
-  EXPECT_EQ(hex(bytes_of(out)), hex(read_file("messages/metadata_aloha.bin")));
   for (const char* name :
        {"request_aloha", "request_aloha_sim", "request_droid", "request_libero", "response_aloha",
-        "response_droid", "response_libero_second", "metadata_empty"}) {
+        "response_droid", "response_libero_second", "metadata_empty", "metadata_aloha"}) {
     const Bytes message = read_file("messages/" + std::string(name) + ".bin");
-    out.clear();
+    std::string out;
     Writer(out).value(decode(message));
     EXPECT_TRUE(std::ranges::equal(bytes_of(out), message)) << name;
   }
-  out.clear();
+  std::string out;
+  Writer to(out);
   to.array(std::vector<double>{1, -2.5, 0.25}, std::vector<int64_t>{3, 1});
   EXPECT_EQ(describe(decode(bytes_of(out))), "an array <f8 [3, 1]");
   EXPECT_EQ(decode(bytes_of(out)).array.number(1), -2.5);

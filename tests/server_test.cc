@@ -44,15 +44,6 @@ TEST(Server, greets_answers_and_counts_replies) {
   EXPECT_EQ(timing(second, "reply_id"), 1);
 }
 
-TEST(Server, answers_a_bad_request_with_text_and_keeps_the_connection) {
-  StubServer server;
-  WebSocketClient client = server.client();
-  EXPECT_TRUE(says(text_of(ask(client, msgpack::message({}))), "'observation/"));
-  EXPECT_TRUE(says(text_of(ask(client, "\xc1")), "byte"));
-  EXPECT_FALSE(ask(client, stub_request()).text);
-  EXPECT_EQ(status_of(server)["requests"]["refused"], 2);
-}
-
 TEST(Server, closes_after_errors_only_where_asked_to) {
   StubServer server({.answers = {.strict_openpi = true}});
   WebSocketClient client = server.client();

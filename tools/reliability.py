@@ -24,8 +24,8 @@ Row = collections.namedtuple("Row", "title tests numbers")
 ROWS = {
     1: Row("Fuzzed parsers", r"fuzz\.", ""),
     2: Row("Mutated frames and messages",
-           r"Frames\.|Msgpack\.ten_thousand_mutations|serve\.autobahn",
-           "mutated frames, 10,000 mutated messages, 301 Autobahn cases"),
+           r"Frames\.|fuzz\.msgpack|serve\.autobahn",
+           "mutated frames, the corpus of mutated messages, 301 Autobahn cases"),
     3: Row("Truncated checkpoint", r"HostileCheckpoint\.cut|command_line$", ""),
     4: Row("Bit flips", r"HostileCheckpoint\.with_a_flipped|ConvertedFile\.with_any|"
            r"Recording\.a_flipped", ""),

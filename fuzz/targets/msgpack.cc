@@ -30,6 +30,8 @@ void look_at(const msgpack::Value& value, std::span<const uint8_t> message) {
   msgpack::plain_number(value);
   escaped(value.text);
   const std::span<const uint8_t> data = value.array.data;
+  if (value.kind == msgpack::Value::Kind::array)
+    fuzz::require(value.array.size() * value.array.item_bytes == std::ssize(data));
   if (!data.empty())
     fuzz::require(data.data() >= message.data() &&
                   data.data() + data.size() <= message.data() + message.size());
