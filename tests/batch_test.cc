@@ -26,11 +26,6 @@ void PrintTo(const Case& c, std::ostream* os) {
 
 struct Batch : testing::TestWithParam<Case> {
   Batch() {
-    const Image picture = aloha_observation().images.begin()->second;
-    for (const std::string& camera : engine.cameras()) all_cameras.images[camera] = picture;
-    all_cameras.prompt = "reach for the red block";
-    all_cameras.state.assign(static_cast<size_t>(engine.state_dim()), 0.1);
-    one_camera = all_cameras;
     one_camera.images = {*all_cameras.images.begin()};
     one_camera.prompt = "a longer instruction: fold the towel, and put it away";
     one_camera.state[0] = -0.7;
@@ -62,7 +57,8 @@ struct Batch : testing::TestWithParam<Case> {
                                {.backend = GetParam().backend,
                                 .precision = GetParam().precision,
                                 .device = std::string(GetParam().backend) == "ttnn" ? "fake" : ""});
-  Observation all_cameras, one_camera;
+  const Observation all_cameras = *observation_for("", engine, true);
+  Observation one_camera = all_cameras;
 };
 
 TEST_P(Batch, of_different_cameras_prompts_states_and_seeds) {

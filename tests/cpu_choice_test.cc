@@ -1,20 +1,15 @@
 // labels: unit
 // How the cpu backend hands out work and which instruction set it takes.
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <numeric>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "backends/cpu/isa.h"
-#include "backends/cpu/linear.h"
-#include "tensor/compare.h"
-#include "tensor/random.h"
+#include "backends/cpu/thread_pool.h"
 
 namespace tendon::cpu {
 namespace {
@@ -63,33 +58,6 @@ TEST(ThreadPool, leaves_small_work_to_the_caller) {
   ThreadPool pool(4);
   for (int round = 0; round < 100; ++round)
     pool.run(8, 100, [&](int64_t, int thread) { ASSERT_EQ(thread, 0); });
-}
-
-// Two blocks of K, once in one pass over them and once, with more rows, in two.
-TEST(Products, are_right_in_one_pass_and_in_several) {
-  constexpr int64_t kInputs = 1000, kOutputs = 40;
-  std::vector<float> matrix(kOutputs * kInputs);
-  normal_noise(1, 0, matrix);
-  ThreadPool pool(2);
-  const WeightParts parts{.name = "w", .matrices = {host_tensor("w", {kOutputs, kInputs}, matrix)}};
-  for (const int64_t rows : {int64_t{100}, int64_t{2000}}) {
-    std::vector<float> x(static_cast<size_t>(rows * kInputs)), y(static_cast<size_t>(rows * 40)),
-        expected;
-    normal_noise(2, 0, x);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t o = 0; o < kOutputs; ++o)
-        expected.push_back(std::inner_product(x.begin() + r * kInputs,
-                                              x.begin() + (r + 1) * kInputs,
-                                              matrix.begin() + o * kInputs, 0.F));
-    for (const SimdKernels* isa : available_isas())
-      for (const auto& [form, bound] :
-           {std::pair{Form::f32, 1e-5}, {Form::bf16, 1e-2}, {Form::int8, 3e-2}}) {
-        const auto weight = pack_weight(parts, form, pool);
-        Products(*isa, pool, 1)
-            .product(x.data(), rows, *weight, {.y = y.data(), .columns = kOutputs});
-        EXPECT_LT(compare(y, expected).relative_l2, bound) << isa->name << " " << rows << " rows";
-      }
-  }
 }
 
 SimdKernels called(const char* name) {

@@ -1,11 +1,12 @@
 // labels: model
 // What the cpu backend promises of a whole call: the same bytes whatever the threads, agreement
-// between instruction sets, no allocation once it has run.
+// between instruction sets, no allocation once it has run. And what no token sees.
 
 #include "backends/cpu/cpu.h"
 #include "checkpoint/synthetic.h"
 #include "counted_new.h"
 #include "model/pi0.h"
+#include "tendon/embedded.h"
 #include "tendon/tendon.h"
 #include "tensor/compare.h"
 #include "tensor/random.h"
@@ -68,7 +69,32 @@ struct Network {
     return denoise(ops, model, cache, schedule, {noise});
   }
   std::vector<float> actions() { return ops.download(call()); }
+
+  // Keys and values of the rows [first, last) of every layer.
+  std::vector<float> cached(int64_t first, int64_t last) {
+    std::vector<float> all;
+    for (const LayerKv& layer : cache.layers)
+      for (const Tensor& t : {layer.keys, layer.values}) {
+        const std::vector<float> rows = ops.download(ops.slice_rows(t, first, last));
+        all.insert(all.end(), rows.begin(), rows.end());
+      }
+    return all;
+  }
 };
+
+TEST(Network, the_state_token_does_not_see_the_actions_nor_the_prefix_the_state) {
+  Network network(PolicyType::pi0, {.precision = Precision::f32});
+  network.call();
+  const int64_t state = network.cache.prefix;
+  const std::vector<float> before = network.cached(0, state + 1), prefix = network.cached(0, state);
+  network.noise = network.values(network.noise.shape(), 5);
+  network.call();
+  EXPECT_EQ(network.cached(0, state + 1), before);
+  network.in.state = network.values(network.in.state.shape(), 6);
+  network.call();
+  EXPECT_EQ(network.cached(0, state), prefix);
+  EXPECT_NE(network.cached(0, state + 1), before);
+}
 
 struct CpuModel : testing::TestWithParam<PolicyType> {};
 
@@ -109,15 +135,6 @@ TEST_P(CpuModel, does_not_allocate_after_the_first_call) {
   }
 }
 
-// As a robot sends it: every picture has to be resized and padded.
-Observation scene(const Engine& engine) {
-  Observation o{.prompt = "reach the red block"};
-  o.state.assign(static_cast<size_t>(engine.state_dim()), 0.1);
-  for (const std::string& camera : engine.cameras())
-    o.images[camera] = {90, 120, std::vector<uint8_t>(3 * 90 * 120, 77)};
-  return o;
-}
-
 // What is left is one list of tensors each from vision, prefill and denoising, and the vectors of
 // the answer: two, and three more where the statistics have quantiles.
 TEST(CpuEngine, settles_after_the_first_call) {
@@ -134,7 +151,8 @@ TEST(CpuEngine, settles_after_the_first_call) {
   for (const auto& [model, config, most] : models) {
     SCOPED_TRACE(model + config);
     Engine engine = Engine::open(model, {.config = config, .threads = 2});
-    const Observation observation = scene(engine);
+    // As a robot sends it: every picture has to be resized and padded.
+    const Observation observation = *observation_for("", engine, true);
     engine.infer(observation);
     int64_t before = allocations;
     engine.infer(observation);

@@ -82,12 +82,14 @@ std::array<Times, 2> in_turns(int turns, std::chrono::milliseconds pause = {}) {
   return times;
 }
 
-void print(const char* situation, const std::array<Times, 2>& times) {
+// Two threads take at most so many times as long as one.
+void expect_at_most(double ratio, const std::string& situation, const std::array<Times, 2>& times) {
   fmt::print("{:24}", situation);
   for (size_t i = 0; i < 2; ++i)
     fmt::print("  {} thread{}: median {:6.2f}, p90 {:6.2f}, worst {:6.2f} ms", i + 1,
                i == 0 ? " " : "s", times[i].median(), times[i].at(0.9), times[i].at(1));
   fmt::print("\n");
+  EXPECT_LE(times[1].median(), ratio * times[0].median()) << situation;
 }
 
 // The slowest call, unless one thread alone met as slow a one: then the machine was not idle.
@@ -95,28 +97,24 @@ void expect_no_outlier(const std::array<Times, 2>& times) {
   EXPECT_LE(times[1].at(1), std::max(2 * times[1].median(), 1.5 * times[0].at(1)));
 }
 
-bool enough_cores() { return hardware_threads() >= 2; }
+struct CpuThreads : testing::Test {
+  void SetUp() override {
+    if (hardware_threads() < 2) GTEST_SKIP() << "needs two cores";
+  }
+};
 
-TEST(CpuThreads, pay_in_steady_state) {
-  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
-  const auto times = in_turns(20);
-  print("steady state", times);
-  EXPECT_LE(times[1].median(), times[0].median());
-}
+TEST_F(CpuThreads, pay_in_steady_state) { expect_at_most(1, "steady state", in_turns(20)); }
 
-TEST(CpuThreads, cost_nothing_after_a_pause) {
-  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
+TEST_F(CpuThreads, cost_nothing_after_a_pause) {
   for (const int pause : {20, 50}) {
     const auto times = in_turns(4, std::chrono::milliseconds(pause));
-    print(fmt::format("a call every {} ms", pause).c_str(), times);
+    expect_at_most(1.05, fmt::format("a call every {} ms", pause), times);
     expect_no_outlier(times);
-    EXPECT_LE(times[1].median(), 1.05 * times[0].median());
   }
 }
 
 // Of a process of its own.
-TEST(CpuThreads, cost_nothing_in_the_first_call) {
-  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
+TEST_F(CpuThreads, cost_nothing_in_the_first_call) {
   std::array<Times, 2> times;
   for (int child_number = 0; child_number < 20; ++child_number)
     for (size_t i = 0; i < 2; ++i) {
@@ -135,25 +133,21 @@ TEST(CpuThreads, cost_nothing_in_the_first_call) {
       close(ends[1]);
       times[i].ms.push_back(ms);
     }
-  print("first call of a process", times);
+  expect_at_most(1.05, "first call of a process", times);
   expect_no_outlier(times);
-  EXPECT_LE(times[1].median(), 1.05 * times[0].median());
 }
 
-TEST(CpuThreads, cost_little_where_others_take_the_cores) {
-  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
+TEST_F(CpuThreads, cost_little_where_others_take_the_cores) {
   for (const int taken : {hardware_threads() - 1, hardware_threads()}) {
     const Takers takers(taken);
-    const auto times = in_turns(20);
-    print(fmt::format("{} of {} cores taken", taken, hardware_threads()).c_str(), times);
-    EXPECT_LE(times[1].median(), 1.2 * times[0].median());
+    expect_at_most(1.2, fmt::format("{} of {} cores taken", taken, hardware_threads()),
+                   in_turns(20));
   }
 }
 
 // Products of the published sizes, a call's share of each: with a core taken, two threads cost at
 // most a tenth more than one does in the same situation; on an idle machine they pay.
-TEST(CpuThreads, pay_in_products_of_full_size_and_cost_little_with_a_core_taken) {
-  if (!enough_cores()) GTEST_SKIP() << "needs two cores";
+TEST_F(CpuThreads, pay_in_products_of_full_size_and_cost_little_with_a_core_taken) {
   struct Product {
     int64_t rows, inputs, outputs;
     int calls;
@@ -181,9 +175,9 @@ TEST(CpuThreads, pay_in_products_of_full_size_and_cost_little_with_a_core_taken)
             products[i].product(x.data(), p.rows, *weight, {.y = y.data(), .columns = p.outputs});
           times[i].ms.push_back(Ms(Clock::now() - begin).count() / p.calls);
         }
-      print(fmt::format("[{}, {}] x {}, {} taken", p.rows, p.inputs, p.outputs, taken).c_str(),
-            times);
-      EXPECT_LE(times[1].median(), (taken > 0 ? 1.1 : 0.9) * times[0].median());
+      expect_at_most(taken > 0 ? 1.1 : 0.9,
+                     fmt::format("[{}, {}] x {}, {} taken", p.rows, p.inputs, p.outputs, taken),
+                     times);
     }
   }
 }

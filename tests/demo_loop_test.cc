@@ -84,20 +84,6 @@ TEST_P(EveryPolicy, slow_solves_two_hundred_of_each_task_in_every_precision) {
   solve_in_every_precision(GetParam(), 200);
 }
 
-TEST_P(EveryPolicy, goes_the_same_way_on_the_reference_backend) {
-  const Policy cpu = policy_of({.model = GetParam()});
-  const Policy reference = policy_of({GetParam(), "reference"});
-  for (const Verb verb : {Verb::reach, Verb::push})
-    for (const Trial& trial : trials(20, kFirstSeed, {verb}, {Pairs::seen})) {
-      const Record a = run_episode(trial.episode(), cpu, {}, trial.seed);
-      const Record b = run_episode(trial.episode(), reference, {}, trial.seed);
-      EXPECT_EQ(a.solved, b.solved) << trial.seed;
-      ASSERT_EQ(a.steps(), b.steps()) << trial.seed;
-      EXPECT_NEAR(a.world().gripper.at.x, b.world().gripper.at.x, 1e-3) << trial.seed;
-      EXPECT_NEAR(a.world().gripper.at.y, b.world().gripper.at.y, 1e-3) << trial.seed;
-    }
-}
-
 TEST_P(EveryPolicy, finds_pairs_of_colour_and_shape_that_it_never_saw) {
   const Policy policy = policy_of({.model = GetParam()});
   Rate both;

@@ -1,11 +1,9 @@
 // labels: model
 // The embedded policies: the real loader on what training left, and lerobot's own actions.
-#include "backends/reference/reference.h"
 #include "checkpoint/files.h"
 #include "demo/closed_loop.h"
 #include "model/parameters.h"
-#include "policy/open_model.h"
-#include "tendon/tendon.h"
+#include "tendon/opened.h"
 #include "tensor/compare.h"
 #include "test_files.h"
 
@@ -83,24 +81,13 @@ TEST(DemoPolicy, the_same_files_from_disk_are_the_same_policy) {
   EXPECT_EQ(inside.infer(demo_observation()).values, outside.infer(demo_observation()).values);
 }
 
-TEST(DemoPolicy, converted_to_one_file_of_megabytes_is_the_same_policy) {
-  const Scratch scratch("converted");
-  const std::string file = (scratch.path() / "demo.safetensors").string();
-  EXPECT_GT(convert("demo", file, {.precision = "f32"}).bytes, 2 << 20);
-  Engine inside = Engine::open("demo", {.precision = "f32"}), outside = Engine::open(file);
-  EXPECT_EQ(inside.infer(demo_observation()).values, outside.infer(demo_observation()).values);
-}
-
 TEST(DemoPolicy, never_returns_an_action_that_is_not_finite) {
-  const auto kernels = make_reference_backend();
-  Ops ops(*kernels);
   for (size_t d = 0; d < 3; ++d) {
     OpenedModel m = open_model("demo", {});
     m.spec.normalize().action.centre[d] = 1e300;  // infinite as a float, in which lerobot computes
-    const Model model{m.config, load_weights(ops, *m.weights, m.config)};
-    tendon::Policy policy(ops, model, std::move(m.spec));
+    const auto engine = open_engine(m, {.backend = "reference"});
     EXPECT_TRUE(refuses(Fault::internal, "action " + std::to_string(d) + " of row 0 is inf",
-                        [&] { policy.infer(demo_observation(), {.steps = 1}); }));
+                        [&] { engine->policy->infer(demo_observation(), {.steps = 1}); }));
   }
 }
 

@@ -95,15 +95,6 @@ TEST(Table, the_teacher_solves_every_task) {
   }
 }
 
-TEST(Table, the_teacher_steers_to_the_middle_of_a_push) {
-  const Task push = {.verb = Verb::push, .target = kRedDisc, .edge = Edge::left};
-  for (const double side : {-0.03, 0.03}) {
-    const Action action = expert(world_with({{kRedDisc, {0.6, 0.5}}}, {0.75, 0.5 + side}, 0), push);
-    EXPECT_LT(action[0], -0.3);
-    EXPECT_LT(action[1] * side, 0);
-  }
-}
-
 TEST(Table, a_closed_gripper_pushes_what_it_meets_and_an_open_one_does_not) {
   for (const double opening : {0.0, 1.0}) {
     World world =
@@ -241,25 +232,6 @@ TEST(Loop, refuses_chunks_that_are_too_short) {
   EXPECT_TRUE(refuses(
       Fault::input, "a chunk has 10 actions, but 2 of latency and 9 to execute were asked for",
       [&] { run_episode(hopeless(), scripted.policy(), {.rows = 9, .delay = 2}, 1); }));
-}
-
-TEST(Loop, ends_when_the_task_is_solved) {
-  const Trial trial = {.seed = 3, .verb = Verb::push};
-  const Episode episode = trial.episode();
-  World world = episode.world;
-  const Policy teacher = [&](const Observation&, const LeftOver&, uint64_t) {
-    std::vector<double> chunk;
-    for (int i = 0; i < 5; ++i) {
-      const Action action = expert(world, episode.task);
-      world.step(action);
-      chunk.insert(chunk.end(), action.begin(), action.end());
-    }
-    return chunk;
-  };
-  const Record record = run_episode(episode, teacher, {}, 1);
-  EXPECT_TRUE(record.solved);
-  EXPECT_LT(record.steps(), kPushSteps);
-  EXPECT_TRUE(solved(record.world(), episode.task));
 }
 
 TEST(Judging, intervals_are_wilsons) {

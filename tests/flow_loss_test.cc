@@ -39,12 +39,7 @@ TEST_F(Loss, of_what_a_trained_policy_does_is_a_small_part_of_that_of_no_policy)
 
 TEST_F(Loss, of_random_weights_is_that_of_no_policy) {
   Engine random = Engine::open("synthetic:pi0-small");
-  Example e{.observation = aloha_observation()};
-  std::map<std::string, Image> images;
-  for (auto& [name, image] : e.observation.images)
-    if (images.size() < random.cameras().size()) images[random.cameras()[images.size()]] = image;
-  e.observation.images = images;
-  e.observation.state.assign(static_cast<size_t>(random.state_dim()), .1);
+  Example e{.observation = *observation_for("", random, true)};
   e.actions.assign(random.action_names().size(), .1);
   const FlowLoss loss = flow_loss(*OpenedEngine::of(random).policy, std::span(&e, 1), 7);
   EXPECT_FALSE(loss.fits());

@@ -18,8 +18,7 @@
 #include "model/config_file.h"
 #include "model/pi0.h"
 #include "policy/images.h"
-#include "policy/open_model.h"
-#include "tendon/backends.h"
+#include "tendon/opened.h"
 #include "tensor/check.h"
 #include "tensor/compare.h"
 #include "test_files.h"
@@ -378,9 +377,6 @@ int run_pipeline(const Options& options) {
       open_model((folder / "checkpoint").string(),
                  {.config = (folder / "config.json").string(), .tokenizer = options.tokenizer});
   m.spec.folded_vocab = m.config.vocab;
-  const auto kernels = options.open();
-  Ops ops(*kernels);
-  const PolicySpec around = m.spec;
   const auto expected = [&](const std::string& name) {
     ensure(stored->find(name), Fault::checkpoint, "{} has no {}", stored->name(), name);
     return floats(*stored->find(name));
@@ -394,22 +390,22 @@ int run_pipeline(const Options& options) {
   }
   for (const float v : expected("state.raw")) observation.state.push_back(v);
 
-  const std::vector<double> state = state_to_model(around.transforms, observation.state).back();
+  const std::vector<double> state = state_to_model(m.spec.transforms, observation.state).back();
   bool ok =
       report("state.normalized", {state.begin(), state.end()}, expected("state.normalized"), 1e-6);
   const std::vector<int32_t> ids =
-      tokenize_prompt(*around.tokenizer, *observation.prompt, state, around.prompt).ids;
+      tokenize_prompt(*m.spec.tokenizer, *observation.prompt, state, m.spec.prompt).ids;
   Rows tokens(ids.begin(), ids.end());
   tokens.resize(expected("tokens.full_vocabulary").size());
   ok &= report("tokens.full_vocabulary", tokens, expected("tokens.full_vocabulary"), 0);
 
-  Policy policy(ops, {m.config, load_weights(ops, *m.weights, m.config)}, std::move(m.spec));
-  const Actions got = policy.infer(observation, {.noise = expected("noise")});
+  const auto engine = open_engine(m, options, options.open());
+  const Actions got = engine->policy->infer(observation, {.noise = expected("noise")});
   ok &= report("actions.normalized", got.normalized, expected("actions.normalized"),
                tolerance.actions);
   ok &= report("actions", {got.values.begin(), got.values.end()}, expected("actions"),
                tolerance.actions);
-  return verdict(ok, policy.config().policy, folder);
+  return verdict(ok, m.config.policy, folder);
 }
 
 int run_folder(const Options& options) {

@@ -132,23 +132,6 @@ TEST(Tokenizer, every_golden_text_has_its_published_ids) {
   EXPECT_EQ(compared, 110);
 }
 
-TEST(HostilePrompt, of_characters_of_every_plane_has_the_ids_of_sentencepiece) {
-  std::mt19937 random(21);
-  int characters = 0;
-  for (uint32_t plane = 0; plane <= 0x10; ++plane)
-    for (int text = 0; text < 60; ++text) {
-      std::string prompt;
-      for (int i = 0; i < 20; ++i) {
-        const uint32_t c = plane << 16 | static_cast<uint32_t>(random() & 0xFFFF);
-        if (c >= 0xD800 && c < 0xE000) continue;  // surrogates are no characters
-        prompt += utf8(c);
-        ++characters;
-      }
-      ASSERT_TRUE(encoded(prompt)) << plane;
-    }
-  fmt::print("row 21: {} characters of 17 planes\n", characters);
-}
-
 TEST(HostilePrompt, of_one_mebibyte_of_anything_has_the_ids_of_sentencepiece) {
   const std::string family = "\U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 ";
   const std::string parts[] = {"fold the towel ",
@@ -218,20 +201,6 @@ TEST(Tokenizer, a_million_characters_cost_no_square) {
   };
   clocks(10'000);
   EXPECT_LT(clocks(100'000), 30 * clocks(10'000));  // a square: 100 times
-}
-
-TEST(Tokenizer, a_cut_or_altered_model_file_is_refused_or_reads_but_never_crashes) {
-  const std::string whole = read_whole(kModel).substr(0, 60000);
-  std::mt19937_64 random(7);
-  for (int i = 0; i < 200; ++i) {
-    std::string bytes = whole.substr(0, random() % whole.size());
-    for (int flip = 0; flip < 4 && !bytes.empty(); ++flip)
-      bytes[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
-    // No cut file has all byte pieces and specifications.
-    EXPECT_TRUE(refuses(Fault::checkpoint, "", [&] {
-      Tokenizer::from_bytes(std::as_bytes(std::span(bytes)), "cut.model");
-    }));
-  }
 }
 
 TEST(Tokenizer, a_model_file_without_pieces_trainer_or_normalizer_is_refused) {

@@ -20,28 +20,6 @@ struct Tested {
   const char *model, *backend, *precision;
 };
 
-Observation observation_of(const std::string& model) {
-  if (model.starts_with("demo")) return demo_observation();
-  Observation o = aloha_observation();
-  const Image picture = o.images.begin()->second;
-  o.images.clear();
-  for (const char* name : {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"})
-    o.images[name] = picture;
-  o.prompt = "fold the towel";
-  o.state.resize(32, 0.0);
-  return o;
-}
-
-Validation validation_of(const Tested& t, uint64_t seed = OpenOptions().weights_seed) {
-  OpenOptions options{.backend = t.backend, .precision = t.precision};
-  if (options.backend == "ttnn") options.device = "fake";
-  options.weights_seed = seed;
-  const OpenOptions plain{.backend = "reference",
-                          .precision = options.precision == "bf16" ? "bf16" : "f32"};
-  const auto tested = open_engine(t.model, options), reference = open_engine(t.model, plain);
-  return validate_modules(*tested, *reference, observation_of(t.model));
-}
-
 void PrintTo(const Tested& t, std::ostream* to) {
   *to << t.model << " " << t.backend << " " << t.precision;
 }
@@ -49,7 +27,11 @@ void PrintTo(const Tested& t, std::ostream* to) {
 struct Modules : testing::TestWithParam<Tested> {};
 
 TEST_P(Modules, are_within_their_gates_and_a_wrong_scale_or_offset_is_not) {
-  for (const ModuleCheck& c : validation_of(GetParam()).checks) {
+  const auto& [model, backend, precision] = GetParam();
+  OpenOptions options{.backend = backend, .precision = precision};
+  if (options.backend == "ttnn") options.device = "fake";
+  const auto observe = [&, name = model](Engine& e) { return *observation_for(name, e, false); };
+  for (const ModuleCheck& c : validate_model(model, options, observe).checks) {
     fmt::print("{:24} PCC {:.10f} relative L2 {:.2e} of {:.2g}\n", c.module, c.apart.pcc,
                c.apart.relative_l2, c.gate.relative_l2);
     SCOPED_TRACE(c.module);
@@ -93,7 +75,11 @@ INSTANTIATE_TEST_SUITE_P(backends, Modules, testing::ValuesIn(all_tested()), nam
 
 // Norms begin with the reference's values and have scales near 1. The others here have no weight.
 TEST(Validation, of_other_weights_fails_wherever_a_weight_decides) {
-  const Validation v = validation_of({"synthetic:pi0-small", "ttnn", "bf16"}, 7);
+  const char* model = "synthetic:pi0-small";
+  Engine tested = Engine::open(model, {.backend = "ttnn", .weights_seed = 7, .device = "fake"}),
+         reference = Engine::open(model, {.backend = "reference", .precision = "bf16"});
+  const Validation v = validate_modules(OpenedEngine::of(tested), OpenedEngine::of(reference),
+                                        *observation_for(model, tested, false));
   EXPECT_FALSE(v.passed());
   for (const ModuleCheck& c : v.checks) {
     if (c.module.find("norm") != c.module.npos || c.module == "vlm.embed" ||
@@ -105,10 +91,11 @@ TEST(Validation, of_other_weights_fails_wherever_a_weight_decides) {
 }
 
 TEST(Validation, of_all_layers_has_a_row_for_what_each_of_their_ops_made) {
-  const auto engine = open_engine("synthetic:pi0-small", {.precision = "f32"});
-  const Validation v = validate_modules(*engine, *engine, observation_of("synthetic:pi0-small"),
-                                        {.all_layers = true});
-  const Config& c = engine->policy->config();
+  Engine front = Engine::open("synthetic:pi0-small", {.precision = "f32"});
+  OpenedEngine& engine = OpenedEngine::of(front);
+  const Validation v =
+      validate_modules(engine, engine, *observation_for("", front, true), {.all_layers = true});
+  const Config& c = engine.policy->config();
   const auto row = [&](const std::string& name) {
     EXPECT_TRUE(std::ranges::find(v.checks, name, &ModuleCheck::module) != v.checks.end()) << name;
   };
@@ -211,7 +198,7 @@ TEST_P(NegativeControl, fails_where_the_fault_is_and_nowhere_else) {
   const auto right = open_engine(model, options),
              sound = open_engine(model, options, std::make_unique<reference::ReferenceKernels>());
   const auto wrong = open_engine(model, options, GetParam().faulty());
-  const Observation observation = observation_of(model);
+  const Observation observation = demo_observation();
   EXPECT_TRUE(validate_modules(*sound, *right, observation).passed());
   const Validation v = validate_modules(*wrong, *right, observation);
   const auto failed = [&](const std::string& row) {

@@ -13,10 +13,6 @@ namespace {
 
 struct Velocity : testing::TestWithParam<std::tuple<const char*, const char*>> {
   Velocity() {
-    const Image picture = aloha_observation().images.begin()->second;
-    for (const std::string& camera : engine.cameras()) scene.images[camera] = picture;
-    scene.prompt = "reach for the red block";
-    scene.state.assign(static_cast<size_t>(engine.state_dim()), 0.1);
     for (int64_t i = 0; i < engine.horizon() * engine.model_dim(); ++i)
       noise.push_back(std::sin(static_cast<float>(i)));
   }
@@ -32,7 +28,7 @@ struct Velocity : testing::TestWithParam<std::tuple<const char*, const char*>> {
 
   Engine engine = Engine::open(std::get<0>(GetParam()),
                                {.backend = std::get<1>(GetParam()), .precision = "f32"});
-  Observation scene;
+  const Observation scene = *observation_for("", engine, true);
   std::vector<float> noise;
 };
 
@@ -57,18 +53,16 @@ TEST_P(Velocity, is_there_at_any_time_between_and_leaves_later_calls_alone) {
 }
 
 TEST_P(Velocity, of_wrong_sizes_numbers_and_times_is_refused) {
-  const auto refused_with = [&](std::vector<float> x, double t) {
-    const Error error = refused([&] { engine.velocity(scene, x, t); });
-    EXPECT_EQ(error.fault(), Fault::input);
-    return std::string(error.what());
+  const auto refused_with = [&](const std::vector<float>& x, double t, const char* words) {
+    return refuses(Fault::input, words, [&] { engine.velocity(scene, x, t); });
   };
   const std::vector<float> few(noise.begin() + 1, noise.end());
-  EXPECT_NE(refused_with(few, 1).find("the noisy actions have"), std::string::npos);
+  EXPECT_TRUE(refused_with(few, 1, "the noisy actions have"));
   std::vector<float> odd = noise;
   odd[3] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_NE(refused_with(odd, 1).find("contain nan"), std::string::npos);
+  EXPECT_TRUE(refused_with(odd, 1, "contain nan"));
   for (const double t : {-0.01, 1.01, std::nan("")})
-    EXPECT_NE(refused_with(noise, t).find("expected 0 (actions) to 1 (noise)"), std::string::npos);
+    EXPECT_TRUE(refused_with(noise, t, "expected 0 (actions) to 1 (noise)"));
 }
 
 INSTANTIATE_TEST_SUITE_P(policies, Velocity,
