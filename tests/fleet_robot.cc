@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <thread>
@@ -63,9 +64,8 @@ class Robot {
 
  private:
   bool ask(int64_t id) {
-    const double begin = unix_seconds();
-    std::string said;
-    bool ok = false;
+    nlohmann::json said = {
+        {"robot", number_}, {"id", id}, {"begin", unix_seconds()}, {"ok", false}};
     try {
       if (!client_ || Clock::now() > episode_end_) {
         client_.reset();
@@ -80,32 +80,23 @@ class Robot {
       request.request_id = fmt::format("{}.{}", number_, id);
       const tendon::RemoteActions reply = client_->infer(observation_, "", request);
       queue_.push(reply, mark);
-      ok = true;
-      said = fmt::format(R"("fingerprint":"{}","replied_to":"{}","actions":[{}],"previous":[{}],)"
-                         R"("delay":{},"service_ms":{:.3f})",
-                         client_->policy().fingerprint, reply.request_id, numbers(reply.values),
-                         numbers(request.prev_chunk.values), request.inference_delay.value_or(-1),
-                         reply.server_timing.at("decode_ms") + reply.server_timing.at("infer_ms"));
+      const auto& timing = reply.server_timing;
+      said.update({{"ok", true},
+                   {"fingerprint", client_->policy().fingerprint},
+                   {"replied_to", reply.request_id},
+                   {"actions", reply.values},
+                   {"previous", request.prev_chunk.values},
+                   {"delay", request.inference_delay.value_or(-1)},
+                   {"service_ms", timing.at("decode_ms") + timing.at("infer_ms")}});
     } catch (const tendon::Error& error) {
       client_.reset();
-      said = R"("error":")";
-      for (const char* c = error.what(); *c; ++c)
-        said += *c == '"' || *c == '\\' || *c < ' ' ? ' ' : *c;
-      said += '"';
+      said["error"] = error.what();
     }
+    said["end"] = unix_seconds();
     const std::lock_guard lock(output_);
-    fmt::print(R"({{"robot":{},"id":{},"begin":{:.6f},"end":{:.6f},"ok":{},{}}})"
-               "\n",
-               number_, id, begin, unix_seconds(), ok, said);
+    fmt::print("{}\n", said.dump());
     std::fflush(stdout);
-    return ok;
-  }
-
-  static std::string numbers(const std::vector<double>& values) {
-    std::string text;
-    for (const double value : values)
-      text += fmt::format("{}{:.17g}", text.empty() ? "" : ",", value);
-    return text;
+    return said["ok"].get<bool>();
   }
 
   const Options& options_;
