@@ -15,9 +15,10 @@ namespace {
 using nlohmann::json;
 
 using Edit = std::function<void(json&)>;
+using Cases = std::vector<std::pair<const char*, Edit>>;
 
 // What demo's policy spec is refused with after an edit of it.
-void expect_refusals(const std::vector<std::pair<const char*, Edit>>& cases) {
+void expect_refusals(const Cases& cases) {
   const OpenedModel demo = open_model("demo", {});
   for (const auto& [expected, edit] : cases) {
     json j = policy_spec_json(demo.spec);
@@ -50,91 +51,91 @@ TEST(PolicySpec, survive_being_written_and_read) {
 }
 
 TEST(PolicySpec, that_do_not_fit_together_are_refused) {
-  expect_refusals(
-      {{"the state statistics have", [](json& j) { normalize(j)["state"]["range"].clear(); }},
-       {"the action statistics have", [](json& j) { normalize(j)["action"]["range"].erase(0); }},
-       {"the state statistics have",
-        [](json& j) {
-          json& state = normalize(j)["state"];
-          state["centre"].erase(0);
-          state["range"].erase(0);
-          state["q01"].clear();
-          state["q99"].clear();
-        }},
-       {"2 and 3 quantiles beside 3 statistics",
-        [](json& j) {
-          normalize(j)["action"]["q01"] = {1, 2};
-        }},
-       {"this robot has -1 state", [](json& j) { j["state_dim"] = -1; }},
-       {"this robot has", [](json& j) { j["action_dim"] = 0; }},
-       {"this robot has", [](json& j) { j["action_dim"] = 1 << 20; }},
-       {"an ALOHA with", first(kJoints)},
-       {"is relative to the state", delta(std::vector<bool>(40, true))},
-       {"prompts of at most -1 tokens", [](json& j) { j["prompt"]["tokens_max"] = -1; }},
-       {"prompts of at most", [](json& j) { j["prompt"]["tokens_max"] = 1 << 20; }},
-       {"padded to -1", [](json& j) { j["prompt"]["padded_state"] = -1; }},
-       {"padded to 1048576", [](json& j) { j["prompt"]["padded_state"] = 1 << 20; }},
-       {"only pi0.5 reads", [](json& j) { j["prompt"]["state"] = true; }},
-       {"folded into 3", [](json& j) { j["folded_vocab"] = 3; }},
-       {"1 action names for", [](json& j) { j["action_names"] = {"waist"}; }},
-       {"'front' is to be the model's 'topp', which it does not have; it has 'top', 'gripper'; "
-        "nearest: 'top'",
-        [](json& j) { j["cameras"]["front"] = "topp"; }},
-       {"slots are 'top', 'top', expected 1 to 2 different names",
-        [](json& j) {
-          j["camera_slots"] = {"top", "top"};
-        }},
-       {"slots are 'top', 'gripper', 'side', expected",
-        [](json& j) {
-          j["camera_slots"] = {"top", "gripper", "side"};
-        }},
-       {"slots are , expected", [](json& j) { j["camera_slots"] = json::array(); }},
-       {"camera 'side' is required", [](json& j) { j["required_cameras"] = {"side"}; }},
-       {"a scale of 0", affine({1, 0})},
-       {"3 scales and 2 offsets",
-        first({{"type", "affine"}, {"scale", {1, 1, 1}}, {"offset", {0, 0}}})},
-       {"60 scales and 60 offsets for", affine(std::vector<double>(60, 1))}});
+  const Cases cases = {
+      {"the state statistics have", [](json& j) { normalize(j)["state"]["range"].clear(); }},
+      {"the action statistics have", [](json& j) { normalize(j)["action"]["range"].erase(0); }},
+      {"the state statistics have",
+       [](json& j) {
+         json& state = normalize(j)["state"];
+         state["centre"].erase(0);
+         state["range"].erase(0);
+         state["q01"].clear();
+         state["q99"].clear();
+       }},
+      {"2 and 3 quantiles beside 3 statistics",
+       [](json& j) {
+         normalize(j)["action"]["q01"] = {1, 2};
+       }},
+      {"this robot has -1 state", [](json& j) { j["state_dim"] = -1; }},
+      {"this robot has", [](json& j) { j["action_dim"] = 0; }},
+      {"this robot has", [](json& j) { j["action_dim"] = 1 << 20; }},
+      {"an ALOHA with", first(kJoints)},
+      {"is relative to the state", delta(std::vector<bool>(40, true))},
+      {"prompts of at most -1 tokens", [](json& j) { j["prompt"]["tokens_max"] = -1; }},
+      {"prompts of at most", [](json& j) { j["prompt"]["tokens_max"] = 1 << 20; }},
+      {"padded to -1", [](json& j) { j["prompt"]["padded_state"] = -1; }},
+      {"padded to 1048576", [](json& j) { j["prompt"]["padded_state"] = 1 << 20; }},
+      {"only pi0.5 reads", [](json& j) { j["prompt"]["state"] = true; }},
+      {"folded into 3", [](json& j) { j["folded_vocab"] = 3; }},
+      {"1 action names for", [](json& j) { j["action_names"] = {"waist"}; }},
+      {"'front' is to be the model's 'topp', which it does not have; it has 'top', 'gripper'; "
+       "nearest: 'top'",
+       [](json& j) { j["cameras"]["front"] = "topp"; }},
+      {"slots are 'top', 'top', expected 1 to 2 different names",
+       [](json& j) {
+         j["camera_slots"] = {"top", "top"};
+       }},
+      {"slots are 'top', 'gripper', 'side', expected",
+       [](json& j) {
+         j["camera_slots"] = {"top", "gripper", "side"};
+       }},
+      {"slots are , expected", [](json& j) { j["camera_slots"] = json::array(); }},
+      {"camera 'side' is required", [](json& j) { j["required_cameras"] = {"side"}; }},
+      {"a scale of 0", affine({1, 0})},
+      {"3 scales and 2 offsets",
+       first({{"type", "affine"}, {"scale", {1, 1, 1}}, {"offset", {0, 0}}})},
+      {"60 scales and 60 offsets for", affine(std::vector<double>(60, 1))}};
+  expect_refusals(cases);
 }
 
 TEST(PolicySpec, of_another_form_is_refused_by_key_got_and_expected) {
-  expect_refusals(
-      {{"robot.json.transforms[1].state.method is 'MEAN', expected one of IDENTITY, MEAN_STD",
-        [=](json& j) {
-          first({{"type", "affine"}, {"scale", {1}}})(j);
-          normalize(j)["state"]["method"] = "MEAN";
-        }},
-       {"robot.json: unknown key 'transform'; nearest: 'transforms'",
-        [](json& j) { j["transform"] = json::array(); }},
-       {"robot.json.prompt: unknown key 'stile'; nearest: 'style'",
-        [](json& j) { j["prompt"]["stile"] = "openpi"; }},
-       {"robot.json: unknown robot 'alhoa'; nearest: 'aloha'",
-        [](json& j) { j["name"] = "alhoa"; }},
-       {"robot.json.name is 3, expected a text", [](json& j) { j["name"] = 3; }},
-       {"robot.json.cameras is 3, expected an object", [](json& j) { j["cameras"] = 3; }},
-       {"robot.json.cameras.top is 7, expected a text", [](json& j) { j["cameras"]["top"] = 7; }},
-       {"robot.json.state_dim is \"7\", expected an integer",
-        [](json& j) { j["state_dim"] = "7"; }},
-       {"robot.json.state_dim is 18446744073709551615, expected an integer",
-        [](json& j) { j["state_dim"] = ~0ull; }},
-       {"robot.json.resize is 'torch', expected one of openpi, lerobot",
-        [](json& j) { j["resize"] = "torch"; }},
-       {"robot.json.default_prompt is",
-        [](json& j) { j["default_prompt"] = std::string(5000, 'x'); }},
-       {"robot.json.action_names is", [](json& j) { j["action_names"] = json(5000, "x"); }},
-       {"robot.json.transforms[0].scale[1] is \"a\", expected a finite", affine({1, "a"})},
-       {"robot.json.transforms[0].mask[1] is 0, expected true, false, or a run", delta({6, 0})},
-       {"robot.json.transforms[0].mask[1] is 4095, expected true", delta({6, 4095})},
-       {"expected a 'mask'", first({{"type", "delta_actions"}})},
-       {"expected 'scale', 'offset' or both", first({{"type", "affine"}})},
-       {"robot.json.transforms[0].type is 'afine', expected one of aloha_joints, affine, "
-        "delta_actions, normalize; nearest: 'affine'",
-        first({{"type", "afine"}})},
-       {"expected one 'normalize', as the last", first({{"type", "normalize"}})},
-       {"expected one 'normalize', as the last",
-        [](json& j) { j["transforms"] = json::array({kJoints}); }},
-       {"robot.json.transforms is [], expected", [](json& j) { j["transforms"] = json::array(); }},
-       {"expected both 'state' and 'action', or", [](json& j) { normalize(j)["asset"] = "me"; }},
-       {"expected both 'state' and 'action', or", [](json& j) { normalize(j).erase("state"); }}});
+  const Cases cases = {
+      {"robot.json.transforms[1].state.method is 'MEAN', expected one of IDENTITY, MEAN_STD",
+       [=](json& j) {
+         first({{"type", "affine"}, {"scale", {1}}})(j);
+         normalize(j)["state"]["method"] = "MEAN";
+       }},
+      {"robot.json: unknown key 'transform'; nearest: 'transforms'",
+       [](json& j) { j["transform"] = json::array(); }},
+      {"robot.json.prompt: unknown key 'stile'; nearest: 'style'",
+       [](json& j) { j["prompt"]["stile"] = "openpi"; }},
+      {"robot.json: unknown robot 'alhoa'; nearest: 'aloha'", [](json& j) { j["name"] = "alhoa"; }},
+      {"robot.json.name is 3, expected a text", [](json& j) { j["name"] = 3; }},
+      {"robot.json.cameras is 3, expected an object", [](json& j) { j["cameras"] = 3; }},
+      {"robot.json.cameras.top is 7, expected a text", [](json& j) { j["cameras"]["top"] = 7; }},
+      {"robot.json.state_dim is \"7\", expected an integer", [](json& j) { j["state_dim"] = "7"; }},
+      {"robot.json.state_dim is 18446744073709551615, expected an integer",
+       [](json& j) { j["state_dim"] = ~0ull; }},
+      {"robot.json.resize is 'torch', expected one of openpi, lerobot",
+       [](json& j) { j["resize"] = "torch"; }},
+      {"robot.json.default_prompt is",
+       [](json& j) { j["default_prompt"] = std::string(5000, 'x'); }},
+      {"robot.json.action_names is", [](json& j) { j["action_names"] = json(5000, "x"); }},
+      {"robot.json.transforms[0].scale[1] is \"a\", expected a finite", affine({1, "a"})},
+      {"robot.json.transforms[0].mask[1] is 0, expected true, false, or a run", delta({6, 0})},
+      {"robot.json.transforms[0].mask[1] is 4095, expected true", delta({6, 4095})},
+      {"expected a 'mask'", first({{"type", "delta_actions"}})},
+      {"expected 'scale', 'offset' or both", first({{"type", "affine"}})},
+      {"robot.json.transforms[0].type is 'afine', expected one of aloha_joints, affine, "
+       "delta_actions, normalize; nearest: 'affine'",
+       first({{"type", "afine"}})},
+      {"expected one 'normalize', as the last", first({{"type", "normalize"}})},
+      {"expected one 'normalize', as the last",
+       [](json& j) { j["transforms"] = json::array({kJoints}); }},
+      {"robot.json.transforms is [], expected", [](json& j) { j["transforms"] = json::array(); }},
+      {"expected both 'state' and 'action', or", [](json& j) { normalize(j)["asset"] = "me"; }},
+      {"expected both 'state' and 'action', or", [](json& j) { normalize(j).erase("state"); }}};
+  expect_refusals(cases);
 }
 
 PolicySpec robot_of(const std::string& training) {
