@@ -146,6 +146,17 @@ TEST(Statistics, renormalize_undoes_unnormalize_in_every_method) {
     undone(read_norm_stats(test_data("preprocess/norm_stats.json"), quantiles).action, "openpi");
 }
 
+TEST(Statistics, a_column_that_is_always_the_same_stays_at_its_centre) {
+  for (const Family family : {Family::openpi, Family::lerobot}) {
+    const Normalizer mean{
+        .family = family, .method = NormMethod::mean_std, .centre = {3}, .range = {0}};
+    const Normalizer ends{
+        .family = family, .method = NormMethod::quantiles, .centre = {3}, .range = {3}};
+    EXPECT_EQ(rows_through(&Normalizer::renormalize, mean, {3.5}, 1), std::vector<double>{0});
+    EXPECT_EQ(rows_through(&Normalizer::renormalize, ends, {3.5}, 1), std::vector<double>{-1});
+  }
+}
+
 TEST(Statistics, quantiles_are_kept_whatever_normalises) {
   const auto file = test_data("preprocess/norm_stats.json");
   const Normalize mean = read_norm_stats(file, false), quantile = read_norm_stats(file, true);
