@@ -220,6 +220,23 @@ TEST(Tokenizer, a_model_file_without_pieces_trainer_or_normalizer_is_refused) {
   }
 }
 
+TEST(Tokenizer, a_piece_of_1024_bytes_is_the_longest_that_is_read) {
+  const auto field = [](const std::string& bytes) {  // the first of a message
+    const size_t n = bytes.size();
+    return std::string{'\n', static_cast<char>((n & 0x7F) | 0x80), static_cast<char>(n >> 7)} +
+           bytes;
+  };
+  const auto with_piece = [&](const std::string& text) {
+    const std::string score_and_type("\x15\0\0\0\0\x18\x04", 7);  // 0, one that is never split
+    const std::string model = read_whole(kModel) + field(field(text) + score_and_type);
+    return Tokenizer::from_bytes(std::as_bytes(std::span(model)), "longer.model");
+  };
+  const std::string longest(1024, 'z');
+  const auto id = static_cast<int32_t>(paligemma().vocabulary());
+  EXPECT_EQ(with_piece(longest).encode(longest), std::vector<int32_t>{id});
+  EXPECT_TRUE(refuses(Fault::checkpoint, "too long", [&] { with_piece(longest + "z"); }));
+}
+
 TEST(Tokenizer, of_bytes_has_an_id_for_each_of_them_behind_217_others) {
   const Tokenizer bytes = Tokenizer::of_bytes();
   EXPECT_EQ(bytes.vocabulary(), 217 + 256);
