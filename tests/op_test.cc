@@ -104,6 +104,54 @@ TEST(Checks, a_wrong_shape_is_named_with_operation_got_and_expected) {
                       [&] { ops.linear(x, w); }));
 }
 
+TEST(Events, say_what_an_op_multiplied_and_moved) {
+  const auto kernels = make_reference_backend();
+  Ops ops(*kernels);
+  const auto matrix = [&](int64_t rows, int64_t columns) {
+    return ops.upload(std::vector<float>(static_cast<size_t>(rows * columns), 1.f),
+                      {rows, columns});
+  };
+  const auto weight = [&](WeightKind kind, int64_t parts) {
+    const HostTensor part = host_tensor("w", {7, 5}, std::vector<float>(35));
+    return ops.prepare({"w", kind, std::vector<HostTensor>(static_cast<size_t>(parts), part)});
+  };
+  const Weight once = weight(WeightKind::linear, 1), gated = weight(WeightKind::gated, 2);
+  const Weight stacked = weight(WeightKind::linear, 4), table = weight(WeightKind::table, 1);
+  const Tensor x = matrix(3, 5), row = matrix(1, 5), residual = matrix(3, 7);
+  const Tensor q = matrix(3, 8), kv = matrix(6, 4);
+  const std::vector<int32_t> seen = {2, 4, 6}, ids = {0, 1, 6};
+  std::vector<std::tuple<Op, int64_t, int64_t, int64_t>> told;  // FLOPs, bytes, those of weights
+  ops.observe([&](const OpEvent& e) { told.emplace_back(e.op, e.flops, e.bytes, e.weight_bytes); });
+  ops.linear(x, once, {.residual = residual});
+  ops.gated_linear(x, gated);
+  ops.qkv(x, stacked, {.query = 2, .kv = 1, .width = 7});
+  ops.attention(q, kv, kv, {.query = 2, .kv = 1, .width = 4}, {seen});
+  ops.layer_norm(x, row, row);
+  ops.rms_norm(x, row);
+  ops.embed(table, ids, 1);
+  ops.add_scaled(x, x, 1);
+  ops.multiply(x, x);
+  ops.concat_rows(std::vector<Tensor>{x, row});
+  ops.slice_rows(x, 1, 3);
+  Tensor to = x;
+  ops.write_rows(to, row, 2);
+  ops.download(x);
+  const decltype(told) expected = {{Op::linear, 2 * 3 * 7 * 5, 4 * (15 + 21 + 21), 4 * 35},
+                                   {Op::gated_linear, 2 * 3 * 14 * 5, 4 * (15 + 21), 4 * 70},
+                                   {Op::qkv, 2 * 3 * 28 * 5, 4 * (15 + 84), 4 * 140},
+                                   {Op::attention, 2 * 2 * (2 + 4 + 6) * 2 * 4, 4 * (48 + 48), 0},
+                                   {Op::layer_norm, 0, 4 * 30, 0},
+                                   {Op::rms_norm, 0, 4 * 30, 0},
+                                   {Op::embed, 0, 4 * 30, 0},
+                                   {Op::add_scaled, 0, 4 * 45, 0},
+                                   {Op::multiply, 0, 4 * 45, 0},
+                                   {Op::concat_rows, 0, 4 * 40, 0},
+                                   {Op::slice_rows, 0, 4 * 20, 0},
+                                   {Op::write_rows, 0, 4 * 10, 0},
+                                   {Op::download, 0, 4 * 15, 0}};
+  EXPECT_EQ(told, expected);
+}
+
 TEST(Audit, sums_are_of_one_class_or_module_and_nothing_has_no_share) {
   const auto call = [](OpClass op_class, Module module, bool device, int64_t n) {
     return AuditEntry{.call = {.op_class = op_class,
