@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <type_traits>
 #include <utility>
 
 #include "tensor/check.h"
@@ -39,12 +38,43 @@ void ensure_same(std::string_view op, const Tensor& x, const Tensor& y) {
          to_string(x.shape()), to_string(y.shape()));
 }
 
-OpCall of(Op op, const Tensor& x) { return {op, x.rows(), x.columns(), x.columns()}; }
+OpCall of(Op op, const Shape& shape) { return {op, shape[0], shape[1], shape[1]}; }
 OpCall of(Op op, const Tensor& x, const Weight& w) { return {op, x.rows(), w.inputs, w.outputs}; }
 
-std::string product(const Tensor& x, const Weight& w) {
-  return fmt::format("{} x {} [{}, {}]", to_string(x.shape()), w.name, w.outputs, w.inputs);
-}
+// The backend that runs an op. A fallback is given copies of what lies on the device, and what it
+// makes is copied there.
+struct Runner {
+  Kernels& kernels;
+  Kernels& device;
+  bool native;
+  OpEvent& event;
+  Weight prepared = {};  // for the fallback
+
+  Tensor operator()(const Tensor& x) {
+    if (native || !x) return x;
+    ++event.downs;
+    return copied(x, device, kernels);
+  }
+  const Weight& operator()(const Weight& w) {
+    if (native) return w;
+    prepared = w;
+    prepared.native = w.fallback;
+    return prepared;
+  }
+  Tensor back(const Tensor& x) {
+    if (native || !x) return x;
+    if (x.shape().count() == 0) return {};  // such as the queries of a product without any
+    ++event.ups;
+    return copied(x, kernels, device);
+  }
+  Qkv back(const Qkv& r) { return {back(r.q), back(r.k), back(r.v)}; }
+
+  static Tensor copied(const Tensor& x, Kernels& from, Kernels& to) {
+    std::vector<float> values(static_cast<size_t>(x.shape().count()));
+    from.download(x, values);
+    return to.upload(values, x.shape());
+  }
+};
 
 }  // namespace
 
@@ -128,10 +158,10 @@ void Ops::count(const OpEvent& event) {
   if (observer_) observer_(event);
 }
 
-// The only place that knows about fallbacks. `kernel(runner, native, in, out)` is called with the
-// backend that runs the op; `in` and `out` carry tensors to it and back.
+// The only place that knows about fallbacks. `kernel(on)` asks the backend `on.kernels` for the op,
+// with its tensors and weights as `on(x)`.
 template <class Kernel, class Describe>
-auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Kernel& kernel) {
+auto Ops::run(const OpCall& call, Cost cost, const Kernel& kernel, const Describe& describe) {
   if (poll_) poll_();
   const Op op = call.op;
   const bool native = !on_host() && kernels_.supports(call);
@@ -139,9 +169,6 @@ auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Ker
     fail(Fault::backend,
          "{} has no kernel for {} {} in {}; --fallback=reference runs it elsewhere and counts it",
          kernels_.traits().name, name(op), describe(), kernels_.traits().precision);
-  const PreparedWeight* weight = !cost.weight ? nullptr
-                                 : native     ? cost.weight->native.get()
-                                              : cost.weight->fallback.get();
   calls_.clear();
   const auto start = std::chrono::steady_clock::now();
   Kernels& runner = native ? kernels_ : *fallback_;
@@ -152,52 +179,26 @@ auto Ops::run(const OpCall& call, Cost cost, const Describe& describe, const Ker
                 .dtype = runner.traits().precision,
                 .flops = cost.flops,
                 .bytes = cost.bytes,
-                .weight_bytes = weight ? weight->bytes() : 0,
                 .ups = native && is_upload(op) ? 1 : 0,
                 .downs = native && op == Op::download ? 1 : 0};
-  const auto carry = [](const Tensor& x, Kernels& from, Kernels& to) {
-    std::vector<float> values(static_cast<size_t>(x.shape().count()));
-    from.download(x, values);
-    return to.upload(values, x.shape());
-  };
-  const auto in = [&](const Tensor& x) {
-    if (native || !x) return x;
-    ++event.downs;
-    return carry(x, kernels_, runner);
-  };
-  const auto out = [&](const Tensor& x) {
-    if (native || !x) return x;
-    if (x.shape().count() == 0) return Tensor{};  // such as the queries of a product without any
-    ++event.ups;
-    return carry(x, runner, kernels_);
-  };
-  const auto stop = [&] {
-    if (observer_) runner.synchronize();
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    if (!runner.traits().simulated) event.seconds = took.count();
-    tell(std::move(event));
-  };
-  if constexpr (std::is_void_v<decltype(kernel(runner, native, in, out))>) {
-    kernel(runner, native, in, out);
-    stop();
-  } else {
-    auto result = kernel(runner, native, in, out);
-    stop();
-    return result;
-  }
+  Runner on{runner, kernels_, native, event};
+  if (cost.weight) event.weight_bytes = on(*cost.weight).native->bytes();
+  auto result = on.back(kernel(on));
+  if (observer_) runner.synchronize();
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  if (!runner.traits().simulated) event.seconds = took.count();
+  tell(std::move(event));
+  return result;
 }
 
-namespace {
-
-// The weight as the backend that runs the op prepared it; `other` holds it for the fallback.
-const Weight& chosen(const Weight& w, bool native, Weight&& other) {
-  if (native) return w;
-  other = w;
-  other.native = w.fallback;
-  return other;
+template <class Kernel>
+auto Ops::run(const OpCall& call, Cost cost, const Kernel& kernel) {
+  return run(call, cost, kernel, [&] {
+    if (!cost.weight) return to_string(Shape{call.rows, call.outputs});
+    return fmt::format("{} x {} [{}, {}]", to_string(Shape{call.rows, call.inputs}),
+                       cost.weight->name, call.outputs, call.inputs);
+  });
 }
-
-}  // namespace
 
 Weight Ops::prepare(const WeightParts& parts) {
   ensure(parts.matrices.empty() != parts.packed.empty(), Fault::internal,
@@ -227,10 +228,8 @@ Weight Ops::prepare(const WeightParts& parts) {
 Tensor Ops::upload(std::span<const float> values, const Shape& shape) {
   ensure(std::ssize(values) == shape.count(), Fault::internal, "[upload] {} values for {}",
          values.size(), to_string(shape));
-  return run(
-      {.op = Op::upload, .rows = shape[0]}, {.bytes = 4 * shape.count()},
-      [&] { return to_string(shape); },
-      [&](Kernels& k, bool, const auto&, const auto& out) { return out(k.upload(values, shape)); });
+  return run(of(Op::upload, shape), {.bytes = 4 * shape.count()},
+             [&](Runner& on) { return on.kernels.upload(values, shape); });
 }
 
 Tensor Ops::patches(const Pictures& p) {
@@ -239,28 +238,25 @@ Tensor Ops::patches(const Pictures& p) {
       Fault::internal, "[patches] {} values for {} pictures of {} by {} in patches of {}",
       p.bands.size(), p.images, p.side, p.side, p.patch);
   const Shape shape = p.patches();
-  return run(
-      {.op = Op::patches, .rows = shape[0], .inputs = shape[1]}, {.bytes = 4 * shape.count()},
-      [&] { return to_string(shape); },
-      [&](Kernels& k, bool, const auto&, const auto& out) { return out(k.patches(p)); });
+  return run(of(Op::patches, shape), {.bytes = 4 * shape.count()},
+             [&](Runner& on) { return on.kernels.patches(p); });
 }
 
 Tensor Ops::embed_times(const TimeEmbedding& e) {
   const Shape shape{std::ssize(e.times), e.width};
   ensure(shape.count() > 0 && e.width % 2 == 0 && e.min_period > 0, Fault::internal,
          "[embed_times] {} from a period of {} on", to_string(shape), e.min_period);
-  return run(
-      {.op = Op::embed_times, .rows = shape[0], .inputs = shape[1]}, {.bytes = 4 * shape.count()},
-      [&] { return to_string(shape); },
-      [&](Kernels& k, bool, const auto&, const auto& out) { return out(k.embed_times(e)); });
+  return run(of(Op::embed_times, shape), {.bytes = 4 * shape.count()},
+             [&](Runner& on) { return on.kernels.embed_times(e); });
 }
 
 void Ops::download(const Tensor& x, std::span<float> to) {
   ensure(x && std::ssize(to) == x.shape().count(), Fault::internal, "[download] {} into {} values",
          to_string(x.shape()), to.size());
-  run(
-      of(Op::download, x), {.bytes = float_bytes(x)}, [&] { return to_string(x.shape()); },
-      [&](Kernels& k, bool, const auto& in, const auto&) { k.download(in(x), to); });
+  run(of(Op::download, x.shape()), {.bytes = float_bytes(x)}, [&](Runner& on) {
+    on.kernels.download(on(x), to);
+    return Tensor{};
+  });
 }
 
 std::vector<float> Ops::download(const Tensor& x) {
@@ -278,50 +274,38 @@ Tensor Ops::linear(const Tensor& x, const Weight& w, const Epilogue& e) {
            "[linear] residual is {}, expected [n, {}] with n dividing {}, for {}",
            to_string(e.residual.shape()), w.outputs, x.rows(), w.name);
   const int64_t m = x.rows();
-  return run(
-      of(Op::linear, x, w),
-      {2 * m * w.outputs * w.inputs, float_bytes(x) + 4 * m * w.outputs + float_bytes(e.residual),
-       &w},
-      [&] { return product(x, w); },
-      [&](Kernels& k, bool native, const auto& in, const auto& out) {
-        const Epilogue carried{e.activation, in(e.bias), in(e.residual), in(e.gate)};
-        return out(k.linear(in(x), chosen(w, native, {}), carried));
-      });
+  return run(of(Op::linear, x, w),
+             {2 * m * w.outputs * w.inputs,
+              float_bytes(x) + 4 * m * w.outputs + float_bytes(e.residual), &w},
+             [&](Runner& on) {
+               const Epilogue carried{e.activation, on(e.bias), on(e.residual), on(e.gate)};
+               return on.kernels.linear(on(x), on(w), carried);
+             });
 }
 
 Tensor Ops::gated_linear(const Tensor& x, const Weight& w) {
   ensure_weight("gated_linear", x, w);
   ensure(w.kind == WeightKind::gated && w.outputs % 2 == 0, Fault::internal,
          "[gated_linear] {} was not prepared as gate over up", w.name);
-  return run(
-      of(Op::gated_linear, x, w),
-      {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 2 * x.rows() * w.outputs, &w},
-      [&] { return product(x, w); },
-      [&](Kernels& k, bool native, const auto& in, const auto& out) {
-        return out(k.gated_linear(in(x), chosen(w, native, {})));
-      });
+  return run(of(Op::gated_linear, x, w),
+             {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 2 * x.rows() * w.outputs, &w},
+             [&](Runner& on) { return on.kernels.gated_linear(on(x), on(w)); });
 }
 
 Tensor Ops::layer_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) {
   ensure_matrix("layer_norm", "x", x);
   ensure_row("layer_norm", "scale", scale, x.columns());
   ensure_row("layer_norm", "shift", shift, x.columns());
-  return run(
-      of(Op::layer_norm, x), {.bytes = 2 * float_bytes(x)}, [&] { return to_string(x.shape()); },
-      [&](Kernels& k, bool, const auto& in, const auto& out) {
-        return out(k.layer_norm(in(x), in(scale), in(shift)));
-      });
+  return run(of(Op::layer_norm, x.shape()), {.bytes = 2 * float_bytes(x)},
+             [&](Runner& on) { return on.kernels.layer_norm(on(x), on(scale), on(shift)); });
 }
 
 Tensor Ops::rms_norm(const Tensor& x, const Tensor& scale, const Tensor& shift) {
   ensure_matrix("rms_norm", "x", x);
   ensure_row("rms_norm", "scale", scale, x.columns());
   if (shift) ensure_row("rms_norm", "shift", shift, x.columns());
-  return run(
-      of(Op::rms_norm, x), {.bytes = 2 * float_bytes(x)}, [&] { return to_string(x.shape()); },
-      [&](Kernels& k, bool, const auto& in, const auto& out) {
-        return out(k.rms_norm(in(x), in(scale), in(shift)));
-      });
+  return run(of(Op::rms_norm, x.shape()), {.bytes = 2 * float_bytes(x)},
+             [&](Runner& on) { return on.kernels.rms_norm(on(x), on(scale), on(shift)); });
 }
 
 Qkv Ops::qkv(const Tensor& x, const Weight& w, const Heads& heads,
@@ -334,14 +318,9 @@ Qkv Ops::qkv(const Tensor& x, const Weight& w, const Heads& heads,
   ensure(!first_position || (*first_position >= 0 && heads.width % 2 == 0), Fault::internal,
          "[qkv] rotary positions need an even head width and start at 0 or later; got {} and {}",
          heads.width, first_position.value_or(0));
-  return run(
-      {Op::qkv, x.rows(), w.inputs, w.outputs, heads.width},
-      {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 4 * x.rows() * w.outputs, &w},
-      [&] { return product(x, w); },
-      [&](Kernels& k, bool native, const auto& in, const auto& out) {
-        const Qkv r = k.qkv(in(x), chosen(w, native, {}), heads, first_position);
-        return Qkv{out(r.q), out(r.k), out(r.v)};
-      });
+  return run({Op::qkv, x.rows(), w.inputs, w.outputs, heads.width},
+             {2 * x.rows() * w.outputs * w.inputs, float_bytes(x) + 4 * x.rows() * w.outputs, &w},
+             [&](Runner& on) { return on.kernels.qkv(on(x), on(w), heads, first_position); });
 }
 
 Tensor Ops::attention(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& heads,
@@ -369,10 +348,8 @@ Tensor Ops::attention(const Tensor& q, const Tensor& k, const Tensor& v, const H
       {Op::attention, q.rows(), k.rows(), q.columns(), heads.width},
       {4 * seen * segments * heads.query * heads.width,
        2 * float_bytes(q) + float_bytes(k) + float_bytes(v)},
-      [&] { return to_string(q.shape()) + " on " + to_string(k.shape()); },
-      [&](Kernels& kernels, bool, const auto& in, const auto& out) {
-        return out(kernels.attention(in(q), in(k), in(v), heads, visible));
-      });
+      [&](Runner& on) { return on.kernels.attention(on(q), on(k), on(v), heads, visible); },
+      [&] { return to_string(q.shape()) + " on " + to_string(k.shape()); });
 }
 
 Tensor Ops::embed(const Weight& table, std::span<const int32_t> ids, float scale) {
@@ -386,28 +363,20 @@ Tensor Ops::embed(const Weight& table, std::span<const int32_t> ids, float scale
   return run(
       {Op::embed, std::ssize(ids), table.outputs, table.inputs},
       {.bytes = 8 * std::ssize(ids) * table.inputs},
-      [&] { return fmt::format("{} ids of {}", ids.size(), table.name); },
-      [&](Kernels& k, bool native, const auto&, const auto& out) {
-        return out(k.embed(chosen(table, native, {}), ids, scale));
-      });
+      [&](Runner& on) { return on.kernels.embed(on(table), ids, scale); },
+      [&] { return fmt::format("{} ids of {}", ids.size(), table.name); });
 }
 
 Tensor Ops::add_scaled(const Tensor& x, const Tensor& y, float scale) {
   ensure_same("add_scaled", x, y);
-  return run(
-      of(Op::add_scaled, x), {.bytes = 3 * float_bytes(x)}, [&] { return to_string(x.shape()); },
-      [&](Kernels& k, bool, const auto& in, const auto& out) {
-        return out(k.add_scaled(in(x), in(y), scale));
-      });
+  return run(of(Op::add_scaled, x.shape()), {.bytes = 3 * float_bytes(x)},
+             [&](Runner& on) { return on.kernels.add_scaled(on(x), on(y), scale); });
 }
 
 Tensor Ops::multiply(const Tensor& x, const Tensor& y) {
   ensure_same("multiply", x, y);
-  return run(
-      of(Op::multiply, x), {.bytes = 3 * float_bytes(x)}, [&] { return to_string(x.shape()); },
-      [&](Kernels& k, bool, const auto& in, const auto& out) {
-        return out(k.multiply(in(x), in(y)));
-      });
+  return run(of(Op::multiply, x.shape()), {.bytes = 3 * float_bytes(x)},
+             [&](Runner& on) { return on.kernels.multiply(on(x), on(y)); });
 }
 
 Tensor Ops::concat_rows(std::span<const Tensor> parts) {
@@ -422,13 +391,13 @@ Tensor Ops::concat_rows(std::span<const Tensor> parts) {
   return run(
       {Op::concat_rows, rows, parts[0].columns(), parts[0].columns()},
       {.bytes = 8 * rows * parts[0].columns()},
-      [&] { return fmt::format("{} parts, {} rows", parts.size(), rows); },
-      [&](Kernels& k, bool native, const auto& in, const auto& out) {
-        if (native) return k.concat_rows(parts);
+      [&](Runner& on) {
+        if (on.native) return on.kernels.concat_rows(parts);
         std::vector<Tensor> carried;
-        for (const Tensor& part : parts) carried.push_back(in(part));
-        return out(k.concat_rows(carried));
-      });
+        for (const Tensor& part : parts) carried.push_back(on(part));
+        return on.kernels.concat_rows(carried);
+      },
+      [&] { return fmt::format("{} parts, {} rows", parts.size(), rows); });
 }
 
 Tensor Ops::slice_rows(const Tensor& x, int64_t first, int64_t last) {
@@ -436,11 +405,9 @@ Tensor Ops::slice_rows(const Tensor& x, int64_t first, int64_t last) {
   ensure(first >= 0 && first < last && last <= x.rows(), Fault::internal,
          "[slice_rows] rows {} to {} of {}", first, last, to_string(x.shape()));
   return run(
-      of(Op::slice_rows, x), {.bytes = 8 * (last - first) * x.columns()},
-      [&] { return fmt::format("{} to {} of {}", first, last, to_string(x.shape())); },
-      [&](Kernels& k, bool, const auto& in, const auto& out) {
-        return out(k.slice_rows(in(x), first, last));
-      });
+      of(Op::slice_rows, x.shape()), {.bytes = 8 * (last - first) * x.columns()},
+      [&](Runner& on) { return on.kernels.slice_rows(on(x), first, last); },
+      [&] { return fmt::format("{} to {} of {}", first, last, to_string(x.shape())); });
 }
 
 void Ops::write_rows(Tensor& to, const Tensor& rows, int64_t first) {
@@ -449,15 +416,14 @@ void Ops::write_rows(Tensor& to, const Tensor& rows, int64_t first) {
   ensure(rows.columns() == to.columns() && first >= 0 && first + rows.rows() <= to.rows(),
          Fault::internal, "[write_rows] {} at row {} of {}", to_string(rows.shape()), first,
          to_string(to.shape()));
-  run(
-      of(Op::write_rows, rows), {.bytes = 2 * float_bytes(rows)},
-      [&] { return fmt::format("{} at {}", to_string(rows.shape()), first); },
-      [&](Kernels& k, bool native, const auto& in, const auto& out) {
-        if (native) return k.write_rows(to, rows, first);
-        Tensor carried = in(to);
-        k.write_rows(carried, in(rows), first);
-        to = out(carried);
-      });
+  to = run(
+      of(Op::write_rows, rows.shape()), {.bytes = 2 * float_bytes(rows)},
+      [&](Runner& on) {
+        Tensor written = on(to);
+        on.kernels.write_rows(written, on(rows), first);
+        return written;
+      },
+      [&] { return fmt::format("{} at {}", to_string(rows.shape()), first); });
 }
 
 }  // namespace tendon

@@ -133,7 +133,9 @@ class Ops {
     const Weight* weight = nullptr;
   };
   template <class Kernel, class Describe>
-  auto run(const OpCall& call, Cost cost, const Describe& describe, const Kernel& kernel);
+  auto run(const OpCall& call, Cost cost, const Kernel& kernel, const Describe& describe);
+  template <class Kernel>
+  auto run(const OpCall& call, Cost cost, const Kernel& kernel);  // described by its sizes
   bool on_host() const { return host_modules_ >> static_cast<int>(place_.module) & 1; }
   void tell(OpEvent event);  // of what ran now
   void count(const OpEvent& event);
