@@ -81,7 +81,7 @@ void run_rows(const Variant& v, bool full_size) {
       EXPECT_LE(d.relative_l2, bound(c, v.precision)) << describe(c);
       EXPECT_LE(d.max_error, 10 * bound(c, v.precision) * d.scale) << describe(c);
     }
-    EXPECT_EQ(ops.coverage().fallback_calls(), 0);
+    EXPECT_EQ(ops.coverage().total.fallback_calls, 0);
   }
 }
 

@@ -26,7 +26,7 @@ TEST_P(OpTable, agrees_with_its_formula_in_float64) {
   const Comparison d = compare(got, expected);
   EXPECT_LE(d.relative_l2, c.bound) << describe(c);
   EXPECT_LE(d.max_error, 10 * c.bound * d.scale) << describe(c);
-  EXPECT_EQ(ops.coverage().fallback_calls(), 0);
+  EXPECT_EQ(ops.coverage().total.fallback_calls, 0);
   EXPECT_GE(ops.coverage().of(c.op).native_calls, 1);
 }
 

@@ -43,7 +43,7 @@ void run_rows(bool full_size, const TtnnOptions& options = {}) {
     EXPECT_LE(d.relative_l2, kBound) << describe(c);
     EXPECT_LE(d.max_error, 4 * kBound * d.scale) << describe(c);
   }
-  EXPECT_EQ(ops.coverage().fallback_calls(), 0);
+  EXPECT_EQ(ops.coverage().total.fallback_calls, 0);
 }
 
 TEST(TtnnOpTable, agrees_with_the_formulas) { run_rows(false); }

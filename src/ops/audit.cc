@@ -7,23 +7,11 @@
 namespace tendon {
 
 void Coverage::add(const OpEvent& e) {
-  OpCount& c = ops[static_cast<size_t>(e.op)];
-  ++(e.native ? c.native_calls : c.fallback_calls);
-  c.flops += e.flops, c.bytes += e.bytes, c.weight_bytes += e.weight_bytes;
-  c.seconds += e.seconds;
-  flops += e.flops, bytes += e.bytes + e.weight_bytes;
-}
-
-int64_t Coverage::native_calls() const {
-  int64_t n = 0;
-  for (const OpCount& c : ops) n += c.native_calls;
-  return n;
-}
-
-int64_t Coverage::fallback_calls() const {
-  int64_t n = 0;
-  for (const OpCount& c : ops) n += c.fallback_calls;
-  return n;
+  for (OpCount* c : {&ops[static_cast<size_t>(e.op)], &total}) {
+    ++(e.native ? c->native_calls : c->fallback_calls);
+    c->flops += e.flops, c->bytes += e.bytes, c->weight_bytes += e.weight_bytes;
+    c->seconds += e.seconds;
+  }
 }
 
 namespace {

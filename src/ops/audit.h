@@ -21,12 +21,10 @@ struct OpCount {
 
 struct Coverage {
   std::array<OpCount, kOpCount> ops{};
-  int64_t flops = 0, bytes = 0;  // of all ops; weights and activations
+  OpCount total;
 
   const OpCount& of(Op op) const { return ops[static_cast<size_t>(op)]; }
   void add(const OpEvent& event);
-  int64_t native_calls() const;
-  int64_t fallback_calls() const;
 };
 
 struct AuditEntry {

@@ -15,22 +15,21 @@ namespace tendon {
 // Time and work of one stage after the other.
 class Policy::Meter {
  public:
-  Meter(Ops& ops, StopWatch& watch)
-      : ops_(ops), watch_(watch), flops_(ops.coverage().flops), bytes_(ops.coverage().bytes) {}
+  Meter(Ops& ops, StopWatch& watch) : ops_(ops), watch_(watch), before_(ops.coverage().total) {}
   // What was asked of the backend since the last lap; it is waited for.
   void lap(double& ms, int64_t& flops, int64_t& bytes) {
     ops_.synchronize();
     ms = watch_.lap_ms();
-    flops = ops_.coverage().flops - flops_;
-    bytes = ops_.coverage().bytes - bytes_;
-    flops_ += flops;
-    bytes_ += bytes;
+    const OpCount now = ops_.coverage().total;
+    flops = now.flops - before_.flops;
+    bytes = now.bytes + now.weight_bytes - before_.bytes - before_.weight_bytes;
+    before_ = now;
   }
 
  private:
   Ops& ops_;
   StopWatch& watch_;
-  int64_t flops_, bytes_;
+  OpCount before_;
 };
 
 Policy::Policy(Ops& ops, Model model, PolicySpec spec)
