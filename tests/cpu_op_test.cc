@@ -102,5 +102,31 @@ std::string variant_name(const testing::TestParamInfo<Variant>& info) {
 
 INSTANTIATE_TEST_SUITE_P(isa, CpuOpTable, testing::ValuesIn(variants()), variant_name);
 
+// Opening a model refuses such weights; here they make their own outputs NaN and no others.
+TEST(CpuInt8, a_row_of_weights_with_a_nan_or_an_infinity_gives_nan) {
+  constexpr int64_t kInputs = 70, kOutputs = 5;
+  for (const std::string& isa : cpu_isas()) {
+    const auto kernels = make_cpu_backend({.threads = 1, .precision = Precision::int8, .isa = isa});
+    Ops ops(*kernels);
+    const auto outputs = [&](float in_row_1, float in_row_3) {
+      std::vector<float> values(kInputs * kOutputs, 0.5f);
+      values[kInputs + 3] = in_row_1;
+      values[4 * kInputs - 1] = in_row_3;
+      const Weight w = ops.prepare(
+          {.name = "w", .matrices = {host_tensor("w", {kOutputs, kInputs}, std::move(values))}});
+      return ops.download(ops.linear(ops.upload(std::vector<float>(kInputs, 1), {1, kInputs}), w));
+    };
+    const std::vector<float> usual = outputs(1, 1), spoiled = outputs(NAN, INFINITY);
+    for (size_t row = 0; row < kOutputs; ++row) {
+      SCOPED_TRACE(fmt::format("{} row {}", isa, row));
+      EXPECT_FALSE(std::isnan(usual[row]));
+      if (row == 1 || row == 3)
+        EXPECT_TRUE(std::isnan(spoiled[row]));
+      else
+        EXPECT_EQ(spoiled[row], usual[row]);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tendon
