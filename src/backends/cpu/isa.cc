@@ -7,15 +7,12 @@
 #include <unistd.h>
 #endif
 
-#include <algorithm>
-
 #include "tensor/check.h"
 
 namespace tendon::cpu {
 namespace {
 
 struct Known {
-  std::string_view name;
   const SimdKernels* kernels;
   bool here;
 };
@@ -40,7 +37,7 @@ bool has_amx() {
 #endif
 
 std::vector<Known> known() {
-  std::vector<Known> all = {{"plain", plain_kernels(), true}};
+  std::vector<Known> all = {{plain_kernels(), true}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -48,13 +45,13 @@ std::vector<Known> known() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  all.push_back({"avx2", avx2_kernels(), avx2});
-  all.push_back({"avxvnni", avxvnni_kernels(), avx2 && has_avxvnni()});
-  all.push_back({"avx512", avx512_kernels(), avx512});
-  all.push_back({"avx512vnni", avx512vnni_kernels(), vnni});
+  all.push_back({avx2_kernels(), avx2});
+  all.push_back({avxvnni_kernels(), avx2 && has_avxvnni()});
+  all.push_back({avx512_kernels(), avx512});
+  all.push_back({avx512vnni_kernels(), vnni});
   const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
-  all.push_back({"avx512bf16", avx512bf16_kernels(), bf16});
-  all.push_back({"amx", amx_kernels(), bf16 && has_amx()});
+  all.push_back({avx512bf16_kernels(), bf16});
+  all.push_back({amx_kernels(), bf16 && has_amx()});
 #endif
   return all;
 }
@@ -64,17 +61,18 @@ std::vector<Known> known() {
 std::vector<const SimdKernels*> available_isas() {
   std::vector<const SimdKernels*> here;
   for (const Known& isa : known())
-    if (isa.here && isa.kernels) here.push_back(isa.kernels);
+    if (isa.here) here.push_back(isa.kernels);
   return here;
 }
 
 const SimdKernels& isa_named(const std::string& name) {
-  std::vector<std::string> names;
-  for (const SimdKernels* isa : available_isas()) names.emplace_back(isa->name);
-  for (const SimdKernels* isa : available_isas())
-    if (name == isa->name) return *isa;
-  const std::vector<Known> all = known();
-  const bool exists = std::ranges::any_of(all, [&](const Known& k) { return k.name == name; });
+  std::vector<std::string_view> names;
+  bool exists = false;
+  for (const auto& [isa, here] : known()) {
+    if (here && name == isa->name) return *isa;
+    if (here) names.emplace_back(isa->name);
+    exists |= name == isa->name;
+  }
   fail(exists ? Fault::backend : Fault::usage, "--isa {}: {}; this machine has {}", name,
        exists ? "the machine lacks it" : "unknown instruction set", fmt::join(names, ", "));
 }

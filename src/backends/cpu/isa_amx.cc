@@ -2,7 +2,6 @@
 // vectors multiplies matrices of 16 rows of 64 bytes. f32 and everything else goes as in
 // AVX512-BF16.
 #if defined(__x86_64__)
-#define TENDON_VECTOR_REGISTER "v"
 #include "backends/cpu/simd_avx512.h"
 
 namespace tendon::cpu {
@@ -121,12 +120,9 @@ struct Amx : Avx512Bf16 {
   }
 };
 
-constexpr SimdKernels kKernels = make_kernels<Amx>();
-
 }  // namespace
-const SimdKernels* amx_kernels() { return &kKernels; }
+
+const SimdKernels* amx_kernels() { return &kKernels<Amx>; }
+
 }  // namespace tendon::cpu
-#else
-#include "backends/cpu/kernels.h"
-const tendon::cpu::SimdKernels* tendon::cpu::amx_kernels() { return nullptr; }
 #endif

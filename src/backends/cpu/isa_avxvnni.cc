@@ -1,6 +1,5 @@
 // Compiled with -mavx2 -mfma -mavxvnni.
 #if defined(__x86_64__)
-#define TENDON_VECTOR_REGISTER "x"
 #include "backends/cpu/simd_avx2.h"
 
 namespace tendon::cpu {
@@ -16,12 +15,10 @@ struct AvxVnni : Avx2 {
     return (V)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)x, (__m256i)b);
   }
 };
-constexpr SimdKernels kKernels = make_kernels<AvxVnni>();
 
 }  // namespace
-const SimdKernels* avxvnni_kernels() { return &kKernels; }
+
+const SimdKernels* avxvnni_kernels() { return &kKernels<AvxVnni>; }
+
 }  // namespace tendon::cpu
-#else
-#include "backends/cpu/kernels.h"
-const tendon::cpu::SimdKernels* tendon::cpu::avxvnni_kernels() { return nullptr; }
 #endif

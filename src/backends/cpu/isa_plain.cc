@@ -47,10 +47,8 @@ struct Plain {
   }
 };
 
-constexpr SimdKernels kKernels = make_kernels<Plain>();
-
 }  // namespace
 
-const SimdKernels* plain_kernels() { return &kKernels; }
+const SimdKernels* plain_kernels() { return &kKernels<Plain>; }
 
 }  // namespace tendon::cpu

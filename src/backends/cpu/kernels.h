@@ -110,8 +110,8 @@ struct SimdKernels {
   double (*peak)(Form form, int64_t rounds);
 };
 
-// Null where this build or machine has no such instruction set.
 const SimdKernels* plain_kernels();
+// Of builds for x86-64.
 const SimdKernels* avx2_kernels();
 const SimdKernels* avxvnni_kernels();
 const SimdKernels* avx512_kernels();

@@ -35,7 +35,7 @@ void tile_product(const TileProduct& product) {
       V b[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v)
-        b[v] = load_words<S>(v * kLanes < kHalf ? p + v * kLanes : p + half + v * kLanes - kHalf);
+        b[v] = load<S>(v * kLanes < kHalf ? p + v * kLanes : p + half + v * kLanes - kHalf);
 #pragma GCC unroll 16
       for (int r = 0; r < kRowCount; ++r) {
         const V x = S::broadcast(t + r * kTileStride);
@@ -56,7 +56,7 @@ void widen_words(const uint32_t* words, int64_t count, uint32_t* to) {
     for (int64_t w = 0; w < count; ++w, words += kHalf, to += 2 * kHalf)
       for (int64_t i = 0; i < kHalf; i += S::kLanes)
         for (int part = 0; part < 2; ++part) {
-          const auto wide = S::template widened<kForm>(load_words<S>(words + i), part);
+          const auto wide = S::template widened<kForm>(load<S>(words + i), part);
           std::memcpy(to + part * kHalf + i, &wide, sizeof(wide));
         }
 }
@@ -273,7 +273,7 @@ double peak_of(int64_t rounds) {
   for (int i = 0; i < kChains; ++i) acc[i] = V{};
   uint32_t words[S::kLanes] = {};
   asm volatile("" : "+m"(words));
-  V x = load_words<S>(words), b = load_words<S>(words);
+  V x = load<S>(words), b = load<S>(words);
   for (int64_t n = 0; n < rounds; ++n) {
 #pragma GCC unroll 32
     for (int i = 0; i < kChains; ++i) {

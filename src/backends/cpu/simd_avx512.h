@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#define TENDON_VECTOR_REGISTER "v"
 #include "backends/cpu/make_kernels.h"
 
 namespace tendon::cpu {

@@ -13,15 +13,9 @@
 namespace tendon::cpu {
 namespace {
 
-template <class S>
-TENDON_INLINE typename S::V load(const float* p) {
-  typename S::V v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
-}
-
-template <class S>
-TENDON_INLINE typename S::V load_words(const uint32_t* p) {
+// Lanes of float or, with the same bits, of words.
+template <class S, class Lane>
+TENDON_INLINE typename S::V load(const Lane* p) {
   typename S::V v;
   std::memcpy(&v, p, sizeof(v));
   return v;
