@@ -5,17 +5,16 @@
 #include <string>
 #include <vector>
 
+#include "backends/cpu/kernels.h"
 #include "ops/kernels.h"
 
 namespace tendon {
 
 // What the large products are computed in. Sums, residual stream, norms and softmax are always f32,
 // as are the small products around the transformer (WeightKind::small).
-enum class Precision : uint8_t {
-  f32,
-  bf16,  // both operands rounded to bf16, attention too
-  int8,  // weights per output, activations per row; attention as in bf16
-};
+// bf16: both operands rounded, attention too. int8: weights per output, activations per row;
+// attention as in bf16.
+using Precision = cpu::Form;
 std::string_view name(Precision precision);
 Precision precision_named(const std::string& name);  // Fault::usage with the nearest name
 

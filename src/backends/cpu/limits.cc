@@ -1,35 +1,27 @@
 // What the machine can do at most, measured.
-#include <chrono>
+#include <algorithm>
 
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/isa.h"
 #include "backends/cpu/scratch.h"
 #include "backends/cpu/thread_pool.h"
 #include "tensor/parallel.h"
+#include "tensor/stop_watch.h"
 
 namespace tendon {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-}  // namespace
 
 double cpu_peak(const CpuOptions& options) {
-  const auto form = static_cast<cpu::Form>(options.precision);
+  const auto form = options.precision;
   const cpu::SimdKernels& isa = cpu::isa_for(options.isa, form);
   cpu::ThreadPool pool(options.threads > 0 ? options.threads : hardware_threads());
   double best = 0;
   for (int attempt = 0; attempt < 5; ++attempt) {
     constexpr int64_t kRounds = 1000000;  // some 10 ms
-    const Clock::time_point begin = Clock::now();
+    StopWatch watch;
     pool.run(pool.threads(), cpu::ThreadPool::kLong,
              [&](int64_t, int) { isa.peak(form, kRounds); });
     const double flops = isa.peak(form, 0) + isa.peak(form, 1) * kRounds * pool.threads();
-    best = std::max(best, flops / seconds_since(begin) / 1e9);
+    best = std::max(best, flops / watch.lap_ms() / 1e6);
   }
   return best;
 }
@@ -45,14 +37,14 @@ double cpu_bandwidth(int threads) {
   });
   double best = 0;
   for (int attempt = 0; attempt < 3; ++attempt) {
-    const Clock::time_point begin = Clock::now();
+    StopWatch watch;
     pool.run(pool.threads(), cpu::ThreadPool::kLong, [&](int64_t t, int) {
       uint32_t sums[16] = {};
       for (int64_t i = t * part; i + 16 <= (t + 1) * part; i += 16)
         for (int64_t l = 0; l < 16; ++l) sums[l] += words[i + l];
       asm volatile("" : : "m"(sums));
     });
-    best = std::max(best, 4.0 * kWords / seconds_since(begin) / 1e9);
+    best = std::max(best, 4.0 * kWords / watch.lap_ms() / 1e6);
   }
   return best;
 }
