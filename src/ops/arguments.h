@@ -40,7 +40,15 @@ struct WeightParts {
   Module module = Module::pi0;  // whose it is, for backends that store modules differently
   // Instead of the matrices: what PreparedWeight::pieces() of the same backend once gave.
   std::vector<HostTensor> packed;
-  int64_t outputs = 0, inputs = 0;  // with `packed` only
+  int64_t outputs = 0, inputs = 0;  // told with `packed`; else Ops has them from the matrices
+
+  // Row `r` of the stacked matrices, copied to `to`.
+  void read_row(int64_t r, std::span<float> to) const {
+    for (const HostTensor& m : matrices) {
+      if (r < m.shape[0]) return convert_row_to_f32(m, r, to);
+      r -= m.shape[0];
+    }
+  }
 };
 
 // A weight in the backend's own form.

@@ -23,6 +23,7 @@ struct BackendTraits {
   bool records = false;           // graph() ever does anything but call its body
   // Pictures are to be given to patches(): else whoever has them gathers and uploads.
   bool takes_pictures = false;
+  bool takes_packed = false;  // its weights can be stored and taken back in its own form
 };
 
 class Kernels {
@@ -55,6 +56,8 @@ class Kernels {
   // Ops outside of graphs follow that may leave tensors which outlast their call (masks, tables): a
   // backend whose recordings would write over them has to record anew.
   virtual void forget_graphs() {}
+  // The Ops whose calls were recorded ends: it alone knows what is in the recordings.
+  virtual void end_graphs() { forget_graphs(); }
 
   virtual std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) = 0;
   virtual Tensor upload(std::span<const float> values, const Shape& shape) = 0;
@@ -89,6 +92,21 @@ class Kernels {
 
  protected:
   explicit Kernels(BackendTraits traits) : traits_(std::move(traits)) {}
+  // concat_rows() by write_rows(), where a matrix lies in one piece; `make(rows, columns)` gives
+  // one.
+  template <class Make>
+  Tensor concat_by_writing(std::span<const Tensor> parts, const Make& make) {
+    int64_t rows = 0;
+    for (const Tensor& part : parts) rows += part.rows();
+    Tensor out = make(rows, parts[0].columns());
+    rows = 0;
+    for (const Tensor& part : parts) {
+      write_rows(out, part, rows);
+      rows += part.rows();
+    }
+    return out;
+  }
+
   BackendTraits traits_;  // complete when the constructor of the backend ends
 };
 

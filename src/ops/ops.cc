@@ -200,26 +200,31 @@ auto Ops::run(const OpCall& call, Cost cost, const Kernel& kernel) {
   });
 }
 
-Weight Ops::prepare(const WeightParts& parts) {
+Weight Ops::prepare(WeightParts parts) {
   ensure(parts.matrices.empty() != parts.packed.empty(), Fault::internal,
          "[prepare] {} has no matrix, or two kinds", parts.name);
-  Weight w{.name = parts.name, .kind = parts.kind};
-  if (!parts.packed.empty()) w.outputs = parts.outputs, w.inputs = parts.inputs;
+  if (parts.packed.empty()) parts.outputs = parts.inputs = 0;
   for (const HostTensor& m : parts.matrices) {
     ensure(m.shape.rank() >= 2, Fault::internal, "[prepare] {}: {} is {}, expected a matrix",
            parts.name, m.name, to_string(m.shape));
     const int64_t inputs = m.shape.count() / m.shape[0];
-    ensure(w.inputs == 0 || w.inputs == inputs, Fault::internal,
+    ensure(parts.inputs == 0 || parts.inputs == inputs, Fault::internal,
            "[prepare] {}: {} has {} columns, its neighbours {}", parts.name, m.name, inputs,
-           w.inputs);
-    w.inputs = inputs;
-    w.outputs += m.shape[0];
+           parts.inputs);
+    parts.inputs = inputs;
+    parts.outputs += m.shape[0];
   }
-  w.has_bias = !parts.bias.empty();
-  ensure(!w.has_bias || std::ssize(parts.bias) == w.outputs, Fault::internal,
-         "[prepare] {} has {} rows and a bias of {}", parts.name, w.outputs, parts.bias.size());
-  w.native = kernels_.prepare(parts);
-  if (fallback_) w.fallback = fallback_->prepare(parts);
+  ensure(parts.bias.empty() || std::ssize(parts.bias) == parts.outputs, Fault::internal,
+         "[prepare] {} has {} rows and a bias of {}", parts.name, parts.outputs, parts.bias.size());
+  const auto prepared = [&](Kernels& kernels) {
+    ensure(parts.packed.empty() || kernels.traits().takes_packed, Fault::usage,
+           "{} is packed for the cpu backend; the {} backend reads checkpoints", parts.name,
+           kernels.traits().name);
+    return kernels.prepare(parts);
+  };
+  Weight w{parts.name,   parts.kind,          parts.outputs,
+           parts.inputs, !parts.bias.empty(), prepared(kernels_)};
+  if (fallback_) w.fallback = prepared(*fallback_);
   calls_.clear();
   tell({.op = Op::prepare, .module = place_.module});
   return w;

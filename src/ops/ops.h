@@ -30,7 +30,7 @@ class Ops {
   }
   ~Ops() {
     kernels_.report_calls(nullptr);
-    kernels_.forget_graphs();  // what is in them is known here alone
+    kernels_.end_graphs();
   }
   Ops(const Ops&) = delete;
   Ops& operator=(const Ops&) = delete;
@@ -60,7 +60,6 @@ class Ops {
   // that it runs in: "step.0.expert.layer.3.norm1"; {}: nobody does. Nothing is recorded or
   // replayed meanwhile.
   void set_tap(Tap tap) { tap_ = std::move(tap); }
-  bool is_tapped() const { return static_cast<bool>(tap_); }
   // x, or what the tap puts in its place. An empty name: that of the layer or module itself.
   Tensor tap(std::string_view name, const Tensor& x);
   // What a fused linear or qkv leaves out of sight, computed once more for the tap alone: the
@@ -85,7 +84,7 @@ class Ops {
   // Error(Fault::usage) without a fallback.
   void keep_on_host(std::span<const Module> modules);
 
-  Weight prepare(const WeightParts& parts);
+  Weight prepare(WeightParts parts);
   Tensor upload(std::span<const float> values, const Shape& shape);
   std::vector<float> download(const Tensor& x);
   void download(const Tensor& x, std::span<float> to);

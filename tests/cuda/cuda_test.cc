@@ -13,8 +13,9 @@
 namespace tendon {
 namespace {
 
-std::unique_ptr<Kernels> open(CudaPrecision precision = CudaPrecision::f32) {
-  return make_cuda_backend({.precision = precision, .blas_library = TENDON_CUBLASLT});
+std::unique_ptr<Kernels> open(CudaPrecision precision = CudaPrecision::f32, bool graphs = true) {
+  return make_cuda_backend(
+      {.precision = precision, .graphs = graphs, .blas_library = TENDON_CUBLASLT});
 }
 
 #if TENDON_CUDA_ON_HOST
@@ -124,9 +125,7 @@ struct Chain {
 struct CudaGraph : Cuda {};
 
 TEST_F(CudaGraph, of_a_call_gives_its_bytes_from_the_second_time_on) {
-  const auto plain = make_cuda_backend(
-      {.precision = CudaPrecision::bf16, .graphs = false, .blas_library = TENDON_CUBLASLT});
-  const auto kernels = open(CudaPrecision::bf16);
+  const auto plain = open(CudaPrecision::bf16, false), kernels = open(CudaPrecision::bf16);
   Chain without(*plain), with(*kernels);
   for (const int seed : {5, 6, 7, 5, 8}) EXPECT_EQ(with.call(seed), without.call(seed)) << seed;
   EXPECT_EQ(with.ops.coverage().total.native_calls, without.ops.coverage().total.native_calls);
@@ -149,6 +148,17 @@ TEST_F(CudaGraph, keeps_what_it_reads_when_nobody_else_does) {
   chain.scale = {};  // the handles go, the graph still reads what they named
   for (int i = 0; i < 20; ++i) chain.ops.upload(Chain::values(16, i), {1, 16});
   EXPECT_EQ(chain.call(5), expected);
+}
+
+TEST_F(CudaGraph, of_one_ops_is_not_replayed_for_the_next_which_has_other_tensors) {
+  const auto plain = open(CudaPrecision::f32, false), kernels = open();
+  for (const int user : {0, 1}) {
+    Chain without(*plain), with(*kernels);
+    for (Chain* chain : {&without, &with})
+      chain->scale = chain->ops.upload(Chain::values(16, 30 + user), {1, 16});
+    for (const int seed : {5, 6, 7}) EXPECT_EQ(with.call(seed), without.call(seed)) << user;
+    EXPECT_EQ(with.ops.coverage().total.native_calls, without.ops.coverage().total.native_calls);
+  }
 }
 
 TEST_F(CudaGraph, of_a_body_that_fails_is_forgotten) {

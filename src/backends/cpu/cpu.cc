@@ -55,10 +55,6 @@ class BufferPool {
 
 const PackedWeight& packed(const Weight& w) { return static_cast<const PackedWeight&>(*w.native); }
 
-Form form_of(Precision p) {
-  return p == Precision::f32 ? Form::f32 : p == Precision::bf16 ? Form::bf16 : Form::int8;
-}
-
 Form attention_form(Form products) { return products == Form::f32 ? Form::f32 : Form::bf16; }
 
 TileActivation activation_of(Activation a) {
@@ -98,8 +94,9 @@ class CpuKernels final : public HostKernels {
   explicit CpuKernels(const CpuOptions& options)
       : HostKernels({.name = "cpu",
                      .precision = std::string(tendon::name(options.precision)),
-                     .method = describe_cpu(options)}),
-        form_(form_of(options.precision)),
+                     .method = describe_cpu(options),
+                     .takes_packed = true}),
+        form_(options.precision),
         isa_(isa_for(options.isa, form_)),
         pool_(options.threads > 0 ? options.threads : hardware_threads()),
         products_(isa_, pool_, macs_per_ns(isa_, form_)),
@@ -250,7 +247,7 @@ std::vector<std::string> cpu_isas() {
 }
 
 std::string describe_cpu(const CpuOptions& options) {
-  const Form form = form_of(options.precision);
+  const Form form = options.precision;
   const SimdKernels& isa = isa_for(options.isa, form);
   const SimdKernels& attention = isa_for(options.isa, attention_form(form));
   std::string text = fmt::format("{}, {} products", isa.name, name(options.precision));
@@ -262,7 +259,7 @@ std::string describe_cpu(const CpuOptions& options) {
 }
 
 std::string compare_cpu_isas(Precision precision) {
-  const std::vector<IsaSpeed>& speeds = isa_speeds(form_of(precision));
+  const std::vector<IsaSpeed>& speeds = isa_speeds(precision);
   const SimdKernels& taken = fastest(speeds);
   std::string text;
   for (const IsaSpeed& s : speeds)

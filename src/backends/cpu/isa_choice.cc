@@ -77,9 +77,11 @@ std::vector<float> small_product(const SimdKernels& isa, Form form) {
   normal_noise(1, 0, matrix);
   normal_noise(2, 0, x);
   ThreadPool pool(1);
-  const auto weight = pack_weight(
-      {.name = "probe", .matrices = {host_tensor("probe", {kOutputs, kInputs}, matrix)}}, form,
-      pool);
+  const auto weight = pack_weight({.name = "probe",
+                                   .matrices = {host_tensor("probe", {kOutputs, kInputs}, matrix)},
+                                   .outputs = kOutputs,
+                                   .inputs = kInputs},
+                                  form, pool);
   Products(isa, pool, 1).product(x.data(), kRows, *weight, {.y = y.data(), .columns = kOutputs});
   return y;
 }

@@ -20,13 +20,6 @@ int64_t source_row(const PackedWeight& w, int64_t p, int64_t i) {
   return i < half ? at : w.outputs / 2 + at;
 }
 
-void read_row(const WeightParts& parts, int64_t r, std::span<float> to) {
-  for (const HostTensor& m : parts.matrices) {
-    if (r < m.shape[0]) return convert_row_to_f32(m, r, to);
-    r -= m.shape[0];
-  }
-}
-
 struct Column {
   float scale = 1.f;
   int32_t sum = 0;
@@ -77,7 +70,7 @@ void pack_panel(const WeightParts& parts, PackedWeight& w, int64_t p, uint32_t* 
     for (int64_t i = 0; i < half; ++i) {
       const int64_t r = source_row(w, p, side * half + i);
       if (r >= w.outputs) continue;
-      read_row(parts, r, row);
+      parts.read_row(r, row);
       const Column column = to_words(
           w.form, row,
           std::span(words).subspan(static_cast<size_t>(i * w.words), static_cast<size_t>(w.words)));
@@ -102,6 +95,9 @@ void lay_out(PackedWeight& w, const WeightParts& parts, Form form) {
   const int64_t per_panel = w.gated ? kPanel / 2 : kPanel;
   const int64_t columns = w.gated ? w.outputs / 2 : w.outputs;
   w.panels = (columns + per_panel - 1) / per_panel;
+  if (w.form != Form::int8) return;
+  w.column_scale.resize(static_cast<size_t>(w.panels * kPanel));
+  w.column_sum.resize(w.column_scale.size());
 }
 
 const HostTensor& piece(const WeightParts& parts, const char* name, DType dtype,
@@ -120,12 +116,18 @@ void adopt(PackedWeight& w, const WeightParts& parts) {
   w.stored = piece(parts, "data", DType::i32, {w.panels, 2, w.words, kPanel / 2});
   w.data = {w.stored.owner, reinterpret_cast<const uint32_t*>(w.stored.bytes.data())};
   if (w.form != Form::int8) return;
-  w.column_scale.resize(static_cast<size_t>(w.panels * kPanel));
-  w.column_sum.resize(w.column_scale.size());
   convert_to_f32(piece(parts, "scale", DType::f32, {w.panels * kPanel}), w.column_scale);
   std::memcpy(w.column_sum.data(),
               piece(parts, "sum", DType::i32, {w.panels * kPanel}).bytes.data(),
               w.column_sum.size() * sizeof(int32_t));
+}
+
+std::shared_ptr<uint32_t> make_words(int64_t count) {
+  const size_t bytes = static_cast<size_t>(count) * sizeof(uint32_t);
+  void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ensure(at != MAP_FAILED, Fault::memory, "out of memory: {} bytes for weights", bytes);
+  ::madvise(at, bytes, MADV_HUGEPAGE);
+  return {static_cast<uint32_t*>(at), [bytes](uint32_t* p) { ::munmap(p, bytes); }};
 }
 
 }  // namespace
@@ -140,35 +142,20 @@ std::vector<HostTensor> PackedWeight::pieces() const {
   return all;
 }
 
-std::shared_ptr<uint32_t> make_words(int64_t count) {
-  const size_t bytes = static_cast<size_t>(count) * sizeof(uint32_t);
-  void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  ensure(at != MAP_FAILED, Fault::memory, "out of memory: {} bytes for weights", bytes);
-  ::madvise(at, bytes, MADV_HUGEPAGE);
-  return {static_cast<uint32_t*>(at), [bytes](uint32_t* p) { ::munmap(p, bytes); }};
-}
-
 std::shared_ptr<const PackedWeight> pack_weight(const WeightParts& parts, Form form,
                                                 ThreadPool& pool) {
   auto w = std::make_shared<PackedWeight>();
   w->bias = parts.bias;
-  if (!parts.packed.empty()) {
-    w->outputs = parts.outputs;
-    w->inputs = parts.inputs;
-    lay_out(*w, parts, form);
-    adopt(*w, parts);
-    return w;
-  }
-  w->inputs = parts.matrices[0].shape.count() / parts.matrices[0].shape[0];
-  if (parts.kind == WeightKind::table) {
+  w->outputs = parts.outputs;
+  w->inputs = parts.inputs;
+  if (parts.kind == WeightKind::table && parts.packed.empty()) {
     w->table = parts.matrices[0];
     return w;
   }
-  for (const HostTensor& m : parts.matrices) w->outputs += m.shape[0];
   lay_out(*w, parts, form);
-  if (w->form == Form::int8) {
-    w->column_scale.resize(static_cast<size_t>(w->panels * kPanel));
-    w->column_sum.resize(static_cast<size_t>(w->panels * kPanel));
+  if (!parts.packed.empty()) {
+    adopt(*w, parts);
+    return w;
   }
   const std::shared_ptr<uint32_t> data = make_words(w->panels * kPanel * w->words);
   std::vector<PanelRoom> rooms(static_cast<size_t>(pool.threads()), PanelRoom(*w));

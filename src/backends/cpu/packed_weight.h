@@ -31,7 +31,4 @@ struct PackedWeight final : PreparedWeight {
 std::shared_ptr<const PackedWeight> pack_weight(const WeightParts& parts, Form form,
                                                 ThreadPool& pool);
 
-// 64-byte aligned storage.
-std::shared_ptr<uint32_t> make_words(int64_t count);
-
 }  // namespace tendon::cpu

@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <list>
-#include <set>
+#include <map>
 
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/products.h"
-#include "ops/concat_rows.h"
 #include "tensor/bf16.h"
 #include "tensor/check.h"
 
@@ -17,26 +16,25 @@ namespace {
 constexpr size_t kRecordingsMax = 16;  // two per kind of call
 
 struct CudaWeight final : PreparedWeight {
-  CudaWeight(int64_t rows, int64_t columns, bool in_bf16)
-      : bf16(in_bf16), matrix(rows * columns * (in_bf16 ? 2 : 4)) {}
-  int64_t bytes() const override { return matrix.bytes(); }
+  CudaWeight(int64_t count, bool in_bf16)
+      : bf16(in_bf16), size(count * (in_bf16 ? 2 : 4)), matrix(make_array(size)) {}
+  int64_t bytes() const override { return size; }
 
   bool bf16;
-  DeviceArray matrix;                       // [outputs, inputs]
-  std::unique_ptr<const DeviceArray> bias;  // [outputs]
+  int64_t size;
+  DeviceArray matrix, bias;  // [outputs, inputs], [outputs] or empty
 };
 
 const CudaWeight& weight(const Weight& w) { return static_cast<const CudaWeight&>(*w.native); }
 
-const float* bias_of(const Weight& w) {
-  return w.has_bias ? static_cast<const float*>(weight(w).bias->data()) : nullptr;
-}
+const float* bias_of(const Weight& w) { return static_cast<const float*>(weight(w).bias.get()); }
 
 // What a body did, as a graph. `kept`: what it touches and did not make, so that none of it moves.
 struct Recording {
   GraphKey key;
   std::shared_ptr<Pool> pool = std::make_shared<Pool>();
-  std::vector<Tensor> inputs, outputs, kept;
+  std::vector<Tensor> inputs, outputs;
+  std::map<const Buffer*, Tensor> kept;
   cudaGraphExec_t graph = nullptr;
 
   explicit Recording(const GraphKey& the_key) : key(the_key) {}
@@ -67,22 +65,18 @@ class CudaKernels final : public Kernels {
   }
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
-    ensure(parts.packed.empty(), Fault::usage,
-           "{} is packed for the cpu backend; the cuda backend reads checkpoints", parts.name);
     device_.use();
-    int64_t rows = 0;
-    for (const HostTensor& m : parts.matrices) rows += m.shape[0];
-    const int64_t columns = parts.matrices[0].shape.count() / parts.matrices[0].shape[0];
-    auto prepared =
-        std::make_shared<CudaWeight>(rows, columns, bf16_ && parts.kind != WeightKind::small);
-    rows = 0;
+    auto prepared = std::make_shared<CudaWeight>(parts.outputs * parts.inputs,
+                                                 bf16_ && parts.kind != WeightKind::small);
+    int64_t values = 0;
     for (const HostTensor& m : parts.matrices) {
-      fill(*prepared, m, rows * columns);
-      rows += m.shape[0];
+      fill(*prepared, m, values);
+      values += m.shape.count();
     }
     if (!parts.bias.empty()) {
-      prepared->bias = std::make_unique<DeviceArray>(4 * rows);
-      device_.copy_in(parts.bias.data(), prepared->bias->data(), 4 * rows);
+      const int64_t bytes = 4 * std::ssize(parts.bias);
+      prepared->bias = make_array(bytes);
+      device_.copy_in(parts.bias.data(), prepared->bias.get(), bytes);
     }
     device_.wait();
     return prepared;
@@ -194,7 +188,7 @@ class CudaKernels final : public Kernels {
     const Tensor rows = upload_integers(ids);
     const auto* id = reinterpret_cast<const int32_t*>(data(rows));
     Tensor y = make(std::ssize(ids), table.inputs);
-    check(cuda::embed(device_.stream(), {.table = weight(table).matrix.data(),
+    check(cuda::embed(device_.stream(), {.table = weight(table).matrix.get(),
                                          .bf16 = weight(table).bf16,
                                          .ids = id,
                                          .scale = scale,
@@ -219,7 +213,7 @@ class CudaKernels final : public Kernels {
   }
 
   Tensor concat_rows(std::span<const Tensor> parts) override {
-    return concat_by_writing(*this, parts, [&](int64_t r, int64_t c) { return make(r, c); });
+    return concat_by_writing(parts, [&](int64_t r, int64_t c) { return make(r, c); });
   }
 
   Tensor slice_rows(const Tensor& x, int64_t first, int64_t last) override {
@@ -266,6 +260,9 @@ class CudaKernels final : public Kernels {
     return {r.outputs, again};
   }
 
+  // forget_graphs() does nothing: what calls outside of graphs leave lies in another pool.
+  void end_graphs() override { recordings_.clear(); }
+
  private:
   Tensor make(int64_t rows, int64_t columns) {
     device_.use();
@@ -276,8 +273,7 @@ class CudaKernels final : public Kernels {
   // What a recorded body reads or writes stays where it is as long as the graph. What it made
   // itself lies in the recording's own pool and may be used again within the graph.
   float* in(const Tensor& x) {
-    if (recording_ && x && !from(x, *recording_->pool) && touched_.insert(x.buffer()).second)
-      recording_->kept.push_back(x);
+    if (recording_ && x && !from(x, *recording_->pool)) recording_->kept.emplace(x.buffer(), x);
     return data(x);
   }
 
@@ -307,7 +303,6 @@ class CudaKernels final : public Kernels {
     cudaStream_t stream() const { return kernels_.device_.stream(); }
     cudaError_t stop() {
       kernels_.recording_ = nullptr;
-      kernels_.touched_.clear();
       return cudaStreamEndCapture(stream(), &graph_);
     }
 
@@ -321,7 +316,7 @@ class CudaKernels final : public Kernels {
     const int64_t columns = from.shape.count() / from.shape[0];
     const int64_t size = to.bf16 ? 2 : 4;
     const int64_t step = std::max<int64_t>(1, (1 << 22) / columns);
-    auto* at = static_cast<std::byte*>(to.matrix.data()) + first * size;
+    auto* at = static_cast<std::byte*>(to.matrix.get()) + first * size;
     std::vector<float> wide;
     std::vector<uint16_t> rounded;
     for (int64_t r = 0; r < from.shape[0]; r += step) {
@@ -363,7 +358,7 @@ class CudaKernels final : public Kernels {
       check(narrow(device_.stream(), data(x), to, x.shape().count()), "rounding to bf16");
       operands.x = to;
     }
-    operands.weight = weight(w).matrix.data();
+    operands.weight = weight(w).matrix.get();
     operands.y = data(y);
     products_.run(p, operands);
   }
@@ -387,7 +382,6 @@ class CudaKernels final : public Kernels {
   std::shared_ptr<Pool> pool_ = std::make_shared<Pool>();
   std::list<Recording> recordings_;  // the last used first
   Recording* recording_ = nullptr;
-  std::set<Buffer*> touched_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The cuda backend: products by cuBLASLt, the other ops by kernels of our own, and the three bodies
-// of a call as CUDA graphs. Unproven: it has run on a model of CUDA (tests/cuda_on_host), not on a
+// of a call as CUDA graphs. Unproven: it has run on a model of CUDA (tests/cuda/on_host), not on a
 // GPU.
 #pragma once
 

@@ -56,12 +56,12 @@ float* Pool::take(int64_t bytes) {
 
 void Pool::give_back(float* memory, int64_t bytes) { free_[size_class(bytes)].push_back(memory); }
 
-DeviceArray::DeviceArray(int64_t bytes) : bytes_(bytes) {
-  check(cudaMalloc(&data_, static_cast<size_t>(bytes)),
+DeviceArray make_array(int64_t bytes) {
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, static_cast<size_t>(bytes)),
         fmt::format("{:.1f} MB of weights", static_cast<double>(bytes) / 1e6));
+  return DeviceArray(memory);
 }
-
-DeviceArray::~DeviceArray() { cudaFree(data_); }
 
 Device::Device(int index) : index_(index) {
   // Without a driver the runtime's own error would say that the driver is too old.

@@ -27,12 +27,11 @@ class Pool {
   ~Pool();
   float* take(int64_t bytes);
   void give_back(float* memory, int64_t bytes);
-  int64_t bytes() const { return bytes_; }  // taken from the device
 
  private:
   std::map<int64_t, std::vector<float*>> free_;  // by size
   std::vector<float*> all_;
-  int64_t bytes_ = 0;
+  int64_t bytes_ = 0;  // taken from the device
 };
 
 // A matrix of floats on the device.
@@ -59,19 +58,11 @@ inline bool from(const Tensor& x, const Pool& pool) {
 }
 
 // Memory that stays: weights, scratch.
-class DeviceArray {
- public:
-  explicit DeviceArray(int64_t bytes);
-  ~DeviceArray();
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  void* data() const { return data_; }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  int64_t bytes_;
-  void* data_ = nullptr;
+struct FreeArray {
+  void operator()(void* memory) const { cudaFree(memory); }
 };
+using DeviceArray = std::unique_ptr<void, FreeArray>;
+DeviceArray make_array(int64_t bytes);
 
 class Device {
  public:

@@ -23,26 +23,18 @@ struct ReferenceBuffer final : HostBuffer {
 
 // The checkpoint's own bytes, whatever their type; rows become float when they are used.
 struct ReferenceWeight final : PreparedWeight {
-  std::vector<HostTensor> matrices;
-  std::vector<float> bias;
-
+  explicit ReferenceWeight(const WeightParts& the_parts) : parts(the_parts) {}
   int64_t bytes() const override {
     int64_t sum = 0;
-    for (const HostTensor& m : matrices) sum += std::ssize(m.bytes);
+    for (const HostTensor& m : parts.matrices) sum += std::ssize(m.bytes);
     return sum;
   }
 
-  // Row `r` of the stacked matrices, copied to `to`.
-  void read_row(int64_t r, std::span<float> to) const {
-    for (const HostTensor& m : matrices) {
-      if (r < m.shape[0]) return convert_row_to_f32(m, r, to);
-      r -= m.shape[0];
-    }
-  }
+  const WeightParts parts;
 };
 
-inline const ReferenceWeight& weight(const Weight& w) {
-  return static_cast<const ReferenceWeight&>(*w.native);
+inline const WeightParts& weight(const Weight& w) {
+  return static_cast<const ReferenceWeight&>(*w.native).parts;
 }
 
 // Sum of x[i] · w[i] in 16 interleaved partial sums, added pairwise: short chains keep the rounding
@@ -82,12 +74,7 @@ class ReferenceKernels : public HostKernels {
         threads_(options.threads > 0 ? options.threads : hardware_threads()) {}
 
   std::shared_ptr<const PreparedWeight> prepare(const WeightParts& parts) override {
-    ensure(parts.packed.empty(), Fault::usage,
-           "{} is packed for the cpu backend; the reference backend reads checkpoints", parts.name);
-    auto prepared = std::make_shared<ReferenceWeight>();
-    prepared->matrices = parts.matrices;
-    prepared->bias = parts.bias;
-    return prepared;
+    return std::make_shared<ReferenceWeight>(parts);
   }
 
   // y[m, n] = Σ_k x[m, k] · w[n, k]: 2·M·N·K FLOPs. Four weight rows at a time meet every row of x,

@@ -10,15 +10,13 @@ namespace {
 
 constexpr int64_t kPlacedAlone = 1 << 18;  // values that one thread brings to their places
 
-// The stacked matrices [outputs, inputs] one after another.
-std::vector<float> stacked(const WeightParts& parts, int64_t outputs, int64_t inputs) {
-  std::vector<float> values(static_cast<size_t>(outputs * inputs));
-  std::span<float> rest = values;
-  for (const HostTensor& m : parts.matrices) {
-    const auto size = static_cast<size_t>(m.shape.count());
-    convert_to_f32(m, rest.first(size));
-    rest = rest.subspan(size);
-  }
+// [rows, padded columns], or nothing where no number is computed.
+std::vector<float> rows_of(const Device& device, const WeightParts& parts, int64_t padded) {
+  if (device.caps().shapes_only) return {};
+  std::vector<float> values(static_cast<size_t>(parts.outputs * padded));
+  for (int64_t r = 0; r < parts.outputs; ++r)
+    parts.read_row(r, std::span(values).subspan(static_cast<size_t>(r * padded),
+                                                static_cast<size_t>(parts.inputs)));
   return values;
 }
 
@@ -34,17 +32,6 @@ std::vector<float> transposed(std::span<const float> values, int64_t inputs, con
             values[static_cast<size_t>(o * inputs + i)];
   });
   return y;
-}
-
-TensorRef upload_table(Device& device, const HostTensor& table, int64_t inputs) {
-  const Spec spec{.dims = {1, 1, table.shape[0], round_up(inputs)}, .layout = Layout::row_major};
-  if (device.caps().shapes_only) return device.upload(spec, {});
-  std::vector<float> values(static_cast<size_t>(count(spec.dims)));
-  for (int64_t row = 0; row < table.shape[0]; ++row)
-    convert_row_to_f32(table, row,
-                       std::span(values).subspan(static_cast<size_t>(row * spec.dims[3]),
-                                                 static_cast<size_t>(inputs)));
-  return device.upload(spec, values);
 }
 
 }  // namespace
@@ -89,23 +76,21 @@ int64_t TtWeight::bytes() const {
 
 std::shared_ptr<const TtWeight> prepare_weight(Device& device, const WeightParts& parts,
                                                Format format) {
-  ensure(parts.packed.empty(), Fault::usage,
-         "{} is packed for the cpu backend; the ttnn backend reads checkpoints", parts.name);
   auto w = std::make_shared<TtWeight>();
-  int64_t outputs = 0;
-  const int64_t inputs = parts.matrices[0].shape.count() / parts.matrices[0].shape[0];
-  for (const HostTensor& m : parts.matrices) outputs += m.shape[0];
+  const int64_t outputs = parts.outputs, inputs = parts.inputs;
   w->inputs.width = parts.input_head_width;
   w->outputs.width = parts.output_head_width;
   if (parts.kind == WeightKind::table) {
-    w->matrices.push_back(upload_table(device, parts.matrices[0], inputs));
+    const int64_t columns = round_up(inputs);
+    w->matrices.push_back(
+        device.upload({.dims = {1, 1, outputs, columns}, .layout = Layout::row_major},
+                      rows_of(device, parts, columns)));
     return w;
   }
   const int64_t pieces = parts.kind == WeightKind::gated ? 2 : 1, share = outputs / pieces;
   const Spec spec{.dims = {1, 1, w->inputs.count(inputs), w->outputs.count(share)},
                   .format = parts.kind == WeightKind::small ? Format::bf16 : format};
-  std::vector<float> values;
-  if (!device.caps().shapes_only) values = stacked(parts, outputs, inputs);
+  const std::vector<float> values = rows_of(device, parts, inputs);
   const size_t each = values.size() / static_cast<size_t>(pieces);
   for (size_t at = 0; std::ssize(w->matrices) < pieces; at += each)
     w->matrices.push_back(

@@ -1,6 +1,5 @@
 // The part of cuBLASLt that the cuda backend uses, under the same names (see cuda_runtime.h), with
-// column-major products as its documentation defines them: D = epilogue(alpha op(A) op(B) + beta
-// C).
+// column-major products as its documentation defines them: D = epilogue(alpha op(A) B + beta C).
 #pragma once
 
 #include <cstddef>
@@ -28,7 +27,6 @@ enum cublasLtEpilogue_t {
 };
 enum cublasLtMatmulDescAttributes_t {
   CUBLASLT_MATMUL_DESC_TRANSA = 3,
-  CUBLASLT_MATMUL_DESC_TRANSB = 4,
   CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
   CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8
 };
@@ -37,7 +35,7 @@ enum cublasLtMatmulPreferenceAttributes_t { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_B
 struct cublasLtSession {};
 struct cublasLtMatmulPreferenceOpaque_t {};
 struct cublasLtMatmulDescOpaque_t {
-  int32_t transpose_a = CUBLAS_OP_N, transpose_b = CUBLAS_OP_N;
+  int32_t transpose_a = CUBLAS_OP_N;
   int32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
   const float* bias = nullptr;
 };
@@ -118,7 +116,6 @@ CUBLAS_ON_HOST cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_
   if (bytes != (pointer ? sizeof(void*) : sizeof(int32_t))) return CUBLAS_STATUS_INVALID_VALUE;
   switch (which) {
     case CUBLASLT_MATMUL_DESC_TRANSA: std::memcpy(&desc->transpose_a, value, bytes); break;
-    case CUBLASLT_MATMUL_DESC_TRANSB: std::memcpy(&desc->transpose_b, value, bytes); break;
     case CUBLASLT_MATMUL_DESC_EPILOGUE: std::memcpy(&desc->epilogue, value, bytes); break;
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER: std::memcpy(&desc->bias, value, bytes); break;
   }
@@ -169,11 +166,11 @@ CUBLAS_ON_HOST cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDes
                                              void* d, cublasLtMatrixLayout_t d_layout,
                                              const cublasLtMatmulAlgo_t*, void*, size_t,
                                              cudaStream_t stream) {
-  const auto ta = desc->transpose_a == CUBLAS_OP_T, tb = desc->transpose_b == CUBLAS_OP_T;
+  const bool ta = desc->transpose_a == CUBLAS_OP_T;
   const cublasLtMatrixLayoutOpaque_t la = *a_layout, lb = *b_layout, lc = *c_layout, ld = *d_layout;
   const int64_t inner = ta ? la.rows : la.columns;
-  if ((ta ? la.columns : la.rows) != ld.rows || (tb ? lb.rows : lb.columns) != ld.columns ||
-      (tb ? lb.columns : lb.rows) != inner || la.type != lb.type || ld.type != CUDA_R_32F)
+  if ((ta ? la.columns : la.rows) != ld.rows || lb.columns != ld.columns || lb.rows != inner ||
+      la.type != lb.type || ld.type != CUDA_R_32F)
     return CUBLAS_STATUS_INVALID_VALUE;
   if (!cuda_on_host::possible(*desc)) return CUBLAS_STATUS_NOT_SUPPORTED;
   // Scalars and attributes count at the time of the call, matrices when the work is done.
@@ -183,8 +180,7 @@ CUBLAS_ON_HOST cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDes
       for (int64_t row = 0; row < ld.rows; ++row) {
         float lanes[16] = {};  // short chains, as in a tile of a GPU
         for (int64_t i = 0; i < inner; ++i)
-          lanes[i % 16] += (ta ? la.at(a, i, row) : la.at(a, row, i)) *
-                           (tb ? lb.at(b, column, i) : lb.at(b, i, column));
+          lanes[i % 16] += (ta ? la.at(a, i, row) : la.at(a, row, i)) * lb.at(b, i, column);
         float sum = 0;
         for (const float lane : lanes) sum += lane;
         sum = one * sum + (add != 0 ? add * lc.at(c, row, column) : 0);
