@@ -89,30 +89,6 @@ void forget_pages(const HostTensor& tensor) {
   ::madvise(const_cast<std::byte*>(pages.data()), pages.size() / kPage * kPage, MADV_DONTNEED);
 }
 
-float element(const HostTensor& tensor, int64_t i) {
-  switch (tensor.dtype) {
-    case DType::f32: return load<float>(tensor, i);
-    case DType::bf16: return from_bf16(load<uint16_t>(tensor, i));
-    case DType::f16: return from_f16(load<uint16_t>(tensor, i));
-    default:
-      fail(Fault::checkpoint, "{} has type {}, expected F32, BF16 or F16", tensor.name,
-           name(tensor.dtype));
-  }
-}
-
-double number(const HostTensor& t, int64_t i) {
-  switch (t.dtype) {
-    case DType::f64: return load<double>(t, i);
-    case DType::i64: return static_cast<double>(load<int64_t>(t, i));
-    case DType::i32: return load<int32_t>(t, i);
-    case DType::i16: return load<int16_t>(t, i);
-    case DType::i8: return load<int8_t>(t, i);
-    case DType::u8:
-    case DType::boolean: return load<uint8_t>(t, i);
-    default: return element(t, i);
-  }
-}
-
 namespace {
 
 // As many elements as `to` has, from element `first` on.
@@ -131,11 +107,32 @@ void convert_range(const HostTensor& tensor, int64_t first, std::span<float> to)
       return;
     case DType::bf16: return widen([](uint16_t bits) { return from_bf16(bits); });
     case DType::f16: return widen([](uint16_t bits) { return from_f16(bits); });
-    default: element(tensor, 0);  // throws
+    default:
+      fail(Fault::checkpoint, "{} has type {}, expected F32, BF16 or F16", tensor.name,
+           name(tensor.dtype));
   }
 }
 
 }  // namespace
+
+float element(const HostTensor& tensor, int64_t i) {
+  float value = 0;
+  convert_range(tensor, i, {&value, 1});
+  return value;
+}
+
+double number(const HostTensor& t, int64_t i) {
+  switch (t.dtype) {
+    case DType::f64: return load<double>(t, i);
+    case DType::i64: return static_cast<double>(load<int64_t>(t, i));
+    case DType::i32: return load<int32_t>(t, i);
+    case DType::i16: return load<int16_t>(t, i);
+    case DType::i8: return load<int8_t>(t, i);
+    case DType::u8:
+    case DType::boolean: return load<uint8_t>(t, i);
+    default: return element(t, i);
+  }
+}
 
 void convert_to_f32(const HostTensor& tensor, std::span<float> to) {
   ensure(std::ssize(to) == tensor.shape.count(), Fault::internal, "{}: {} values into {} places",
