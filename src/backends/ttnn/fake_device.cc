@@ -208,8 +208,10 @@ class FakeDevice final : public TtApi {
     return step;
   }
 
-  CoreGrid room() const {
-    return {caps_.grid_x, caps_.grid_y, caps_.l1_bytes - l1_.used / cores()};
+  Caps room() const {
+    Caps room = caps_;
+    room.l1_bytes -= l1_.used / cores();
+    return room;
   }
   static bool in_l1(const FakeTensor& y) { return y.spec.memory == Memory::l1; }
   // What the call takes of a core's L1, where it is known.

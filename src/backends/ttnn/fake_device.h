@@ -10,14 +10,9 @@ namespace tendon::tt {
 // Of every core's L1, what the firmware and the kernels' arguments take. Tensors begin above it.
 constexpr int64_t kL1Base = 105'824;
 
-// The part of the device that one call may use.
-struct CoreGrid {
-  int64_t x = 0, y = 0;
-  int64_t l1_bytes = 0;  // of a core, less what L1 tensors take
-};
-
 // Throws Error(Fault::internal) saying op, got and expected unless the library takes the call.
-void check_legal(const Request& request, InputSpecs inputs, const CoreGrid& grid);
+// `room`: the device without the L1 that tensors take.
+void check_legal(const Request& request, InputSpecs inputs, const Caps& room);
 
 // Throws unless a tensor can have this spec at all.
 void check_spec(const Spec& spec);

@@ -29,6 +29,14 @@ void for_each(int64_t count, int64_t values_each, int threads, const Body& body)
   });
 }
 
+// f of every value.
+template <class F>
+std::vector<float> mapped(std::span<const float> x, const F& f) {
+  std::vector<float> y(x.size());
+  std::ranges::transform(x, y.begin(), f);
+  return y;
+}
+
 // ---- Moving ----
 
 // `dims` values of an input from corner `from` on go to an output at corner `to`.
@@ -183,20 +191,6 @@ std::vector<float> binary(Call call, Operands inputs, int threads) {
   return z;
 }
 
-std::vector<float> trigonometric(Call call, const Operand& x) {
-  std::vector<float> y(x.values.begin(), x.values.end());
-  for (float& value : y) value = call == Call::sin ? std::sin(value) : std::cos(value);
-  return y;
-}
-
-// The library sends a scalar in the format of the tiles it meets: -0.1 becomes -0.10009766.
-std::vector<float> multiply_scalar(const Request& request, const Operand& x) {
-  const float scalar = from_bf16(to_bf16(request.scalar));
-  std::vector<float> y(x.values.begin(), x.values.end());
-  for (float& value : y) value *= scalar;
-  return y;
-}
-
 // ---- Products ----
 
 // Four floats, which every 64-bit machine adds and multiplies at once.
@@ -253,9 +247,7 @@ struct Factors {
 
  private:
   static std::vector<float> all_cut(std::span<const float> values, int bits) {
-    std::vector<float> short_values(values.begin(), values.end());
-    for (float& value : short_values) value = cut(value, bits);
-    return short_values;
+    return mapped(values, [bits](float value) { return cut(value, bits); });
   }
   std::vector<float> own_left_, own_right_;
 };
@@ -403,9 +395,13 @@ std::vector<float> compute_one(const Request& request, Operands inputs, const Sp
     case Call::embedding: return embedding(inputs);
     case Call::add:
     case Call::multiply: return binary(request.call, inputs, threads);
-    case Call::multiply_scalar: return multiply_scalar(request, x);
-    case Call::sin:
-    case Call::cos: return trigonometric(request.call, x);
+    case Call::multiply_scalar: {
+      // The library sends a scalar in the format of the tiles it meets: -0.1 becomes -0.10009766.
+      const float scalar = from_bf16(to_bf16(request.scalar));
+      return mapped(x.values, [scalar](float value) { return value * scalar; });
+    }
+    case Call::sin: return mapped(x.values, [](float value) { return std::sin(value); });
+    case Call::cos: return mapped(x.values, [](float value) { return std::cos(value); });
     default: return {x.values.begin(), x.values.end()};  // reshape, typecast
   }
 }

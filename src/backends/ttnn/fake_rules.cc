@@ -13,7 +13,7 @@ std::string text(const Dims& dims) { return to_string(Shape(dims)); }
 struct Inspection {
   const Request& request;
   InputSpecs inputs;
-  const CoreGrid& grid;
+  const Caps& room;
 
   template <class... Args>
   void expect(bool ok, fmt::format_string<Args...> text, Args&&... args) const {
@@ -31,9 +31,9 @@ struct Inspection {
            kTile);
   }
   void fits_l1(std::string_view what) const {
-    const int64_t bytes = kL1Base + l1_bytes(request, inputs, grid.x * grid.y);
-    expect(bytes <= grid.l1_bytes, "{} need {} bytes of L1 per core, expected at most {}", what,
-           bytes, grid.l1_bytes);
+    const int64_t bytes = kL1Base + l1_bytes(request, inputs, room.grid_x * room.grid_y);
+    expect(bytes <= room.l1_bytes, "{} need {} bytes of L1 per core, expected at most {}", what,
+           bytes, room.l1_bytes);
   }
 
   // f32 and u8, where a call takes them.
@@ -68,11 +68,6 @@ struct Inspection {
              "{} is {}, expected {}", name, to_string(x),
              may_be_bfp8 ? "bf16 or bfp8" : tt::name(format));
     }
-  }
-
-  void reshape() const {
-    expect(tt::count(at(0).dims) == tt::count(request.dims),
-           "x is {}, expected as many values as {}", to_string(at(0)), text(request.dims));
   }
 
   void slice() const {
@@ -115,9 +110,9 @@ struct Inspection {
     const Blocks& b = request.blocks;
     const Dims& x = at(0).dims;
     const int64_t m = x[0] * x[1] * tiles(x[2]), k = tiles(x[3]), n = tiles(at(1).dims[3]);
-    expect(b.grid_x >= 1 && b.grid_y >= 1 && b.grid_x <= grid.x && b.grid_y <= grid.y,
+    expect(b.grid_x >= 1 && b.grid_y >= 1 && b.grid_x <= room.grid_x && b.grid_y <= room.grid_y,
            "blocks are planned for a grid of {}x{}, but the device's grid is {}x{}", b.grid_x,
-           b.grid_y, grid.x, grid.y);
+           b.grid_y, room.grid_x, room.grid_y);
     expect(std::min({b.k_block, b.subblock_m, b.subblock_n, b.core_m, b.core_n}) >= 1,
            "got a block of 0 tiles, expected at least 1");
     expect(k % b.k_block == 0, "got k_block {}, expected a divisor of k, {} tiles", b.k_block, k);
@@ -138,13 +133,6 @@ struct Inspection {
     fits_l1("blocks");
   }
 
-  void norm() const {
-    const Dims row = {1, 1, 1, at(0).dims[3]};
-    dims(1, row);
-    if (inputs.size() > 2) dims(2, row);
-    expect(request.scalar > 0, "got epsilon {}, expected more than 0", request.scalar);
-  }
-
   void attention() const {
     const auto [batches, heads, m, d] = at(0).dims;
     const Dims& k = at(1).dims;
@@ -163,15 +151,6 @@ struct Inspection {
     fits_l1("chunks");
   }
 
-  void rotary() const {
-    const Dims& x = at(0).dims;
-    expect(x[3] == kTile || x[3] % (2 * kTile) == 0,
-           "got a head of {} columns, expected 32 or a multiple of 64", x[3]);
-    dims(0, {1, x[1], x[2], x[3]});
-    dims(1, {1, 1, x[2], x[3]});
-    dims(2, {1, 1, x[2], x[3]});
-  }
-
   void create_qkv_heads() const {
     const Spec& x = at(0);
     const int64_t heads = request.heads, kv = request.kv_heads;
@@ -182,15 +161,6 @@ struct Inspection {
     head_size(x.dims[3] / (heads + 2 * kv));
   }
 
-  void embedding() const {
-    dims(0, {1, 1, 1, at(0).dims[3]});
-    dims(1, {1, 1, at(1).dims[2], at(1).dims[3]});
-  }
-
-  void angles() const {
-    expect(at(0).format == Format::f32, "x is {}, expected f32", to_string(at(0)));
-  }
-
   void binary() const {
     const Spec &x = at(0), &y = at(1);
     expect((x.format == Format::f32) == (y.format == Format::f32),
@@ -199,37 +169,53 @@ struct Inspection {
       expect(y.dims[i] == x.dims[i] || y.dims[i] == 1, "y is {}, expected axis {} of x {} or 1",
              to_string(y), i, to_string(x));
   }
+
+  void check() const {
+    operands();
+    expect(request.format == Format::bf16 || request.format == Format::bfp8,
+           "got output format {}, expected bf16 or bfp8", name(request.format));
+    const Spec& x = at(0);
+    const auto [b, h, m, d] = x.dims;
+    switch (request.call) {
+      case Call::reshape:
+        return expect(tt::count(x.dims) == tt::count(request.dims),
+                      "x is {}, expected as many values as {}", to_string(x), text(request.dims));
+      case Call::slice: return slice();
+      case Call::pad: return pad();
+      case Call::concat: return concat();
+      case Call::linear: return linear();
+      case Call::layer_norm:
+      case Call::rms_norm:
+        for (size_t i = 1; i < inputs.size(); ++i) dims(i, {1, 1, 1, d});
+        return expect(request.scalar > 0, "got epsilon {}, expected more than 0", request.scalar);
+      case Call::attention: return attention();
+      case Call::rotary:
+        expect(d == kTile || d % (2 * kTile) == 0,
+               "got a head of {} columns, expected 32 or a multiple of 64", d);
+        dims(0, {1, h, m, d});
+        dims(1, {1, 1, m, d});
+        return dims(2, {1, 1, m, d});
+      case Call::create_qkv_heads: return create_qkv_heads();
+      case Call::concat_heads: return head_size(d);
+      case Call::embedding:
+        dims(0, {1, 1, 1, d});
+        return dims(1, {1, 1, at(1).dims[2], at(1).dims[3]});
+      case Call::add:
+      case Call::multiply: return binary();
+      case Call::sin:
+      case Call::cos: return expect(x.format == Format::f32, "x is {}, expected f32", to_string(x));
+      case Call::permute:
+      case Call::typecast:
+      case Call::multiply_scalar:
+      case Call::copy: return;
+    }
+  }
 };
 
 }  // namespace
 
-void check_legal(const Request& request, InputSpecs inputs, const CoreGrid& grid) {
-  const Inspection in{request, inputs, grid};
-  in.operands();
-  in.expect(request.format == Format::bf16 || request.format == Format::bfp8,
-            "got output format {}, expected bf16 or bfp8", name(request.format));
-  switch (request.call) {
-    case Call::reshape: return in.reshape();
-    case Call::slice: return in.slice();
-    case Call::pad: return in.pad();
-    case Call::concat: return in.concat();
-    case Call::linear: return in.linear();
-    case Call::layer_norm:
-    case Call::rms_norm: return in.norm();
-    case Call::attention: return in.attention();
-    case Call::rotary: return in.rotary();
-    case Call::create_qkv_heads: return in.create_qkv_heads();
-    case Call::concat_heads: return in.head_size(inputs[0]->dims[3]);
-    case Call::embedding: return in.embedding();
-    case Call::add:
-    case Call::multiply: return in.binary();
-    case Call::sin:
-    case Call::cos: return in.angles();
-    case Call::permute:
-    case Call::typecast:
-    case Call::multiply_scalar:
-    case Call::copy: return;
-  }
+void check_legal(const Request& request, InputSpecs inputs, const Caps& room) {
+  Inspection{request, inputs, room}.check();
 }
 
 void check_spec(const Spec& spec) {
