@@ -17,18 +17,11 @@ const Spec kX{kDims}, kX8{kDims, kBfp8}, kXRows{kDims, kBf16, kRows}, kXFloats{k
     kXBytes{kDims, Format::u8};
 constexpr std::optional<Spec> kNone;
 
-struct Refusal {
-  Request request;                          // without inputs
-  std::vector<std::optional<Spec>> inputs;  // tensors of zeros
-  std::string says;
-};
-
-// Each on a device of its own.
-void expect_refused(const std::vector<Refusal>& all) {
-  for (const auto& [request, inputs, says] : all) {
-    Board board;
-    EXPECT_SAYS(board.refusal(board.with_zeros(request, inputs)), says);
-  }
+// `request` of tensors of zeros, on a device of its own.
+void expect_refused(const Request& request, const std::vector<std::optional<Spec>>& inputs,
+                    const std::string& words) {
+  Board board;
+  EXPECT_SAYS(board.refusal(board.with_zeros(request, inputs)), words);
 }
 
 TEST(Refused, is_what_is_not_there) {
@@ -42,11 +35,10 @@ TEST(Refused, is_what_is_not_there) {
   EXPECT_SAYS(board.refusal({.call = Call::embedding,
                              .inputs = {some, board.zeros({{1, 1, 5, 64}, kBf16, kRows})}}),
               "[embedding] got id 5, expected less than the table's 5");
-  expect_refused({
-      {{.call = Call::concat}, {}, "[concat] got 0 inputs, expected 1"},
-      {{.call = Call::typecast}, {kNone}, "[typecast] got no x (input 0 is 0), expected a tensor"},
-      {{.call = Call::typecast}, {kX, kX}, "[typecast] got 2 inputs, expected 1"},
-  });
+  expect_refused({.call = Call::concat}, {}, "[concat] got 0 inputs, expected 1");
+  expect_refused({.call = Call::typecast}, {kNone},
+                 "[typecast] got no x (input 0 is 0), expected a tensor");
+  expect_refused({.call = Call::typecast}, {kX, kX}, "[typecast] got 2 inputs, expected 1");
 }
 
 TEST(Refused, are_movements_of_other_sizes_and_formats) {
@@ -54,57 +46,49 @@ TEST(Refused, are_movements_of_other_sizes_and_formats) {
   const auto slice = [](int64_t first, int64_t last) {
     return Request{.call = Call::slice, .begin = {0, 0, first, 0}, .dims = {1, 1, last, 64}};
   };
-  expect_refused({
-      {{.call = Call::reshape, .dims = {1, 1, 64, 65}},
-       {kX},
-       "expected as many values as [1, 1, 64, 65]"},
-      {slice(9, 65),
-       {kX},
-       "[slice] got [9, 65) of axis 2, expected a part of [1, 1, 64, 64] bf16 tile dram"},
-      {slice(9, 9), {kX}, "[9, 9) of axis 2"},
-      {{.call = Call::pad, .dims = {1, 1, 64, 32}},
-       {kX},
-       "got [1, 1, 64, 32], expected at least x, [1, 1, 64, 64]"},
-      {beside, {kX, Spec{{1, 1, 64, 65}}}, "input 1 is [1, 1, 64, 65]"},
-      {beside, {kX, kX8}, "input 1 is [1, 1, 64, 64] bfp8"},
-      {{.call = Call::concat, .axis = 4}, {kX, kX}, "got axis 4"},
-      {{.call = Call::typecast, .format = kU32}, {kX}, "got output format u32"},
-      {{.call = Call::typecast, .format = kBfp8}, {kXRows}, "expected tile layout"},
-      {{.call = Call::permute}, {kX8}, "[permute] x is [1, 1, 64, 64] bfp8"},
-      {{.call = Call::add}, {kXBytes, kX}, "x is [1, 1, 64, 64] u8 tile dram, expected bf16"},
-      {{.call = Call::reshape, .dims = kDims}, {kXBytes}, "expected bf16 or bfp8"},
-      {{.call = Call::sin}, {kX}, "[sin] x is [1, 1, 64, 64] bf16 tile dram, expected f32"},
-      {{.call = Call::multiply}, {kXFloats, kX}, "expected f32 both or none"},
-      {{.call = Call::multiply_scalar}, {kXFloats}, "f32 tile dram, expected bf16 or bfp8"},
-  });
+  expect_refused({.call = Call::reshape, .dims = {1, 1, 64, 65}}, {kX},
+                 "expected as many values as [1, 1, 64, 65]");
+  expect_refused(slice(9, 65), {kX},
+                 "[slice] got [9, 65) of axis 2, expected a part of [1, 1, 64, 64] bf16 tile dram");
+  expect_refused(slice(9, 9), {kX}, "[9, 9) of axis 2");
+  expect_refused({.call = Call::pad, .dims = {1, 1, 64, 32}}, {kX},
+                 "got [1, 1, 64, 32], expected at least x, [1, 1, 64, 64]");
+  expect_refused(beside, {kX, Spec{{1, 1, 64, 65}}}, "input 1 is [1, 1, 64, 65]");
+  expect_refused(beside, {kX, kX8}, "input 1 is [1, 1, 64, 64] bfp8");
+  expect_refused({.call = Call::concat, .axis = 4}, {kX, kX}, "got axis 4");
+  expect_refused({.call = Call::typecast, .format = kU32}, {kX}, "got output format u32");
+  expect_refused({.call = Call::typecast, .format = kBfp8}, {kXRows}, "expected tile layout");
+  expect_refused({.call = Call::permute}, {kX8}, "[permute] x is [1, 1, 64, 64] bfp8");
+  expect_refused({.call = Call::add}, {kXBytes, kX},
+                 "x is [1, 1, 64, 64] u8 tile dram, expected bf16");
+  expect_refused({.call = Call::reshape, .dims = kDims}, {kXBytes}, "expected bf16 or bfp8");
+  expect_refused({.call = Call::sin}, {kX},
+                 "[sin] x is [1, 1, 64, 64] bf16 tile dram, expected f32");
+  expect_refused({.call = Call::multiply}, {kXFloats, kX}, "expected f32 both or none");
+  expect_refused({.call = Call::multiply_scalar}, {kXFloats},
+                 "f32 tile dram, expected bf16 or bfp8");
 }
 
 TEST(Refused, are_values_that_do_not_meet) {
   const Request add{.call = Call::add}, lookup{.call = Call::embedding}, turn{.call = Call::rotary},
       norm{.call = Call::rms_norm, .scalar = 1e-6f};
   const Spec row{{1, 1, 1, 64}}, ids{{1, 1, 1, 8}, kU32, kRows}, wide{{1, 1, 32, 96}};
-  expect_refused({
-      {{.call = Call::multiply_scalar},
-       {kXRows},
-       "x is [1, 1, 64, 64] bf16 row_major dram, expected tile layout"},
-      {add, {row, kX}, "expected axis 2 of x [1, 1, 1, 64] bf16 tile dram or 1"},
-      {add, {kX, Spec{{1, 1, 50, 64}}}, "expected axis 2 of x"},
-      {norm, {kX8, row}, "x is [1, 1, 64, 64] bfp8 tile dram, expected bf16"},
-      {norm,
-       {kX, Spec{{1, 1, 1, 32}}},
-       "scale is [1, 1, 1, 32] bf16 tile dram, expected [1, 1, 1, 64]"},
-      {{.call = Call::rms_norm}, {kX, row}, "got epsilon 0"},
-      {lookup, {kXRows, Spec{{1, 1, 5, 64}, kBf16, kRows}}, "expected u32"},
-      {lookup,
-       {ids, Spec{{1, 1, 5, 64}}},
-       "table is [1, 1, 5, 64] bf16 tile dram, expected row_major"},
-      {lookup, {ids, Spec{{1, 1, 5, 64}, kU32, kRows}}, "expected bf16"},
-      {turn,
-       {Spec{{1, 2, 32, 96}}, wide, wide},
-       "got a head of 96 columns, expected 32 or a multiple of 64"},
-      {turn, {kX, kX8, kX}, "cos is"},
-      {turn, {Spec{{2, 1, 64, 64}}, kX, kX}, "expected [1, 1, 64, 64]"},
-  });
+  expect_refused({.call = Call::multiply_scalar}, {kXRows},
+                 "x is [1, 1, 64, 64] bf16 row_major dram, expected tile layout");
+  expect_refused(add, {row, kX}, "expected axis 2 of x [1, 1, 1, 64] bf16 tile dram or 1");
+  expect_refused(add, {kX, Spec{{1, 1, 50, 64}}}, "expected axis 2 of x");
+  expect_refused(norm, {kX8, row}, "x is [1, 1, 64, 64] bfp8 tile dram, expected bf16");
+  expect_refused(norm, {kX, Spec{{1, 1, 1, 32}}},
+                 "scale is [1, 1, 1, 32] bf16 tile dram, expected [1, 1, 1, 64]");
+  expect_refused({.call = Call::rms_norm}, {kX, row}, "got epsilon 0");
+  expect_refused(lookup, {kXRows, Spec{{1, 1, 5, 64}, kBf16, kRows}}, "expected u32");
+  expect_refused(lookup, {ids, Spec{{1, 1, 5, 64}}},
+                 "table is [1, 1, 5, 64] bf16 tile dram, expected row_major");
+  expect_refused(lookup, {ids, Spec{{1, 1, 5, 64}, kU32, kRows}}, "expected bf16");
+  expect_refused(turn, {Spec{{1, 2, 32, 96}}, wide, wide},
+                 "got a head of 96 columns, expected 32 or a multiple of 64");
+  expect_refused(turn, {kX, kX8, kX}, "cos is");
+  expect_refused(turn, {Spec{{2, 1, 64, 64}}, kX, kX}, "expected [1, 1, 64, 64]");
 }
 
 TEST(Refused, are_heads_masks_and_chunks_that_do_not_fit) {
@@ -114,26 +98,23 @@ TEST(Refused, are_heads_masks_and_chunks_that_do_not_fit) {
   const auto chunks = [](int64_t of_q, int64_t of_k) {
     return Request{.call = Call::attention, .chunks = {of_q, of_k}};
   };
-  expect_refused({
-      {a,
-       {Spec{{1, 4, 32, 72}}, kv, kv, mask},
-       "got a head of 72 columns, expected a multiple of 32"},
-      {a, {Spec{{1, 3, 32, 64}}, kv, kv, mask}, "got 3 heads of q and 2 of k"},
-      {a,
-       {q, kv, Spec{{1, 2, 64, 64}}, mask},
-       "v is [1, 2, 64, 64] bf16 tile dram, expected [1, 2, 96, 64]"},
-      {a,
-       {q, kv, kv, Spec{{1, 1, 64, 96}}},
-       "mask is [1, 1, 64, 96] bf16 tile dram, expected [1, 1, 32, 96]"},
-      {a, {q, kv, kv, Spec{mask.dims, kBfp8}}, "mask is"},
-      {a, {Spec{{1, 4, 50, 64}}, kv, kv, Spec{{1, 1, 50, 96}}}, "got a mask for 50x96"},
-      {chunks(48, 32), {q, kv, kv, mask}, "got chunks 48 and 32, expected multiples of 32"},
-      {chunks(512, 1024), {q, kv, kv, mask}, "[attention] chunks need"},
-      {split, {Spec{{1, 1, 32, 192}}}, "got a head of 48 columns"},
-      {split, {Spec{{1, 1, 32, 130}}}, "expected [b, 1, m, 4 heads of d columns]"},
-      {{.call = Call::create_qkv_heads}, {Spec{{1, 1, 32, 128}}}, "got 0 heads and 0 kv heads"},
-      {{.call = Call::concat_heads}, {Spec{{1, 2, 32, 40}}}, "got a head of 40 columns"},
-  });
+  expect_refused(a, {Spec{{1, 4, 32, 72}}, kv, kv, mask},
+                 "got a head of 72 columns, expected a multiple of 32");
+  expect_refused(a, {Spec{{1, 3, 32, 64}}, kv, kv, mask}, "got 3 heads of q and 2 of k");
+  expect_refused(a, {q, kv, Spec{{1, 2, 64, 64}}, mask},
+                 "v is [1, 2, 64, 64] bf16 tile dram, expected [1, 2, 96, 64]");
+  expect_refused(a, {q, kv, kv, Spec{{1, 1, 64, 96}}},
+                 "mask is [1, 1, 64, 96] bf16 tile dram, expected [1, 1, 32, 96]");
+  expect_refused(a, {q, kv, kv, Spec{mask.dims, kBfp8}}, "mask is");
+  expect_refused(a, {Spec{{1, 4, 50, 64}}, kv, kv, Spec{{1, 1, 50, 96}}}, "got a mask for 50x96");
+  expect_refused(chunks(48, 32), {q, kv, kv, mask},
+                 "got chunks 48 and 32, expected multiples of 32");
+  expect_refused(chunks(512, 1024), {q, kv, kv, mask}, "[attention] chunks need");
+  expect_refused(split, {Spec{{1, 1, 32, 192}}}, "got a head of 48 columns");
+  expect_refused(split, {Spec{{1, 1, 32, 130}}}, "expected [b, 1, m, 4 heads of d columns]");
+  expect_refused({.call = Call::create_qkv_heads}, {Spec{{1, 1, 32, 128}}},
+                 "got 0 heads and 0 kv heads");
+  expect_refused({.call = Call::concat_heads}, {Spec{{1, 2, 32, 40}}}, "got a head of 40 columns");
 }
 
 // A linear of 8 x 8 x 8 tiles with these blocks, or with `change` made to them.
@@ -147,16 +128,12 @@ TEST(Refused, are_products_and_blocks_that_do_not_fit) {
   const Spec x{{1, 1, 256, 256}}, row{{1, 1, 1, 256}};
   Request half = planned([](Blocks& b) { b.subblock_n = b.core_n = 5; });
   half.compute.f32_accumulate = false;
-  expect_refused({
-      {planned(),
-       {x, Spec{{1, 1, 224, 256}}, row},
-       "x is [1, 1, 256, 256] bf16 tile dram and w is [1, 1, 224, 256] bf16 tile dram, "
-       "expected w [1, 1, 256, n]"},
-      {planned(),
-       {x, x, Spec{{1, 1, 1, 255}}},
-       "bias is [1, 1, 1, 255] bf16 tile dram, expected [1, 1, 1, 256]"},
-      {half, {x, x, row}, "got a subblock of 2x5 tiles, expected at most 8"},
-  });
+  expect_refused(planned(), {x, Spec{{1, 1, 224, 256}}, row},
+                 "x is [1, 1, 256, 256] bf16 tile dram and w is [1, 1, 224, 256] bf16 tile dram, "
+                 "expected w [1, 1, 256, n]");
+  expect_refused(planned(), {x, x, Spec{{1, 1, 1, 255}}},
+                 "bias is [1, 1, 1, 255] bf16 tile dram, expected [1, 1, 1, 256]");
+  expect_refused(half, {x, x, row}, "got a subblock of 2x5 tiles, expected at most 8");
   const std::vector<std::pair<std::string, std::function<void(Blocks&)>>> changes = {
       {"planned for a grid of 13x4, but the device's grid is 8x9",
        [](Blocks& b) { b.grid_x = 13; }},
@@ -170,7 +147,7 @@ TEST(Refused, are_products_and_blocks_that_do_not_fit) {
       {"got a block of 0 tiles", [](Blocks& b) { b.k_block = 0; }},
       {"[linear] blocks need", [](Blocks& b) { b.k_block = 8, b.core_m = b.core_n = 16; }},
   };
-  for (const auto& [says, change] : changes) expect_refused({{planned(change), {x, x, row}, says}});
+  for (const auto& [says, change] : changes) expect_refused(planned(change), {x, x, row}, says);
 }
 
 // "Statically allocated circular buffers on core range [0-0 - 1-1] grow to N B which is beyond max
@@ -192,13 +169,13 @@ TEST(Refused, are_blocks_beyond_l1_to_the_byte) {
                        {2'056'544, true, kBfp8, kBfp8},
                        {.bytes = 1'776'992, .k = 512},
                        {.bytes = 1'801'568, .k = 512, .bias = true}})
-    expect_refused({{{.call = Call::linear,
-                      .format = r.y,
-                      .compute = {.f32_accumulate = r.f32_sums},
-                      .blocks = {Blocks::Kind::multicast_2d, 2, 2, 16, 1, 1, 12, 12}},
-                     {Spec{{1, 1, 768, r.k}, r.x}, Spec{{1, 1, r.k, 768}, r.w},
-                      r.bias ? std::optional(Spec{{1, 1, 1, 768}}) : kNone},
-                     fmt::format("blocks need {} bytes of L1", r.bytes)}});
+    expect_refused({.call = Call::linear,
+                    .format = r.y,
+                    .compute = {.f32_accumulate = r.f32_sums},
+                    .blocks = {Blocks::Kind::multicast_2d, 2, 2, 16, 1, 1, 12, 12}},
+                   {Spec{{1, 1, 768, r.k}, r.x}, Spec{{1, 1, r.k, 768}, r.w},
+                    r.bias ? std::optional(Spec{{1, 1, 1, 768}}) : kNone},
+                   fmt::format("blocks need {} bytes of L1", r.bytes));
 }
 
 TEST(Refused, are_chunks_beyond_l1_to_the_byte) {
@@ -225,12 +202,11 @@ TEST(Refused, are_chunks_beyond_l1_to_the_byte) {
                        {2'055'520, 512, 512, 256, false, false, 512, 8, kBfp8},
                        {3'796'320, 512, 512, 256, true, true, 512, 8, kBfp8}}) {
     const Spec kv{{1, 1, r.n, r.d}, r.format};
-    expect_refused({{{.call = Call::attention,
-                      .compute = {.f32_accumulate = r.f32_sums},
-                      .chunks = {r.q, r.k}},
-                     {Spec{{1, r.heads, r.n, r.d}, r.format}, kv, kv,
-                      r.masked ? std::optional(Spec{{1, 1, r.n, r.n}}) : kNone},
-                     fmt::format("chunks need {} bytes of L1", r.bytes)}});
+    expect_refused(
+        {.call = Call::attention, .compute = {.f32_accumulate = r.f32_sums}, .chunks = {r.q, r.k}},
+        {Spec{{1, r.heads, r.n, r.d}, r.format}, kv, kv,
+         r.masked ? std::optional(Spec{{1, 1, r.n, r.n}}) : kNone},
+        fmt::format("chunks need {} bytes of L1", r.bytes));
   }
 }
 

@@ -22,14 +22,10 @@ WorkerOptions stub_options(const std::vector<std::string>& more = {}) {
 }
 
 std::string refusal_to_open(const WorkerOptions& options) {
-  try {
-    open_worker(options);
-  } catch (const Error& e) {
-    EXPECT_EQ(e.fault(), Fault::backend);
-    EXPECT_TRUE(below(getpid()).empty());
-    return e.what();
-  }
-  return "it opened";
+  const Error e = refused([&] { open_worker(options); });
+  EXPECT_EQ(e.fault(), Fault::backend);
+  EXPECT_TRUE(below(getpid()).empty());
+  return e.what();
 }
 
 // A device with one tensor, and whatever is still running when it is gone.
