@@ -92,8 +92,7 @@ class Kernels {
 
  protected:
   explicit Kernels(BackendTraits traits) : traits_(std::move(traits)) {}
-  // concat_rows() by write_rows(), where a matrix lies in one piece; `make(rows, columns)` gives
-  // one.
+  // concat_rows() by write_rows(), for matrices in one piece, which `make(rows, columns)` gives.
   template <class Make>
   Tensor concat_by_writing(std::span<const Tensor> parts, const Make& make) {
     int64_t rows = 0;

@@ -32,21 +32,6 @@ std::map<std::string, std::string> environment_with(const std::vector<std::strin
   return all;
 }
 
-// What the library will find in its environment.
-struct Mode {
-  explicit Mode(const std::map<std::string, std::string>& environment) {
-    const auto given = [&](const char* name) {
-      const auto found = environment.find(name);
-      return found != environment.end() && !found->second.empty();
-    };
-    simulator = given("TT_METAL_SIMULATOR");
-    mock = !simulator && given("TT_METAL_MOCK_CLUSTER_DESC_PATH");
-    fast_dispatch = !mock && !given("TT_METAL_SLOW_DISPATCH_MODE");
-  }
-  bool simulator = false, mock = false;
-  bool fast_dispatch = false;  // a mock has no command queues
-};
-
 // ---- Messages ----
 
 // What worker.py hears of a request; enumerators by their names.
@@ -101,10 +86,11 @@ class Worker final : public TtApi {
   explicit Worker(const WorkerOptions& options)
       : options_(options),
         environment_(environment_with(options.environment)),
-        mode_(environment_),
-        python_(options, environment_, mode_.simulator ? "simulator" : "library") {
+        python_(options, environment_, given("TT_METAL_SIMULATOR") ? "simulator" : "library") {
     hear(false);  // of the interpreter alone
     const json hello = hear(true);
+    const bool simulator = given("TT_METAL_SIMULATOR"),
+               mock = !simulator && given("TT_METAL_MOCK_CLUSTER_DESC_PATH");
     try {
       ensure(!hello.contains("fault"), Fault::backend, "[ttnn] {}",
              hello.value("fault", std::string()));
@@ -112,11 +98,12 @@ class Worker final : public TtApi {
       caps_ = {.grid_x = caps.at("grid_x"),
                .grid_y = caps.at("grid_y"),
                .l1_bytes = caps.at("l1_bytes"),
-               .fast_dispatch = mode_.fast_dispatch,
-               .simulated = mode_.simulator || mode_.mock,
-               .description = mode_.simulator ? "TTNN library on a simulated Wormhole"
-                              : mode_.mock ? "TTNN library on a mock device, which computes nothing"
-                                           : "Tenstorrent hardware",
+               // A mock has no command queues.
+               .fast_dispatch = !mock && !given("TT_METAL_SLOW_DISPATCH_MODE"),
+               .simulated = simulator || mock,
+               .description = simulator ? "TTNN library on a simulated Wormhole"
+                              : mock    ? "TTNN library on a mock device, which computes nothing"
+                                        : "Tenstorrent hardware",
                .arch = caps.at("arch"),
                .version = caps.at("version"),
                .dram_bytes = caps.at("dram_bytes")};
@@ -183,6 +170,12 @@ class Worker final : public TtApi {
   }
 
  private:
+  // Whether the library will find this in its environment.
+  bool given(const char* name) const {
+    const auto found = environment_.find(name);
+    return found != environment_.end() && !found->second.empty();
+  }
+
   // What the worker says while it opens the device. The first message comes before the library.
   json hear(bool greeted) {
     const auto said = python_.exchange({}, {}, options_.open_deadline_s);
@@ -242,7 +235,6 @@ class Worker final : public TtApi {
 
   WorkerOptions options_;
   std::map<std::string, std::string> environment_;
-  Mode mode_;
   WorkerProcess python_;
   Caps caps_;
   std::string lost_;  // why, once the device is lost

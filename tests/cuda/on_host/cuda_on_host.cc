@@ -15,6 +15,9 @@
 #endif
 #ifdef CUDA_ON_HOST_SANITIZED
 #include <sanitizer/common_interface_defs.h>
+#else  // nobody to tell
+static void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+static void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #endif
 
 namespace cuda_on_host {
@@ -47,24 +50,18 @@ thread_local Block block;
 
 void switch_to_scheduler(bool forever) {
   Thread& me = block.threads[block.current];
-#ifdef CUDA_ON_HOST_SANITIZED
   __sanitizer_start_switch_fiber(forever ? nullptr : &me.fake_stack, block.scheduler_stack,
                                  block.scheduler_stack_bytes);
-#endif
   if (forever)
     setcontext(&block.scheduler);
   else
     swapcontext(&me.state, &block.scheduler);
-#ifdef CUDA_ON_HOST_SANITIZED
   __sanitizer_finish_switch_fiber(me.fake_stack, &block.scheduler_stack,
                                   &block.scheduler_stack_bytes);
-#endif
 }
 
 void start_thread() {
-#ifdef CUDA_ON_HOST_SANITIZED
   __sanitizer_finish_switch_fiber(nullptr, &block.scheduler_stack, &block.scheduler_stack_bytes);
-#endif
   (*block.body)();
   block.threads[block.current].done = true;
   switch_to_scheduler(true);
@@ -74,13 +71,9 @@ void resume(unsigned i) {
   block.current = i;
   thread_index = dim3(i);
   Thread& next = block.threads[i];
-#ifdef CUDA_ON_HOST_SANITIZED
   __sanitizer_start_switch_fiber(&block.scheduler_fake_stack, next.stack.get(), kStackBytes);
-#endif
   swapcontext(&block.scheduler, &next.state);
-#ifdef CUDA_ON_HOST_SANITIZED
   __sanitizer_finish_switch_fiber(block.scheduler_fake_stack, nullptr, nullptr);
-#endif
 }
 
 }  // namespace
