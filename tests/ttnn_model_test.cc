@@ -4,8 +4,6 @@
 #include <fmt/format.h>
 
 #include "backends/ttnn/ttnn.h"
-#include "model/parameters.h"
-#include "model/pi0.h"
 #include "tendon/tendon.h"
 #include "test_files.h"
 #include "ttnn_scene.h"
@@ -184,28 +182,20 @@ class Blank final : public WeightSource {
   std::vector<float> zeros_ = std::vector<float>(1 << 23);
 };
 
-// Every call of a full-size policy, shapes, legality and memory only: no number is computed.
+// Every op of a full-size policy's call, shapes, legality and memory only: no number is computed.
 void run_shapes(PolicyType type, const tt::FakeOptions& device, const std::string& precision,
-                const TtnnOptions& options = {}) {
-  const auto kernels =
-      make_ttnn_backend(tt::open_fake_device(device), tt::use_of(precision, options));
-  Ops ops(*kernels);
-  const Config c = full_size(type);
-  Blank blank;
-  const Model model{c, load_weights(ops, blank, c)};
-  KvCache cache = make_cache(ops, c);
-  Inputs in{.images = c.cameras,
-            .prompt = std::vector<int32_t>(static_cast<size_t>(c.max_token_len))};
-  const auto zeros = [&](const Shape& shape) {
-    return ops.upload(std::vector<float>(static_cast<size_t>(shape.count())), shape);
-  };
-  in.patches = zeros({c.cameras * c.vision.tokens(), c.vision.patch_values()});
-  if (!c.pi05()) in.state = zeros({1, c.state_dim});
-  read_prefix(ops, model, {&in, 1}, cache);
-  const Schedule schedule = make_schedule(ops, model, 2, TimeSequence::lerobot);
-  const Tensor x = zeros({c.horizon, c.action_dim});
-  EXPECT_EQ(ops.download(denoise(ops, model, cache, schedule, {x})).size(),
-            static_cast<size_t>(c.horizon * c.action_dim));
+                const TtnnOptions& ttnn = {}) {
+  OpenOptions options = fake(precision);
+  options.max_memory = 1LL << 40;  // large weights have no bytes on the host
+  OpenedModel opened = open_model(fmt::format("synthetic:{}", name(type)), options);
+  opened.weights = std::make_unique<Blank>();
+  const auto engine =
+      open_engine(opened, options,
+                  make_ttnn_backend(tt::open_fake_device(device), tt::use_of(precision, ttnn)));
+  // More letters than a prompt may have tokens.
+  const Observation seen = scene(*engine, std::string(1000, 'x'));
+  EXPECT_EQ(std::ssize(engine->policy->infer(seen, {.steps = 2}).normalized),
+            opened.config.horizon * opened.config.action_dim);
 }
 
 // What the weights take, and a seventh more for everything else.
