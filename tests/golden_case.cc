@@ -15,7 +15,7 @@
 #include "checkpoint/safetensors.h"
 #include "checkpoint/synthetic.h"
 #include "golden_bounds.h"
-#include "model/config_file.h"
+#include "model/config.h"
 #include "model/pi0.h"
 #include "policy/images.h"
 #include "tendon/opened.h"

@@ -10,7 +10,7 @@
 #include "checkpoint/content_hash.h"
 #include "checkpoint/weights.h"
 #include "damaged_checkpoint.h"
-#include "model/config_file.h"
+#include "model/config.h"
 #include "model/parameters.h"
 #include "tendon/opened.h"
 #include "tensor/check.h"

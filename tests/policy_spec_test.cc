@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "damaged_checkpoint.h"
-#include "model/config_file.h"
+#include "model/config.h"
 #include "policy/policy_spec_json.h"
 #include "policy/training_configs.h"
 #include "tendon/opened.h"

@@ -2,7 +2,7 @@
 // statistics.
 #include "../target.h"
 #include "checkpoint/json.h"
-#include "model/config_file.h"
+#include "model/config.h"
 #include "policy/policy_spec_json.h"
 #include "policy/statistics.h"
 

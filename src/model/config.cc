@@ -1,8 +1,11 @@
 #include "model/config.h"
 
+#include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "tensor/check.h"
+#include "tensor/nearest.h"
 
 namespace tendon {
 namespace {
@@ -12,26 +15,14 @@ constexpr int64_t kSizeMax = 1 << 20, kHeadsMax = 1 << 10, kHeadDimMax = 1 << 12
                   kDepthMax = 1 << 8, kImageMax = 1 << 13, kVisionTokensMax = 1 << 16,
                   kCamerasMax = 1 << 6, kStepsMax = 1 << 10;
 
-void check_size(std::string_view field, int64_t value, int64_t most) {
-  ensure(value >= 1 && value <= most, Fault::checkpoint,
-         "configuration: {} is {}, expected 1 to {}", field, value, most);
-}
+// One size by its key: "vision" "width"; sizes of the whole model have no tower.
+struct Size {
+  std::string tower, name;
+  int64_t* value;
+  int64_t most;
 
-void check_gemma(std::string_view tower, const GemmaConfig& c) {
-  ensure(c.heads % c.kv_heads == 0 && c.head_dim % 2 == 0, Fault::checkpoint,
-         "configuration: {}.heads {} must be a multiple of kv_heads {}, head_dim {} must be even",
-         tower, c.heads, c.kv_heads, c.head_dim);
-}
-
-}  // namespace
-
-std::string_view name(PolicyType type) { return type == PolicyType::pi05 ? "pi05" : "pi0"; }
-
-Config full_size(PolicyType type) {
-  Config c{.policy = type};
-  if (type == PolicyType::pi05) c.max_token_len = 200;
-  return c;
-}
+  std::string key() const { return tower.empty() ? name : tower + "." + name; }
+};
 
 std::vector<Size> sizes(Config& c) {
   std::vector<Size> all = {{"vision", "image", &c.vision.image, kImageMax},
@@ -55,6 +46,61 @@ std::vector<Size> sizes(Config& c) {
                            {tower, "head_dim", &g->head_dim, kHeadDimMax},
                            {tower, "depth", &g->depth, kDepthMax}});
   return all;
+}
+
+void check_size(std::string_view field, int64_t value, int64_t most) {
+  ensure(value >= 1 && value <= most, Fault::checkpoint,
+         "configuration: {} is {}, expected 1 to {}", field, value, most);
+}
+
+void check_gemma(std::string_view tower, const GemmaConfig& c) {
+  ensure(c.heads % c.kv_heads == 0 && c.head_dim % 2 == 0, Fault::checkpoint,
+         "configuration: {}.heads {} must be a multiple of kv_heads {}, head_dim {} must be even",
+         tower, c.heads, c.kv_heads, c.head_dim);
+}
+
+// One Gemma tower: `rows` new tokens that attend to `keys` in all.
+int64_t gemma_flops(const GemmaConfig& g, int64_t rows, int64_t keys) {
+  const int64_t q = g.heads * g.head_dim, kv = g.kv_heads * g.head_dim;
+  const int64_t weights = g.width * (q + 2 * kv) + q * g.width + 3 * g.width * g.mlp;
+  return g.depth * (2 * rows * weights + 4 * rows * keys * q);
+}
+
+// The member `key`, which is of the right type where `good`.
+template <class T>
+T member(const nlohmann::json& json, const std::string& key, const std::string& file, bool good,
+         const char* expected) {
+  if (!good)
+    fail(Fault::usage, "{}: '{}' is {}, expected {}", file, key, json.at(key).dump().substr(0, 60),
+         expected);
+  return json.at(key).get<T>();
+}
+
+// Reads the sizes of one tower, or ("") of the whole model; keys that are neither these nor `known`
+// are errors.
+void read_sizes(const nlohmann::json& json, const std::string& file, Config& config,
+                const std::string& tower, std::vector<std::string> known = {}) {
+  ensure(json.is_object(), Fault::usage, "{}: expected an object, got {}", file, json.type_name());
+  for (const Size& s : sizes(config)) {
+    if (s.tower != tower) continue;
+    known.push_back(s.name);
+    if (!json.contains(s.name)) continue;
+    *s.value =
+        member<int64_t>(json, s.name, file, json.at(s.name).is_number_integer(), "an integer");
+  }
+  for (const auto& [key, value] : json.items())
+    ensure(std::ranges::find(known, key) != known.end(), Fault::usage,
+           "{}: unknown key '{}'; nearest: '{}'", file, key, nearest(key, known));
+}
+
+}  // namespace
+
+std::string_view name(PolicyType type) { return type == PolicyType::pi05 ? "pi05" : "pi0"; }
+
+Config full_size(PolicyType type) {
+  Config c{.policy = type};
+  if (type == PolicyType::pi05) c.max_token_len = 200;
+  return c;
 }
 
 void check(const Config& c) {
@@ -82,17 +128,6 @@ void check(const Config& c) {
          "configuration: periods {} to {} of the time embedding", c.min_period, c.max_period);
 }
 
-namespace {
-
-// One Gemma tower: `rows` new tokens that attend to `keys` in all.
-int64_t gemma_flops(const GemmaConfig& g, int64_t rows, int64_t keys) {
-  const int64_t q = g.heads * g.head_dim, kv = g.kv_heads * g.head_dim;
-  const int64_t weights = g.width * (q + 2 * kv) + q * g.width + 3 * g.width * g.mlp;
-  return g.depth * (2 * rows * weights + 4 * rows * keys * q);
-}
-
-}  // namespace
-
 int64_t dense_flops(const Config& c, int64_t steps) {
   const VisionConfig& v = c.vision;
   const int64_t n = v.tokens(), width = c.expert.width;
@@ -107,6 +142,44 @@ int64_t dense_flops(const Config& c, int64_t steps) {
                      : c.state_dim * width + 3 * c.horizon * width * width;
   return c.cameras * image + gemma_flops(c.vlm, prefix, prefix) +
          steps * (2 * around + gemma_flops(c.expert, suffix, prefix + suffix));
+}
+
+Config read_config(const nlohmann::json& json, const std::string& file,
+                   const std::optional<Config>& base) {
+  const bool golden = json.contains("format") && json.at("format") == "tendon-golden-1";
+  Config c = base.value_or(Config{});
+  if (json.contains("policy")) {
+    const auto policy =
+        member<std::string>(json, "policy", file, json.at("policy").is_string(), "a string");
+    ensure(policy == "pi0" || policy == "pi05", Fault::usage,
+           "{}: policy is '{}', expected 'pi0' or 'pi05'", file, policy);
+    const PolicyType type = policy == "pi05" ? PolicyType::pi05 : PolicyType::pi0;
+    if (!base) c = full_size(type);
+    ensure(c.policy == type, Fault::usage, "{}: policy is '{}' but the model is '{}'", file, policy,
+           name(c.policy));
+  }
+  std::vector<std::string> others = {"format", "policy",     "vision",     "vlm",
+                                     "expert", "min_period", "max_period", "robot"};
+  if (golden)  // says more than sizes
+    for (const auto& [key, value] : json.items()) others.push_back(key);
+  read_sizes(json, file, c, "", others);
+  for (const char* tower : {"vision", "vlm", "expert"})
+    if (json.contains(tower))
+      read_sizes(json.at(tower), fmt::format("{}: {}", file, tower), c, tower);
+  for (const auto& [key, place] :
+       {std::pair("min_period", &c.min_period), {"max_period", &c.max_period}})
+    if (json.contains(key))
+      *place = member<double>(json, key, file, json.at(key).is_number(), "a number");
+  check(c);
+  return c;
+}
+
+nlohmann::json config_json(const Config& c) {
+  nlohmann::json json{
+      {"policy", name(c.policy)}, {"min_period", c.min_period}, {"max_period", c.max_period}};
+  Config copy = c;
+  for (const Size& s : sizes(copy)) (s.tower.empty() ? json : json[s.tower])[s.name] = *s.value;
+  return json;
 }
 
 }  // namespace tendon

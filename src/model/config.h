@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,18 +38,6 @@ struct Config {
   bool pi05() const { return policy == PolicyType::pi05; }
 };
 
-// One size by its key: "vision" "width"; sizes of the whole model have no tower.
-struct Size {
-  std::string tower, name;
-  int64_t* value;
-  int64_t most;
-
-  std::string key() const { return tower.empty() ? name : tower + "." + name; }
-};
-
-// Every size of `config`.
-std::vector<Size> sizes(Config& config);
-
 // The published full-size model of either kind (max_token_len 48 or 200).
 Config full_size(PolicyType type);
 
@@ -58,5 +48,18 @@ int64_t dense_flops(const Config& config, int64_t steps);
 // Throws Error(Fault::checkpoint) naming the field when sizes contradict each other or are out of
 // range (all sizes 1 to 2^20, heads divide widths, both towers share depth, heads and head_dim).
 void check(const Config& config);
+
+// Sizes from a JSON file (`--config FILE`, or tendon.json beside a checkpoint).
+// Keys: policy ("pi0" or "pi05"), vision {image, patch, width, heads, mlp, depth}, vlm {width, mlp,
+// heads, kv_heads, head_dim, depth, vocab}, expert {the same without vocab}, action_dim, state_dim,
+// horizon, num_steps, max_token_len, cameras, min_period, max_period. What is missing keeps the
+// value of `base` (or of the full-size model); "robot" is another reader's. An unknown key is an
+// Error(Fault::usage) with the nearest known one, unless the file says "format": "tendon-golden-1",
+// which has more keys.
+Config read_config(const nlohmann::json& json, const std::string& file,
+                   const std::optional<Config>& base = {});
+
+// All of it, in the same form.
+nlohmann::json config_json(const Config& config);
 
 }  // namespace tendon

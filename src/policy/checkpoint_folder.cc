@@ -9,7 +9,6 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
-#include "model/config_file.h"
 #include "model/parameters.h"
 #include "policy/lerobot_0_4.h"
 #include "policy/policy_spec_json.h"

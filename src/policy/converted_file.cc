@@ -7,7 +7,6 @@
 #include "checkpoint/content_hash.h"
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
-#include "model/config_file.h"
 #include "policy/policy_spec_json.h"
 #include "policy/vocabulary.h"
 #include "tensor/check.h"

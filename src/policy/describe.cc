@@ -1,7 +1,6 @@
 // What `tendon inspect` shows.
 #include <map>
 
-#include "model/config_file.h"
 #include "model/weights.h"
 #include "policy/open_model.h"
 #include "policy/policy_spec_json.h"

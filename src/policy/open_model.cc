@@ -5,7 +5,6 @@
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "checkpoint/synthetic.h"
-#include "model/config_file.h"
 #include "policy/checkpoint_folder.h"
 #include "policy/converted_file.h"
 #include "tensor/check.h"
