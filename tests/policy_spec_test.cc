@@ -6,7 +6,6 @@
 #include "damaged_checkpoint.h"
 #include "model/config.h"
 #include "policy/policy_spec_json.h"
-#include "policy/training_configs.h"
 #include "tendon/opened.h"
 
 namespace tendon {

@@ -9,7 +9,7 @@
 #include "client/wire_fields.h"
 #include "policy/image_file.h"
 #include "policy/policy.h"
-#include "policy/training_configs.h"
+#include "policy/policy_spec_json.h"
 #include "tensor/check.h"
 #include "tensor/nearest.h"
 

@@ -7,8 +7,8 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
+#include "policy/policy_spec_json.h"
 #include "policy/processors.h"
-#include "policy/training_configs.h"
 #include "tensor/check.h"
 #include "validate/health_checks.h"
 
