@@ -238,7 +238,7 @@ TEST(Parameters, of_both_kinds_of_model_are_refused_and_those_of_neither) {
     if (std::ranges::find(both, t.name, &HostTensor::name) == both.end()) both.push_back(t);
   const auto refused_for = [&](const Tensors& tensors, const char* text) {
     const auto source = source_of(tensors, scratch);
-    return refuses(Fault::checkpoint, text, [&] { policy_from_weights(*source); });
+    return refuses(Fault::checkpoint, text, [&] { config_from_weights(*source); });
   };
   EXPECT_TRUE(refused_for(both, "neither pi0 nor pi0.5 alone"));
   EXPECT_TRUE(refused_for({host_tensor("x", {1}, {1.f})}, "is neither pi0 (state_proj"));

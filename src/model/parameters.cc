@@ -1,7 +1,7 @@
 #include "model/parameters.h"
 
 #include <algorithm>
-#include <array>
+#include <charconv>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -49,15 +49,16 @@ struct LayerName {
 };
 
 LayerName layer_name(const std::string& name) {
-  constexpr int64_t kLayersMax = 1000;
-  const size_t word = name.find("layers.");
-  const size_t begin = word + std::string_view("layers.").size();
-  size_t end = begin;
-  int64_t layer = 0;
-  for (; word < name.size() && end < name.size() && name[end] >= '0' && name[end] <= '9'; ++end)
-    layer = std::min(10 * layer + (name[end] - '0'), kLayersMax);
-  if (end == begin || layer == kLayersMax) return {name, {}};
-  return {name.substr(0, begin) + "0" + name.substr(end), layer};
+  constexpr std::string_view kWord = "layers.";
+  constexpr uint16_t kLayersMax = 1000;
+  const size_t word = name.find(kWord);
+  if (word == std::string::npos) return {name, {}};
+  const std::string before = name.substr(0, word + kWord.size());
+  uint16_t layer = 0;
+  const auto [rest, error] =
+      std::from_chars(name.data() + before.size(), name.data() + name.size(), layer);
+  if (error != std::errc() || layer >= kLayersMax) return {name, {}};
+  return {before + "0" + rest, layer};
 }
 
 struct LayerTensor {
@@ -149,10 +150,6 @@ VisionConfig vision_from(const Votes& votes, const VisionConfig& e) {
 }
 
 }  // namespace
-
-PolicyType policy_from_weights(const WeightSource& source, const OnProblem& on_problem) {
-  return policy_of(Votes(source), source, on_problem);
-}
 
 Config config_from_weights(const WeightSource& source, bool heads_known,
                            const OnProblem& on_problem) {

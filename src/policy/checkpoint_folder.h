@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,7 +28,31 @@ std::vector<Description> descriptions(const std::filesystem::path& folder,
 // The policy spec of all of them, one after the other.
 void describe_robot(PolicySpec& spec, const std::vector<Description>& told);
 
-// Fills layout, config, weights, policy spec (but the tokenizer) and notes.
+// A checkpoint folder of either layout, and what was said of it.
+struct CheckpointFolder {
+  std::filesystem::path path;   // of configuration and statistics
+  std::filesystem::path named;  // of the weights: an adapter may have come without the rest
+  std::string file;             // config.json, which openpi's folders may lack
+  nlohmann::json config;        // what it says
+  std::vector<Description> told;
+  const OpenOptions& options;
+
+  // Whether a description has something at this JSON pointer.
+  bool tells(const char* pointer) const;
+  // An integer of config.json must be what the tensors say. Throws Error(Fault::checkpoint).
+  void ensure_agrees(const std::string& key, int64_t tensors) const;
+  // Sizes from the tensors; what they cannot tell from config.json and then from what was told.
+  // `from_config_json` tells whether it knows the horizon, for which there is no usual value;
+  // `unread`: why a file that tells it was not read.
+  Config sizes(const WeightSource& weights, const std::function<bool(Config&)>& from_config_json,
+               const std::string& unread = "") const;
+};
+
+// Both fill layout, config, weights, policy spec (but the tokenizer), notes and warnings.
+void read_lerobot(const CheckpointFolder& folder, OpenedModel& model);
+void read_openpi(const CheckpointFolder& folder, OpenedModel& model);
+
+// The layout is lerobot's where config.json has a type.
 OpenedModel open_folder(const std::filesystem::path& folder, const OpenOptions& options);
 
 // Where the weights of a folder lie; of an adapter alone, those of --base.
@@ -48,31 +73,12 @@ WeightFiles weight_files(const std::filesystem::path& folder, const OpenOptions&
 // shall be, and Error(Fault::usage) for a --lora-scale without an adapter.
 std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenOptions& options);
 
-// What openpi's train_pytorch.py stored of its TrainConfig in metadata.pt; what is absent was not
-// told there.
-struct TrainedWith {
-  std::string file;
-  std::optional<int64_t> horizon, max_token_len, action_dim;
-  std::optional<bool> state_in_prompt, pi05;
-  std::string unread;  // why the file was not read
-};
-// Throws nothing for a file that cannot be read: another may tell the same.
-TrainedWith read_metadata(const std::filesystem::path& folder);
-// Its values into `config`, which comes from the tensors. Throws Error(Fault::checkpoint) where
-// they contradict those, or the horizon of config.json.
-void apply(const TrainedWith& trained, std::optional<int64_t> stated_horizon, Config& config);
-
 // Alpha and rank of LoRA factors among the weights, for each of `modules`, as openpi's TrainConfig
 // tells them in metadata.pt ("lora_config", of its pull request 854): attn_alpha, attn_rank,
 // ffn_alpha, ffn_rank and use_rslora. Nothing where a module's are not told. Throws
 // Error(Fault::checkpoint) for values of another type.
 std::optional<LoraSettings> read_lora_of_training(const std::filesystem::path& folder,
                                                   const std::vector<std::string>& modules);
-
-// assets/<id>/norm_stats.json; `wanted` may be empty when there is only one. Throws
-// Error(Fault::checkpoint), and Error(Fault::usage) where one must be chosen.
-std::filesystem::path find_statistics(const std::filesystem::path& folder,
-                                      const std::string& wanted);
 
 // --base as a folder.
 std::filesystem::path base_folder(const OpenOptions& options);

@@ -14,16 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Cameras are called as in the published checkpoints.
-std::vector<std::string> slots(int64_t count) {
-  static const std::array<std::string, 3> kNames = {"base_0_rgb", "left_wrist_0_rgb",
-                                                    "right_wrist_0_rgb"};
-  std::vector<std::string> names;
-  for (int64_t i = 0; i < count; ++i)
-    names.push_back(i < 3 ? kNames[static_cast<size_t>(i)] : fmt::format("camera_{}", i));
-  return names;
-}
-
 std::unique_ptr<WeightSource> generate(const Config& config, const OpenOptions& o) {
   const bool narrow = o.precision == "bf16";
   return synthetic_weights(config.pi05(), {.seed = o.weights_seed,
@@ -55,7 +45,7 @@ OpenedModel open_synthetic(const std::string& model, const OpenOptions& o) {
   const std::vector<Description> told = descriptions("", o);
   for (const Description& d : told) config = read_config(d.json, d.file, config);
   OpenedModel m{.layout = "synthetic", .config = config, .weights = generate(config, o)};
-  m.spec = {.slots = slots(config.cameras),
+  m.spec = {.slots = camera_slots(config.cameras),
             .prompt = {.style = Family::openpi,
                        .state_in_prompt = config.pi05(),
                        .tokens_max = config.max_token_len},
@@ -77,25 +67,6 @@ OpenedModel open_demo(const std::string& model, const OpenOptions& o) {
   return m;
 }
 
-}  // namespace
-
-bool is_demo(const std::string& model) {
-  return model == "demo" || model == "demo:pi0" || model == "demo:pi05";
-}
-
-std::string demo_folder(const std::string& model) {
-  return model == "demo:pi05" ? "embedded:pi05" : "embedded:pi0";
-}
-
-std::string find_tokenizer(const std::string& model) {
-  for (const char* name : {"tokenizer/tokenizer.json", "tokenizer/tokenizer.model",
-                           "tokenizer.json", "tokenizer.model", "paligemma_tokenizer.model"})
-    if (is_file(fs::path(model) / name)) return (fs::path(model) / name).string();
-  return "";
-}
-
-namespace {
-
 void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& o) {
   PolicySpec& s = m.spec;
   const bool generated = m.layout == "synthetic";
@@ -116,10 +87,6 @@ void add_tokenizer(OpenedModel& m, const std::string& model, const OpenOptions& 
         fmt::format("token ids are folded into the {} rows of the token table", m.config.vocab));
   }
 }
-
-}  // namespace
-
-namespace {
 
 OpenedModel open_layout(const std::string& model, const OpenOptions& options) {
   ensure((options.base.empty() && !options.lora_scale) || fs::is_directory(model), Fault::usage,
@@ -170,6 +137,30 @@ void apply_options(PolicySpec& s, const Config& config, const OpenOptions& o) {
 }
 
 }  // namespace
+
+std::vector<std::string> camera_slots(int64_t count) {
+  static const std::array<std::string, 3> kNames = {"base_0_rgb", "left_wrist_0_rgb",
+                                                    "right_wrist_0_rgb"};
+  std::vector<std::string> names;
+  for (int64_t i = 0; i < count; ++i)
+    names.push_back(i < 3 ? kNames[static_cast<size_t>(i)] : fmt::format("camera_{}", i));
+  return names;
+}
+
+bool is_demo(const std::string& model) {
+  return model == "demo" || model == "demo:pi0" || model == "demo:pi05";
+}
+
+std::string demo_folder(const std::string& model) {
+  return model == "demo:pi05" ? "embedded:pi05" : "embedded:pi0";
+}
+
+std::string find_tokenizer(const std::string& model) {
+  for (const char* name : {"tokenizer/tokenizer.json", "tokenizer/tokenizer.model",
+                           "tokenizer.json", "tokenizer.model", "paligemma_tokenizer.model"})
+    if (is_file(fs::path(model) / name)) return (fs::path(model) / name).string();
+  return "";
+}
 
 OpenedModel open_model(const std::string& model, const OpenOptions& options) {
   OpenedModel m = open_layout(model, options);

@@ -25,6 +25,9 @@ struct OpenedModel {
   std::string precision;              // of weights that `tendon convert` packed; else empty
 };
 
+// So many cameras by the model's names, as in the published checkpoints.
+std::vector<std::string> camera_slots(int64_t count);
+
 // "demo", "demo:pi0" (the same) and "demo:pi05": the policies inside the library.
 bool is_demo(const std::string& model);
 std::string demo_folder(const std::string& model);  // "embedded:pi0" or "embedded:pi05"

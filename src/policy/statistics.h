@@ -45,6 +45,10 @@ struct Normalizer {
     const auto d = static_cast<size_t>(i);
     return method == NormMethod::mean_std ? range[d] : range[d] - centre[d];
   }
+  // How many values there are statistics of, at most `most`; `most` where there are none.
+  int64_t known_dims(int64_t most) const {
+    return centre.empty() ? most : std::min<int64_t>(std::ssize(centre), most);
+  }
   // Whether the first `dim` values have quantiles.
   bool has_quantiles(int64_t dim) const {
     return dim > 0 && std::min(std::ssize(q01), std::ssize(q99)) >= dim;
