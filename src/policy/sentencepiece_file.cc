@@ -149,7 +149,6 @@ void add_piece(Vocabulary& v, Piece piece, int32_t id, const std::string& file) 
     case unknown: break;
     case control:
       if (piece.text == "<bos>" || piece.text == "<s>") v.bos = id;
-      if (piece.text == "<pad>") v.pad = id;
       break;
     default:
       fail(Fault::checkpoint, "{}: piece {} has type {}, which PaliGemma's tokenizer does not use",
@@ -160,10 +159,7 @@ void add_piece(Vocabulary& v, Piece piece, int32_t id, const std::string& file) 
 }  // namespace
 
 Vocabulary read_sentencepiece(std::span<const std::byte> bytes, const std::string& name) {
-  ensure(bytes.size() <= kTokenizerBytesMax, Fault::checkpoint,
-         "{} has {} bytes; a tokenizer has at most {}", name, bytes.size(), kTokenizerBytesMax);
-  Vocabulary v{.rule = MergeRule::spelling, .bos = -1};
-  v.bytes.fill(-1);
+  Vocabulary v(MergeRule::spelling);
   bool trainer = false, normalizer = false;
   Message message(bytes, name);
   for (Field f; message.next(f);) {

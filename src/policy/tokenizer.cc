@@ -12,19 +12,56 @@ namespace tendon {
 namespace {
 
 constexpr size_t kTextBytesMax = size_t{16} << 20;
-constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
 constexpr int32_t kNone = -1;
 
 }  // namespace
 
+void PieceSet::sort() { std::sort(pieces_.begin(), pieces_.end()); }
+
+std::optional<PieceSet::Match> PieceSet::longest(std::string_view text) const {
+  // Each byte of the text narrows the range of pieces that share it; a piece that ends here is the
+  // first of its range.
+  auto first = pieces_.begin(), last = pieces_.end();
+  std::optional<Match> match;
+  for (size_t depth = 0; first != last; ++depth) {
+    if (first->first.size() == depth) {
+      match = Match{depth, first->second};
+      if (++first == last) break;
+    }
+    if (depth == text.size()) break;
+    const auto byte = static_cast<unsigned char>(text[depth]);
+    const auto at = [depth](const auto& piece) {
+      return static_cast<unsigned char>(piece.first[depth]);
+    };
+    first = std::partition_point(first, last, [&](const auto& piece) { return at(piece) < byte; });
+    last = std::partition_point(first, last, [&](const auto& piece) { return at(piece) == byte; });
+  }
+  return match;
+}
+
+std::optional<int> byte_piece(std::string_view piece) {
+  if (piece.size() != 6 || !piece.starts_with("<0x") || piece[5] != '>') return std::nullopt;
+  int value = 0;
+  for (const char c : piece.substr(3, 2)) {
+    const bool digit = c >= '0' && c <= '9';
+    if (!digit && (c < 'A' || c > 'F')) return std::nullopt;
+    value = value * 16 + (digit ? c - '0' : c - 'A' + 10);
+  }
+  return value;
+}
+
 Tokenizer Tokenizer::from_bytes(std::span<const std::byte> bytes, const std::string& name) {
+  ensure(bytes.size() <= kTokenizerBytesMax, Fault::checkpoint,
+         "{} has {} bytes; a tokenizer has at most {}", name, bytes.size(), kTokenizerBytesMax);
   const bool braces = !bytes.empty() && bytes[0] == std::byte{'{'};
   const bool is_json = name.ends_with(".json") || (braces && !name.ends_with(".model"));
   return Tokenizer(is_json ? read_tokenizer_json(bytes, name) : read_sentencepiece(bytes, name));
 }
 
 Tokenizer Tokenizer::of_bytes() {
-  Vocabulary v{.rule = MergeRule::spelling, .size = 217 + 256, .bos = 2};
+  Vocabulary v(MergeRule::spelling);
+  v.size = 217 + 256;
+  v.bos = 2;
   for (size_t b = 0; b < v.bytes.size(); ++b) v.bytes[b] = static_cast<int32_t>(217 + b);
   return Tokenizer(std::move(v));
 }
@@ -69,7 +106,7 @@ void Tokenizer::append_part(std::string_view part, std::vector<int32_t>& ids,
   memory.escaped_.clear();
   for (const char c : part)
     if (c == ' ')
-      memory.escaped_ += kSpace;
+      memory.escaped_ += kSpaceMark;
     else
       memory.escaped_ += c;
   split(memory);

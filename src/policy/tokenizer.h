@@ -63,7 +63,6 @@ class Tokenizer {
   }
 
   int32_t bos() const { return vocabulary_.bos; }
-  int32_t pad() const { return vocabulary_.pad; }
   // Highest id + 1: the rows that the embedding must have at least.
   int64_t vocabulary() const { return vocabulary_.size; }
 

@@ -8,8 +8,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
-
 // A member that may be absent or null.
 const json* optional_member(const json& object, const char* key) {
   const auto found = object.find(key);
@@ -95,7 +93,6 @@ void add_tokens(Vocabulary& v, const json& root, const std::string& file) {
              "{}: added token '{}' asks for {}, which Gemma's tokenizers do not", file, content,
              option);
     if (content == "<bos>") v.bos = static_cast<int32_t>(id);
-    if (content == "<pad>") v.pad = static_cast<int32_t>(id);
     if (id < 0 || id >= v.size) continue;  // no row in the embedding
     (token.value("normalized", false) ? v.whole : v.raw).add(content, static_cast<int32_t>(id));
   }
@@ -123,8 +120,6 @@ void check_pipeline(const json& root, const std::string& file) {
 }  // namespace
 
 Vocabulary read_tokenizer_json(std::span<const std::byte> bytes, const std::string& name) {
-  ensure(bytes.size() <= kTokenizerBytesMax, Fault::checkpoint,
-         "{} has {} bytes; a tokenizer has at most {}", name, bytes.size(), kTokenizerBytesMax);
   const json root = parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, name);
   ensure(root.is_object(), Fault::checkpoint, "{}: expected an object", name);
   const json* model = optional_member(root, "model");
@@ -136,8 +131,7 @@ Vocabulary read_tokenizer_json(std::span<const std::byte> bytes, const std::stri
            Fault::checkpoint, "{}: model is not BPE with byte_fallback and without ignore_merges",
            name);
     check_pipeline(root, name);
-    Vocabulary v{.rule = MergeRule::listed_pairs, .bos = -1};
-    v.bytes.fill(-1);
+    Vocabulary v(MergeRule::listed_pairs);
     add_vocabulary(v, model->at("vocab"), name);
     add_merges(v, *model, name);
     add_tokens(v, root, name);

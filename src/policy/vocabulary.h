@@ -16,6 +16,7 @@
 
 namespace tendon {
 
+inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
 inline constexpr size_t kTokenizerBytesMax = size_t{64} << 20;
 inline constexpr size_t kPieceBytesMax = 1024;
 inline constexpr int64_t kPiecesMax = 512 * 1024;
@@ -56,7 +57,9 @@ struct Merge {
 enum class MergeRule { spelling, listed_pairs };
 
 struct Vocabulary {
-  MergeRule rule = MergeRule::spelling;
+  explicit Vocabulary(MergeRule how) : rule(how) { bytes.fill(-1); }
+
+  MergeRule rule;
   int64_t size = 0;            // highest id + 1
   PieceIds ids;                // pieces that text can become; not control or byte pieces
   std::vector<float> scores;   // [size], MergeRule::spelling only
@@ -65,7 +68,7 @@ struct Vocabulary {
   std::array<int32_t, 256> bytes{};           // ids of characters outside the vocabulary
   PieceSet raw;    // cut out of the text as it comes (Hugging Face's added tokens)
   PieceSet whole;  // cut out after ' ' became U+2581; never merged with a neighbour
-  int32_t bos = 0, pad = 0;
+  int32_t bos = -1;
 
   static uint64_t pair_key(int32_t left, int32_t right) {
     return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
@@ -73,8 +76,7 @@ struct Vocabulary {
 };
 
 // Both throw Error(Fault::checkpoint) naming `name`, the field, what was found and what is needed,
-// and treat the bytes as hostile: at most kTokenizerBytesMax bytes, kPiecesMax pieces of
-// kPieceBytesMax bytes, no recursion.
+// and treat the bytes as hostile: kPiecesMax pieces of kPieceBytesMax bytes, no recursion.
 
 // A SentencePiece model (sentencepiece_model.proto): type BPE with byte fallback, no normalisation
 // but ' ' to U+2581, as PaliGemma's and Gemma's.
