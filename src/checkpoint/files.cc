@@ -54,17 +54,17 @@ bool is_file(const std::filesystem::path& path) {
   return embedded_file(path) || std::filesystem::is_regular_file(path, none);
 }
 
-std::string read_file(const std::filesystem::path& path, uint64_t bytes_max) {
-  ensure(is_file(path), Fault::checkpoint, "cannot open {}", path.string());
+std::string read_file(const std::filesystem::path& path, uint64_t bytes_max, Fault fault) {
+  ensure(is_file(path), fault, "cannot open {}", path.string());
   const auto inside = embedded_file(path);
   const uint64_t bytes = inside ? inside->size() : std::filesystem::file_size(path);
-  ensure(bytes <= bytes_max, Fault::checkpoint, "{} has {} bytes, at most {} are read",
-         path.string(), bytes, bytes_max);
+  ensure(bytes <= bytes_max, fault, "{} has {} bytes, at most {} are read", path.string(), bytes,
+         bytes_max);
   if (inside) return {reinterpret_cast<const char*>(inside->data()), inside->size()};
   std::string text(bytes, '\0');
   std::ifstream file(path, std::ios::binary);
   file.read(text.data(), static_cast<std::streamsize>(bytes));
-  ensure(file.gcount() == static_cast<std::streamsize>(bytes), Fault::checkpoint,
+  ensure(file.gcount() == static_cast<std::streamsize>(bytes), fault,
          "{} could not be read to its end ({} bytes)", path.string(), bytes);
   return text;
 }

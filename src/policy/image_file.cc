@@ -7,9 +7,9 @@
 #include <csetjmp>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 
+#include "checkpoint/files.h"
 #include "policy/images.h"
 #include "tensor/check.h"
 
@@ -67,39 +67,59 @@ Image decode_png(const Source& from) {
   return image;
 }
 
-struct JpegErrors {
-  jpeg_error_mgr table;
-  std::jmp_buf jump;
-  char message[JMSG_LENGTH_MAX];
+// One picture. libjpeg reports an error by a jump out of its calls.
+class Jpeg {
+ public:
+  Jpeg() {
+    info.err = jpeg_std_error(&errors_.table);
+    errors_.table.error_exit = refuse;
+    errors_.table.emit_message = warn;
+  }
+  ~Jpeg() { jpeg_destroy_decompress(&info); }
+  Jpeg(const Jpeg&) = delete;
+  Jpeg& operator=(const Jpeg&) = delete;
+
+  // Between setjmp and longjmp only libjpeg's own structures are touched: `calls` makes no C++
+  // object that would be skipped.
+  template <class Calls>
+  void call(const std::string& name, Calls calls) {
+    if (setjmp(errors_.jump)) fail(Fault::input, "{}: {}", name, errors_.message);
+    calls();
+  }
+
+  jpeg_decompress_struct info{};
+
+ private:
+  struct Errors {
+    jpeg_error_mgr table;
+    std::jmp_buf jump;
+    char message[JMSG_LENGTH_MAX];
+  };
+  [[noreturn]] static void refuse(j_common_ptr jpeg) {
+    auto* errors = reinterpret_cast<Errors*>(jpeg->err);
+    (*errors->table.format_message)(jpeg, errors->message);
+    std::longjmp(errors->jump, 1);
+  }
+  // libjpeg warns about a cut file and then invents the rest; here that is an error.
+  static void warn(j_common_ptr jpeg, int level) {
+    if (level < 0) refuse(jpeg);
+  }
+
+  Errors errors_{};
 };
 
-[[noreturn]] void jpeg_refuse(j_common_ptr info) {
-  auto* errors = reinterpret_cast<JpegErrors*>(info->err);
-  (*info->err->format_message)(info, errors->message);
-  std::longjmp(errors->jump, 1);
-}
-
-// libjpeg warns about a cut file and then invents the rest; here that is an error.
-void jpeg_warn(j_common_ptr info, int level) {
-  if (level < 0) jpeg_refuse(info);
-}
-
-// Between setjmp and longjmp only libjpeg's own structures are touched: no C++ object may be
-// skipped. `image` is sized by `begin`, which is called once the header is known.
-template <class Begin>
-bool read_jpeg(Bytes file, JpegErrors& errors, Begin begin) {
-  jpeg_decompress_struct info{};
-  info.err = jpeg_std_error(&errors.table);
-  errors.table.error_exit = jpeg_refuse;
-  errors.table.emit_message = jpeg_warn;
-  if (setjmp(errors.jump)) {
-    jpeg_destroy_decompress(&info);
-    return false;
-  }
-  jpeg_create_decompress(&info);
-  jpeg_mem_src(&info, raw(file), static_cast<unsigned long>(file.size()));
-  jpeg_read_header(&info, TRUE);
-  if (uint8_t* rows = begin(info)) {
+Image decode_jpeg(const Source& from) {
+  Jpeg jpeg;
+  jpeg_decompress_struct& info = jpeg.info;
+  jpeg.call(from.name, [&] {
+    jpeg_create_decompress(&info);
+    jpeg_mem_src(&info, raw(from.file), static_cast<unsigned long>(from.file.size()));
+    jpeg_read_header(&info, TRUE);
+  });
+  ensure_colour(info.num_components, from.name);
+  Image image = blank(info.image_height, info.image_width, from);
+  uint8_t* const rows = image.rgb.owned().data();
+  jpeg.call(from.name, [&] {
     info.out_color_space = JCS_RGB;
     jpeg_start_decompress(&info);
     while (info.output_scanline < info.output_height) {
@@ -107,30 +127,7 @@ bool read_jpeg(Bytes file, JpegErrors& errors, Begin begin) {
       jpeg_read_scanlines(&info, &row, 1);
     }
     jpeg_finish_decompress(&info);
-  }
-  jpeg_destroy_decompress(&info);
-  return true;
-}
-
-Image decode_jpeg(const Source& from) {
-  const Bytes file = from.file;
-  const std::string& name = from.name;
-  JpegErrors errors{};
-  Image image;
-  int channels = 0;
-  int64_t height = 0, width = 0;
-  const bool header = read_jpeg(file, errors, [&](jpeg_decompress_struct& info) -> uint8_t* {
-    channels = info.num_components;
-    height = info.image_height;
-    width = info.image_width;
-    return nullptr;
   });
-  ensure(header, Fault::input, "{}: {}", name, errors.message);
-  ensure_colour(channels, name);
-  image = blank(height, width, from);
-  const bool read = read_jpeg(
-      file, errors, [&](jpeg_decompress_struct&) -> uint8_t* { return image.rgb.owned().data(); });
-  ensure(read, Fault::input, "{}: {}", name, errors.message);
   return image;
 }
 
@@ -183,15 +180,8 @@ Image decode_image(Bytes file, const std::string& name, int64_t pixels_max) {
 Image load_image(const std::string& path) {
   std::error_code error;
   ensure(std::filesystem::is_regular_file(path, error), Fault::input, "cannot open image {}", path);
-  const uint64_t size = std::filesystem::file_size(path, error);
-  ensure(!error && size <= kFileBytesMax, Fault::input, "{} has {} bytes, at most {} are read",
-         path, size, kFileBytesMax);
-  std::vector<std::byte> bytes(size);
-  std::ifstream file(path, std::ios::binary);
-  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
-  ensure(file.gcount() == static_cast<std::streamsize>(size), Fault::input,
-         "{} could not be read to its end", path);
-  return decode_image(bytes, path);
+  const std::string bytes = read_file(path, kFileBytesMax, Fault::input);
+  return decode_image(std::as_bytes(std::span(bytes)), path);
 }
 
 }  // namespace tendon
