@@ -53,8 +53,7 @@ Policy::Policy(Ops& ops, Model model, PolicySpec spec)
   for (const std::vector<double>* quantile : {&action.q01, &action.q99}) {
     std::vector<double> row(quantile->begin(), quantile->begin() + spec_.action_dim);
     action.renormalize(row);
-    std::ranges::transform(row, std::back_inserter(quantiles_),
-                           [](double v) { return static_cast<float>(v); });
+    quantiles_.insert(quantiles_.end(), row.begin(), row.end());
     quantiles_.resize(quantiles_.size() +
                       static_cast<size_t>(model_.config.action_dim - spec_.action_dim));
   }
@@ -159,7 +158,7 @@ void Policy::preprocess(const Observation& observation, Prepared& p, Inputs& in)
       if (id >= *spec_.folded_vocab) id = static_cast<int32_t>(3 + id % (*spec_.folded_vocab - 3));
   if (!model_.config.pi05()) {
     values_.assign(static_cast<size_t>(model_.config.state_dim), 0.f);
-    std::ranges::transform(state, values_.begin(), [](double v) { return static_cast<float>(v); });
+    std::ranges::copy(state, values_.begin());
     in.state = ops_.upload(values_, {1, model_.config.state_dim});
   }
 }
@@ -234,9 +233,7 @@ std::vector<float> Policy::from_robot(std::span<const double> actions, const Sta
   std::vector<double> rows(actions.begin(), actions.end());
   actions_to_model(spec_.transforms, states, rows,
                    rows.size() / static_cast<size_t>(spec_.action_dim));
-  std::vector<float> out(rows.size());
-  std::ranges::transform(rows, out.begin(), [](double v) { return static_cast<float>(v); });
-  return out;
+  return {rows.begin(), rows.end()};
 }
 
 void Policy::postprocess(const Prepared& p, Actions& out) const {
@@ -298,12 +295,6 @@ void Policy::read_prefix(Call& call, Meter& meter) {
   };
   tendon::read_prefix(ops_, model_, call.inputs, Sequences(call.caches), std::ref(run));
   for (const KvCache* cache : call.caches) work.prefix_tokens += cache->prefix;
-}
-
-std::vector<float> Policy::velocity(const Observation& observation, std::span<const float> noisy,
-                                    double t) {
-  const Point point{{noisy.begin(), noisy.end()}, t};
-  return std::move(velocities(observation, std::span(&point, 1))[0]);
 }
 
 std::vector<std::vector<float>> Policy::velocities(const Observation& observation,

@@ -72,17 +72,14 @@ class Policy {
   // See Engine::infer_batch.
   std::vector<Actions> infer_batch(std::span<const BatchRow> rows);
 
-  // The network's velocity at noisy actions [horizon, model action_dim], normalised, at time t in
-  // [0, 1] (1: noise): the same shape. Throws Error(Fault::input) as infer() does, and for another
-  // size, for what is not finite and for t outside of [0, 1].
-  std::vector<float> velocity(const Observation& observation, std::span<const float> noisy,
-                              double t);
-
-  // The same at several points over one prefix.
+  // Normalised actions on their way from noise (t = 1) to what the policy gives (t = 0).
   struct Point {
-    std::vector<float> noisy;
+    std::vector<float> noisy;  // [horizon, model action_dim]
     double t = 0;
   };
+  // The network's velocity at each of them, in the same shape, over one prefix. Throws
+  // Error(Fault::input) as infer() does, and for another size, for what is not finite and for t
+  // outside of [0, 1].
   std::vector<std::vector<float>> velocities(const Observation& observation,
                                              std::span<const Point> points);
 

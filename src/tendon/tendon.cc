@@ -130,7 +130,8 @@ std::vector<Actions> Engine::infer_batch(std::span<const BatchRow> rows) {
 
 std::vector<float> Engine::velocity(const Observation& observation, std::span<const float> noisy,
                                     double t) {
-  return parts_->policy->velocity(observation, noisy, t);
+  const Policy::Point point{{noisy.begin(), noisy.end()}, t};
+  return std::move(parts_->policy->velocities(observation, {&point, 1})[0]);
 }
 
 std::vector<std::string> Engine::cameras() const { return robot_cameras(parts_->policy->spec()); }
