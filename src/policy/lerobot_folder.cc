@@ -119,21 +119,17 @@ bool read_sizes(const CheckpointFolder& folder, Config& c) {
   return true;  // lerobot's files mean its default by a chunk_size that is absent
 }
 
-// The model's cameras under their own names, except those that the robot calls otherwise.
-void name_cameras(PolicySpec& s, const std::map<std::string, std::string>& rename) {
-  for (const auto& [own, slot] : rename)
-    if (std::ranges::find(s.slots, slot) != s.slots.end()) s.cameras[own] = slot;
-  for (const std::string& slot : s.slots)
-    if (std::ranges::none_of(s.cameras, [&](const auto& pair) { return pair.second == slot; }))
-      s.cameras[slot] = slot;
-}
-
 PolicySpec spec_of(const Processors& p, const Features& features, const Config& c) {
   PolicySpec s{.slots = features.cameras,
                .transforms = {Normalize{.state = p.state, .action = p.action}},
                .state_dim = features.state_dim,
                .action_dim = features.action_dim};
-  name_cameras(s, p.rename);
+  // The model's cameras under their own names, except those that the robot calls otherwise.
+  for (const auto& [own, slot] : p.rename)
+    if (std::ranges::find(s.slots, slot) != s.slots.end()) s.cameras[own] = slot;
+  for (const std::string& slot : s.slots)
+    if (std::ranges::none_of(s.cameras, [&](const auto& pair) { return pair.second == slot; }))
+      s.cameras[slot] = slot;
   s.prompt.tokens_max = c.max_token_len;
   ensure(!c.pi05() || p.writes_state, Fault::checkpoint,
          "policy_preprocessor.json has no step that writes the state into the prompt, which pi0.5 "

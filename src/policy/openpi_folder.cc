@@ -46,7 +46,7 @@ TrainedWith read_training(const fs::path& folder) {
   const Metadata stored = read_metadata(folder, "/config/model");
   TrainedWith t{.file = stored.file, .unread = stored.unread};
   const auto read = [&](const char* key, auto& to) {
-    using T = std::remove_reference_t<decltype(to)>::value_type;
+    using T = typename std::remove_reference_t<decltype(to)>::value_type;
     const json value = stored.value.is_object() ? stored.value.value(key, json()) : json();
     if (std::is_same_v<T, bool> ? value.is_boolean() : value.is_number_integer())
       to = value.get<T>();
@@ -59,19 +59,35 @@ TrainedWith read_training(const fs::path& folder) {
   return t;
 }
 
-// Its values into `config`, which comes from the tensors. Throws Error(Fault::checkpoint) where
-// they contradict those, or the horizon of config.json.
-void apply(const TrainedWith& t, std::optional<int64_t> stated_horizon, Config& c) {
-  const auto agree = [&](const char* key, const auto& trained, auto other, const char* source) {
-    ensure(!trained || *trained == other, Fault::checkpoint,
-           "{}: {} is {}, but {} {}; one of the files belongs to another model", t.file, key,
-           trained.value_or(other), source, other);
+// What config.json, metadata.pt and a named training config tell, into sizes that come from the
+// tensors. Throws Error(Fault::checkpoint) where they contradict those or each other. Whether a
+// file of the folder tells the horizon.
+bool read_sizes(const CheckpointFolder& folder, const TrainedWith& trained, Config& c) {
+  folder.ensure_agrees("action_dim", c.action_dim);
+  std::optional<int64_t> stated;
+  if (folder.config.contains("action_horizon"))
+    stated = json_int(folder.config, "action_horizon", folder.file);
+  const auto agree = [&](const char* key, const auto& told, auto other, const char* source) {
+    ensure(!told || *told == other, Fault::checkpoint,
+           "{}: {} is {}, but {} {}; one of the files belongs to another model", trained.file, key,
+           told.value_or(other), source, other);
   };
-  agree("action_dim", t.action_dim, c.action_dim, "the tensors say");
-  agree("pi05", t.pi05, c.pi05(), "of the tensors it is");
-  if (stated_horizon) agree("action_horizon", t.horizon, *stated_horizon, "config.json says");
-  c.horizon = t.horizon.value_or(c.horizon);
-  c.max_token_len = t.max_token_len.value_or(c.max_token_len);
+  agree("action_dim", trained.action_dim, c.action_dim, "the tensors say");
+  agree("pi05", trained.pi05, c.pi05(), "of the tensors it is");
+  if (stated) agree("action_horizon", trained.horizon, *stated, "config.json says");
+  const bool known = stated || trained.horizon;
+  if (known) c.horizon = stated ? *stated : *trained.horizon;
+  c.max_token_len = trained.max_token_len.value_or(c.max_token_len);
+  for (const Description& d : folder.told) {
+    if (!d.named) continue;
+    ensure(d.json.at("action_dim") == c.action_dim, Fault::checkpoint,
+           "{} has {} action dims, the model {}", d.file, d.json.at("action_dim").dump(),
+           c.action_dim);
+    ensure(!known || d.json.at("horizon") == c.horizon, Fault::checkpoint,
+           "{}: action_horizon is {}, but {} has {}", stated ? folder.file : trained.file,
+           c.horizon, d.file, d.json.at("horizon").dump());
+  }
+  return known;
 }
 
 // Where the settings of a module stand: of its tower and part, of its part, of all. Empty: they are
@@ -95,18 +111,18 @@ fs::path find_statistics(const fs::path& folder, const std::string& wanted) {
       if (entry.path().filename() == "norm_stats.json" && ids.size() < 1000)
         ids.push_back(entry.path().parent_path().lexically_relative(assets).string());
   std::ranges::sort(ids);
-  const auto list = fmt::join(ids, ", ");
   ensure(!ids.empty(), Fault::checkpoint,
          "{} has no assets/<id>/norm_stats.json; copy openpi's assets folder beside the weights, "
          "or give --statistics FILE",
          folder.string());
   if (wanted.empty()) {
     ensure(ids.size() == 1, Fault::usage, "{} has statistics for {}; choose with --asset",
-           folder.string(), list);
+           folder.string(), fmt::join(ids, ", "));
     return assets / ids.front() / "norm_stats.json";
   }
   ensure(std::ranges::find(ids, wanted) != ids.end(), Fault::checkpoint,
-         "{} has no assets/{}/norm_stats.json; there is: {}", folder.string(), wanted, list);
+         "{} has no assets/{}/norm_stats.json; there is: {}", folder.string(), wanted,
+         fmt::join(ids, ", "));
   return assets / wanted / "norm_stats.json";
 }
 
@@ -187,7 +203,9 @@ void ask_for_transforms(const CheckpointFolder& folder, bool state_told, OpenedM
 
 std::optional<LoraSettings> read_lora_of_training(const fs::path& folder,
                                                   const std::vector<std::string>& modules) {
-  const auto& [file, told, unread] = read_metadata(folder, "/config/lora_config");
+  const Metadata stored = read_metadata(folder, "/config/lora_config");
+  const std::string& file = stored.file;
+  const json& told = stored.value;
   if (!told.is_object() || told.value("enabled", json()) != true) return {};
   LoraSettings s{
       .file = file,
@@ -212,26 +230,8 @@ void read_openpi(const CheckpointFolder& folder, OpenedModel& m) {
   m.weights =
       open_weights(weight_files(folder.named, folder.options, folder.config), folder.options);
   const TrainedWith trained = read_training(folder.path);
-  const auto from_files = [&](Config& c) {
-    folder.ensure_agrees("action_dim", c.action_dim);
-    std::optional<int64_t> stated;
-    if (folder.config.contains("action_horizon"))
-      stated = json_int(folder.config, "action_horizon", folder.file);
-    c.horizon = stated.value_or(c.horizon);
-    apply(trained, stated, c);
-    const bool known = stated || trained.horizon;
-    for (const Description& d : folder.told) {
-      if (!d.named) continue;
-      ensure(d.json.at("action_dim") == c.action_dim, Fault::checkpoint,
-             "{} has {} action dims, the model {}", d.file, d.json.at("action_dim").dump(),
-             c.action_dim);
-      ensure(!known || d.json.at("horizon") == c.horizon, Fault::checkpoint,
-             "{}: action_horizon is {}, but {} has {}", stated ? folder.file : trained.file,
-             c.horizon, d.file, d.json.at("horizon").dump());
-    }
-    return known;
-  };
-  m.config = folder.sizes(*m.weights, from_files, trained.unread);
+  m.config = folder.sizes(
+      *m.weights, [&](Config& c) { return read_sizes(folder, trained, c); }, trained.unread);
   if (trained.horizon || trained.max_token_len)
     m.notes.push_back(
         fmt::format("{}: trained with {} actions per chunk and prompts of at most {} "

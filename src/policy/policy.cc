@@ -143,7 +143,6 @@ void Policy::preprocess(const Observation& observation, Prepared& p, Inputs& in)
   const std::optional<std::string>& text =
       observation.prompt ? observation.prompt : spec_.default_prompt;
   ensure(text.has_value(), Fault::input, "a prompt is required: give --prompt TEXT");
-  check_utf8(*text, "the prompt");
   ensure(!strip(*text).empty(), Fault::input,
          "the prompt is empty; say what the robot shall do, such as \"fold the towel\"");
   p.tokens = tokenize_prompt(*spec_.tokenizer, *text, state, spec_.prompt, std::move(p.tokens));

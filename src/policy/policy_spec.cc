@@ -11,9 +11,7 @@
 namespace tendon {
 
 std::string quoted_names(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& n : names) text += (text.empty() ? "'" : ", '") + n + "'";
-  return text;
+  return names.empty() ? "" : fmt::format("'{}'", fmt::join(names, "', '"));
 }
 
 std::string state_dims(int64_t most, const std::optional<int64_t>& least) {
