@@ -61,7 +61,7 @@ std::string plain(std::string_view text) {
 
 // A value as the pickle builds it: parts are values, too, and may be shared.
 struct Value {
-  enum class Kind { scalar, list, dict, object, mark };
+  enum class Kind { scalar, list, dict, object };
   Kind kind = Kind::scalar;
   nlohmann::json scalar = {};      // of an object: its class
   std::vector<size_t> parts = {};  // of a dictionary: key, value, key, value, ...
@@ -87,15 +87,17 @@ class Unpickler {
   using Kind = Value::Kind;
 
   size_t make(Value value) {
-    ensure(values_.size() < kValuesMax, Fault::checkpoint, "{}: more than {} values", file_,
-           kValuesMax);
     values_.push_back(std::move(value));
+    limit(values_.size());
     return values_.size() - 1;
+  }
+  void limit(size_t values) const {
+    ensure(values <= kValuesMax, Fault::checkpoint, "{}: more than {} values", file_, kValuesMax);
   }
   void push(Value value) { stack_.push_back(make(std::move(value))); }
   void push(nlohmann::json scalar) { push(Value{.scalar = std::move(scalar)}); }
   size_t pop() {
-    ensure(!stack_.empty() && values_[stack_.back()].kind != Kind::mark, Fault::checkpoint,
+    ensure(stack_.size() > (marks_.empty() ? 0 : marks_.back()), Fault::checkpoint,
            "{}: a pickle that takes more than it has", file_);
     const size_t top = stack_.back();
     stack_.pop_back();
@@ -103,11 +105,11 @@ class Unpickler {
   }
   // What was pushed since the last mark, which goes.
   std::vector<size_t> pop_to_mark() {
-    size_t begin = stack_.size();
-    while (begin > 0 && values_[stack_[begin - 1]].kind != Kind::mark) --begin;
-    ensure(begin > 0, Fault::checkpoint, "{}: a pickle without a mark", file_);
-    std::vector<size_t> taken(stack_.begin() + static_cast<std::ptrdiff_t>(begin), stack_.end());
-    stack_.resize(begin - 1);
+    ensure(!marks_.empty(), Fault::checkpoint, "{}: a pickle without a mark", file_);
+    std::vector<size_t> taken(stack_.begin() + static_cast<std::ptrdiff_t>(marks_.back()),
+                              stack_.end());
+    stack_.resize(marks_.back());
+    marks_.pop_back();
     return taken;
   }
   std::vector<size_t> pop(int count) {
@@ -169,7 +171,7 @@ class Unpickler {
       case ']':
       case ')':
       case 0x8f: push(Value{Kind::list}); break;
-      case '(': push(Value{Kind::mark}); break;
+      case '(': marks_.push_back(stack_.size()); break;
       case 't':
       case 0x91: push(Value{Kind::list, {}, count(pop_to_mark())}); break;
       case 0x85: push(Value{Kind::list, {}, count(pop(1))}); break;
@@ -186,8 +188,7 @@ class Unpickler {
   }
 
   const std::vector<size_t>& count(const std::vector<size_t>& parts) {
-    parts_ += parts.size();
-    ensure(parts_ <= kValuesMax, Fault::checkpoint, "{}: more than {} values", file_, kValuesMax);
+    limit(parts_ += parts.size());
     return parts;
   }
 
@@ -208,9 +209,8 @@ class Unpickler {
   void remember(uint64_t key) {
     const size_t top = pop();
     stack_.push_back(top);
-    ensure(memo_.size() < kValuesMax, Fault::checkpoint, "{}: more than {} values", file_,
-           kValuesMax);
     memo_[key] = top;
+    limit(memo_.size());
   }
   void recall(uint64_t key) {
     const auto found = memo_.find(key);
@@ -272,6 +272,7 @@ class Unpickler {
   std::string file_;
   std::vector<Value> values_;
   std::vector<size_t> stack_;
+  std::vector<size_t> marks_;  // heights of the stack
   std::unordered_map<uint64_t, size_t> memo_;
   size_t parts_ = 0, told_ = 0;
 };

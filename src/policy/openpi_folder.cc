@@ -20,6 +20,14 @@ struct Metadata {
   std::string file;
   json value;          // null: it was not told there
   std::string unread;  // why the file was not read: another may tell the same
+
+  // A key of `value`: int64_t or bool. What has another type is as good as absent.
+  template <class T>
+  std::optional<T> get(const char* key) const {
+    const json told = value.is_object() ? value.value(key, json()) : json();
+    const bool fits = std::is_same_v<T, bool> ? told.is_boolean() : told.is_number_integer();
+    return fits ? std::optional(told.get<T>()) : std::nullopt;
+  }
 };
 
 Metadata read_metadata(const fs::path& folder, const char* member) {
@@ -35,35 +43,12 @@ Metadata read_metadata(const fs::path& folder, const char* member) {
   return m;
 }
 
-// Of the model; what is absent was not told there.
-struct TrainedWith {
-  std::string file, unread;
-  std::optional<int64_t> horizon, max_token_len, action_dim;
-  std::optional<bool> state_in_prompt, pi05;
-};
-
-TrainedWith read_training(const fs::path& folder) {
-  const Metadata stored = read_metadata(folder, "/config/model");
-  TrainedWith t{.file = stored.file, .unread = stored.unread};
-  const auto read = [&](const char* key, auto& to) {
-    using T = typename std::remove_reference_t<decltype(to)>::value_type;
-    const json value = stored.value.is_object() ? stored.value.value(key, json()) : json();
-    if (std::is_same_v<T, bool> ? value.is_boolean() : value.is_number_integer())
-      to = value.get<T>();
-  };
-  read("action_horizon", t.horizon);
-  read("max_token_len", t.max_token_len);
-  read("action_dim", t.action_dim);
-  read("discrete_state_input", t.state_in_prompt);
-  read("pi05", t.pi05);
-  return t;
-}
-
 // What config.json, metadata.pt and a named training config tell, into sizes that come from the
 // tensors. Throws Error(Fault::checkpoint) where they contradict those or each other. Whether a
 // file of the folder tells the horizon.
-bool read_sizes(const CheckpointFolder& folder, const TrainedWith& trained, Config& c) {
+bool read_sizes(const CheckpointFolder& folder, const Metadata& trained, Config& c) {
   folder.ensure_agrees("action_dim", c.action_dim);
+  const auto horizon = trained.get<int64_t>("action_horizon");
   std::optional<int64_t> stated;
   if (folder.config.contains("action_horizon"))
     stated = json_int(folder.config, "action_horizon", folder.file);
@@ -72,12 +57,12 @@ bool read_sizes(const CheckpointFolder& folder, const TrainedWith& trained, Conf
            "{}: {} is {}, but {} {}; one of the files belongs to another model", trained.file, key,
            told.value_or(other), source, other);
   };
-  agree("action_dim", trained.action_dim, c.action_dim, "the tensors say");
-  agree("pi05", trained.pi05, c.pi05(), "of the tensors it is");
-  if (stated) agree("action_horizon", trained.horizon, *stated, "config.json says");
-  const bool known = stated || trained.horizon;
-  if (known) c.horizon = stated ? *stated : *trained.horizon;
-  c.max_token_len = trained.max_token_len.value_or(c.max_token_len);
+  agree("action_dim", trained.get<int64_t>("action_dim"), c.action_dim, "the tensors say");
+  agree("pi05", trained.get<bool>("pi05"), c.pi05(), "of the tensors it is");
+  if (stated) agree("action_horizon", horizon, *stated, "config.json says");
+  const bool known = stated || horizon;
+  if (known) c.horizon = stated ? *stated : *horizon;
+  c.max_token_len = trained.get<int64_t>("max_token_len").value_or(c.max_token_len);
   for (const Description& d : folder.told) {
     if (!d.named) continue;
     ensure(d.json.at("action_dim") == c.action_dim, Fault::checkpoint,
@@ -229,10 +214,11 @@ void read_openpi(const CheckpointFolder& folder, OpenedModel& m) {
   m.layout = "openpi";
   m.weights =
       open_weights(weight_files(folder.named, folder.options, folder.config), folder.options);
-  const TrainedWith trained = read_training(folder.path);
+  const Metadata trained = read_metadata(folder.path, "/config/model");
+  const auto state_in_prompt = trained.get<bool>("discrete_state_input");
   m.config = folder.sizes(
       *m.weights, [&](Config& c) { return read_sizes(folder, trained, c); }, trained.unread);
-  if (trained.horizon || trained.max_token_len)
+  if (trained.get<int64_t>("action_horizon") || trained.get<int64_t>("max_token_len"))
     m.notes.push_back(
         fmt::format("{}: trained with {} actions per chunk and prompts of at most {} "
                     "tokens",
@@ -240,7 +226,7 @@ void read_openpi(const CheckpointFolder& folder, OpenedModel& m) {
   m.spec = {.slots = camera_slots(3),
             .resizer = Family::openpi,
             .prompt = {.style = Family::openpi,
-                       .state_in_prompt = m.config.pi05() && trained.state_in_prompt.value_or(true),
+                       .state_in_prompt = m.config.pi05() && state_in_prompt.value_or(true),
                        .tokens_max = m.config.max_token_len},
             .transforms = {Normalize{{.family = Family::openpi}, {.family = Family::openpi}}},
             .state_dim = 0,
@@ -248,7 +234,7 @@ void read_openpi(const CheckpointFolder& folder, OpenedModel& m) {
   for (const std::string& slot : m.spec.slots) m.spec.cameras[slot] = slot;
   describe_robot(m.spec, folder.told);
   add_statistics(folder, m);
-  ask_for_transforms(folder, trained.state_in_prompt.has_value(), m);
+  ask_for_transforms(folder, state_in_prompt.has_value(), m);
 }
 
 }  // namespace tendon
