@@ -12,7 +12,7 @@
 #include "checkpoint/synthetic.h"
 #include "checkpoint/values.h"
 #include "checkpoint/weights.h"
-#include "model/parameters.h"
+#include "model/weights.h"
 #include "tensor/bf16.h"
 #include "test_files.h"
 

@@ -2,7 +2,7 @@
 // The embedded policies: the real loader on what training left, and lerobot's own actions.
 #include "checkpoint/files.h"
 #include "demo/closed_loop.h"
-#include "model/parameters.h"
+#include "model/weights.h"
 #include "tendon/opened.h"
 #include "tensor/compare.h"
 #include "test_files.h"

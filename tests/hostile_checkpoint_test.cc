@@ -11,7 +11,7 @@
 #include "checkpoint/weights.h"
 #include "damaged_checkpoint.h"
 #include "model/config.h"
-#include "model/parameters.h"
+#include "model/weights.h"
 #include "tendon/opened.h"
 #include "tensor/check.h"
 

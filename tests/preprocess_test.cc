@@ -8,7 +8,6 @@
 #include <random>
 
 #include "policy/checkpoint_folder.h"
-#include "policy/image_file.h"
 #include "policy/images.h"
 #include "policy/policy_spec_json.h"
 #include "policy/processors.h"

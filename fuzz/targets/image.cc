@@ -1,6 +1,6 @@
 // A PNG, JPEG or PPM file of the command line.
 #include "../target.h"
-#include "policy/image_file.h"
+#include "policy/images.h"
 
 using namespace tendon;
 

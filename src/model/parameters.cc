@@ -1,5 +1,3 @@
-#include "model/parameters.h"
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -8,6 +6,7 @@
 #include <regex>
 #include <set>
 
+#include "model/weights.h"
 #include "tensor/check.h"
 
 namespace tendon {

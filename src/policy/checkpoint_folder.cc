@@ -7,7 +7,7 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
-#include "model/parameters.h"
+#include "model/weights.h"
 #include "policy/policy_spec_json.h"
 #include "tensor/check.h"
 

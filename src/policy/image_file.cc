@@ -1,4 +1,3 @@
-#include "policy/image_file.h"
 
 #include <jpeglib.h>
 #include <png.h>

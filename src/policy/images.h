@@ -1,8 +1,12 @@
-// Pictures on their way into the model: the two resizers of the reference implementations, scaling
-// to [-1, 1], and patches. Formulas: openpi's image_tools (Pillow), lerobot's resize_with_pad.
+// Pictures on their way into the model: files (PNG, JPEG and PPM), the two resizers of the
+// reference implementations, scaling to [-1, 1], and patches. Formulas: openpi's image_tools
+// (Pillow), lerobot's resize_with_pad.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -12,6 +16,13 @@
 namespace tendon {
 
 constexpr int kImageSideMax = 8192;
+
+// Three channels of 8 bits; at most 64 MB of file and 8,192 pixels per side. Throws
+// Error(Fault::input) naming the file for anything else, also for grey or transparent pictures.
+Image load_image(const std::string& path);
+// Of a peer's file at most `pixels_max` are reserved for.
+Image decode_image(std::span<const std::byte> file, const std::string& name,
+                   int64_t pixels_max = INT64_MAX);
 
 struct PatchLayout {
   int side = 0, patch = 0;  // pixels

@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "client/wire_fields.h"
-#include "policy/image_file.h"
+#include "policy/images.h"
 #include "policy/policy.h"
 #include "policy/policy_spec_json.h"
 #include "tensor/check.h"

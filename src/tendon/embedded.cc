@@ -4,7 +4,7 @@
 #include <span>
 
 #include "demo/picture.h"
-#include "policy/image_file.h"
+#include "policy/images.h"
 #include "policy/open_model.h"
 #include "tensor/embed.h"
 

@@ -9,7 +9,7 @@
 
 #include "backends/cpu/cpu.h"
 #include "backends/reference/reference.h"
-#include "policy/image_file.h"
+#include "policy/images.h"
 #include "policy/open_model.h"
 #include "tendon/opened.h"
 #include "tensor/check.h"

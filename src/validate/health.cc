@@ -4,7 +4,7 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
-#include "model/parameters.h"
+#include "model/weights.h"
 #include "policy/checkpoint_folder.h"
 #include "tensor/check.h"
 #include "tensor/stop_watch.h"
