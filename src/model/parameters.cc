@@ -1,3 +1,4 @@
+// What the tensors of a checkpoint tell about its model, and whether they are all there.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
