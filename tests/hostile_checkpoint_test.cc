@@ -172,7 +172,6 @@ class Unchecked final : public WeightSource {
   HostTensor get(const std::string& name, const Shape&) override {
     return file_->tensors().at(name);
   }
-  std::string description() const override { return "unchecked"; }
 
  private:
   const std::unique_ptr<WeightSource> file_;

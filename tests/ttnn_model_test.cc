@@ -176,7 +176,6 @@ class Blank final : public WeightSource {
         std::as_bytes(std::span(zeros_)).first(static_cast<size_t>(4 * shape.count()));
     return {name, DType::f32, shape, bytes, nullptr};
   }
-  std::string description() const override { return "blank"; }
 
  private:
   std::vector<float> zeros_ = std::vector<float>(1 << 23);

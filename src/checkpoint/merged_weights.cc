@@ -82,14 +82,12 @@ class MergedWeights final : public WeightSource {
  public:
   MergedWeights(std::unique_ptr<WeightSource> base, AdapterTensors adapter,
                 const LoraSettings& settings)
-      : base_(std::move(base)),
-        adapter_(std::move(adapter)),
-        settings_(settings),
-        tensors_(base_->tensors()) {
-    summary_.file = adapter_.file;
+      : base_(std::move(base)), adapter_(std::move(adapter)), settings_(settings) {
+    tensors_ = base_->tensors();
+    summary_ = AdapterSummary{.file = adapter_.file};
     replace();
     std::erase_if(adapter_.updates, [&](const auto& u) { return !prepare(u.first, u.second); });
-    summary_.kept_in_bf16 = kept_in_bf16();
+    summary_->kept_in_bf16 = kept_in_bf16();
     description_ = base_->description() + " with " + adapter_.file;
   }
 
@@ -108,10 +106,6 @@ class MergedWeights final : public WeightSource {
     return t;
   }
 
-  const NamedTensors& tensors() const override { return tensors_; }
-  std::string description() const override { return description_; }
-  const AdapterSummary* adapter() const override { return &summary_; }
-
  private:
   struct Bias {
     HostTensor values;
@@ -126,8 +120,8 @@ class MergedWeights final : public WeightSource {
       refuse_other_shape(tensor, base.shape);
       refuse_other_type(tensor);
       base = tensor;
-      summary_.weights.push_back(name);
-      ++summary_.replaced;
+      summary_->weights.push_back(name);
+      ++summary_->replaced;
     }
     // A module that was to be saved and is not there would run as it was before training.
     for (const std::string& module : settings_.whole)
@@ -186,16 +180,16 @@ class MergedWeights final : public WeightSource {
              "{}: {} is {}, expected {} values", adapter_.file, u.magnitude->name,
              to_string(u.magnitude->shape), rows);
     if (u.bias) add_bias(weight, u, scale);
-    summary_.weights.push_back(weight);
-    ++summary_.updated;
+    summary_->weights.push_back(weight);
+    ++summary_->updated;
     const auto widen = [&](auto& range, auto value) {
-      range = summary_.updated == 1
+      range = summary_->updated == 1
                   ? std::pair(value, value)
                   : std::pair(std::min(range.first, value), std::max(range.second, value));
     };
-    widen(summary_.ranks, rank);
-    widen(summary_.scales, scale);
-    summary_.dora = summary_.dora || u.magnitude;
+    widen(summary_->ranks, rank);
+    widen(summary_->scales, scale);
+    summary_->dora = summary_->dora || u.magnitude;
     return true;
   }
 
@@ -208,7 +202,7 @@ class MergedWeights final : public WeightSource {
     fits_base(bias, u.bias->name);
     refuse_other_shape(*u.bias, tensors_.at(bias).shape);
     biases_[bias] = {*u.bias, scale};
-    summary_.weights.push_back(bias);
+    summary_->weights.push_back(bias);
   }
 
   // Of W [outputs, inputs] (more axes: of a convolution): A [rank, inputs] and B [outputs, rank],
@@ -334,10 +328,7 @@ class MergedWeights final : public WeightSource {
   std::unique_ptr<WeightSource> base_;
   AdapterTensors adapter_;
   LoraSettings settings_;
-  NamedTensors tensors_;
   std::map<std::string, Bias> biases_;
-  std::string description_;
-  AdapterSummary summary_;
 };
 
 }  // namespace

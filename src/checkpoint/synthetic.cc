@@ -92,17 +92,14 @@ std::shared_ptr<std::byte> allocate(size_t bytes) {
 
 class SyntheticWeights final : public WeightSource {
  public:
-  SyntheticWeights(bool pi05, const SyntheticOptions& options) : pi05_(pi05), options_(options) {}
-
+  SyntheticWeights(bool pi05, const SyntheticOptions& options) : options_(options) {
+    description_ = fmt::format("synthetic:{} (seed {})", pi05 ? "pi05" : "pi0", options.seed);
+  }
   HostTensor get(const std::string& name, const Shape& shape) override {
     return synthetic_tensor(name, shape, options_);
   }
-  std::string description() const override {
-    return fmt::format("synthetic:{} (seed {})", pi05_ ? "pi05" : "pi0", options_.seed);
-  }
 
  private:
-  bool pi05_;
   SyntheticOptions options_;
 };
 

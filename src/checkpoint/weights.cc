@@ -58,13 +58,10 @@ class FileWeights final : public WeightSource {
     return pieces;
   }
 
-  const NamedTensors& tensors() const override { return tensors_; }
-  std::string description() const override { return description_; }
-  const AdapterSummary* adapter() const override {
-    return left_out_.file.empty() ? nullptr : &left_out_;
+  // The file of an adapter that is not applied; empty: there is none.
+  void leave_out(const std::string& file) {
+    if (!file.empty()) summary_ = AdapterSummary{.file = file, .left_out = true};
   }
-  // The file of an adapter that is not applied.
-  void leave_out(const std::string& file) { left_out_ = {.file = file, .left_out = true}; }
 
  private:
   void add(const HostTensor& t, const std::string& name, const std::string& file) {
@@ -77,10 +74,6 @@ class FileWeights final : public WeightSource {
     ensure(tensors_.emplace(name, std::move(renamed)).second, Fault::checkpoint,
            "{}: {} is stored twice (as {})", file, name, t.name);
   }
-
-  NamedTensors tensors_;
-  std::string description_;
-  AdapterSummary left_out_;
 };
 
 }  // namespace

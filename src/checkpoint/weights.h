@@ -70,13 +70,15 @@ class WeightSource {
   // The pieces of a weight that a backend has packed, as stored by `tendon convert`; else empty.
   virtual std::vector<HostTensor> packed(const std::string&) const { return {}; }
   // Every tensor of files by its canonical name; generated sources have none.
-  virtual const NamedTensors& tensors() const {
-    static const NamedTensors kNone;
-    return kNone;
-  }
-  virtual std::string description() const = 0;
+  const NamedTensors& tensors() const { return tensors_; }
+  const std::string& description() const { return description_; }
   // The adapter that get() merges or leaves out; null: there is none.
-  virtual const AdapterSummary* adapter() const { return nullptr; }
+  const AdapterSummary* adapter() const { return summary_ ? &*summary_ : nullptr; }
+
+ protected:
+  NamedTensors tensors_;
+  std::string description_;
+  std::optional<AdapterSummary> summary_;
 };
 
 // What is wrong with the tensor `name` of `source`: it is missing (the nearest existing one is
