@@ -1,4 +1,4 @@
-
+// Image files of the command line and of requests.
 #include <jpeglib.h>
 #include <png.h>
 
