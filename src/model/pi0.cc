@@ -245,10 +245,6 @@ void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> all, const Se
     for (LayerKv& kv : caches[i].layers) kv.keys = *tensor++, kv.values = *tensor++;
 }
 
-void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> all, const Sequences& caches) {
-  read_prefix(ops, m, all, caches, [](auto*, auto inputs, auto& body) { return body(inputs); });
-}
-
 // ---- Suffix and Euler steps ----
 
 namespace {

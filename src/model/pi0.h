@@ -124,10 +124,9 @@ using RunStage = std::function<std::vector<Tensor>(
     const char* stage, std::span<const Tensor> inputs, const Kernels::Body& body)>;
 
 // All of the above, for one or several sequences.
-void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> sequences,
-                 const Sequences& caches, const RunStage& run);
-void read_prefix(Ops& ops, const Model& m, std::span<const Inputs> sequences,
-                 const Sequences& caches);
+void read_prefix(
+    Ops& ops, const Model& m, std::span<const Inputs> sequences, const Sequences& caches,
+    const RunStage& run = [](auto*, auto inputs, auto& body) { return body(inputs); });
 
 // What depends on each of these times, in [0, 1], alone. `sequence` decides the arithmetic.
 std::vector<StepTables> step_tables(Ops& ops, const Model& m, std::span<const float> times,

@@ -76,7 +76,7 @@ struct Vocabulary {
 };
 
 // Both throw Error(Fault::checkpoint) naming `name`, the field, what was found and what is needed,
-// and treat the bytes as hostile: kPiecesMax pieces of kPieceBytesMax bytes, no recursion.
+// and treat the bytes as hostile: at most kPiecesMax pieces of kPieceBytesMax bytes, no recursion.
 
 // A SentencePiece model (sentencepiece_model.proto): type BPE with byte fallback, no normalisation
 // but ' ' to U+2581, as PaliGemma's and Gemma's.
