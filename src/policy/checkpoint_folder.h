@@ -59,10 +59,10 @@ OpenedModel open_folder(const std::filesystem::path& folder, const OpenOptions& 
 struct WeightFiles {
   std::vector<std::filesystem::path> weights;       // one, or those that `index` names
   std::filesystem::path index;                      // empty: none
+  std::vector<std::string> indexed;                 // the tensors that it names
   std::filesystem::path adapter, adapter_settings;  // PEFT's two files; empty: none
-  bool uncertain =
-      false;             // the adapter lies beside the weights, and nothing says what it is to them
-  std::string left_out;  // what --lora-scale 0 leaves out
+  bool uncertain = false;  // an adapter beside weights, and nothing says what it is to them
+  std::string left_out;    // what --lora-scale 0 leaves out
 };
 // `config`: config.json, where there is one. Throws Error(Fault::checkpoint), also for an adapter
 // without weights or settings, for several and for other forms of adapters; Error(Fault::usage)

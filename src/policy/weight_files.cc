@@ -114,9 +114,36 @@ void find_weights(const fs::path& folder, WeightFiles& found) {
     ensure(name.has_filename() && !name.has_parent_path() && files.size() < 1024, Fault::checkpoint,
            "{}: '{}' is not a file name in the same folder", index.string(), name.string());
     files.insert(folder / name);
+    found.indexed.push_back(tensor);
   }
   found.index = index;
   found.weights = {files.begin(), files.end()};
+}
+
+using OpenFiles = std::vector<std::shared_ptr<const SafetensorsFile>>;
+
+// Modules with LoRA factors among the weights.
+std::vector<std::string> adapted_modules(const OpenFiles& weights) {
+  std::vector<std::string> modules;
+  for (const auto& file : weights)
+    for (const HostTensor& t : file->tensors())
+      if (AdapterKey key = adapter_key(t.name, file->name()); key.role == AdapterKey::Role::a)
+        modules.push_back(std::move(key.module));
+  return modules;
+}
+
+// lerobot would run the weights, PEFT merge the adapter; and the weights may be the merged ones.
+void refuse_uncertain(const WeightFiles& files, const OpenFiles& weights) {
+  for (const auto& file : weights)
+    for (const HostTensor& t : file->tensors())
+      if (adapter_key(t.name, file->name()).role == AdapterKey::Role::wrapped) return;
+  const std::string folder = files.adapter.parent_path().string();
+  fail(Fault::checkpoint,
+       "{} is a LoRA adapter beside complete weights, and config.json does not say use_peft: "
+       "whether it belongs to them or is in them already cannot be seen, and the actions are "
+       "others. Say --base {} to merge it into these weights, or --lora-scale 0 to run them as "
+       "they are",
+       files.adapter.string(), folder);
 }
 
 }  // namespace
@@ -157,36 +184,6 @@ WeightFiles weight_files(const fs::path& folder, const OpenOptions& o,
   return files;
 }
 
-namespace {
-
-using OpenFiles = std::vector<std::shared_ptr<const SafetensorsFile>>;
-
-// Modules with LoRA factors among the weights.
-std::vector<std::string> adapted_modules(const OpenFiles& weights) {
-  std::vector<std::string> modules;
-  for (const auto& file : weights)
-    for (const HostTensor& t : file->tensors())
-      if (AdapterKey key = adapter_key(t.name, file->name()); key.role == AdapterKey::Role::a)
-        modules.push_back(std::move(key.module));
-  return modules;
-}
-
-// lerobot would run the weights, PEFT merge the adapter; and the weights may be the merged ones.
-void refuse_uncertain(const WeightFiles& files, const OpenFiles& weights) {
-  for (const auto& file : weights)
-    for (const HostTensor& t : file->tensors())
-      if (adapter_key(t.name, file->name()).role == AdapterKey::Role::wrapped) return;
-  const std::string folder = files.adapter.parent_path().string();
-  fail(Fault::checkpoint,
-       "{} is a LoRA adapter beside complete weights, and config.json does not say use_peft: "
-       "whether it belongs to them or is in them already cannot be seen, and the actions are "
-       "others. Say --base {} to merge it into these weights, or --lora-scale 0 to run them as "
-       "they are",
-       files.adapter.string(), folder);
-}
-
-}  // namespace
-
 std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenOptions& o) {
   AdapterFiles adapter{.left_out = files.left_out};
   if (!files.adapter_settings.empty())
@@ -206,13 +203,10 @@ std::unique_ptr<WeightSource> open_weights(const WeightFiles& files, const OpenO
   }
   if (files.uncertain) refuse_uncertain(files, weights);
   if (!files.adapter.empty()) adapter.files.push_back(SafetensorsFile::open(files.adapter));
-  if (!files.index.empty()) {
-    const nlohmann::json root = read_json(files.index);
-    for (const auto& entry : root.at("weight_map").items()) {
-      const auto holds = [&](const auto& f) { return f->find(entry.key()) != nullptr; };
-      ensure(std::ranges::any_of(weights, holds), Fault::checkpoint, "{}: no file holds {}",
-             files.index.string(), entry.key());
-    }
+  for (const std::string& name : files.indexed) {
+    const auto holds = [&](const auto& file) { return file->find(name) != nullptr; };
+    ensure(std::ranges::any_of(weights, holds), Fault::checkpoint, "{}: no file holds {}",
+           files.index.string(), name);
   }
   auto source = open_weights(weights, adapter);
   if (source->adapter()) return source;
