@@ -21,32 +21,23 @@ T member(const nlohmann::json& object, const std::string& key, const std::string
   return value.get<T>();
 }
 
-template <class Json>
-Json parse(std::string_view text, const std::string& file) {
-  const auto limit_depth = [&](int depth, typename Json::parse_event_t, Json&) {
+}  // namespace
+
+nlohmann::json parse_json(std::string_view text, const std::string& file) {
+  const auto limit_depth = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
     ensure(depth <= kDepthMax, Fault::checkpoint, "{}: nested deeper than {} levels", file,
            kDepthMax);
     return true;
   };
   try {
-    return Json::parse(text, limit_depth);
+    return nlohmann::json::parse(text, limit_depth);
   } catch (const nlohmann::json::exception& e) {
     fail(Fault::checkpoint, "{} is not valid JSON: {}", file, e.what());
   }
 }
 
-}  // namespace
-
-nlohmann::json parse_json(std::string_view text, const std::string& file) {
-  return parse<nlohmann::json>(text, file);
-}
-
 nlohmann::json read_json(const std::filesystem::path& path, uint64_t bytes_max) {
   return parse_json(read_file(path, bytes_max), path.string());
-}
-
-nlohmann::ordered_json read_ordered_json(const std::filesystem::path& path) {
-  return parse<nlohmann::ordered_json>(read_file(path, 128 << 10), path.string());
 }
 
 int64_t json_int(const nlohmann::json& object, const std::string& key, const std::string& file) {

@@ -11,8 +11,6 @@ namespace tendon {
 // Throws Error(Fault::checkpoint) when the file is missing, larger than bytes_max, nested deeper
 // than 64 levels or not JSON (with the position).
 nlohmann::json read_json(const std::filesystem::path& path, uint64_t bytes_max = 64 << 20);
-// Keeps the order of keys; for small files only (at most 128 kB), as its lookups are linear.
-nlohmann::ordered_json read_ordered_json(const std::filesystem::path& path);
 nlohmann::json parse_json(std::string_view text, const std::string& file);
 
 // Typed members of an object; each throws Error(Fault::checkpoint) naming file, key and the type

@@ -2,6 +2,7 @@
 // another way than later releases, of which its files say nothing.
 #include <algorithm>
 
+#include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "policy/checkpoint_folder.h"
 #include "policy/processors.h"
@@ -40,7 +41,8 @@ int64_t feature_size(const nlohmann::ordered_json& feature, const std::string& n
 
 Features read_features(const CheckpointFolder& folder) {
   const std::string& file = folder.file;
-  const nlohmann::ordered_json config = read_ordered_json(file);
+  // Once more, for the order of keys; lookups are linear, so only small files.
+  const auto config = nlohmann::ordered_json::parse(read_file(file, 128 << 10));
   Features f;
   for (const std::string key : {"input_features", "output_features"}) {
     if (!config.contains(key) || !config.at(key).is_object()) continue;
