@@ -77,21 +77,6 @@ void CheckpointFolder::ensure_agrees(const std::string& key, int64_t tensors) co
          "{}: {} is {}, but the tensors say {}", file, key, json_int(config, key, file), tensors);
 }
 
-Config CheckpointFolder::sizes(const WeightSource& weights,
-                               const std::function<bool(Config&)>& from_config_json,
-                               const std::string& unread) const {
-  Config c = config_from_weights(weights, tells("/vision/heads"));
-  ensure(from_config_json(c) || tells("/horizon"), Fault::checkpoint,
-         "{} does not tell the action horizon (rows of a chunk) that it was trained with, and rows "
-         "depend on each other: say --config NAME (its openpi training config) or --config "
-         "FILE.json with {{\"horizon\": N}}; train_pytorch.py stores it in metadata.pt as config, "
-         "model, action_horizon{}",
-         path.string(), unread.empty() ? "" : "; " + unread);
-  for (const Description& d : told) c = read_config(d.json, d.file, c);
-  check(c);
-  return c;
-}
-
 std::vector<Description> descriptions(const fs::path& folder, const OpenOptions& o) {
   std::vector<Description> told;
   if (!o.robot.empty()) told.push_back({{{"robot", robot_json(o.robot)}}, "--robot"});
@@ -108,6 +93,11 @@ std::vector<Description> descriptions(const fs::path& folder, const OpenOptions&
     }
   }
   return told;
+}
+
+void describe_sizes(Config& config, const std::vector<Description>& told) {
+  for (const Description& d : told) config = read_config(d.json, d.file, config);
+  check(config);
 }
 
 void describe_robot(PolicySpec& spec, const std::vector<Description>& told) {

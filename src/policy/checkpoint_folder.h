@@ -3,7 +3,6 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,7 +24,9 @@ struct Description {
 // may say otherwise than those before it.
 std::vector<Description> descriptions(const std::filesystem::path& folder,
                                       const OpenOptions& options);
-// The policy spec of all of them, one after the other.
+// The sizes of all of them, one after the other. Throws Error(Fault::checkpoint) as check() does.
+void describe_sizes(Config& config, const std::vector<Description>& told);
+// Their policy specs.
 void describe_robot(PolicySpec& spec, const std::vector<Description>& told);
 
 // A checkpoint folder of either layout, and what was said of it.
@@ -41,11 +42,6 @@ struct CheckpointFolder {
   bool tells(const char* pointer) const;
   // An integer of config.json must be what the tensors say. Throws Error(Fault::checkpoint).
   void ensure_agrees(const std::string& key, int64_t tensors) const;
-  // Sizes from the tensors; what they cannot tell from config.json and then from what was told.
-  // `from_config_json` tells whether it knows the horizon, for which there is no usual value;
-  // `unread`: why a file that tells it was not read.
-  Config sizes(const WeightSource& weights, const std::function<bool(Config&)>& from_config_json,
-               const std::string& unread = "") const;
 };
 
 // Both fill layout, config, weights, policy spec (but the tokenizer), notes and warnings.

@@ -91,7 +91,9 @@ void refuse_unsupported(const json& config, const std::string& file) {
   }
 }
 
-bool read_sizes(const CheckpointFolder& folder, Config& c) {
+// What the tensors cannot tell, into sizes that come from them. The horizon needs no telling: by a
+// chunk_size that is absent lerobot's files mean its default.
+void read_sizes(const CheckpointFolder& folder, Config& c) {
   const json& config = folder.config;
   const std::string& file = folder.file;
   ensure(config.at("type") == name(c.policy), Fault::checkpoint,
@@ -118,7 +120,6 @@ bool read_sizes(const CheckpointFolder& folder, Config& c) {
            "{}: image_resolution is {}, but the tensors say {}", file,
            config.at("image_resolution").dump(), side.dump());
   }
-  return true;  // lerobot's files mean its default by a chunk_size that is absent
 }
 
 PolicySpec spec_of(const Processors& p, const Features& features, const Config& c) {
@@ -217,7 +218,9 @@ void read_lerobot(const CheckpointFolder& folder, OpenedModel& m) {
   ensure(peft.is_null() || peft == false || m.weights->adapter(), Fault::checkpoint,
          "{}: use_peft is {}, but there is no adapter: the model {}, and set use_peft to false",
          file, peft.dump(-1, ' ', true).substr(0, 60), kMergeFirst);
-  m.config = folder.sizes(*m.weights, [&](Config& c) { return read_sizes(folder, c); });
+  m.config = config_from_weights(*m.weights, folder.tells("/vision/heads"));
+  read_sizes(folder, m.config);
+  describe_sizes(m.config, folder.told);
   Features features = read_features(folder);
   std::optional<Normalize> given;
   if (!o.statistics.empty() && o.statistics != "none") {

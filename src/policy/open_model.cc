@@ -43,7 +43,7 @@ OpenedModel open_synthetic(const std::string& model, const OpenOptions& o) {
   const PolicyType type = kind == "pi05" ? PolicyType::pi05 : PolicyType::pi0;
   Config config = small ? small_config(type) : full_size(type);
   const std::vector<Description> told = descriptions("", o);
-  for (const Description& d : told) config = read_config(d.json, d.file, config);
+  describe_sizes(config, told);
   OpenedModel m{.layout = "synthetic", .config = config, .weights = generate(config, o)};
   m.spec = {.slots = camera_slots(config.cameras),
             .prompt = {.style = Family::openpi,

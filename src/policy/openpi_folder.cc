@@ -44,9 +44,9 @@ Metadata read_metadata(const fs::path& folder, const char* member) {
 }
 
 // What config.json, metadata.pt and a named training config tell, into sizes that come from the
-// tensors. Throws Error(Fault::checkpoint) where they contradict those or each other. Whether a
-// file of the folder tells the horizon.
-bool read_sizes(const CheckpointFolder& folder, const Metadata& trained, Config& c) {
+// tensors. Throws Error(Fault::checkpoint) where they contradict those or each other, or nothing
+// tells the horizon, for which there is no usual value.
+void read_sizes(const CheckpointFolder& folder, const Metadata& trained, Config& c) {
   folder.ensure_agrees("action_dim", c.action_dim);
   const auto horizon = trained.get<int64_t>("action_horizon");
   std::optional<int64_t> stated;
@@ -72,7 +72,12 @@ bool read_sizes(const CheckpointFolder& folder, const Metadata& trained, Config&
            "{}: action_horizon is {}, but {} has {}", stated ? folder.file : trained.file,
            c.horizon, d.file, d.json.at("horizon").dump());
   }
-  return known;
+  ensure(known || folder.tells("/horizon"), Fault::checkpoint,
+         "{} does not tell the action horizon (rows of a chunk) that it was trained with, and rows "
+         "depend on each other: say --config NAME (its openpi training config) or --config "
+         "FILE.json with {{\"horizon\": N}}; train_pytorch.py stores it in metadata.pt as config, "
+         "model, action_horizon{}",
+         folder.path.string(), trained.unread.empty() ? "" : "; " + trained.unread);
 }
 
 // Where the settings of a module stand: of its tower and part, of its part, of all. Empty: they are
@@ -216,8 +221,9 @@ void read_openpi(const CheckpointFolder& folder, OpenedModel& m) {
       open_weights(weight_files(folder.named, folder.options, folder.config), folder.options);
   const Metadata trained = read_metadata(folder.path, "/config/model");
   const auto state_in_prompt = trained.get<bool>("discrete_state_input");
-  m.config = folder.sizes(
-      *m.weights, [&](Config& c) { return read_sizes(folder, trained, c); }, trained.unread);
+  m.config = config_from_weights(*m.weights, folder.tells("/vision/heads"));
+  read_sizes(folder, trained, m.config);
+  describe_sizes(m.config, folder.told);
   if (trained.get<int64_t>("action_horizon") || trained.get<int64_t>("max_token_len"))
     m.notes.push_back(
         fmt::format("{}: trained with {} actions per chunk and prompts of at most {} "
