@@ -54,6 +54,8 @@ def usage():
     expect(2, "nearest: 'inspect'", "inspct")
     expect(2, "nearest: '--prompt'", "run", "demo", "--promt", "x")
     expect(2, "nearest: 'reference'", "run", "demo", "--backend", "referense")
+    expect(2, "--dialect: robo-arena not in {openpi,roboarena}", "replay", "no/such/folder", "demo",
+           "--dialect", "robo-arena")
     for device, backends in (((), ("cpu", "cuda")), (("--device", "fake"), ("ttnn",))):
         found = json.loads(tendon("run", "demo", "--backend", "auto", *device, "--json")[1])
         check(found["backend"] in backends and

@@ -195,7 +195,8 @@ void add_replay(CLI::App& app) {
   add_model_options(*verb, g->model, g->open);
   verb->get_option("MODEL")->required(false);
   verb->add_option("--url", g->url, "ask a running server instead: ws://host:port");
-  verb->add_option("--dialect", g->dialect, "openpi (default) or roboarena");
+  verb->add_option("--dialect", g->dialect, "openpi (default) or roboarena")
+      ->check(CLI::IsMember({"openpi", "roboarena"}));
   verb->add_flag("--rtc", g->answers.rtc, "as the server had it");
   verb->add_option("--control-hz", g->answers.control_hz, "as the server had it");
   verb->add_option("--tolerance", g->tolerance, "exit code 1 where an action differs by more");
