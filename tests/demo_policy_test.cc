@@ -28,7 +28,7 @@ void expect_lerobots_actions(const std::string& model, const std::string& backen
 
   Engine engine = Engine::open(model, {.backend = backend, .precision = "f32"});
   size_t chunk = 0;
-  const Policy compared = [&](const Observation& now, const LeftOver&, uint64_t) {
+  const Policy compared = [&](const Observation& now, const auto&, uint64_t) {
     const std::span<const double> expected(chunks.data() + chunk * per_chunk, per_chunk);
     for (size_t i = 0; i < 3; ++i)  // lerobot's actions moved the gripper to the same place
       EXPECT_NEAR(now.state[i], states[3 * chunk + i], 1e-6);

@@ -29,11 +29,11 @@ std::array<int, 3> pixel(const Image& image, int column, int row) {
 // Chunks of ten actions that go to the right at a speed of their own: 0.01 for the first, 0.02 ...
 struct Scripted {
   int calls = 0;
-  std::vector<LeftOver> left;
+  std::vector<std::optional<PreviousChunk>> left;
   std::vector<Observation> seen;
 
   Policy policy() {
-    return [this](const Observation& now, const LeftOver& left_over, uint64_t) {
+    return [this](const Observation& now, const auto& left_over, uint64_t) {
       left.push_back(left_over);
       seen.push_back(now);
       ++calls;
@@ -192,7 +192,7 @@ TEST(Loop, executes_rows_of_each_chunk) {
   EXPECT_EQ(scripted.calls, 10);
   EXPECT_EQ(record.actions[3], (Action{0.01, 0.003, 0}));
   EXPECT_EQ(record.actions[4], (Action{0.02, 0, 0}));
-  EXPECT_TRUE(scripted.left[1].values.empty());
+  EXPECT_FALSE(scripted.left[1]);
 }
 
 TEST(Loop, latency_skips_rows_whose_time_has_passed) {
@@ -209,11 +209,12 @@ TEST(Loop, latency_skips_rows_whose_time_has_passed) {
 TEST(Loop, real_time_chunking_tells_what_is_left) {
   Scripted scripted;
   run_episode(hopeless(), scripted.policy(), {.rows = 5, .delay = 2, .guided = true}, 1);
-  EXPECT_EQ(scripted.left[0].rows, 0);
-  ASSERT_EQ(scripted.left[1].rows, 5);  // of ten, rows 2 to 4 were executed
-  EXPECT_EQ(scripted.left[1].delay, 2);
-  EXPECT_EQ(scripted.left[1].guided, 3);
-  EXPECT_DOUBLE_EQ(scripted.left[1].values[1], 0.005);
+  EXPECT_FALSE(scripted.left[0]);
+  const PreviousChunk left = scripted.left[1].value();
+  ASSERT_EQ(left.rows, 5);  // of ten, rows 2 to 4 were executed
+  EXPECT_EQ(left.delay, 2);
+  EXPECT_EQ(left.execution_horizon, 3);
+  EXPECT_DOUBLE_EQ(left.actions[1], 0.005);
 }
 
 TEST(Loop, blanks_what_it_is_told_to_blank) {

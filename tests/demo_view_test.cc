@@ -21,7 +21,7 @@ constexpr int kChunk = 5;
 Record played(const Episode& episode, const std::function<Action(const World&)>& act,
               const std::function<void(const Record&)>& watch = {}) {
   World ahead = episode.world;  // a policy sees pictures only: it keeps a table of its own
-  const Policy policy = [&](const Observation&, const LeftOver&, uint64_t) {
+  const Policy policy = [&](const Observation&, const auto&, uint64_t) {
     std::vector<double> chunk;
     for (int i = 0; i < kChunk; ++i) {
       const Action action = act(ahead);

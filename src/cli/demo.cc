@@ -55,13 +55,14 @@ Named remote(const DemoOptions& o) {
   if (!o.key_file.empty()) connection.api_key = read_key(o.key_file);
   const auto client = std::make_shared<PolicyClient>(o.url, connection);
   Named named{fmt::format("{} at {}", client->policy().model, o.url), {}};
-  named.policy = [client](const Observation& now, const LeftOver& left, uint64_t seed) {
+  named.policy = [client](const Observation& now, const std::optional<PreviousChunk>& left,
+                          uint64_t seed) {
     RemoteOptions options;
     options.seed = seed;
-    if (left.rows > 0) {
-      options.prev_chunk = {.rows = left.rows, .dim = 3, .values = left.values};
-      options.inference_delay = left.delay;
-      options.execution_horizon = left.guided;
+    if (left) {
+      options.prev_chunk = {.rows = left->rows, .dim = left->dim, .values = left->actions};
+      options.inference_delay = left->delay;
+      options.execution_horizon = left->execution_horizon;
     }
     return client->infer(now, "lerobot", options).values;
   };

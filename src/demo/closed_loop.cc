@@ -37,13 +37,14 @@ class Running {
   Running(const Policy& policy, const LoopOptions& options) : policy_(policy), o_(options) {}
 
   void ask(const Observation& now, uint64_t seed) {
-    LeftOver left;
-    if (o_.guided && next_ < rows()) {
-      left.rows = rows() - next_;
-      left.values.assign(chunk_.begin() + 3 * next_, chunk_.end());
-      left.delay = std::min<int64_t>(o_.delay, left.rows);
-      left.guided = std::min<int64_t>(o_.delay + o_.guided_rows, left.rows);
-    }
+    std::optional<PreviousChunk> left;
+    if (const int64_t count = rows() - next_; o_.guided && count > 0)
+      left =
+          PreviousChunk{.actions = {chunk_.begin() + 3 * next_, chunk_.end()},
+                        .rows = count,
+                        .dim = 3,
+                        .delay = std::min<int64_t>(o_.delay, count),
+                        .execution_horizon = std::min<int64_t>(o_.delay + o_.guided_rows, count)};
     coming_ = policy_(now, left, seed);
     const auto rows = std::ssize(coming_) / 3;
     ensure(rows >= o_.delay + o_.rows, Fault::input,

@@ -2,23 +2,18 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 
 #include "demo/world.h"
 #include "tendon/types.h"
 
 namespace tendon::demo {
 
-// What real-time chunking tells the policy: rows [rows, 3] of the running chunk that were not
-// executed when the observation was taken, of which `delay` will be when the answer arrives, and
-// how many rows of the new chunk shall be guided by them.
-struct LeftOver {
-  std::vector<double> values;
-  int64_t rows = 0, delay = 0, guided = 0;
-};
-
-// A chunk of actions [rows, 3] for an observation. `seed` is that of the noise.
-using Policy = std::function<std::vector<double>(const Observation&, const LeftOver& left_over,
-                                                 uint64_t seed)>;
+// A chunk of actions [rows, 3] for an observation. `left` is what real-time chunking guides it by:
+// actions of the running chunk that were not executed when the observation was taken. `seed` is
+// that of the noise.
+using Policy = std::function<std::vector<double>(
+    const Observation&, const std::optional<PreviousChunk>& left, uint64_t seed)>;
 
 // Everything that happened in an episode.
 struct Record {
@@ -42,7 +37,7 @@ struct LoopOptions {
   std::string prompt;   // "": the task's own
   int rows = 5;         // of a chunk are executed
   int delay = 0;        // steps from an observation to the first action of its chunk
-  bool guided = false;  // real-time chunking: LeftOver is given
+  bool guided = false;  // real-time chunking: what is left of a chunk is given
   int guided_rows = 1;  // beyond those of `delay`
   bool blank_images = false, zero_state = false;  // what does the policy use?
   std::function<void(const Record&)> watch;       // called after every step; may be empty
