@@ -6,15 +6,10 @@
 namespace tendon::demo {
 namespace {
 
-using Shade = std::array<double, 3>;
-
 constexpr double kGripperView = 0.25;  // half of its side, in sides of the table
 constexpr Shade kRoom = {14, 16, 20}, kTableTop = {64, 68, 76}, kRim = {238, 238, 232};
 constexpr Shade kFinger = {196, 200, 208}, kFingerDown = {255, 255, 255};
 constexpr double kRimWidth = 0.016;
-
-constexpr std::array<Shade, kColours> kPaints = {
-    {{226, 40, 44}, {40, 170, 60}, {40, 84, 230}, {244, 208, 36}, {208, 56, 196}, {36, 196, 214}}};
 
 double length(double x, double y) { return std::sqrt(x * x + y * y); }
 

@@ -19,6 +19,11 @@ inline constexpr double kSquareHalf = 0.88 * kObjectRadius, kTriangleInner = 0.6
 inline constexpr double kFingerHalfWidth = 0.011, kFingerHalfLength = 0.034;
 inline double finger_distance(const Gripper& gripper) { return 0.012 + 0.034 * gripper.opening; }
 
+// Red, green and blue, 0 to 255; what the objects are painted with, by Colour.
+using Shade = std::array<double, 3>;
+inline constexpr std::array<Shade, kColours> kPaints = {
+    {{226, 40, 44}, {40, 170, 60}, {40, 84, 230}, {244, 208, 36}, {208, 56, 196}, {36, 196, 214}}};
+
 inline constexpr int kImageSize = 63;  // pixels, what the demo policies were trained on
 
 // size x size pixels, RGB.

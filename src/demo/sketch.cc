@@ -26,14 +26,11 @@ std::string shortened(const std::string& text) {
   return text;
 }
 
-// The middle of an object in the camera's picture.
 std::string hex_of(Colour colour) {
-  constexpr int kSize = 33, kMiddle = 3 * (kSize / 2 * kSize + kSize / 2);
-  World world;
-  world.objects = {{{colour, Shape::disc}, {0.5, 0.5}}};
-  const Image image = draw(world, View::top, kSize);
-  const uint8_t* pixel = image.rgb.data() + kMiddle;
-  return fmt::format("#{:02x}{:02x}{:02x}", pixel[0], pixel[1], pixel[2]);
+  std::string hex = "#";
+  for (const double part : kPaints[static_cast<size_t>(colour)])
+    hex += fmt::format("{:02x}", static_cast<int>(part));
+  return hex;
 }
 
 // The outline that draw() gives it; `style` are further attributes.

@@ -113,10 +113,9 @@ void TerminalView::show(const Record& record, const std::string& prompt,
   shown_ = true;
 }
 
-void TerminalView::end() {
+TerminalView::~TerminalView() {
   if (shown_ && colours_) std::fputs("\n", to_);
   std::fflush(to_);
-  shown_ = false;
 }
 
 }  // namespace tendon::demo

@@ -19,16 +19,13 @@ namespace tendon::demo {
 class TerminalView {
  public:
   TerminalView(std::FILE* to, bool colours) : to_(to), colours_(colours) {}
-  ~TerminalView() { end(); }
+  ~TerminalView();  // puts the cursor below the last frame
   TerminalView(const TerminalView&) = delete;
   TerminalView& operator=(const TerminalView&) = delete;
 
   // `prompt` and `status` make the last line; control characters in them become spaces. May be
   // LoopOptions::watch. Does not wait: the pace is the caller's.
   void show(const Record& record, const std::string& prompt, const std::string& status);
-
-  // Puts the cursor below the last frame; the next show() begins there. Without a frame: nothing.
-  void end();
 
  private:
   std::FILE* to_;
