@@ -54,7 +54,7 @@ std::string inspect(const std::string& model, const nb::dict& given) {
 std::string doctor(const nb::dict& given) {
   const OpenOptions options = read_open_options(given);
   const nb::gil_scoped_release released;
-  return text_of(to_json(examine_machine(options)));
+  return text_of(examine_machine(options));
 }
 
 nb::dict convert_file(const std::string& model, const std::string& out, const nb::dict& given) {

@@ -38,7 +38,7 @@ std::string doctor_text(const Json& json) {
 }
 
 void doctor(const DoctorOptions& o) {
-  Json found = to_json(examine_machine(o.device));
+  Json found = examine_machine(o.device);
   if (o.open)
     for (const auto& [what, is] : device_facts(o.device)) found["device"][what] = is;
   print_report(o.json, found, doctor_text(found));

@@ -20,6 +20,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
+struct MachineFact {
+  std::string what;  // "instruction sets", "TTNN library"
+  bool there = false;
+  std::string found;  // what was seen, with numbers
+  std::string get;    // how to get it, one line; empty where there is nothing to do
+};
+
 std::string first_line(const fs::path& file) {
   std::ifstream in(file);
   std::string line;
@@ -132,38 +139,33 @@ MachineFact library(const OpenOptions& o, const MachineFact& sim) {
 
 }  // namespace
 
-Machine examine_machine(const OpenOptions& o) {
-  Machine m;
-  const MachineFact sim = simulator(o);
-  const MachineFact ttnn = library(o, sim), card = chip(), gpu = nvidia();
-  m.facts = {instruction_sets()};
-  for (const Precision p : {Precision::f32, Precision::bf16, Precision::int8})
-    m.facts.push_back(products(p));
-  m.facts.insert(m.facts.end(), {memory(), processes(), gpu, ttnn, sim, card});
-  const double free = memory_gb("MemAvailable");
-  m.tests = {
-      {"host", true, "unit, op and model tests on reference and cpu: scripts/test"},
-      {"fake device", true, "the ttnn backend on a model of the device: scripts/test"},
-      {"simulator", sim.there, sim.there ? "ctest --test-dir build/release -L sim" : sim.get},
-      {"full size", free >= 16,
-       free >= 16 ? "scripts/test --all" : fmt::format("needs 16 GB, {:.1f} are available", free)},
-      {"chip", card.there && ttnn.there,
-       card.there && ttnn.there ? "tendon validate --backend ttnn --ttnn-python PYTHON"
-                                : (card.there ? ttnn.get : card.get)},
-      {"cuda", gpu.there && TENDON_HAS_CUDA,
-       gpu.there && TENDON_HAS_CUDA ? "scripts/cuda"
-       : gpu.there                  ? gpu.get
-                                    : gpu.found}};
-  return m;
-}
-
-nlohmann::ordered_json to_json(const Machine& m) {
+nlohmann::ordered_json examine_machine(const OpenOptions& o) {
   nlohmann::ordered_json json{{"version", version()}};
-  for (const MachineFact& f : m.facts)
+  const MachineFact sim = simulator(o), ttnn = library(o, sim), card = chip(), gpu = nvidia();
+  for (const MachineFact& f :
+       {instruction_sets(), products(Precision::f32), products(Precision::bf16),
+        products(Precision::int8), memory(), processes(), gpu, ttnn, sim, card})
     json["machine"].push_back(
         {{"what", f.what}, {"there", f.there}, {"found", f.found}, {"get", f.get}});
-  for (const MachineFact& t : m.tests)
-    json["tests"].push_back({{"name", t.what}, {"runs", t.there}, {"why", t.found}});
+  // `why`: how it is run, or why it cannot be.
+  const auto add_test = [&json](const char* name, bool runs, const std::string& why) {
+    json["tests"].push_back({{"name", name}, {"runs", runs}, {"why", why}});
+  };
+  add_test("host", true, "unit, op and model tests on reference and cpu: scripts/test");
+  add_test("fake device", true, "the ttnn backend on a model of the device: scripts/test");
+  add_test("simulator", sim.there, sim.there ? "ctest --test-dir build/release -L sim" : sim.get);
+  const double free = memory_gb("MemAvailable");
+  add_test(
+      "full size", free >= 16,
+      free >= 16 ? "scripts/test --all" : fmt::format("needs 16 GB, {:.1f} are available", free));
+  add_test("chip", card.there && ttnn.there,
+           !card.there   ? card.get
+           : !ttnn.there ? ttnn.get
+                         : "tendon validate --backend ttnn --ttnn-python PYTHON");
+  add_test("cuda", gpu.there && TENDON_HAS_CUDA,
+           !gpu.there         ? gpu.found
+           : !TENDON_HAS_CUDA ? gpu.get
+                              : "scripts/cuda");
   return json;
 }
 
