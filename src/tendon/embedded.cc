@@ -15,13 +15,13 @@ TENDON_EMBED(std::byte, tendon_cam_right_wrist, TENDON_ASSETS "/aloha/cam_right_
 namespace tendon {
 
 Observation aloha_observation() {
-  const std::span<const std::byte> high(tendon_cam_high, tendon_cam_high_end);
-  const std::span<const std::byte> left(tendon_cam_left_wrist, tendon_cam_left_wrist_end);
-  const std::span<const std::byte> right(tendon_cam_right_wrist, tendon_cam_right_wrist_end);
   Observation o;
-  o.images["cam_high"] = decode_image(high, "cam_high");
-  o.images["cam_left_wrist"] = decode_image(left, "cam_left_wrist");
-  o.images["cam_right_wrist"] = decode_image(right, "cam_right_wrist");
+  const auto add = [&o](const char* camera, const std::byte* file, const std::byte* end) {
+    o.images[camera] = decode_image({file, end}, camera);
+  };
+  add("cam_high", tendon_cam_high, tendon_cam_high_end);
+  add("cam_left_wrist", tendon_cam_left_wrist, tendon_cam_left_wrist_end);
+  add("cam_right_wrist", tendon_cam_right_wrist, tendon_cam_right_wrist_end);
   o.prompt = "Transfer cube";
   o.state = {0.29484686497046386, -0.7392478199570842,    0.9702342340480522,
              0.14490311913210016, -0.0039014867386427416, -0.20058461581892298,
@@ -37,26 +37,19 @@ Observation demo_observation() {
   return demo::observe(episode.world, episode.task.prompt());
 }
 
-std::optional<Observation> observation_of(const std::string& model) {
-  if (is_demo(model)) return demo_observation();
-  if (model.starts_with("synthetic:")) return aloha_observation();
-  return {};
-}
-
 std::optional<Observation> observation_for(const std::string& model, const Engine& engine,
                                            bool any) {
-  std::optional<Observation> own = observation_of(model);
-  if (!own && any) own = aloha_observation();
-  if (!own) return own;
+  if (!any && !is_demo(model) && !model.starts_with("synthetic:")) return {};
+  Observation own = is_demo(model) ? demo_observation() : aloha_observation();
   const std::vector<std::string> cameras = engine.cameras();
   std::map<std::string, Image> images;
-  for (auto& [name, image] : own->images) {
+  for (auto& [name, image] : own.images) {
     const bool known = std::ranges::find(cameras, name) != cameras.end();
     if (images.size() < cameras.size())
       images[known ? name : cameras[images.size()]] = std::move(image);
   }
-  own->images = std::move(images);
-  own->state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
+  own.images = std::move(images);
+  own.state.resize(static_cast<size_t>(engine.state_dim()), 0.0);
   return own;
 }
 

@@ -3,7 +3,6 @@
 
 #include <unistd.h>
 
-#include <chrono>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -39,35 +38,16 @@ int64_t host_memory(const OpenOptions& o) {
   return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
 }
 
-// Refuses a plan that is too large, and reports how far loading is.
-class Watch {
- public:
-  Watch(const OpenedModel& opened, const OpenOptions& o)
-      : progress_(o.progress), now_{.plan = plan_memory(opened, o, keeps_table(o))} {
-    const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
-    const bool given = o.max_memory > 0;
-    const int64_t limit = given ? o.max_memory : host_memory(o);
-    ensure(
-        now_.plan.total() <= limit, Fault::memory,
-        "the model needs {:.2f} GB (weights {:.2f}, cache {:.2f}, activations {:.2f}), {} {:.2f};"
-        " --precision int8 needs least",
-        gb(now_.plan.total()), gb(now_.plan.weights), gb(now_.plan.kv_cache),
-        gb(now_.plan.activations), given ? "--max-memory allows" : "this machine has", gb(limit));
-    if (progress_) progress_(now_);
-  }
-
-  void loaded(const Weight& w) const {
-    // The plan takes pi0.5's norms, which stay f32, for as narrow as the rest.
-    now_.bytes = std::min(now_.bytes + w.native->bytes(), now_.plan.weights);
-    now_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-    if (progress_) progress_(now_);
-  }
-
- private:
-  std::function<void(const LoadProgress&)> progress_;
-  mutable LoadProgress now_;
-  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
-};
+void check_fits(const MemoryPlan& plan, const OpenOptions& o) {
+  const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+  const bool given = o.max_memory > 0;
+  const int64_t limit = given ? o.max_memory : host_memory(o);
+  ensure(plan.total() <= limit, Fault::memory,
+         "the model needs {:.2f} GB (weights {:.2f}, cache {:.2f}, activations {:.2f}), {} {:.2f};"
+         " --precision int8 needs least",
+         gb(plan.total()), gb(plan.weights), gb(plan.kv_cache), gb(plan.activations),
+         given ? "--max-memory allows" : "this machine has", gb(limit));
+}
 
 }  // namespace
 
@@ -90,13 +70,22 @@ std::unique_ptr<OpenedEngine> open_engine(const OpenedModel& opened, const OpenO
          "--fallback={}: only 'reference' can stand in for another backend", given.fallback);
   StopWatch watch;
   auto engine = std::make_unique<OpenedEngine>(as_stored(given, opened), std::move(kernels));
-  const Watch loading(opened, engine->options);
-  Weights weights = load_weights(
-      engine->ops, *opened.weights, opened.config,
-      {.prepared = [&loading](const WeightParts&, const Weight& w) { loading.loaded(w); }});
+  const OpenOptions& o = engine->options;
+  LoadProgress now{.plan = plan_memory(opened, o, keeps_table(o))};
+  check_fits(now.plan, o);
+  if (o.progress) o.progress(now);
+  StopWatch loading;
+  const auto prepared = [&](const WeightParts&, const Weight& w) {
+    // The plan takes pi0.5's norms, which stay f32, for as narrow as the rest.
+    now.bytes = std::min(now.bytes + w.native->bytes(), now.plan.weights);
+    now.seconds += loading.lap_ms() / 1e3;
+    if (o.progress) o.progress(now);
+  };
+  Weights weights =
+      load_weights(engine->ops, *opened.weights, opened.config, {.prepared = prepared});
   engine->notes = opened.notes;
   if (given.backend == "auto")
-    engine->notes.push_back(fmt::format("--backend auto is {} here", engine->options.backend));
+    engine->notes.push_back(fmt::format("--backend auto is {} here", o.backend));
   engine->policy =
       std::make_unique<Policy>(engine->ops, Model{opened.config, std::move(weights)}, opened.spec);
   engine->load_ms = watch.lap_ms();
