@@ -24,6 +24,14 @@ using Json = nlohmann::ordered_json;
 
 constexpr int64_t kTokenizerBytesMax = 64 << 20;
 
+// As a certificate names them, in its order; the first `kBinding` make it void where they differ.
+constexpr std::pair<const char*, std::string ModelIdentity::*> kIdentity[] = {
+    {"weights", &ModelIdentity::weights},     {"statistics", &ModelIdentity::statistics},
+    {"tokenizer", &ModelIdentity::tokenizer}, {"backend", &ModelIdentity::backend},
+    {"precision", &ModelIdentity::precision}, {"method", &ModelIdentity::method},
+    {"processor", &ModelIdentity::processor}, {"version", &ModelIdentity::version}};
+constexpr size_t kBinding = 5;
+
 std::string hash_of(const std::string& text) {
   return fmt::format("{:016x}", content_hash(std::as_bytes(std::span(text))));
 }
@@ -63,21 +71,14 @@ std::pair<double, double> training_range(const Normalizer& n, size_t d) {
   return {n.centre[d], n.range[d]};
 }
 
-Image shifted(const Image& image, double down, double right) {
-  Image out = image;
+// Rows and columns that leave the picture come back on the other side.
+void shift(Image& image, double down, double right) {
   const int rows = static_cast<int>(down * image.height);
-  const int columns = static_cast<int>(right * image.width);
-  std::vector<uint8_t>& to = out.rgb.owned();
-  const auto at = [&](int row, int column, int channel) {
-    return static_cast<size_t>(image.planar ? (channel * image.height + row) * image.width + column
-                                            : 3 * (row * image.width + column) + channel);
-  };
-  for (int row = 0; row < image.height; ++row)
-    for (int column = 0; column < image.width; ++column)
-      for (int channel = 0; channel < 3; ++channel)
-        to[at(row, column, channel)] =
-            image.rgb[at((row + rows) % image.height, (column + columns) % image.width, channel)];
-  return out;
+  const int columns = static_cast<int>(right * image.width), row_bytes = 3 * image.width;
+  const auto begin = image.rgb.owned().begin(), end = image.rgb.owned().end();
+  std::rotate(begin, begin + rows * row_bytes, end);
+  for (auto row = begin; row != end; row += row_bytes)
+    std::rotate(row, row + 3 * columns, row + row_bytes);
 }
 
 // By how much each of the robot's actions changes with the model's, which have a spread of about 1.
@@ -230,13 +231,13 @@ Observation drawn_observation(const std::string& model, Engine& engine, uint64_t
   drawn.state = state_to_robot(spec.transforms, std::move(state));
   for (auto& [camera, image] : drawn.images) {
     const double down = next();
-    image = shifted(image, down, next());
+    shift(image, down, next());
   }
   return drawn;
 }
 
 bool Compared::passed() const {
-  return std::ranges::all_of(stages, &std::string::empty, &ModuleCheck::failed) &&
+  return std::ranges::all_of(stages, &ModuleCheck::passed) &&
          std::ranges::all_of(dimensions, &DimensionCheck::passed);
 }
 
@@ -261,19 +262,9 @@ nlohmann::ordered_json to_json(const Certificate& c) {
                 {"max_error", apart.max_error},
                 {"scale", apart.scale}};
   };
-  const ModelIdentity& id = c.identity;
-  Json json{{"certificate", 2},
-            {"model", c.model},
-            {"passed", c.passed()},
-            {"weights", id.weights},
-            {"statistics", id.statistics},
-            {"tokenizer", id.tokenizer},
-            {"backend", id.backend},
-            {"precision", id.precision},
-            {"method", id.method},
-            {"processor", id.processor},
-            {"version", id.version},
-            {"observations", c.observations}};
+  Json json{{"certificate", 2}, {"model", c.model}, {"passed", c.passed()}};
+  for (const auto& [key, is] : kIdentity) json[key] = c.identity.*is;
+  json["observations"] = c.observations;
   json["reasons"] = {
       {"stages",
        "relative L2 and PCC at most three times what was measured with random weights at full size "
@@ -287,7 +278,7 @@ nlohmann::ordered_json to_json(const Certificate& c) {
       Json stage{{"stage", s.module.substr(s.module.find('.') + 1)}};
       stage.update(numbers(s.apart));
       stage["relative_l2_max"] = s.gate.relative_l2;
-      stage["passed"] = s.failed.empty();
+      stage["passed"] = s.passed();
       one["stages"].push_back(std::move(stage));
     }
     for (const DimensionCheck& d : other.dimensions) {
@@ -311,23 +302,19 @@ std::vector<std::string> check_certificate(const std::string& certificate,
     ensure(there, Fault::usage, "this is no certificate of tendon certify: it has no '{}'", key);
     return json[key].get<std::string>();
   };
-  for (const auto& [key, is] :
-       {std::pair("weights", now.weights), std::pair("statistics", now.statistics),
-        std::pair("tokenizer", now.tokenizer), std::pair("backend", now.backend),
-        std::pair("precision", now.precision)})
-    ensure(text(key) == is, Fault::verdict,
+  const std::span fields(kIdentity);
+  for (const auto& [key, is] : fields.first(kBinding))
+    ensure(text(key) == now.*is, Fault::verdict,
            "the certificate is for '{}' with the {} {}, this model has {}: certify it again with "
            "tendon certify",
-           text("model"), key, text(key), is);
+           text("model"), key, text(key), now.*is);
   const bool passed = json.contains("passed") && json["passed"] == true;
   ensure(passed, Fault::verdict, "the certificate's verdict on '{}' is negative", text("model"));
   std::vector<std::string> differences;
-  for (const auto& [key, is] :
-       {std::pair("method", now.method), std::pair("processor", now.processor),
-        std::pair("version", now.version)})
-    if (text(key) != is)
+  for (const auto& [key, is] : fields.subspan(kBinding))
+    if (text(key) != now.*is)
       differences.push_back(
-          fmt::format("certified with the {} '{}', here it is '{}'", key, text(key), is));
+          fmt::format("certified with the {} '{}', here it is '{}'", key, text(key), now.*is));
   return differences;
 }
 

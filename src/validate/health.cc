@@ -1,6 +1,7 @@
 #include "validate/health.h"
 
 #include <algorithm>
+#include <array>
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
@@ -104,6 +105,18 @@ void append_refusal(const Report& refusal, Report& r) {
 }
 
 }  // namespace
+
+std::string_view name(Finding::Level level) {
+  return std::array{"note", "warning", "ERROR"}.at(static_cast<size_t>(level));
+}
+
+json to_json(const Health& health) {
+  json findings = json::array();
+  for (const Finding& f : health.findings)
+    findings.push_back(
+        {{"level", name(f.level)}, {"check", f.check}, {"subject", f.subject}, {"text", f.text}});
+  return {{"sound", health.sound()}, {"tensors", health.tensors}, {"findings", findings}};
+}
 
 bool Health::sound() const {
   return std::ranges::find(findings, Finding::Level::error, &Finding::level) == findings.end();

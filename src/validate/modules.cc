@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "tendon/backends.h"
@@ -265,6 +266,31 @@ Validation validate_model(const std::string& model, const OpenOptions& options,
   Validation v = validate_modules(*tested, OpenedEngine::of(reference), observe(reference), choice);
   v.model = model;
   return v;
+}
+
+nlohmann::json to_json(const Validation& v) {
+  const auto known = [](const std::optional<double>& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json();
+  };
+  nlohmann::json modules = nlohmann::json::array();
+  for (const ModuleCheck& c : v.checks)
+    modules.push_back({{"module", c.module},
+                       {"pcc", c.apart.pcc},
+                       {"max_error", c.apart.max_error},
+                       {"relative_l2", c.apart.relative_l2},
+                       {"scale", c.apart.scale},
+                       {"gate", c.gate.pcc},
+                       {"relative_l2_gate", c.gate.relative_l2},
+                       {"asked", c.asked},
+                       {"ms", known(c.ms)},
+                       {"reference_ms", known(c.reference_ms)},
+                       {"failed", c.failed},
+                       {"passed", c.passed()}});
+  return {{"backend", v.backend},
+          {"method", v.method},
+          {"precision", v.precision},
+          {"modules", modules},
+          {"passed", v.passed()}};
 }
 
 }  // namespace tendon
