@@ -60,9 +60,6 @@ struct Examined {
   bool pi05() const { return sizes ? sizes->pi05() : config.value("type", "") == "pi05"; }
 };
 
-// health_values.cc: each number of every float tensor.
-void check_values(const Examined& model, Report& report);
-
 // health_configuration.cc
 struct Feature {
   std::string name, type;  // "observation.state", "STATE"
@@ -83,9 +80,8 @@ struct StoredStatistics {
 
 // health_statistics.cc: reads and judges the statistics of state and actions; returns the state's.
 std::optional<StoredStatistics> check_statistics(const Examined& model, Report& report);
-std::pair<std::string, std::string> statistic_names(NormMethod method);  // {"mean", "std"}, ...
 
-// health_observations.cc: one recorded observation.
+// One recorded observation, whose state should lie in its statistics.
 void check_observation(const std::string& file, const Examined& model,
                        const std::optional<StoredStatistics>& state, Report& report);
 
