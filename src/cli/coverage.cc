@@ -28,9 +28,7 @@ struct CoverageOptions {
 // A number, or null where there is none.
 Json known(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
 
-std::optional<double> ratio(double part, double whole) {
-  return whole > 0 ? std::optional(part / whole) : std::nullopt;
-}
+Json ratio(double part, double whole) { return whole > 0 ? Json(part / whole) : Json(); }
 
 Json to_json(const AuditSum& s, const AuditSum& total) {
   const auto flops = static_cast<double>(s.flops());
@@ -38,12 +36,12 @@ Json to_json(const AuditSum& s, const AuditSum& total) {
           {"device", s.device_calls},
           {"host", s.host_calls},
           {"device_share", known(s.device_share())},
-          {"ms", known(total.seconds > 0 ? std::optional(1e3 * s.seconds) : std::nullopt)},
-          {"ms_share", known(ratio(s.seconds, total.seconds))},
+          {"ms", total.seconds > 0 ? Json(1e3 * s.seconds) : Json()},
+          {"ms_share", ratio(s.seconds, total.seconds)},
           {"flops", s.flops()},
-          {"flops_share", known(ratio(flops, static_cast<double>(total.flops())))},
+          {"flops_share", ratio(flops, static_cast<double>(total.flops()))},
           {"flops_on_device_share", known(s.device_flops_share())},
-          {"gflop_per_s", known(flops > 0 ? ratio(1e-9 * flops, s.seconds) : std::nullopt)},
+          {"gflop_per_s", flops > 0 ? ratio(1e-9 * flops, s.seconds) : Json()},
           {"bytes", s.bytes},
           {"uploads", s.ups},
           {"downloads", s.downs},
@@ -172,16 +170,15 @@ Json ranking(const CoverageOptions& o, const Json& before) {
     OpenOptions open = o.open;
     open.host_modules = {module};
     const Json after = audited(o, open).json.at("total");
-    Json row{{"module", module},
-             {"device_share", after.at("device_share")},
-             {"transfers",
-              after.at("uploads").get<int64_t>() + after.at("downloads").get<int64_t>() -
-                  total.at("uploads").get<int64_t>() - total.at("downloads").get<int64_t>()},
-             {"bytes", bytes_moved(after) - bytes_moved(total)},
-             {"ms", Json()}};
-    if (!after.at("ms").is_null() && !total.at("ms").is_null())
-      row["ms"] = after.at("ms").get<double>() - total.at("ms").get<double>();
-    rows.push_back(std::move(row));
+    const auto more = [&](const char* key) {
+      return after.at(key).get<double>() - total.at(key).get<double>();
+    };
+    const bool timed = !after.at("ms").is_null() && !total.at("ms").is_null();
+    rows.push_back({{"module", module},
+                    {"device_share", after.at("device_share")},
+                    {"transfers", static_cast<int64_t>(more("uploads") + more("downloads"))},
+                    {"bytes", bytes_moved(after) - bytes_moved(total)},
+                    {"ms", timed ? Json(more("ms")) : Json()}});
   }
   std::ranges::sort(rows, std::greater{}, [](const Json& row) {
     return std::pair(row.at("ms").is_null() ? 0. : row.at("ms").get<double>(),

@@ -71,7 +71,7 @@ Json to_json(const RunOptions& o, const Engine& engine, const Actions& a) {
   return json;
 }
 
-void print_text(const Json& json, const Actions& a) {
+std::string actions_text(const Json& json, const Actions& a) {
   Json joints;
   for (size_t d = 0; d < json.at("names").size(); ++d) {
     const std::vector<double> values = column_of(a, d);
@@ -87,7 +87,10 @@ void print_text(const Json& json, const Actions& a) {
       "action {{action}} | first {{first:.5f}} | min {{min:.5f}} | "
       "max {{max:.5f}} | last {{last:.5f}} | over {} steps {{bars}}",
       a.horizon);
-  print_report(false, {}, table(row, joints));
+  return table(row, joints);
+}
+
+void print_times(const Json& json) {
   fmt::print(stderr, "{}",
              lines("preprocess {stage_ms/preprocess:.1f} ms · vision {stage_ms/vision:.1f} ms · "
                    "prefill {stage_ms/prefill:.1f} ms · denoise {stage_ms/denoise:.1f} ms · "
@@ -106,11 +109,8 @@ void run(RunOptions o) {
   if (!o.out.empty()) write_actions(o.out, actions, engine.action_names());
   if (!o.plot.empty()) write_file(o.plot, plot_svg(actions, engine.action_names()));
   const Json json = to_json(o, engine, actions);
-  if (o.json) {
-    fmt::print("{}\n", json.dump());
-  } else {
-    print_text(json, actions);
-  }
+  print_report(o.json, json, actions_text(json, actions));
+  if (!o.json) print_times(json);
 }
 
 }  // namespace
