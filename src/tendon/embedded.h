@@ -12,8 +12,8 @@ namespace tendon {
 Observation aloha_observation();
 
 // What comes with a model: demo_observation() with the demos, aloha_observation() with synthetic
-// ones and, if `any`, with all others. It is as `engine` takes it: with its names of cameras, as
-// many pictures as it has cameras and as many state values.
+// ones; with any other nothing or, if `any`, aloha_observation(), too. As `engine` takes it: with
+// its names of cameras, as many pictures as it has cameras and as many state values.
 std::optional<Observation> observation_for(const std::string& model, const Engine& engine,
                                            bool any);
 

@@ -3,11 +3,13 @@
 
 #include <unistd.h>
 
+#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "backends/cpu/cpu.h"
 #include "backends/reference/reference.h"
+#include "policy/converted_file.h"
 #include "policy/images.h"
 #include "policy/open_model.h"
 #include "tendon/opened.h"
@@ -47,6 +49,19 @@ void check_fits(const MemoryPlan& plan, const OpenOptions& o) {
          " --precision int8 needs least",
          gb(plan.total()), gb(plan.weights), gb(plan.kv_cache), gb(plan.activations),
          given ? "--max-memory allows" : "this machine has", gb(limit));
+}
+
+// Something for every input of the model, the same on every machine.
+Observation probe_observation(const PolicySpec& spec) {
+  Observation o{.prompt = "self check",
+                .state = std::vector<double>(static_cast<size_t>(spec.state_dim), 0.125)};
+  for (const std::string& camera : robot_cameras(spec)) {
+    Image image{48, 64, std::vector<uint8_t>(48 * 64 * 3)};
+    for (size_t i = 0; i < image.rgb.size(); ++i)
+      image.rgb.owned()[i] = static_cast<uint8_t>(i * 7 % 251);
+    o.images[camera] = image;
+  }
+  return o;
 }
 
 }  // namespace
@@ -152,6 +167,35 @@ std::vector<OpUse> Engine::op_use() const {
                      c.flops, c.bytes, c.seconds});
   }
   return use;
+}
+
+// Pack, write, and prove that the file gives the same actions.
+Converted convert(const std::string& model, const std::string& out, const OpenOptions& given) {
+  ensure(given.backend == "cpu", Fault::usage, "only the cpu backend has a packed form, not {}",
+         given.backend);
+  const OpenOptions options = resolved(given);
+  ensure(out.ends_with(".safetensors"), Fault::usage, "{}: expected OUT.safetensors", out);
+  std::error_code ignored;
+  ensure(!std::filesystem::equivalent(model, out, ignored), Fault::usage,
+         "{} would overwrite what it is made from", out);
+  StopWatch watch;
+  OpenedModel opened = open_model(model, options);
+  ensure(opened.precision.empty(), Fault::usage, "{} is already converted", model);
+  const auto kernels = open_backend(options);
+  Ops ops(*kernels);
+  Weights weights = write_converted(out, opened, ops, {model, options.precision, version()});
+  const double seconds = watch.lap_ms() / 1e3;
+
+  const Observation observation = probe_observation(opened.spec);
+  std::vector<double> expected;
+  {
+    Policy policy(ops, Model{opened.config, std::move(weights)}, std::move(opened.spec));
+    expected = policy.infer(observation, {.steps = 1}).values;
+  }
+  Engine engine = Engine::open(out, {.isa = options.isa, .threads = options.threads});
+  ensure(engine.infer(observation, {.steps = 1}).values == expected, Fault::verdict,
+         "the actions of {} are not those of {}", out, model);
+  return {static_cast<int64_t>(std::filesystem::file_size(out)), seconds};
 }
 
 MachineLimits measure_limits(const OpenOptions& options) {
