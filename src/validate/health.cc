@@ -206,9 +206,7 @@ Health check_health(const std::string& model, const OpenOptions& options,
   const Report refusal = open_as_the_engine(m);
   if (!m.layout.empty()) {
     check_configuration(m, r);
-    const std::optional<StoredStatistics> state = check_statistics(m, r);
-    check_tokenizer(m, r);
-    for (const std::string& file : observations) check_observation(file, m, state, r);
+    check_robot(m, observations, r);
   }
   append_refusal(refusal, r);
   r.seconds = watch.lap_ms() / 1e3;

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -68,21 +67,9 @@ struct Feature {
 // lerobot's features in the list ("input_features", ...) of `owner`; empty where it has none.
 std::vector<Feature> features(const nlohmann::json& owner, const char* list);
 void check_configuration(const Examined& model, Report& report);
-void check_tokenizer(const Examined& model, Report& report);
 
-// The statistics of one vector as they lie in their file: every value may be wrong.
-struct StoredStatistics {
-  std::string vector, file;  // "observation.state" in lerobot's files, "state" in openpi's
-  NormMethod method = NormMethod::identity;
-  std::map<std::string, std::vector<double>> rows = {};  // by "mean", "std", "q01", ...
-  int64_t dim_min = 1, dim_max = 4096;                   // values that the model can use
-};
-
-// health_statistics.cc: reads and judges the statistics of state and actions; returns the state's.
-std::optional<StoredStatistics> check_statistics(const Examined& model, Report& report);
-
-// One recorded observation, whose state should lie in its statistics.
-void check_observation(const std::string& file, const Examined& model,
-                       const std::optional<StoredStatistics>& state, Report& report);
+// health_robot.cc: statistics, tokenizer, recorded observations.
+void check_robot(const Examined& model, const std::vector<std::string>& observations,
+                 Report& report);
 
 }  // namespace tendon

@@ -1,4 +1,4 @@
-// config.json against tensors, processors and itself; the tokenizer against the token table.
+// config.json against tensors, processors and itself.
 #include <algorithm>
 
 #include "checkpoint/files.h"
@@ -110,13 +110,6 @@ void check_lerobot(const Examined& m, Report& r) {
   r.attempt("config.camera", "policy_preprocessor.json", [&] { check_cameras(m, r); });
 }
 
-// A tokenizer spells characters that it does not know in bytes, so a lost newline would show only
-// as worse actions: its token is then nine after that of the byte 1.
-bool newline_is_a_piece(const Tokenizer& tokenizer) {
-  const std::vector<int32_t> newline = tokenizer.encode("\n"), one = tokenizer.encode("\x01");
-  return newline.size() == 1 && (one.size() != 1 || newline[0] - one[0] != '\n' - '\x01');
-}
-
 }  // namespace
 
 std::vector<Feature> features(const json& owner, const char* list) {
@@ -143,36 +136,6 @@ void check_configuration(const Examined& m, Report& r) {
                   "columns of action_in_proj.weight");
   keys.in_range("action_horizon", Config{}.horizon, 1, kRowsMax, "rows of an action chunk");
   keys.one_of("precision", "float32", {"float32", "bfloat16"}, "what openpi trains in");
-}
-
-void check_tokenizer(const Examined& m, Report& r) {
-  const bool generated = m.layout == "synthetic";
-  if (generated || (m.folder.empty() && !m.opened)) return;
-  std::shared_ptr<const Tokenizer> tokenizer = m.opened ? m.opened->spec.tokenizer : nullptr;
-  const std::string file = m.opened                       ? m.opened->tokenizer
-                           : !m.options.tokenizer.empty() ? m.options.tokenizer
-                                                          : find_tokenizer(m.folder.string());
-  if (!tokenizer && file.empty())
-    return r.error("tokenizer.missing", "tokenizer",
-                   "{} has no tokenizer; put paligemma_tokenizer.model or tokenizer.json beside "
-                   "the weights or name one with --tokenizer FILE",
-                   m.model);
-  r.attempt("tokenizer.unreadable", file, [&] {
-    if (!tokenizer) tokenizer = std::make_shared<const Tokenizer>(Tokenizer::open(file));
-  });
-  if (!tokenizer) return;
-  const bool folded = m.opened && m.opened->spec.folded_vocab;
-  if (m.sizes && !folded && tokenizer->vocabulary() > m.sizes->vocab)
-    r.error("tokenizer.vocabulary", file,
-            "{}: the tokenizer knows {} tokens, but embed_tokens.weight has {} rows; it belongs to "
-            "another model",
-            file, tokenizer->vocabulary(), m.sizes->vocab);
-  const bool bytewise = !is_file(file);  // converted from a synthetic model
-  if (!bytewise && !newline_is_a_piece(*tokenizer))
-    r.error("tokenizer.newline", file,
-            "{}: the newline that ends every prompt is no token of its own; it is not PaliGemma's "
-            "tokenizer",
-            file);
 }
 
 }  // namespace tendon

@@ -1,9 +1,10 @@
-// Whether statistics can normalise anything. Those of every layout as they lie in their files,
-// unchecked: the engine's own readers stop at the first fault and do not say which dimension it is
-// in.
+// What lies between a robot and the network: statistics, tokenizer, recorded observations.
+// Statistics of every layout are read as they lie in their files, unchecked: the engine's own
+// readers stop at the first fault and do not say which dimension it is in.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
@@ -21,6 +22,14 @@ namespace fs = std::filesystem;
 
 // Below this the epsilons of openpi and lerobot, not the data, decide what comes out.
 constexpr double kSpreadMin = 1e-5;
+
+// The statistics of one vector as they lie in their file: every value may be wrong.
+struct StoredStatistics {
+  std::string vector, file;  // "observation.state" in lerobot's files, "state" in openpi's
+  NormMethod method = NormMethod::identity;
+  std::map<std::string, std::vector<double>> rows = {};  // by "mean", "std", "q01", ...
+  int64_t dim_min = 1, dim_max = 4096;                   // values that the model can use
+};
 
 // {"mean", "std"}, ...
 std::pair<std::string, std::string> statistic_names(NormMethod method) {
@@ -275,6 +284,69 @@ StoredStatistics of_converted(const Normalizer& n, const std::string& vector, in
   return s;
 }
 
+// Reads and judges the statistics of state and actions; returns the state's.
+std::optional<StoredStatistics> check_statistics(const Examined& m, Report& r) {
+  std::optional<StoredStatistics> state;
+  if (m.options.statistics == "none") return state;
+  if (m.opened && (m.layout == "converted" || m.opened->spec.normalize().given)) {
+    const PolicySpec& around = m.opened->spec;
+    state = of_converted(around.normalize().state, "state", around.state_dim, m.model);
+    judge(*state, r);
+    judge(of_converted(around.normalize().action, "actions", around.action_dim, m.model), r);
+  } else if (m.layout == "lerobot" && m.options.statistics.empty()) {
+    state = check_lerobot(m, true, r);
+    check_lerobot(m, false, r);
+  } else if (!m.folder.empty()) {
+    const std::vector<fs::path> files = norm_stats_files(m);
+    if (files.empty())
+      r.error("statistics.missing", "norm_stats.json",
+              "{} has no assets/<id>/norm_stats.json; copy openpi's assets folder beside the "
+              "weights, or give --statistics FILE",
+              m.model);
+    for (const fs::path& file : files) state = check_norm_stats(file, m, r);
+  }
+  return state;
+}
+
+// ---- The tokenizer against the token table ----
+
+// A tokenizer spells characters that it does not know in bytes, so a lost newline would show only
+// as worse actions: its token is then nine after that of the byte 1.
+bool newline_is_a_piece(const Tokenizer& tokenizer) {
+  const std::vector<int32_t> newline = tokenizer.encode("\n"), one = tokenizer.encode("\x01");
+  return newline.size() == 1 && (one.size() != 1 || newline[0] - one[0] != '\n' - '\x01');
+}
+
+void check_tokenizer(const Examined& m, Report& r) {
+  const bool generated = m.layout == "synthetic";
+  if (generated || (m.folder.empty() && !m.opened)) return;
+  std::shared_ptr<const Tokenizer> tokenizer = m.opened ? m.opened->spec.tokenizer : nullptr;
+  const std::string file = m.opened                       ? m.opened->tokenizer
+                           : !m.options.tokenizer.empty() ? m.options.tokenizer
+                                                          : find_tokenizer(m.folder.string());
+  if (!tokenizer && file.empty())
+    return r.error("tokenizer.missing", "tokenizer",
+                   "{} has no tokenizer; put paligemma_tokenizer.model or tokenizer.json beside "
+                   "the weights or name one with --tokenizer FILE",
+                   m.model);
+  r.attempt("tokenizer.unreadable", file, [&] {
+    if (!tokenizer) tokenizer = std::make_shared<const Tokenizer>(Tokenizer::open(file));
+  });
+  if (!tokenizer) return;
+  const bool folded = m.opened && m.opened->spec.folded_vocab;
+  if (m.sizes && !folded && tokenizer->vocabulary() > m.sizes->vocab)
+    r.error("tokenizer.vocabulary", file,
+            "{}: the tokenizer knows {} tokens, but embed_tokens.weight has {} rows; it belongs to "
+            "another model",
+            file, tokenizer->vocabulary(), m.sizes->vocab);
+  const bool bytewise = !is_file(file);  // converted from a synthetic model
+  if (!bytewise && !newline_is_a_piece(*tokenizer))
+    r.error("tokenizer.newline", file,
+            "{}: the newline that ends every prompt is no token of its own; it is not PaliGemma's "
+            "tokenizer",
+            file);
+}
+
 // ---- Recorded observations against the inputs and the statistics of the model ----
 
 // Degrees for radians are a factor of 57, millimetres for metres 1000: what a robot really does
@@ -343,31 +415,6 @@ void judge_state(const std::vector<double>& state, const std::vector<double>& se
   }
 }
 
-}  // namespace
-
-std::optional<StoredStatistics> check_statistics(const Examined& m, Report& r) {
-  std::optional<StoredStatistics> state;
-  if (m.options.statistics == "none") return state;
-  if (m.opened && (m.layout == "converted" || m.opened->spec.normalize().given)) {
-    const PolicySpec& around = m.opened->spec;
-    state = of_converted(around.normalize().state, "state", around.state_dim, m.model);
-    judge(*state, r);
-    judge(of_converted(around.normalize().action, "actions", around.action_dim, m.model), r);
-  } else if (m.layout == "lerobot" && m.options.statistics.empty()) {
-    state = check_lerobot(m, true, r);
-    check_lerobot(m, false, r);
-  } else if (!m.folder.empty()) {
-    const std::vector<fs::path> files = norm_stats_files(m);
-    if (files.empty())
-      r.error("statistics.missing", "norm_stats.json",
-              "{} has no assets/<id>/norm_stats.json; copy openpi's assets folder beside the "
-              "weights, or give --statistics FILE",
-              m.model);
-    for (const fs::path& file : files) state = check_norm_stats(file, m, r);
-  }
-  return state;
-}
-
 void check_observation(const std::string& file, const Examined& m,
                        const std::optional<StoredStatistics>& statistics, Report& r) {
   r.attempt("observation.unreadable", file, [&] {
@@ -393,6 +440,14 @@ void check_observation(const std::string& file, const Examined& m,
     else if (statistics)
       judge_state(state, sent, file, *statistics, r);
   });
+}
+
+}  // namespace
+
+void check_robot(const Examined& m, const std::vector<std::string>& observations, Report& r) {
+  const std::optional<StoredStatistics> state = check_statistics(m, r);
+  check_tokenizer(m, r);
+  for (const std::string& file : observations) check_observation(file, m, state, r);
 }
 
 }  // namespace tendon
