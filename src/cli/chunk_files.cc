@@ -111,12 +111,6 @@ std::vector<double> read_numbers(const std::string& text, const std::string& wha
   return parse_text(fs::is_regular_file(text, none) ? read_text(text, what) : text, what);
 }
 
-std::vector<float> read_floats(const std::string& text, const std::string& what) {
-  std::vector<float> floats;
-  for (const double v : read_numbers(text, what)) floats.push_back(static_cast<float>(v));
-  return floats;
-}
-
 void write_file(const std::string& path, const std::string& bytes) {
   const std::string temporary = path + ".part";
   errno = 0;

@@ -12,8 +12,6 @@ namespace tendon::cli {
 // (little-endian f4 or f8, C order) or a text file. `what` names them in errors.
 std::vector<double> read_numbers(const std::string& text_or_file, const std::string& what);
 
-std::vector<float> read_floats(const std::string& text_or_file, const std::string& what);
-
 // A file of at most 16 MB; `what` is the option that names it.
 std::string read_text(const std::string& path, const std::string& what);
 

@@ -102,7 +102,10 @@ void print_times(const Json& json) {
 
 void run(RunOptions o) {
   if (o.sequence) o.infer.sequence = time_sequence(*o.sequence);
-  if (!o.noise.empty()) o.infer.noise = read_floats(o.noise, "--noise");
+  if (!o.noise.empty()) {
+    const std::vector<double> noise = read_numbers(o.noise, "--noise");
+    o.infer.noise.assign(noise.begin(), noise.end());
+  }
   Engine engine = Engine::open(o.model, o.open);
   const Actions actions = engine.infer(observe(o.model, o.given, engine), o.infer);
   for (const std::string& warning : actions.warnings) fmt::print(stderr, "warning: {}\n", warning);

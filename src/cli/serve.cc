@@ -25,8 +25,7 @@ void log_line(const std::string& line) {
   fmt::print(stderr, "{:%H:%M:%S} {}\n", now, line);
 }
 
-void print_ready(const Given& g, const ServedPolicy& policy, uint16_t port, uint16_t admin) {
-  const ModelCard& card = policy.card;
+void print_ready(const Given& g, const ModelCard& card, uint16_t port, uint16_t admin) {
   fmt::print(stderr,
              "serving {} ({}, {}) to {} robots: {} actions x {} steps, loaded in {:.1f} s, "
              "warm-up {:.0f} ms\n",
@@ -56,8 +55,8 @@ void serve_policy(Given g) {
   }
   if (!g.api_key_file.empty()) g.serve.policy.api_key = read_key(g.api_key_file);
   g.serve.log = g.quiet ? [](const std::string&) {} : log_line;
-  ServedPolicy described;
-  g.serve.ready = [&](uint16_t port, uint16_t admin) { print_ready(g, described, port, admin); };
+  ModelCard card;
+  g.serve.ready = [&](uint16_t port, uint16_t admin) { print_ready(g, card, port, admin); };
   const auto open = [&](const Opening& opening) {
     ModelIdentity identity;
     if (!g.certificate.empty()) identity = identify(g.model, g.open);
@@ -69,7 +68,7 @@ void serve_policy(Given g) {
       for (const std::string& difference :
            check_certificate(read_text(g.certificate, "--certificate"), identity))
         fmt::print(stderr, "note: {}\n", printable(difference));
-    described.card = policy.card;
+    card = policy.card;
     return policy;
   };
   const int code = serve(open, g.serve);

@@ -20,7 +20,8 @@ struct VelocityOptions {
 };
 
 void velocity(const VelocityOptions& o) {
-  const std::vector<float> noisy = read_floats(o.noisy, "--noisy");
+  const std::vector<double> given = read_numbers(o.noisy, "--noisy");
+  const std::vector<float> noisy(given.begin(), given.end());
   Engine engine = Engine::open(o.model, o.open);
   const std::vector<float> v = engine.velocity(observe(o.model, o.given, engine), noisy, o.t);
   const Actions rows{.horizon = engine.horizon(),
