@@ -124,7 +124,6 @@ void World::step(const Action& action) {
       gripper.opening + kStep * std::clamp(action[2], -kTopOpeningSpeed, kTopOpeningSpeed), 0.0,
       1.0);
   gripper.at = clamped(from + kStep * v, 0);
-  pushing = false;
   const Point moved = gripper.at - from;
   const double way = length(moved);
   if (!gripper.down() || way < 1e-12) return;
@@ -134,7 +133,6 @@ void World::step(const Action& action) {
     const Point unit = {moved.x / way, moved.y / way};
     const double out = way_out(gripper.at, object.at, unit);
     object.at = clamped(object.at + out * unit, kObjectRadius);
-    pushing = true;
   }
 }
 

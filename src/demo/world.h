@@ -85,7 +85,6 @@ double to_edge(Point p, Edge edge);  // from an object at `p`
 struct World {
   std::vector<Object> objects;
   Gripper gripper;
-  bool pushing = false;  // in the last step
 
   // Moves the gripper for kStep, and what it pushes. Actions beyond the top speeds are clipped.
   void step(const Action& action);

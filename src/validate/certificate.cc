@@ -275,7 +275,7 @@ nlohmann::ordered_json to_json(const Certificate& c) {
   for (const Compared& other : c.compared) {
     Json one{{"against", other.against}, {"passed", other.passed()}, {"stages", Json::array()}};
     for (const ModuleCheck& s : other.stages) {
-      Json stage{{"stage", s.module.substr(s.module.find('.') + 1)}};
+      Json stage{{"stage", s.module}};
       stage.update(numbers(s.apart));
       stage["relative_l2_max"] = s.gate.relative_l2;
       stage["passed"] = s.passed();

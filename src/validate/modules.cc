@@ -245,8 +245,7 @@ StagedActions run_stages(OpenedEngine& engine, const Observation& observation,
 
 ModuleCheck judge_stage(const std::string& stage, const std::string& precision,
                         std::span<const float> got, std::span<const float> expected) {
-  const std::string module = "end_to_end." + stage;
-  return judge(module, gate_of(module).in(precision), got, expected);
+  return judge(stage, gate_of("end_to_end." + stage).in(precision), got, expected);
 }
 
 OpenOptions reference_options(const OpenOptions& options, const std::string& precision) {

@@ -17,7 +17,7 @@
 namespace tendon {
 
 struct ModuleCheck {
-  std::string module;  // "siglip.layer.0.mlp", "end_to_end.actions"
+  std::string module;  // "siglip.layer.0.mlp", "end_to_end.actions"; of judge_stage(): the stage
   Comparison apart;    // of the backend from the reference
   Bounds gate;         // of PCC and relative L2
   double asked = 0;    // PCC that tendon's founding documents ask for

@@ -150,8 +150,8 @@ std::string comparison(const Certificate& c, const Compared& other) {
   for (const ModuleCheck& s : other.stages)
     html +=
         fmt::format("<tr class='{}'><td>{}</td><td>{:.3g}</td><td>{:.3g}</td><td>{:.8f}</td></tr>",
-                    verdict(s.passed()), xml_text(s.module.substr(s.module.find('.') + 1)),
-                    s.apart.relative_l2, s.gate.relative_l2, s.apart.pcc);
+                    verdict(s.passed()), xml_text(s.module), s.apart.relative_l2,
+                    s.gate.relative_l2, s.apart.pcc);
   if (!other.stages.empty()) html += "</table>";
   html += "<main>\n";
   for (const DimensionCheck& d : other.dimensions) html += action_card(c, other, d);
