@@ -106,17 +106,16 @@ std::vector<Judged> judge(const DemoOptions& o, const demo::Policy& policy, bool
   for (const Trial& trial : wanted(o)) {
     const Episode episode = trial.episode();
     LoopOptions loop = o.loop;
-    if (o.wrong_prompt) loop.prompt = other_task(episode).prompt();
-    const std::string prompt = loop.prompt.empty() ? episode.task.prompt() : loop.prompt;
+    loop.prompt = (o.wrong_prompt ? other_task(episode) : episode.task).prompt();
     const std::string status = fmt::format("solved {} of {}", successes, all.size());
-    if (live) loop.watch = live_view(o.no_colour.empty(), prompt, status);
+    if (live) loop.watch = live_view(o.no_colour.empty(), loop.prompt, status);
     const Record r = run_episode(episode, policy, loop, trial.seed);
     loop.watch = nullptr;  // the view ends: what follows is written below it
     successes += r.solved;
     if (!o.quiet && !o.json)
-      fmt::print(stderr, "{:6}  {}  {} {:.1f} s, {} chunks\n", trial.seed, prompt,
+      fmt::print(stderr, "{:6}  {}  {} {:.1f} s, {} chunks\n", trial.seed, loop.prompt,
                  r.solved ? "solved in" : "NOT solved within", r.steps() * kStep, r.chunks);
-    all.push_back({trial, r, prompt});
+    all.push_back({trial, r, loop.prompt});
   }
   return all;
 }

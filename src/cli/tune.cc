@@ -42,8 +42,7 @@ Json tried(const TuneOptions& o, const OpenOptions& open, const Observation& obs
 
 Json tune_json(const TuneOptions& o) {
   ensure(o.open.backend == "ttnn", Fault::usage, "--backend {}: tune is for ttnn", o.open.backend);
-  OpenOptions plain = moved_to(o.open, "reference");
-  Engine reference = Engine::open(o.model, plain);
+  Engine reference = Engine::open(o.model, moved_to(o.open, "reference"));
   const Observation observation = observe(o.model, o.given, reference, true);
   const std::vector<float> expected = reference.infer(observation, o.infer).normalized;
   std::vector<Json> rows;
