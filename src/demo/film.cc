@@ -193,68 +193,38 @@ Rect changed(const Indices& before, const Indices& now) {
   return {left, top, right - left + 1, bottom - top + 1};
 }
 
-// giflib's encoder, writing into memory.
-class Encoder {
- public:
-  explicit Encoder(const Palette& palette) {
-    const std::unique_ptr<ColorMapObject, decltype(&GifFreeMapObject)> colours(
-        GifMakeMapObject(256, palette.colours().data()), &GifFreeMapObject);
-    gif_.reset(EGifOpen(&bytes_, append, &error_));
-    ensure(gif_ != nullptr && colours != nullptr, Fault::internal, "giflib does not open: {}",
-           error_);
-    EGifSetGifVersion(gif_.get(), true);
-    need(EGifPutScreenDesc(gif_.get(), kWidth, kHeight, 8, 0, colours.get()));
-    need(EGifPutExtensionLeader(gif_.get(), APPLICATION_EXT_FUNC_CODE));
-    need(EGifPutExtensionBlock(gif_.get(), 11, "NETSCAPE2.0"));
-    need(EGifPutExtensionBlock(gif_.get(), 3, "\x01\x00\x00"));  // loop for ever
-    need(EGifPutExtensionTrailer(gif_.get()));
-  }
-
-  // Shows `page` for delay / 100 s. Only what differs from the page before is written.
-  void put(Indices page, int delay) {
-    Indices lines = page;
-    Rect r = {0, 0, kWidth, kHeight};
-    if (!before_.empty()) {
-      r = changed(before_, page);
-      for (size_t i = 0; i < page.size(); ++i)
-        if (page[i] == before_[i]) lines[i] = Palette::kUnchanged;
-    }
-    const GraphicsControlBlock control = {DISPOSE_DO_NOT, false, delay, Palette::kUnchanged};
-    std::array<GifByteType, 4> block = {};
-    EGifGCBToExtension(&control, block.data());
-    need(EGifPutExtension(gif_.get(), GRAPHICS_EXT_FUNC_CODE, 4, block.data()));
-    need(EGifPutImageDesc(gif_.get(), r.left, r.top, r.width, r.height, false, nullptr));
-    for (int y = r.top; y < r.top + r.height; ++y)
-      need(EGifPutLine(gif_.get(), lines.data() + y * kWidth + r.left, r.width));
-    before_ = std::move(page);
-  }
-
-  std::string close() {
-    need(EGifCloseFile(gif_.release(), &error_));
-    return std::move(bytes_);
-  }
-
- private:
-  struct Close {
-    void operator()(GifFileType* gif) const { EGifCloseFile(gif, nullptr); }
-  };
-
-  static int append(GifFileType* gif, const GifByteType* bytes, int count) {
-    static_cast<std::string*>(gif->UserData)
-        ->append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(count));
-    return count;
-  }
-
-  void need(int result) const {
-    ensure(result == GIF_OK, Fault::internal, "giflib does not encode: {}",
-           gif_ ? gif_->Error : error_);
-  }
-
-  std::string bytes_;
-  int error_ = 0;
-  std::unique_ptr<GifFileType, Close> gif_;
-  Indices before_;
+struct Close {
+  void operator()(GifFileType* gif) const { EGifCloseFile(gif, nullptr); }
 };
+
+int append(GifFileType* gif, const GifByteType* bytes, int count) {
+  static_cast<std::string*>(gif->UserData)
+      ->append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(count));
+  return count;
+}
+
+// `error` is a reference: the call whose result this is has set it.
+void need(int result, const int& error) {
+  ensure(result == GIF_OK, Fault::internal, "giflib does not encode: {}", error);
+}
+
+// Shows `page` for delay / 100 s. Only what differs from the page before, if any, is written.
+void put(GifFileType& gif, const Indices& before, const Indices& page, int delay) {
+  Indices lines = page;
+  Rect r = {0, 0, kWidth, kHeight};
+  if (!before.empty()) {
+    r = changed(before, page);
+    for (size_t i = 0; i < page.size(); ++i)
+      if (page[i] == before[i]) lines[i] = Palette::kUnchanged;
+  }
+  const GraphicsControlBlock control = {DISPOSE_DO_NOT, false, delay, Palette::kUnchanged};
+  std::array<GifByteType, 4> block = {};
+  EGifGCBToExtension(&control, block.data());
+  need(EGifPutExtension(&gif, GRAPHICS_EXT_FUNC_CODE, 4, block.data()), gif.Error);
+  need(EGifPutImageDesc(&gif, r.left, r.top, r.width, r.height, false, nullptr), gif.Error);
+  for (int y = r.top; y < r.top + r.height; ++y)
+    need(EGifPutLine(&gif, lines.data() + y * kWidth + r.left, r.width), gif.Error);
+}
 
 }  // namespace
 
@@ -262,12 +232,26 @@ std::string film_gif(const Record& record, const std::string& prompt) {
   std::vector<Page> film;
   for (int steps = 0; steps <= record.steps(); ++steps) film.push_back(page(record, steps, prompt));
   const Palette palette(film);
-  Encoder encoder(palette);
-  for (size_t i = 0; i < film.size(); ++i) {
-    const bool last = i + 1 == film.size();
-    encoder.put(palette.indices(film[i]), last ? kLastDelay : kFrameDelay);
+  const std::unique_ptr<ColorMapObject, decltype(&GifFreeMapObject)> colours(
+      GifMakeMapObject(256, palette.colours().data()), &GifFreeMapObject);
+  std::string bytes;
+  int error = 0;
+  std::unique_ptr<GifFileType, Close> gif(EGifOpen(&bytes, append, &error));
+  ensure(gif != nullptr && colours != nullptr, Fault::internal, "giflib does not open: {}", error);
+  EGifSetGifVersion(gif.get(), true);
+  need(EGifPutScreenDesc(gif.get(), kWidth, kHeight, 8, 0, colours.get()), gif->Error);
+  need(EGifPutExtensionLeader(gif.get(), APPLICATION_EXT_FUNC_CODE), gif->Error);
+  need(EGifPutExtensionBlock(gif.get(), 11, "NETSCAPE2.0"), gif->Error);
+  need(EGifPutExtensionBlock(gif.get(), 3, "\x01\x00\x00"), gif->Error);  // loop for ever
+  need(EGifPutExtensionTrailer(gif.get()), gif->Error);
+  Indices before;
+  for (const Page& shown : film) {
+    Indices now = palette.indices(shown);
+    put(*gif, before, now, &shown == &film.back() ? kLastDelay : kFrameDelay);
+    before = std::move(now);
   }
-  return encoder.close();
+  need(EGifCloseFile(gif.release(), &error), error);
+  return bytes;
 }
 
 }  // namespace tendon::demo
