@@ -1,5 +1,6 @@
 #include "cli/recorded_examples.h"
 
+#include <functional>
 #include <map>
 #include <memory>
 
@@ -29,31 +30,14 @@ const msgpack::Value& request_at(const msgpack::Value& request, size_t row) {
   return batch ? batch->list.at(row) : request;
 }
 
-// Fair among all, and the same ones every time: the n-th takes a place with probability count / n.
-class Sample {
- public:
-  explicit Sample(size_t count) : count_(count) {}
-  void offer(Recorded recorded) {
-    ++seen_;
-    if (kept_.size() < count_) return kept_.push_back(std::move(recorded));
-    const size_t place = philox({{static_cast<uint32_t>(seen_)}}, 1).word[0] % seen_;
-    if (place < count_) kept_[place] = std::move(recorded);
-  }
-  std::vector<Recorded> take() { return std::move(kept_); }
-
- private:
-  size_t count_, seen_ = 0;
-  std::vector<Recorded> kept_;
-};
-
-void read_file(const std::filesystem::path& path, Sample& sample) {
+void read_file(const std::filesystem::path& path, const std::function<void(Recorded)>& take) {
   RecordingReader reader(path);
   std::map<uint64_t, Recorded> asked;  // by connection
   const auto offer = [&](Recorded recorded) {
     const msgpack::Value request = msgpack::decode(recorded.request);
     for (; recorded.row < requests_in(request); ++recorded.row)
       if (request_at(request, recorded.row).find("actions") || !recorded.reply.empty())
-        sample.offer(recorded);
+        take(recorded);
   };
   for (int64_t number = 1; std::optional<Record> record = reader.next(); ++number) {
     Recorded& last = asked[record->connection];
@@ -99,10 +83,19 @@ Example example_of(const Recorded& recorded, const ModelCard& card) try {
 
 std::vector<Example> recorded_examples(const std::string& folder, const ModelCard& card,
                                        size_t count) {
-  Sample sample(count);
-  for (const std::filesystem::path& file : recordings_in(folder)) read_file(file, sample);
+  std::vector<Recorded> sample;
+  size_t seen = 0;
+  // Fair among all, and the same ones every time: the n-th takes a place with probability count /
+  // n.
+  const auto take = [&](Recorded recorded) {
+    ++seen;
+    if (sample.size() < count) return sample.push_back(std::move(recorded));
+    const size_t place = philox({{static_cast<uint32_t>(seen)}}, 1).word[0] % seen;
+    if (place < count) sample[place] = std::move(recorded);
+  };
+  for (const std::filesystem::path& file : recordings_in(folder)) read_file(file, take);
   std::vector<Example> examples;
-  for (const Recorded& recorded : sample.take()) examples.push_back(example_of(recorded, card));
+  for (const Recorded& recorded : sample) examples.push_back(example_of(recorded, card));
   ensure(!examples.empty(), Fault::input,
          "{} holds no recording with actions; `tendon serve --record` and "
          "examples/dataset_to_recording.py write them",

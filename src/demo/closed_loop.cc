@@ -31,49 +31,19 @@ double wilson(const Rate& rate, double side) {
   return (p + z2 / (2 * n) + side * half) / (1 + z2 / n);
 }
 
-// The chunk that is being executed and the one that is under way.
-class Running {
- public:
-  Running(const Policy& policy, const LoopOptions& options) : policy_(policy), o_(options) {}
+int64_t rows(const std::vector<double>& chunk) { return std::ssize(chunk) / 3; }
 
-  void ask(const Observation& now, uint64_t seed) {
-    std::optional<PreviousChunk> left;
-    if (const int64_t count = rows() - next_; o_.guided && count > 0)
-      left =
-          PreviousChunk{.actions = {chunk_.begin() + 3 * next_, chunk_.end()},
-                        .rows = count,
-                        .dim = 3,
-                        .delay = std::min<int64_t>(o_.delay, count),
-                        .execution_horizon = std::min<int64_t>(o_.delay + o_.guided_rows, count)};
-    coming_ = policy_(now, left, seed);
-    const auto rows = std::ssize(coming_) / 3;
-    ensure(rows >= o_.delay + o_.rows, Fault::input,
-           "a chunk has {} actions, but {} of latency and {} to execute were asked for", rows,
-           o_.delay, o_.rows);
-  }
-
-  // How far the new chunk lies from where the old one would have gone on.
-  double replace() {
-    double jump = 0;
-    if (next_ < rows()) {
-      const Action old = row(chunk_, next_), fresh = row(coming_, o_.delay);
-      jump = std::hypot(fresh[0] - old[0], fresh[1] - old[1]);
-    }
-    chunk_ = std::move(coming_);
-    next_ = o_.delay;
-    return jump;
-  }
-
-  Action pop() { return next_ < rows() ? row(chunk_, next_++) : Action{}; }
-
- private:
-  int64_t rows() const { return std::ssize(chunk_) / 3; }
-
-  const Policy& policy_;
-  const LoopOptions& o_;
-  std::vector<double> chunk_, coming_;
-  int64_t next_ = 0;
-};
+// What of a chunk was not executed before row `next`.
+std::optional<PreviousChunk> left_over(const std::vector<double>& chunk, int64_t next,
+                                       const LoopOptions& o) {
+  const int64_t left = rows(chunk) - next;
+  if (!o.guided || left <= 0) return {};
+  return PreviousChunk{.actions = {chunk.begin() + 3 * next, chunk.end()},
+                       .rows = left,
+                       .dim = 3,
+                       .delay = std::min<int64_t>(o.delay, left),
+                       .execution_horizon = std::min<int64_t>(o.delay + o.guided_rows, left)};
+}
 
 }  // namespace
 
@@ -83,16 +53,27 @@ Record run_episode(const Episode& episode, const Policy& policy, const LoopOptio
   record.episode = episode;
   World world = episode.world;
   const std::string prompt = o.prompt.empty() ? episode.task.prompt() : o.prompt;
-  Running running(policy, o);
+  std::vector<double> chunk, coming;  // that is executed, and that is under way
+  int64_t next = 0;                   // row of `chunk`
   Random noise(seed);
   for (int step = 0; step < episode.steps_max() && !record.solved; ++step) {
     if (step % o.rows == 0) {
-      running.ask(seen(world, prompt, o), noise.bits() >> 11);
+      coming = policy(seen(world, prompt, o), left_over(chunk, next, o), noise.bits() >> 11);
+      ensure(rows(coming) >= o.delay + o.rows, Fault::input,
+             "a chunk has {} actions, but {} of latency and {} to execute were asked for",
+             rows(coming), o.delay, o.rows);
       ++record.chunks;
     }
-    if (step % o.rows == o.delay)
-      record.largest_jump = std::max(record.largest_jump, running.replace());
-    const Action action = running.pop();
+    if (step % o.rows == o.delay) {
+      if (next < rows(chunk)) {  // how far the new chunk lies from where the old one would go on
+        const Action old = row(chunk, next), fresh = row(coming, o.delay);
+        record.largest_jump =
+            std::max(record.largest_jump, std::hypot(fresh[0] - old[0], fresh[1] - old[1]));
+      }
+      chunk = std::move(coming);
+      next = o.delay;
+    }
+    const Action action = next < rows(chunk) ? row(chunk, next++) : Action{};
     world.step(action);
     record.worlds.push_back(world);
     record.actions.push_back(action);
