@@ -31,21 +31,15 @@ struct Result {
   std::vector<double> recorded_ms, replayed_ms;
 };
 
-// What answers recorded requests again: a model in this process, or a server.
-struct Answering {
-  std::function<Answer(const Record& request)> ask;
-  std::string fingerprint;                // "" of a server
-  std::vector<std::string> action_names;  // none of a server
-};
+// Answers a recorded request again.
+using Ask = std::function<Answer(const Record& request)>;
 
-Answering in_process(const ReplayOptions& g) {
-  ServedPolicy policy = open_served(g.model, g.open);
-  Answering again{.fingerprint = policy.card.fingerprint, .action_names = policy.card.action_names};
+Ask in_process(const ServedPolicy& policy, const RequestOptions& options) {
   const auto metrics = std::make_shared<Metrics>();
-  const auto answerer = std::make_shared<RequestHandler>(std::move(policy), g.answers, *metrics,
-                                                         [](const std::string&) {});
+  const auto answerer =
+      std::make_shared<RequestHandler>(policy, options, *metrics, [](const std::string&) {});
   const auto sessions = std::make_shared<std::map<uint64_t, std::shared_ptr<Session>>>();
-  again.ask = [metrics, answerer, sessions](const Record& request) {
+  return [metrics, answerer, sessions](const Record& request) {
     std::shared_ptr<Session>& session = (*sessions)[request.connection];
     if (!session) {
       session = std::make_shared<Session>();
@@ -53,7 +47,6 @@ Answering in_process(const ReplayOptions& g) {
     }
     return answerer->answer({session, request.message, Clock::now(), request.seed});
   };
-  return again;
 }
 
 // The request with the seed that it was answered with, where it fits into a short map without one.
@@ -70,9 +63,9 @@ Bytes with_seed(const Record& request) {
   return message;
 }
 
-Answering at_server(const ReplayOptions& g) {
+Ask at_server(const std::string& url) {
   const auto clients = std::make_shared<std::map<uint64_t, WebSocketClient>>();
-  const auto ask = [clients, url = g.url](const Record& request) {
+  return [clients, url](const Record& request) {
     auto found = clients->find(request.connection);
     if (found == clients->end()) {
       found = clients->emplace(request.connection, WebSocketClient(url, {.timeout_s = 600})).first;
@@ -83,7 +76,6 @@ Answering at_server(const ReplayOptions& g) {
     return Answer{.message = std::string(reply.bytes.begin(), reply.bytes.end()),
                   .text = reply.text};
   };
-  return {.ask = ask};
 }
 
 // RoboArena's replies do not tell.
@@ -122,9 +114,11 @@ void compare(const Record& recorded, const Answer& again, double took_ms, Result
   result.replayed_ms.push_back(infer_ms(now[0]).value_or(took_ms));
 }
 
-void replay_file(const std::filesystem::path& path, const Answering& answering, Result& result) {
+// `fingerprint`: of the model; "" of a server.
+void replay_file(const std::filesystem::path& path, const Ask& ask, const std::string& fingerprint,
+                 Result& result) {
   RecordingReader reader(path);
-  if (!answering.fingerprint.empty() && reader.model_hash() != answering.fingerprint)
+  if (!fingerprint.empty() && reader.model_hash() != fingerprint)
     fmt::print(stderr, "note: {} was recorded with another model, backend or precision\n",
                path.filename().string());
   std::map<uint64_t, Record> asked;  // by connection
@@ -136,7 +130,7 @@ void replay_file(const std::filesystem::path& path, const Answering& answering, 
     const auto request = asked.find(record->connection);
     if (request == asked.end()) continue;
     const Clock::time_point begin = Clock::now();
-    const Answer again = answering.ask(request->second);
+    const Answer again = ask(request->second);
     compare(*record, again, ms_between(begin, Clock::now()), result);
     asked.erase(request);
   }
@@ -176,11 +170,13 @@ void replay(ReplayOptions g) {
   const std::vector<std::filesystem::path> files = recordings_in(g.folder);
   ensure(!files.empty(), Fault::input, "{} holds no recording of `tendon serve --record`",
          g.folder);
+  const ServedPolicy policy = g.url.empty() ? open_served(g.model, g.open) : ServedPolicy();
+  const Ask ask = g.url.empty() ? in_process(policy, g.answers) : at_server(g.url);
   Result result;
-  const Answering answering = g.url.empty() ? in_process(g) : at_server(g);
-  for (const std::filesystem::path& file : files) replay_file(file, answering, result);
+  for (const std::filesystem::path& file : files)
+    replay_file(file, ask, policy.card.fingerprint, result);
   const Json json = to_json(result);
-  print_report(g.json, json, replay_text(json, answering.action_names));
+  print_report(g.json, json, replay_text(json, policy.card.action_names));
   const double worst = result.delta_max.empty() ? 0 : *std::ranges::max_element(result.delta_max);
   ensure(g.tolerance < 0 || (worst <= g.tolerance && result.other_errors == 0), Fault::verdict,
          "max |delta| {:.3g} is beyond --tolerance {}, or errors differ", worst, g.tolerance);
