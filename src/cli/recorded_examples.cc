@@ -85,8 +85,7 @@ std::vector<Example> recorded_examples(const std::string& folder, const ModelCar
                                        size_t count) {
   std::vector<Recorded> sample;
   size_t seen = 0;
-  // Fair among all, and the same ones every time: the n-th takes a place with probability count /
-  // n.
+  // Fair, and the same ones every time: the n-th takes a place with probability count / n.
   const auto take = [&](Recorded recorded) {
     ++seen;
     if (sample.size() < count) return sample.push_back(std::move(recorded));

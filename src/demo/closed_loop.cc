@@ -33,7 +33,7 @@ double wilson(const Rate& rate, double side) {
 
 int64_t rows(const std::vector<double>& chunk) { return std::ssize(chunk) / 3; }
 
-// What of a chunk was not executed before row `next`.
+// For real-time chunking: the rows of a chunk from `next` on, which were not executed yet.
 std::optional<PreviousChunk> left_over(const std::vector<double>& chunk, int64_t next,
                                        const LoopOptions& o) {
   const int64_t left = rows(chunk) - next;

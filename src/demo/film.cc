@@ -38,8 +38,9 @@ struct Rect {
 };
 
 // What is drawn on: kWidth x kHeight pixels.
-class Page {
- public:
+struct Page {
+  std::vector<Rgb> pixels = std::vector<Rgb>(size_t{kWidth} * kHeight);
+
   explicit Page(Rgb border) {
     fill({0, 0, kWidth, kHeight}, border);
     fill({kBorder, kBorder, kWidth - 2 * kBorder, kHeight - 2 * kBorder}, kPage);
@@ -70,12 +71,7 @@ class Page {
     }
   }
 
-  const std::vector<Rgb>& pixels() const { return pixels_; }
-
- private:
-  Rgb& at(int x, int y) { return pixels_[place(x, y)]; }
-
-  std::vector<Rgb> pixels_ = std::vector<Rgb>(size_t{kWidth} * kHeight);
+  Rgb& at(int x, int y) { return pixels[place(x, y)]; }
 };
 
 // What the font has, cut to what has room beside the time.
@@ -127,7 +123,7 @@ class Palette {
     std::map<Rgb, int64_t> pixels;
     auto run = pixels.try_emplace(kPage).first;  // neighbours mostly have one colour
     for (const Page& page : film)
-      for (const Rgb& pixel : page.pixels()) {
+      for (const Rgb& pixel : page.pixels) {
         if (pixel != run->first) run = pixels.try_emplace(pixel).first;
         ++run->second;
       }
@@ -146,7 +142,7 @@ class Palette {
   Indices indices(const Page& page) const {
     Indices indices;
     auto run = entry_of_.begin();
-    for (const Rgb& pixel : page.pixels()) {
+    for (const Rgb& pixel : page.pixels) {
       if (pixel != run->first) run = entry_of_.find(pixel);
       indices.push_back(run->second);
     }
