@@ -29,33 +29,28 @@ double distance(Shape shape, Point p) {
   return 0;
 }
 
-struct Brush {
-  double pixel;  // its side on the table
-  Shade colour;
-
-  void cover(double signed_distance, const Shade& paint) {
+// `pixel`: its side on the table.
+Shade colour_at(const World& world, Point p, double pixel) {
+  Shade colour = kRoom;
+  const auto cover = [&](double signed_distance, const Shade& paint) {
     const double share = std::clamp(0.5 - signed_distance / pixel, 0.0, 1.0);
     for (size_t c = 0; c < 3; ++c) colour[c] += share * (paint[c] - colour[c]);
-  }
-};
-
-Shade colour_at(const World& world, Point p, double pixel) {
-  Brush brush = {pixel, kRoom};
-  brush.cover(box({p.x - 0.5, p.y - 0.5}, 0.5, 0.5), kTableTop);
+  };
+  cover(box({p.x - 0.5, p.y - 0.5}, 0.5, 0.5), kTableTop);
   for (const Object& object : world.objects) {
     const Point local = p - object.at;
     if (std::max(std::abs(local.x), std::abs(local.y)) > 2 * kObjectRadius) continue;
     const double d = distance(object.kind.shape, local);
-    brush.cover(d, kRim);
-    brush.cover(d + kRimWidth, kPaints[static_cast<size_t>(object.kind.colour)]);
+    cover(d, kRim);
+    cover(d + kRimWidth, kPaints[static_cast<size_t>(object.kind.colour)]);
   }
   const Point local = p - world.gripper.at;
-  if (std::max(std::abs(local.x), std::abs(local.y)) > kObjectRadius) return brush.colour;
+  if (std::max(std::abs(local.x), std::abs(local.y)) > kObjectRadius) return colour;
   const double d = box({std::abs(local.x) - finger_distance(world.gripper), local.y},
                        kFingerHalfWidth, kFingerHalfLength);
-  brush.cover(d - 0.008, kRoom);
-  brush.cover(d, world.gripper.down() ? kFingerDown : kFinger);
-  return brush.colour;
+  cover(d - 0.008, kRoom);
+  cover(d, world.gripper.down() ? kFingerDown : kFinger);
+  return colour;
 }
 
 }  // namespace
