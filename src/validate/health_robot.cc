@@ -55,89 +55,76 @@ std::optional<double> other_spread(const StoredStatistics& s, const std::string&
   return least;
 }
 
-struct Judgement {
-  const StoredStatistics& s;
-  std::string low_name, high_name;
-  Report& r;
-  std::string constant;  // dimensions that never changed
-
-  const std::vector<double>* row(const std::string& statistic) {
-    const auto found = s.rows.find(statistic);
-    std::string there;
-    for (const auto& [name, values] : s.rows) there += (there.empty() ? "" : ", ") + name;
-    if (found == s.rows.end()) {
-      r.error("statistics.missing", s.vector + "." + statistic,
-              "{}: {} has no {}, which {} normalisation needs; there is: {}. Were these statistics "
-              "computed for another kind of model?",
-              s.file, s.vector, statistic, name(s.method), there.empty() ? "nothing" : there);
-      return nullptr;
-    }
-    const int64_t n = std::ssize(found->second);
-    if (n < s.dim_min || n > s.dim_max)
-      r.error("statistics.dimension", s.vector + "." + statistic,
-              "{}: {}.{} has {} values, expected {} to {}; do the statistics belong to this robot?",
-              s.file, s.vector, statistic, n, s.dim_min, s.dim_max);
-    return &found->second;
+// The statistic of that name, whose length should be one that the model can use; null: absent.
+const std::vector<double>* judge_row(const StoredStatistics& s, const std::string& statistic,
+                                     Report& r) {
+  const auto found = s.rows.find(statistic);
+  std::string there;
+  for (const auto& [name, values] : s.rows) there += (there.empty() ? "" : ", ") + name;
+  if (found == s.rows.end()) {
+    r.error("statistics.missing", s.vector + "." + statistic,
+            "{}: {} has no {}, which {} normalisation needs; there is: {}. Were these statistics "
+            "computed for another kind of model?",
+            s.file, s.vector, statistic, name(s.method), there.empty() ? "nothing" : there);
+    return nullptr;
   }
+  const int64_t n = std::ssize(found->second);
+  if (n < s.dim_min || n > s.dim_max)
+    r.error("statistics.dimension", s.vector + "." + statistic,
+            "{}: {}.{} has {} values, expected {} to {}; do the statistics belong to this robot?",
+            s.file, s.vector, statistic, n, s.dim_min, s.dim_max);
+  return &found->second;
+}
 
-  std::string subject(const std::string& statistic, size_t d) const {
+// Whether dimension d never changed, which is no fault where all statistics say so.
+bool judge_dimension(const StoredStatistics& s, size_t d, Report& r) {
+  const auto subject = [&](const std::string& statistic) {
     return fmt::format("{}.{}[{}]", s.vector, statistic, d);
-  }
-
-  void dimension(size_t d, double low, double high) {
-    for (const auto& [statistic, value] : {std::pair(low_name, low), std::pair(high_name, high)})
-      if (!std::isfinite(value))
-        r.error("statistics.nan", subject(statistic, d),
-                "{}: {} is {}, expected a finite number; compute the statistics again", s.file,
-                subject(statistic, d), value);
-    if (!std::isfinite(low) || !std::isfinite(high)) return;
-    const bool deviation = s.method == NormMethod::mean_std;
-    const double spread = deviation ? high : high - low;
-    if (spread < 0 && deviation)
-      r.error("statistics.negative", subject(high_name, d),
-              "{}: {} is {}, a standard deviation is never negative", s.file, subject(high_name, d),
-              high);
-    else if (spread < 0)
-      r.error("statistics.order", subject(high_name, d),
-              "{}: {} is {}, below {} = {}; were the two swapped?", s.file, subject(high_name, d),
-              high, low_name, low);
-    else if (spread < kSpreadMin)
-      narrow(d, spread);
-  }
-
-  // A dimension that never changed is no fault where all statistics say so.
-  void narrow(size_t d, double spread) {
-    const std::optional<double> other = other_spread(s, high_name, d);
-    if (other && std::abs(*other) < kSpreadMin) {
-      constant += (constant.empty() ? "" : ", ") + std::to_string(d);
-      return;
-    }
-    r.add(other ? Finding::Level::error : Finding::Level::warning, "statistics.constant",
-          subject(high_name, d),
-          "{}: {} leaves a spread of {:.3g}, by which every deviation is divided{}", s.file,
-          subject(high_name, d), spread,
-          other ? fmt::format("; the other statistics say {:.3g}", *other) : "");
-  }
-};
+  };
+  const auto [low_name, high_name] = statistic_names(s.method);
+  const double low = s.rows.at(low_name)[d], high = s.rows.at(high_name)[d];
+  for (const auto& [statistic, value] : {std::pair(low_name, low), std::pair(high_name, high)})
+    if (!std::isfinite(value))
+      r.error("statistics.nan", subject(statistic),
+              "{}: {} is {}, expected a finite number; compute the statistics again", s.file,
+              subject(statistic), value);
+  if (!std::isfinite(low) || !std::isfinite(high)) return false;
+  const bool deviation = s.method == NormMethod::mean_std;
+  const double spread = deviation ? high : high - low;
+  const std::string named = subject(high_name);
+  if (spread < 0 && deviation)
+    r.error("statistics.negative", named, "{}: {} is {}, a standard deviation is never negative",
+            s.file, named, high);
+  else if (spread < 0)
+    r.error("statistics.order", named, "{}: {} is {}, below {} = {}; were the two swapped?", s.file,
+            named, high, low_name, low);
+  if (spread < 0 || spread >= kSpreadMin) return false;
+  const std::optional<double> other = other_spread(s, high_name, d);
+  if (other && std::abs(*other) < kSpreadMin) return true;
+  r.add(other ? Finding::Level::error : Finding::Level::warning, "statistics.constant", named,
+        "{}: {} leaves a spread of {:.3g}, by which every deviation is divided{}", s.file, named,
+        spread, other ? fmt::format("; the other statistics say {:.3g}", *other) : "");
+  return false;
+}
 
 void judge(const StoredStatistics& s, Report& r) {
   if (s.method == NormMethod::identity) return;
   const auto [low_name, high_name] = statistic_names(s.method);
-  Judgement j{s, low_name, high_name, r};
-  const std::vector<double>* low = j.row(low_name);
-  const std::vector<double>* high = j.row(high_name);
+  const std::vector<double>* low = judge_row(s, low_name, r);
+  const std::vector<double>* high = judge_row(s, high_name, r);
   if (!low || !high) return;
   if (low->size() != high->size())
     r.error("statistics.dimension", s.vector + "." + high_name,
             "{}: {} has {} values of {} and {} of {}; expected as many", s.file, s.vector,
             low->size(), low_name, high->size(), high_name);
+  std::vector<size_t> constant;
   for (size_t d = 0; d < std::min(low->size(), high->size()); ++d)
-    j.dimension(d, (*low)[d], (*high)[d]);
-  if (!j.constant.empty())
+    if (judge_dimension(s, d, r)) constant.push_back(d);
+  if (!constant.empty())
     r.add(Finding::Level::note, "statistics.constant", s.vector,
           "{}: dimension {} of {} never changed in the data set; a robot that moves it leaves what "
           "the model has seen",
-          s.file, j.constant, s.vector);
+          s.file, fmt::join(constant, ", "), s.vector);
 }
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
