@@ -1,5 +1,5 @@
 """Runs tendon's own commands and writes what they say as pages. Started by scripts/reports."""
-import argparse, datetime, json, pathlib, platform, re, subprocess, sys, tempfile
+import argparse, datetime, functools, json, pathlib, platform, re, subprocess, sys, tempfile
 
 MODELS = ("synthetic:pi0-small", "synthetic:pi05-small")
 BACKENDS = (("cpu", "f32", []), ("cpu", "bf16", []), ("cpu", "int8", []),
@@ -19,11 +19,16 @@ def machine():
     return f"{len(names)} x {names[0]}, {platform.system()}"
 
 
+@functools.cache
+def commit():
+    """As it is before the first page is written, which would make it dirty."""
+    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True,
+                          text=True).stdout.strip()
+
+
 def head(title, intro):
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True,
-                            text=True).stdout.strip()
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return [f"# {title}", "", f"Written by `scripts/reports` on {date}, commit {commit}, on "
+    return [f"# {title}", "", f"Written by `scripts/reports` on {date}, commit {commit()}, on "
             f"{machine()}. {intro}", ""]
 
 
