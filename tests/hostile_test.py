@@ -28,7 +28,7 @@ from serve_test import (GREY, REQUEST, TENDON, Server, Socket, array, with_keys,
 
 DATA = pathlib.Path(sys.argv[3])
 SANITIZED = "--sanitized" in sys.argv
-KILLS = 40 if SANITIZED else 200
+KILLS = 10 if SANITIZED else 200
 TINY = DATA / "golden/tiny-checkpoint-lerobot-pi0"
 TOKENIZER = ("--tokenizer", str(DATA / "tokenizer/small_tokenizer.json"))
 MIB = 1 << 20
