@@ -12,27 +12,19 @@ import sys
 import tempfile
 import time
 
-from environment import environment, skip
+from environment import Checks, environment, skip
 
 PACKAGE = "kosoku==0.1.0"
 CASES = 301
 COMPRESSION = ("12.*", "13.*")  # which the server never agrees to
 PASSED = ("OK", "NON-STRICT", "INFORMATIONAL")
 LIMIT_S = 300
-ECHO_SERVER, VENV = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
 
 
-def prepare_environment():
-    if sys.version_info < (3, 10):
-        skip(f"the suite needs Python 3.10, this is {sys.version.split()[0]}")
-    environment(VENV, PACKAGE, ["--only-binary=:all:", PACKAGE],
-                no_build="the suite has no build for this machine")
-
-
-def run_cases(port, folder):
+def run_cases(runner, port, folder):
     """The runner's report of every case."""
     exclude = [word for case in COMPRESSION for word in ("-x", case)]
-    run = subprocess.run([VENV / "bin/kosoku", *exclude, "-o", folder, f"127.0.0.1:{port}"],
+    run = subprocess.run([runner, *exclude, "-o", folder, f"127.0.0.1:{port}"],
                          capture_output=True, text=True, timeout=LIMIT_S)
     index = pathlib.Path(folder) / "index.json"
     if not index.exists():
@@ -42,29 +34,31 @@ def run_cases(port, folder):
     return cases
 
 
-def main():
-    prepare_environment()
-    server = subprocess.Popen([ECHO_SERVER], stdout=subprocess.PIPE, text=True)
+def main(echo_server, venv):
+    if sys.version_info < (3, 10):
+        skip(f"the suite needs Python 3.10, this is {sys.version.split()[0]}")
+    inside = environment(pathlib.Path(venv).resolve(), PACKAGE,
+                         no_build="the suite has no build for this machine")
+    server = subprocess.Popen([echo_server], stdout=subprocess.PIPE, text=True)
     try:
         port = int(server.stdout.readline().split()[-1])
         begin = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            cases = run_cases(port, folder)
+            cases = run_cases(inside.with_name("kosoku"), port, folder)
         wall_s = time.monotonic() - begin
     finally:
         server.terminate()
         code = server.wait(10)
     counts = collections.Counter(case["behavior"] for case in cases.values())
     print(f"{len(cases)} cases in {wall_s:.1f} s:", dict(counts))
-    failed = [name for name, case in cases.items()
-              if case["behavior"] not in PASSED or case["behaviorClose"] not in PASSED]
-    for name in failed:
-        print("failed:", name, cases[name]["behavior"], "close", cases[name]["behaviorClose"])
-    if len(cases) != CASES:
-        print(f"{len(cases)} cases ran, wanted {CASES}")
-    if code != 0:
-        print(f"the server ended with {code}, wanted 0")
-    sys.exit(bool(failed) or len(cases) != CASES or code != 0)
+    check = Checks()
+    for name, case in cases.items():
+        check(case["behavior"] in PASSED and case["behaviorClose"] in PASSED,
+              f"{name} {case['behavior']}, close {case['behaviorClose']}")
+    check(len(cases) == CASES, f"{len(cases)} cases ran, wanted {CASES}")
+    check(code == 0, f"the server ended with {code}, wanted 0")
+    return check.end()
 
 
-main()
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

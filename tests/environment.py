@@ -1,20 +1,40 @@
 """What the tests in Python share: the command, checks that are counted, a limit on memory, virtual
-environments with packages from PyPI."""
+environments with packages from PyPI, tensors of a file."""
 import contextlib
+import json
 import pathlib
+import random
 import resource
 import shutil
+import socket
+import struct
 import subprocess
 import sys
+import unittest
 
 MEMORY_MIB_MAX = 1024
 NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
+OWN_VERSION = "%d.%d" % sys.version_info[:2]
 
 
-def tendon(*arguments, before=(), **options):
+def tendon(*arguments, before=()):
     """Runs the command, which is the first argument of every script that does."""
     return subprocess.run([*before, sys.argv[1], *map(str, arguments)], capture_output=True,
-                          text=True, errors="replace", timeout=120, **options)
+                          text=True, errors="replace", timeout=120)
+
+
+def ends(code, piece, *arguments, before=()):
+    """Runs the command, which must end with `code` and print `piece` somewhere."""
+    done = tendon(*arguments, before=before)
+    assert done.returncode == code and piece in done.stdout + done.stderr, (
+        f"tendon {' '.join(map(str, arguments))}\n  exit {done.returncode}, expected {code} and "
+        f"{piece!r}\n  {done.stdout[-300:]}\n  {done.stderr[-300:]}")
+    return done
+
+
+def printed(*arguments, code=0, before=()):
+    """The JSON that the command prints before it ends with `code`."""
+    return json.loads(ends(code, "", *arguments, "--json", before=before).stdout)
 
 
 class Checks:
@@ -29,17 +49,14 @@ class Checks:
             self.failures += 1
             print("FAILED", what, flush=True)
 
-    def run(self, *arguments):
-        """Exit code, standard output and standard error of the command."""
-        done = tendon(*arguments)
-        return done.returncode, done.stdout, done.stderr
-
-    def expect(self, code, piece, *arguments):
-        """The command ends with `code` and prints `piece` somewhere."""
-        got, out, err = self.run(*arguments)
-        self(got == code and piece in out + err,
-             f"tendon {' '.join(map(str, arguments))}\n  exit {got}, expected {code} and "
-             f"{piece!r}\n  {out[-300:]}\n  {err[-300:]}")
+    def expect(self, *expected):
+        """The command ends as `ends` wants it."""
+        try:
+            ends(*expected)
+        except AssertionError as error:
+            self(False, error)
+        else:
+            self(True, "")
 
     @contextlib.contextmanager
     def refused(self, piece, what, error=RuntimeError):
@@ -50,6 +67,17 @@ class Checks:
             self(piece.lower() in str(e).lower(), f"{what}: '{piece}' is not in '{e}'")
         else:
             self(False, f"{what}: nothing was refused")
+
+    def end(self):
+        """The script's exit code, after a line of counts."""
+        print(f"{self.count} checks, {self.failures} failed")
+        return int(self.failures > 0)
+
+
+def run_tests():
+    """The exit code of a script of unittest's cases."""
+    done = unittest.main(argv=sys.argv[:1], verbosity=2, warnings="ignore", exit=False)
+    return int(not (done.result.wasSuccessful() and memory_was_bounded()))
 
 
 def skip(reason):
@@ -62,6 +90,28 @@ def memory_was_bounded():
     mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     print(f"largest process: {mib} MiB, at most {MEMORY_MIB_MAX} are allowed")
     return mib <= MEMORY_MIB_MAX
+
+
+def free_ports(count):
+    """Such that no other test gets from the system by asking for any."""
+    found = []
+    for port in random.sample(range(20000, 32000), 12000):
+        with socket.socket() as taken, contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"{len(found)} free ports, {count} are needed")
+
+
+def read_tensors(path):
+    """{name: (its entry in the header, its bytes)} of a safetensors file."""
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8:8 + size])
+    header.pop("__metadata__", None)
+    return {name: (entry, raw[8 + size:][slice(*entry["data_offsets"])])
+            for name, entry in header.items()}
 
 
 def interpreter(version, headers=True):
@@ -82,20 +132,26 @@ def interpreter(version, headers=True):
     return None
 
 
-def environment(folder, wanted, packages, python=sys.executable, no_build=None):
-    """The interpreter of a virtual environment in `folder`, made once per text `wanted`.
+def environment(folder, *wanted, python=sys.executable, no_build=None):
+    """The interpreter of a virtual environment in `folder`, made once for `wanted`: packages, and
+    files that list some.
 
-    `packages` are pip's arguments. Skips the test where no package index is in reach, and, given a
-    reason `no_build`, where the index has nothing for this machine."""
+    Skips the test where no package index is in reach, and, given a reason `no_build`, where the
+    index has nothing for this machine."""
     inside, stamp = folder / "bin/python", folder / "installed.txt"
-    if stamp.exists() and stamp.read_text() == wanted:
+    files = {each: each.read_text() for each in wanted if isinstance(each, pathlib.Path)}
+    text = "\n".join(files.get(each, each) for each in wanted)
+    if stamp.exists() and stamp.read_text() == text:
         return inside
     shutil.rmtree(folder, ignore_errors=True)
     made = subprocess.run([python, "-m", "venv", folder], capture_output=True, text=True)
     if made.returncode:
         skip("python -m venv failed: " + " ".join((made.stdout + made.stderr).split())[:200])
+    # Compiling every module takes longer than compiling what a test imports, when it does.
     pip = subprocess.run([inside, "-m", "pip", "install", "--disable-pip-version-check",
-                          "--retries", "1", "--timeout", "20", *packages],
+                          "--retries", "1", "--timeout", "20", "--no-compile", "--only-binary",
+                          ":all:", *(word for each in wanted
+                                     for word in (("-r", each) if each in files else (each,)))],
                          capture_output=True, text=True)
     if pip.returncode:
         lines = (pip.stdout + pip.stderr).splitlines()
@@ -106,5 +162,5 @@ def environment(folder, wanted, packages, python=sys.executable, no_build=None):
                 skip(f"{no_build}: {line[:200]}")
         print(*lines, sep="\n")
         sys.exit(1)
-    stamp.write_text(wanted)
+    stamp.write_text(text)
     return inside

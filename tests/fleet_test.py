@@ -24,8 +24,8 @@ import threading
 import time
 
 from clients_test import clients_environment
-from environment import Checks, skip
-from serve_test import Server, Socket
+from environment import Checks, free_ports, skip
+from policy_server import Server, Socket
 
 HERE = pathlib.Path(__file__).resolve()
 CONFIG, NGINX = (HERE.parents[1] / "examples/fleet" / name
@@ -33,14 +33,6 @@ CONFIG, NGINX = (HERE.parents[1] / "examples/fleet" / name
 CPP, STOCK, HZ, EPISODE_S = 8, 4, 2.0, 2.5
 NAMES = ("a", "b", "c")
 ACT_AGAIN_S, HANG_S, PROXY_MS = 1.0, 3.0, 1.0
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def wait_for(condition, what, seconds=60):
@@ -364,8 +356,7 @@ def main(_, __, robot, venvs):
     for program in ("haproxy", "nginx", "openssl"):
         if not shutil.which(program):
             skip(f"{program} is not installed: scripts/setup haproxy nginx-light openssl")
-    python = clients_environment(pathlib.Path(venvs).absolute() / "clients-newest",
-                                 HERE.parent / "clients_requirements/newest.txt")
+    python = clients_environment(venvs, "newest")
     check, begin = Checks(), time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-")))
@@ -378,8 +369,8 @@ def main(_, __, robot, venvs):
         check_kill(fleet, check)
         for name in NAMES:
             check(fleet.servers[name].stop() == 0, f"exit code of {name}")
-    print(f"{check.count} checks, {check.failures} failures, {time.monotonic() - begin:.1f} s")
-    return 1 if check.failures else 0
+    print(f"{time.monotonic() - begin:.1f} s")
+    return check.end()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import sys
 import tempfile
 import unittest
 
-from environment import memory_was_bounded, tendon
+from environment import ends, printed, run_tests, tendon
 from hostile_test import DATA, SANITIZED, in_parallel, listed, measured, tiny
-from serve_test import ALOHA, GREY, REQUEST, WITHOUT_PROMPT, Server, Socket, array, with_keys
+from policy_server import ALOHA, GREY, REQUEST, WITHOUT_PROMPT, Server, Socket, array, with_keys
 
 MIDDLE = {"vlm": {"width": 1024, "mlp": 4096, "heads": 4, "kv_heads": 1, "head_dim": 64,
                   "depth": 6, "vocab": 512},
@@ -23,7 +23,7 @@ MIDDLE = {"vlm": {"width": 1024, "mlp": 4096, "heads": 4, "kv_heads": 1, "head_d
 
 
 def plan_bytes(model):
-    return json.loads(tendon("inspect", *model, "--json").stdout)["memory_bytes"]["total"]
+    return printed("inspect", *model)["memory_bytes"]["total"]
 
 
 class LittleMemory(unittest.TestCase):
@@ -33,7 +33,7 @@ class LittleMemory(unittest.TestCase):
         with tempfile.TemporaryDirectory() as scratch:
             _, opened = tiny(scratch)
             packed = pathlib.Path(scratch, "packed.safetensors")
-            self.assertEqual(tendon("convert", *opened, packed).returncode, 0)
+            ends(0, "", "convert", *opened, packed)
             scene = ("--prompt", "go", "--state", ",".join(["0"] * 14), "--image",
                      f"base_0_rgb={DATA / 'preprocess/images/flower_96x128_small.png'}")
             cases = [(model, given, percent)
@@ -44,11 +44,8 @@ class LittleMemory(unittest.TestCase):
             def run(case):
                 model, given, percent = case
                 budget = plan_bytes(model) * percent // 100
-                done = tendon("run", *model, *given, "--max-memory", budget)
-                self.assertEqual(done.returncode, 0 if percent >= 100 else 6,
-                                 f"{model} {percent} %: {done.stderr}")
-                if percent < 100:
-                    self.assertIn("--max-memory allows", done.stderr)
+                expected = (0, "") if percent >= 100 else (6, "--max-memory allows")
+                ends(*expected, "run", *model, *given, "--max-memory", budget)
 
             in_parallel(run, cases, 2)
         print(f"row 9: {len(cases)} runs of five models at 50 to 110 % of the plan")
@@ -124,9 +121,7 @@ class Ports(unittest.TestCase):
             for arguments, word in cases:
                 free = [x for option in ("--port", "--admin-port") if option not in arguments
                         for x in (option, "0")]
-                done = tendon("serve", "demo", *arguments, *free)
-                self.assertEqual(done.returncode, 7, f"{arguments}: {done.stderr}")
-                self.assertIn(word, done.stderr)
+                done = ends(7, word, "serve", "demo", *arguments, *free)
                 if arguments[0] == "--host" and word != "--port":
                     self.assertIn(arguments[1], done.stderr)
         print(f"row 28: {len(cases)} ports, addresses and paths")
@@ -151,14 +146,11 @@ NO_CONFIGURATIONS = {
 class Configurations(unittest.TestCase):
     """Row 32."""
 
-    def refused(self, scratch, content, *words):
+    def refused(self, scratch, content, word):
         config = pathlib.Path(scratch, f"{abs(hash(content))}.json")
         config.write_bytes(content)
-        done = tendon("inspect", "synthetic:pi0-small", "--config", config)
+        ends(2, word, "inspect", "synthetic:pi0-small", "--config", config)
         config.unlink()
-        self.assertEqual(done.returncode, 2, f"{content[:80]}: {done.stderr[-300:]}")
-        for word in words:
-            self.assertIn(word, done.stderr)
 
     def test_with_unknown_keys_or_wrong_types_say_what_is_known(self):
         spelled, typed = [], []
@@ -176,8 +168,7 @@ class Configurations(unittest.TestCase):
             for content in NO_CONFIGURATIONS.values():
                 self.refused(scratch, content, ".json")
             for path in (scratch, "/dev/zero", "no/such/file.json"):
-                self.assertEqual(tendon("inspect", "synthetic:pi0-small", "--config",
-                                        path).returncode, 2, path)
+                ends(2, "", "inspect", "synthetic:pi0-small", "--config", path)
         print(f"row 32: {len(spelled)} unknown keys, {len(typed)} wrong types, "
               f"{len(NO_CONFIGURATIONS)} files that are none")
 
@@ -186,26 +177,19 @@ class Configurations(unittest.TestCase):
         names = sorted(set(names) - {"--help"})
         self.assertGreater(len(names), 20)
 
-        def misspell(name):
-            done = tendon("serve", "demo", misspelt(name))
-            self.assertEqual(done.returncode, 2, done.stderr)
-            self.assertIn(f"nearest: '{name}'", done.stderr)
-
-        in_parallel(misspell, [name for name in names if misspelt(name) not in names])
+        in_parallel(lambda name: ends(2, f"nearest: '{name}'", "serve", "demo", misspelt(name)),
+                    [name for name in names if misspelt(name) not in names])
         wrong = [("--port", "x"), ("--port", "70000"), ("--port", "-1"), ("--threads", "many"),
                  ("--max-memory", "lots"), ("--seed", "-1.5"), ("--max-clients", "0"),
                  ("--silence-s", "long"), ("--guard-factor", "x"), ("--max-message", "-")]
         for option, value in wrong:
-            done = tendon("serve", "demo", option, value)
-            self.assertEqual(done.returncode, 2, done.stderr)
-            self.assertIn(option, done.stderr)
+            ends(2, option, "serve", "demo", option, value)
         print(f"row 32: {len(names)} misspelt options, {len(wrong)} wrong values")
 
     def test_of_the_environment_change_nothing(self):
         hostile = ("env", "-i", "TENDON_BACKEND=cuda", "TENDON_THREADS=x", "OMP_NUM_THREADS=-1",
                    "LC_ALL=de_DE.UTF-8", "TMPDIR=/no/such", "HOME=/no/such", "COLUMNS=1")
-        run = ("run", "demo", "--steps", "1", "--json")
-        plain, other = (json.loads(tendon(*run, before=before).stdout)["actions"]
+        plain, other = (printed("run", "demo", "--steps", "1", before=before)["actions"]
                         for before in ((), hostile))
         self.assertEqual(plain, other)
         print("row 32: a hostile environment, the same actions")
@@ -234,6 +218,4 @@ class Logs(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    done = unittest.main(argv=["hostile_process_test.py"], verbosity=2, warnings="ignore",
-                         exit=False)
-    sys.exit(not (done.result.wasSuccessful() and memory_was_bounded()))
+    sys.exit(run_tests())

@@ -14,7 +14,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -22,9 +21,8 @@ import tempfile
 import time
 import unittest
 
-from environment import memory_was_bounded, tendon
-from serve_test import (GREY, REQUEST, TENDON, Server, Socket, array, with_keys,
-                        with_library)
+from environment import ends, free_ports, run_tests
+from policy_server import GREY, REQUEST, TENDON, Server, Socket, array, with_keys, with_library
 
 DATA = pathlib.Path(sys.argv[3])
 SANITIZED = "--sanitized" in sys.argv
@@ -120,8 +118,7 @@ def converted(scratch, width):
     config.write_text(json.dumps({"vlm": {**sizes, "vocab": 512},
                                   "expert": {**sizes, "mlp": width}}))
     out = pathlib.Path(scratch, f"{width}.safetensors")
-    done = tendon("convert", "synthetic:pi0-small", "--config", config, out)
-    assert done.returncode == 0, done.stderr
+    ends(0, "", "convert", "synthetic:pi0-small", "--config", config, out)
     return out
 
 
@@ -139,7 +136,7 @@ class ShrinkingFiles(unittest.TestCase):
         with tempfile.TemporaryDirectory() as scratch:
             folder, opened = tiny(scratch)
             packed = pathlib.Path(scratch, "packed.safetensors")
-            self.assertEqual(tendon("convert", *opened, packed).returncode, 0)
+            ends(0, "", "convert", *opened, packed)
             for model, file, left in ((opened, folder / "model.safetensors", 4096),
                                       (opened, folder / "model.safetensors", 0),
                                       ((str(packed),), packed, 8192)):
@@ -161,7 +158,7 @@ class ShrinkingFiles(unittest.TestCase):
         with tempfile.TemporaryDirectory() as scratch:
             whole = converted(scratch, 512)
             begin = time.monotonic()
-            self.assertEqual(tendon("inspect", whole).returncode, 0)
+            ends(0, "", "inspect", whole)
             longest_s = time.monotonic() - begin
 
             def cut(number):
@@ -212,9 +209,8 @@ class Killed(unittest.TestCase):
         self.kill(server)
 
     def test_a_server_restarts_at_once_on_its_port(self):
-        ports = [free_port() for _ in range(4)]
         in_parallel(lambda case: self.kills_while(*case),
-                    zip((True, False, True, False), ports), 2)
+                    zip((True, False, True, False), free_ports(4)), 2)
         print(f"row 7: {KILLS} kills while loading, {KILLS} during inference")
 
     def test_a_converted_file_is_complete_or_absent(self):
@@ -227,7 +223,7 @@ class Killed(unittest.TestCase):
                 out = pathlib.Path(scratch, f"{name}.safetensors")
                 part = out.with_suffix(".safetensors.part")
                 begin = time.monotonic()
-                self.assertEqual(tendon("convert", *opened, out).returncode, 0)
+                ends(0, "", "convert", *opened, out)
                 longest_s = time.monotonic() - begin
                 for round_ in range(KILLS // 2):
                     if round_ % 2 == 0:
@@ -243,9 +239,9 @@ class Killed(unittest.TestCase):
                     if not out.exists():
                         ends["absent"] += 1
                         continue
-                    self.assertEqual(tendon("inspect", out).returncode, 0)
+                    ends(0, "", "inspect", out)
                     ends["complete"] += 1
-                self.assertEqual(tendon("convert", *opened, out).returncode, 0)
+                ends(0, "", "convert", *opened, out)
 
             in_parallel(kill_conversions, ("a", "b"), 2)
         self.assertGreater(ends["absent"], 0)
@@ -258,16 +254,6 @@ def can_write_nameless(folder):
     except OSError:
         return False
     return True
-
-
-def free_port():
-    """One that no other test gets from the system by asking for any."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as taken:
-            with contextlib.suppress(OSError):
-                taken.bind(("127.0.0.1", port))
-                return port
 
 
 @contextlib.contextmanager
@@ -306,9 +292,7 @@ class FullDisks(unittest.TestCase):
     """Row 8."""
 
     def refused(self, opened, out, before=()):
-        done = tendon("convert", *opened, out, before=before)
-        self.assertEqual(done.returncode, 3, done.stderr)
-        self.assertIn(out.name, done.stderr)
+        ends(3, out.name, "convert", *opened, out, before=before)
         self.assertEqual(list(out.parent.glob(out.name + "*")), [], "nothing half-written remains")
 
     def test_a_conversion_that_does_not_fit_leaves_nothing(self):
@@ -316,7 +300,7 @@ class FullDisks(unittest.TestCase):
         with tempfile.TemporaryDirectory() as scratch:
             _, opened = tiny(scratch)
             whole = pathlib.Path(scratch, "whole.safetensors")
-            self.assertEqual(tendon("convert", *opened, whole).returncode, 0)
+            ends(0, "", "convert", *opened, whole)
             size = whole.stat().st_size
 
             def on_disk(kib):
@@ -379,5 +363,4 @@ class FullDisks(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    done = unittest.main(argv=sys.argv[:1], verbosity=2, warnings="ignore", exit=False)
-    sys.exit(not (done.result.wasSuccessful() and memory_was_bounded()))
+    sys.exit(run_tests())

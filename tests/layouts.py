@@ -8,7 +8,6 @@ observations, noise, and lerobot's actions in f32 and, for the second, as stored
 import json
 import pathlib
 import sys
-import types
 
 import torch
 from huggingface_hub import save_torch_state_dict

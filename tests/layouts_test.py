@@ -19,8 +19,7 @@ import time
 
 from environment import Checks, environment
 from lerobot_matrix_test import distance, observation
-from lerobot_policy_test import lerobot_environment
-from python_wheel_test import BUILD, SOURCE
+from python_wheel_test import BUILD, SOURCE, lerobot_environment
 
 LAYOUTS = ("pi0-bf16-shards", "pi0-f32", "pi05-bf16", "pi05-f32-shards", "pi05-bf16-openpi",
            "pi0-bf16-orbax")
@@ -60,8 +59,7 @@ def timed(*command, **options):
 def convert_orbax(name, size, folder):
     """A JAX checkpoint, converted as its users do."""
     tools, jax = SOURCE / "tools/convert_orbax", folder.with_name("jax")
-    wanted = tools / "requirements.txt"
-    python = environment(BUILD / "orbax_venv", wanted.read_text(), ["-r", wanted])
+    python = environment(BUILD / "orbax_venv", tools / "requirements.txt")
     timed(python, "-B", SOURCE / "tests/layouts_orbax.py", SOURCE, name, size, jax)
     seconds, memory = timed(python, "-B", tools / "convert_orbax.py", jax, folder, "--horizon",
                             50 if size == "full" else 4, stdout=subprocess.DEVNULL)
@@ -123,10 +121,9 @@ def main():
             measure(name, size, inside, scratch / name)
         finally:
             shutil.rmtree(scratch)
-    print(f"{check.count} checks, {check.failures} failed")
     if skipped:
         print("skipped:", "; ".join(skipped))
-    return 1 if check.failures else 77 if skipped else 0
+    return check.end() or (77 if skipped else 0)
 
 
 if __name__ == "__main__":

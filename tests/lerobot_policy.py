@@ -1,5 +1,5 @@
 """lerobot_policy.py SOURCE DRIVE_TABLE: lerobot's policy type "tendon" beside lerobot's own
-policies; run by lerobot_policy_test.py in an environment that has both.
+policies; run by python_wheel_test.py in an environment that has both.
 
 The checkpoints are the demo's: lerobot's own classes at small sizes, and lerobot's own processors.
 """
@@ -25,7 +25,6 @@ import tendon_pi0  # noqa: E402
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig  # noqa: E402
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors  # noqa: E402
 from lerobot.policies.rtc.configuration_rtc import RTCConfig  # noqa: E402
-from lerobot.scripts import lerobot_eval  # noqa: E402
 from lerobot.utils.import_utils import register_third_party_plugins  # noqa: E402
 from lerobot_block import PUSHT, apart  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 
-from environment import Checks
+from environment import Checks, skip
 
 DATA = pathlib.Path(__file__).resolve().parent / "data/serve"
 READY = json.loads((DATA / "status_ready.json").read_text())
@@ -353,8 +353,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args()
     if not shutil.which(options.chromium):
-        print(f"skipped: there is no browser at {options.chromium} (Debian's package is chromium)")
-        sys.exit(77)
+        skip(f"there is no browser at {options.chromium} (Debian's package is chromium)")
     options.out.mkdir(parents=True, exist_ok=True)
     page = options.page.read_bytes()
     check(b"innerHTML" not in page and b"document.write" not in page, "the page makes no HTML")
@@ -376,8 +375,7 @@ def main():
         finally:
             browser.end()
             server.stop()
-    print(f"{check.failures} failures")
-    sys.exit(check.failures > 0)
+    sys.exit(check.end())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,19 +19,13 @@ import unittest
 import tendon_pi0
 NUMPY_AT_IMPORT = "numpy" in sys.modules
 import numpy as np  # noqa: E402  (whether the package needs it is looked at first)
+from environment import ends, printed  # noqa: E402
+from policy_server import Server  # noqa: E402
 from tendon_pi0 import _engine, _options  # noqa: E402
 
-TENDON = sys.argv[1]
 SLOW = {"backend": "reference", "threads": 1}  # with 300 steps a call takes a second or more
 WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 TOP, STATE = "observation.images.top", "observation.state"
-
-
-def command(*arguments):
-    done = subprocess.run([TENDON, *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        raise AssertionError(done.stderr)
-    return done.stdout
 
 
 class Tensor:
@@ -49,24 +42,6 @@ class Tensor:
 
     def contiguous(self):
         return Tensor(np.ascontiguousarray(self.array), self.device)
-
-
-@contextlib.contextmanager
-def served(*arguments):
-    """The port of `tendon serve`."""
-    server = subprocess.Popen([TENDON, "serve", *arguments, "--port", "0", "--admin-port", "0"],
-                              stderr=subprocess.PIPE, text=True)
-    try:
-        for line in server.stderr:
-            if found := re.search(r"policy ws://127\.0\.0\.1:(\d+)", line):
-                yield int(found[1])
-                return
-        raise AssertionError("the server did not start")
-    finally:
-        server.terminate()
-        server.stderr.read()
-        server.wait(30)
-        server.stderr.close()
 
 
 @contextlib.contextmanager
@@ -109,7 +84,7 @@ class Package(unittest.TestCase):
                          sorted(_engine.option_names()))
 
     def test_its_version_is_the_commands(self):
-        self.assertEqual(f"tendon {tendon_pi0.__version__}", command("version").strip())
+        ends(0, f"tendon {tendon_pi0.__version__}\n", "version")
 
 
 class Observations(unittest.TestCase):
@@ -211,7 +186,7 @@ def wrong_requests(seen):
     yield {**others, "observation.images.tpo": picture}
 
 
-class Server(unittest.TestCase):
+class BehindServer(unittest.TestCase):
     def check_several(self, local, remote):
         """`num_samples` of an observation, and batches."""
         seen = tendon_pi0.demo_observation()
@@ -245,7 +220,7 @@ class Server(unittest.TestCase):
                    {"previous": previous, "inference_delay": 2, "execution_horizon": 5},
                    {"samples": 1}, {"samples": 3, "seed": 2, "previous": previous,
                                     "inference_delay": 2})
-        with served("demo") as port, tendon_pi0.connect(f"127.0.0.1:{port}") as remote:
+        with Server() as server, tendon_pi0.connect(f"127.0.0.1:{server.port}") as remote:
             for given in options:
                 ours, theirs = local.infer(seen, **given), remote.infer(seen, **given)
                 self.assertTrue(np.array_equal(ours["actions"], theirs["actions"]), given)
@@ -268,8 +243,7 @@ class Server(unittest.TestCase):
         with self.assertRaisesRegex(tendon_pi0.NetworkError, "closed"):
             remote.infer(seen)
         with self.assertRaisesRegex(tendon_pi0.NetworkError, "cannot connect"):
-            tendon_pi0.connect(f"127.0.0.1:{port}", timeout_s=2)
-
+            tendon_pi0.connect(f"127.0.0.1:{server.port}", timeout_s=2)
 
     def test_ctrl_c_ends_the_wait_for_a_server(self):
         with silent_server() as port:
@@ -290,7 +264,7 @@ class Actions(unittest.TestCase):
             out = pathlib.Path(folder) / "chunk.npy"
             for model, precision, threads in (("demo", "f32", 1), ("demo", "bf16", 2),
                                               ("demo:pi05", "int8", 2)):
-                command("run", model, "--precision", precision, "--seed", 7, "--out", out)
+                ends(0, "", "run", model, "--precision", precision, "--seed", 7, "--out", out)
                 policy = tendon_pi0.Policy(model, precision=precision, threads=threads)
                 got = policy.infer({**seen, "seed": 3}, seed=7)
                 self.assertEqual(got["actions"].dtype, np.float64)
@@ -443,25 +417,22 @@ class Models(unittest.TestCase):
             tendon_pi0.Policy("demo", progress=stop)
 
     def test_verbs_give_what_the_command_prints_as_json(self):
-        printed = json.loads(command("inspect", "demo", "--json"))
-        self.assertEqual(tendon_pi0.inspect("demo"), printed)
-        doctor = json.loads(command("doctor", "--json"))
-        self.assertEqual([fact["what"] for fact in tendon_pi0.doctor()["machine"]],
-                         [fact["what"] for fact in doctor["machine"]])
+        self.assertEqual(tendon_pi0.inspect("demo"), printed("inspect", "demo"))
+        self.assertEqual(*([fact["what"] for fact in found["machine"]]
+                           for found in (tendon_pi0.doctor(), printed("doctor"))))
         untimed = lambda v: v|{"modules": [m | {"ms": 0, "reference_ms": 0} for m in v["modules"]]}
-        printed = untimed(json.loads(command("validate", "demo", "--json")))
-        self.assertEqual(untimed(tendon_pi0.validate("demo")), printed)
+        commands = untimed(printed("validate", "demo"))
+        self.assertEqual(untimed(tendon_pi0.validate("demo")), commands)
         own = tendon_pi0.validate("demo", {**tendon_pi0.demo_observation(), "prompt": "push it"})
         self.assertTrue(own["passed"])
-        self.assertNotEqual(untimed(own)["modules"], printed["modules"])
+        self.assertNotEqual(untimed(own)["modules"], commands["modules"])
         self.assertNotIn("modules", tendon_pi0.validate("demo", health_only=True))
 
     def test_a_certificate_is_the_commands_and_compares_with_other_implementations(self):
         with tempfile.TemporaryDirectory() as folder:
             out, page = (pathlib.Path(folder) / name for name in ("c.json", "c.html"))
             said = tendon_pi0.certify("demo", count=2, out=out, html=page)
-            printed = json.loads(command("certify", "demo", "--count", 2, "--json"))
-            self.assertEqual(said, printed)
+            self.assertEqual(said, printed("certify", "demo", "--count", 2))
             self.assertTrue(said["passed"])
             self.assertEqual(json.loads(out.read_text()), said)
             self.assertIn("</html>", page.read_text())

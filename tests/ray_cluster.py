@@ -1,5 +1,5 @@
 """ray_cluster.py SOURCE DRIVE_TABLE [TEST...]: tendon_pi0.ray and ray_serve on a cluster of two
-nodes on this machine; run by ray_test.py in an environment that has the wheel and Ray."""
+nodes on this machine; run by python_wheel_test.py in an environment that has the wheel and Ray."""
 import functools
 import os
 import pathlib

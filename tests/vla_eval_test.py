@@ -124,17 +124,15 @@ def inside(text):
     evaluate(check, ports, "jpeg")
     evaluate(check, ports, "png", mode="live", hz=20.0, wait_first_action=True)
     asyncio.run(check_sessions(check, ports, seen))
-    print(f"{check.count} checks inside, {check.failures} failures")
-    return 1 if check.failures else 0
+    return check.end()
 
 
 # ---- outside ----
 
 
 def main(_, protocol, venvs):
-    from serve_test import Server
-    python = environment(pathlib.Path(venvs).absolute() / "vla-eval", REQUIREMENTS.read_text(),
-                         ["--only-binary", ":all:", "-r", REQUIREMENTS])
+    from policy_server import Server
+    python = environment(pathlib.Path(venvs).absolute() / "vla-eval", REQUIREMENTS)
     with contextlib.ExitStack() as stack:
         servers = {dialect: stack.enter_context(Server("--dialect", dialect, *more))
                    for dialect, more in (("openpi", ()),

@@ -21,7 +21,6 @@ import argparse
 import json
 import pathlib
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
