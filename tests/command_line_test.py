@@ -10,8 +10,7 @@ import sys
 import tempfile
 from xml.etree import ElementTree
 
-import environment
-from environment import memory_was_bounded
+from environment import Checks, ends, memory_was_bounded, printed, read_tensors, tendon
 
 DATA = pathlib.Path(sys.argv[2])
 LEROBOT = DATA / "golden/tiny-checkpoint-lerobot-pi0"
@@ -22,8 +21,8 @@ TOKENIZER = ("--tokenizer", DATA / "tokenizer/small_tokenizer.json")
 SCENE = ("--prompt", "pick up the red cube", "--state", ",".join(["0.25"] * 14), "--image",
          f"base_0_rgb={FLOWER}")
 ALOHA = ("synthetic:pi0-small", "--robot", "aloha")
-check = environment.Checks()
-tendon, expect = check.run, check.expect
+check = Checks()
+expect = check.expect
 
 
 def copied(scratch, source, name):
@@ -57,7 +56,7 @@ def usage():
     expect(2, "--dialect: robo-arena not in {openpi,roboarena}", "replay", "no/such/folder", "demo",
            "--dialect", "robo-arena")
     for device, backends in (((), ("cpu", "cuda")), (("--device", "fake"), ("ttnn",))):
-        found = json.loads(tendon("run", "demo", "--backend", "auto", *device, "--json")[1])
+        found = printed("run", "demo", "--backend", "auto", *device)
         check(found["backend"] in backends and
               f"--backend auto is {found['backend']} here" in found["notes"], f"auto: {found}")
     # Built or not, with a GPU or without: what was found.
@@ -68,22 +67,19 @@ def usage():
 
 
 def runs(scratch):
-    code, out, _ = tendon("run", "demo", "--json", "--seed", "3")
-    result = json.loads(out)
-    check(code == 0 and len(result["actions"]) == 10 and len(result["actions"][0]) == 3,
+    result = printed("run", "demo", "--seed", "3")
+    check(len(result["actions"]) == 10 and len(result["actions"][0]) == 3,
           "run demo --json has 10 rows of 3")
     check(result["fallback"] == 0 and result["native"] > 100 and "denoise" in result["stage_ms"],
           "op counts and stage times")
     check(result["flops_done"] > 0 and result["flops_skipped"] > 0 and result["method"],
           "run states work, skipped work and how products are made")
     first = [row[0] for row in result["actions"]]
-    shown = tendon("run", "demo", "--seed", "3")[1].splitlines()[1].split()
+    shown = ends(0, "", "run", "demo", "--seed", "3").stdout.splitlines()[1].split()
     check(shown[1:5] == [f"{v:.5f}" for v in (first[0], min(first), max(first), first[-1])],
           f"the table of run shows the actions of its JSON: {shown}")
-    code, out, _ = tendon("version", "--json")
-    machine = json.loads(out)
-    check(code == 0 and machine["instruction_sets"][0] == "plain", "version lists isas")
-    again = json.loads(tendon("run", "demo", "--json", "--seed", "3", "--threads", "1")[1])
+    check(printed("version")["instruction_sets"][0] == "plain", "version lists isas")
+    again = printed("run", "demo", "--seed", "3", "--threads", "1")
     check(again["actions"] == result["actions"], "the same seed gives the same actions")
     expect(0, "backend cpu", "run", "demo", "--out", scratch / "a.json", "--plot",
            scratch / "a.svg")
@@ -100,10 +96,10 @@ def runs(scratch):
     expect(0, "3353433872", "inspect", "synthetic:pi05", "--json")
     expect(0, "horizon", "inspect", "synthetic:pi05", "--config", "pi05_droid")
     saved = scratch / "saved.json"
-    towel = tendon("inspect", "synthetic:pi0-small", "--config", "pi0_aloha_towel", "--tendon-json")
-    saved.write_text(towel[1])
-    again = tendon("inspect", "synthetic:pi0-small", "--config", saved, "--tendon-json")
-    check(towel[0] == again[0] == 0 and towel[1] == again[1] and "fold the towel" in towel[1],
+    towel = ("inspect", "synthetic:pi0-small", "--tendon-json", "--config")
+    shown = ends(0, "fold the towel", *towel, "pi0_aloha_towel").stdout
+    saved.write_text(shown)
+    check(ends(0, "", *towel, saved).stdout == shown,
           "a robot that was printed as a tendon.json is read back")
     expect(4, "'front' is missing", "run", "synthetic:pi0-small", "--config",
            DATA / "../../examples/lab_arm.json", "--state", "1,2,3,4,5,6,7", "--image",
@@ -113,15 +109,13 @@ def runs(scratch):
     expect(2, "unknown key '\\x1b[2Jcleared'", "inspect", "synthetic:pi0", "--config", hostile)
     for written, arguments in ((True, ()), (True, ("--state-in-prompt",)),
                                (False, ("--no-state-in-prompt",))):
-        prompt = json.loads(tendon("inspect", "demo:pi05", "--json", *arguments)[1])["prompt"]
+        prompt = printed("inspect", "demo:pi05", *arguments)["prompt"]
         check(prompt["state_in_prompt"] is written, f"pi0.5 {arguments}: its state is written")
 
 
 def closes_the_loop(scratch):
-    code, out, _ = tendon("demo", "--episodes", "4", "--seed", "5", "--json")
-    result = json.loads(out)
-    check(code == 0 and result["episodes"] == 4 and len(result["rows"]) == 4,
-          "demo --json has a row per episode")
+    result = printed("demo", "--episodes", "4", "--seed", "5")
+    check(result["episodes"] == 4 and len(result["rows"]) == 4, "demo --json has a row per episode")
     solved = [row["solved"] for row in result["rows"]]
     check(result["success_rate"] == sum(solved) / 4 and sum(solved) >= 3,
           "most episodes are solved, and success_rate says how many")
@@ -129,8 +123,7 @@ def closes_the_loop(scratch):
     check(low < result["success_rate"] <= high, "the interval holds the rate")
     check({"reach", "push", "reach, unseen pair", "push, unseen pair"} == set(result["tasks"]),
           "every kind of task is there")
-    again = json.loads(tendon("demo", "--episodes", "2", "--seed", "5", "--json", "--threads",
-                              "1")[1])
+    again = printed("demo", "--episodes", "2", "--seed", "5", "--threads", "1")
     check(again["rows"] == result["rows"][:2], "episodes follow from the seed")
     gif, svg = scratch / "a.gif", scratch / "a.svg"
     expect(0, "reach the cyan disc", "demo", "--prompt", "Reach the cyan disc", "--episodes", "1",
@@ -151,19 +144,18 @@ def closes_the_loop(scratch):
 
 def audits(scratch):
     fake = ("--backend", "ttnn", "--device", "fake")
-    code, out, _ = tendon("coverage", "demo", *fake, "--json")
-    audit = json.loads(out)
-    check(code == 0 and audit["total"]["device_share"] == 1 and audit["total"]["downloads"] == 1,
+    audit = printed("coverage", "demo", *fake)
+    total = audit["total"]
+    check(total["device_share"] == 1 and total["downloads"] == 1,
           "coverage counts calls and transfers")
     check(audit["transfers_between_steps"] == 0, "nothing moves between denoising steps")
     check({c["where"] for c in audit["calls"]} == {"device"}, "every call says where it ran")
-    total = audit["total"]
-    out = tendon("coverage", "demo", *fake)[1]
+    out = ends(0, "", "coverage", "demo", *fake).stdout
     shown = next(line for line in out.splitlines() if line.startswith("all")).split()
     check(shown[1:10] == [str(total["calls"]), str(total["device"]), "0", "100.0%", "–", "–",
                           "100.00%", "–", f"{total['bytes'] / 1e6:.2f}"],
           f"coverage shows its JSON, and no time of a replay: {shown}")
-    timed = json.loads(tendon("coverage", "demo", "--json")[1])
+    timed = printed("coverage", "demo")
     by_module = sum(module["ms"] for module in timed["by_module"].values())
     check(0 < by_module < 1.001 * timed["total"]["ms"] and "vlm.layer.0" in timed["by_layer"],
           "coverage tells the time of each module and layer")
@@ -181,26 +173,24 @@ def audits(scratch):
     expect(0, "suffix", "coverage", "demo", *fake, "--host-modules", "suffix,prefix")
     expect(2, "nearest: 'suffix'", "coverage", "demo", *fake, "--host-modules", "sufix")
     for model in ("demo:pi0", "demo:pi05"):
-        host = json.loads(tendon("coverage", model, *fake, "--host-modules", "all", "--warm-up",
-                                 "0", "--json")[1])["total"]
+        host = printed("coverage", model, *fake, "--host-modules", "all", "--warm-up", "0")["total"]
         check(host["device"] == 0 and host["host"] > 250, f"all modules on the host: {host}")
-    against = json.loads(tendon("coverage", "demo", *fake, "--warm-up", "0", "--against",
-                                "host:suffix,prefix", "--json")[1])
-    suffix, moved = (against["after"]["by_module"]["suffix"][k] for k in
-                     ("device_share", "bytes_moved"))
+    after = printed("coverage", "demo", *fake, "--warm-up", "0", "--against",
+                    "host:suffix,prefix")["after"]
+    suffix, moved = (after["by_module"]["suffix"][k] for k in ("device_share", "bytes_moved"))
     check(suffix == {"before": 1, "after": 0} and moved["before"] == 0 < moved["after"] and
-          against["after"]["by_module"]["siglip"]["device_share"]["after"] == 1 and
-          against["after"]["total"]["ms"] == {"before": None, "after": None},
+          after["by_module"]["siglip"]["device_share"]["after"] == 1 and
+          after["total"]["ms"] == {"before": None, "after": None},
           f"before stands beside after: {suffix} {moved}")
     expect(0, "against cpu: cpu (", "coverage", "demo", *fake, "--warm-up", "0", "--against", "cpu")
-    ranking = json.loads(tendon("coverage", "demo", *fake, "--warm-up", "0", "--against",
-                                "host:each", "--json")[1])["ranking"]
+    ranking = printed("coverage", "demo", *fake, "--warm-up", "0", "--against",
+                      "host:each")["ranking"]
     check([r["bytes"] for r in ranking] == sorted((r["bytes"] for r in ranking), reverse=True) and
           {"vlm", "siglip", "expert", "suffix"} <= {r["module"] for r in ranking},
           f"modules are ranked by what moving them costs: {ranking}")
     expect(0, "more ms", "coverage", "demo", "--against", "host:each")
     expect(2, "name modules", "coverage", "demo", "--against", "host:")
-    code, out, _ = tendon("bench", "demo", *fake, "--calls", "1", "--json")
+    out = ends(0, "", "bench", "demo", *fake, "--calls", "1", "--json").stdout
     result = json.loads(out)
     speeds = re.findall('"[a-z_]*(?:per_s|gflops|utilisation|fraction|forward|speed|seconds)":'
                         '(?!0(?:.0)?[,}])', out)
@@ -214,16 +204,12 @@ def audits(scratch):
 
 def velocities(scratch):
     noisy, out = scratch / "noisy.json", scratch / "velocity.json"
-    code, _, error = tendon("velocity", "demo", "--noisy", "0,1")
-    count = re.search(r"have 2 values, expected \d+ \((\d+) rows of (\d+)\)", error)
-    check(code == 4 and count, f"a chunk of another size is refused: {error}")
-    rows, columns = map(int, count.groups())
+    error = ends(4, "have 2 values, expected ", "velocity", "demo", "--noisy", "0,1").stderr
+    rows, columns = map(int, re.search(r" \((\d+) rows of (\d+)\)", error).groups())
     noisy.write_text(json.dumps([[0.5] * columns] * rows))
-    code, shown, _ = tendon("velocity", "demo", "--noisy", noisy, "--t", "0.75", "--out", out,
-                            "--json")
-    result = json.loads(shown)
+    result = printed("velocity", "demo", "--noisy", noisy, "--t", "0.75", "--out", out)
     written = json.loads(out.read_text())["actions"]
-    check(code == 0 and result["t"] == 0.75 and result["velocity"] == written and
+    check(result["t"] == 0.75 and result["velocity"] == written and
           len(written) == rows and len(written[0]) == columns, "velocity writes what it prints")
     expect(0, "root mean square", "velocity", "demo", "--noisy", noisy)
     expect(4, "expected 0 (actions) to 1 (noise)", "velocity", "demo", "--noisy", noisy, "--t", "2")
@@ -233,26 +219,24 @@ def velocities(scratch):
 def validations(scratch):
     fake = ("--backend", "ttnn", "--device", "fake")
     report = scratch / "report.html"
-    shown = tendon("validate", "synthetic:pi05-small", *fake, "--report", report)[1]
+    shown = ends(0, "", "validate", "synthetic:pi05-small", *fake, "--report", report).stdout
     check(re.search("PCC +at least +asked +relative L2 +at most +max error +ms +reference ms\n",
                     shown) and re.search("\nmasks +1.0000000000 +1.0000000000 +1.00 ", shown),
           f"validate shows a row per module: {shown[:300]}")
-    code, out, _ = tendon("validate", "synthetic:pi05-small", *fake, "--json")
-    rows = len(json.loads(out)["modules"])
-    check(code == 0 and rows > 60, "validate --json has a row per tensor")
+    rows = len(printed("validate", "synthetic:pi05-small", *fake)["modules"])
+    check(rows > 60, "validate --json has a row per tensor")
     check(report.read_text().count("<svg") == rows, "the report has a picture per tensor")
     check(report.read_text().count("at most") == rows, "the report has a bound of relative L2")
-    code, out, _ = tendon("validate", *fake, "--module", "siglip", "--json")
-    modules = json.loads(out)["modules"]
-    check(code == 0 and modules and all(
+    modules = printed("validate", *fake, "--module", "siglip")["modules"]
+    check(modules and all(
         m["passed"] and m["failed"] == "" and m["pcc"] >= m["gate"] > 0.99
         and m["relative_l2"] <= m["relative_l2_gate"] < 0.14 for m in modules),
           "validate --json has PCC and relative L2 of modules, within their gates")
     check(all(m["ms"] is None and m["asked"] <= m["pcc"] for m in modules),
           "no time comes from a simulation, and what was asked is reached")
-    code, out, _ = tendon("validate", "demo", "--json", "--module", "siglip")
-    check(code == 0 and all(0 < m["ms"] < 1e4 and 0 < m["reference_ms"] < 1e4
-                            for m in json.loads(out)["modules"]), "rows have times")
+    modules = printed("validate", "demo", "--module", "siglip")["modules"]
+    check(all(0 < m["ms"] < 1e4 and 0 < m["reference_ms"] < 1e4 for m in modules),
+          "rows have times")
     expect(2, "nearest: 'siglip.norm'", "validate", *fake, "--module", "siglip.nrm")
     folder = copied(scratch, DATA / "golden/tiny-checkpoint-lerobot-pi0", "validated")
     expect(0, "sound", "validate", *opened(folder), *TOKENIZER, "--health-only")
@@ -325,15 +309,6 @@ def bad_checkpoints(scratch):
     expect(3, "norm_stats.json", "inspect", *opened(openpi))
 
 
-def read_tensors(path):
-    raw = path.read_bytes()
-    size = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8:8 + size])
-    header.pop("__metadata__", None)
-    return {name: (entry, raw[8 + size:][slice(*entry["data_offsets"])])
-            for name, entry in header.items()}
-
-
 def write_tensors(path, tensors):
     header, data = {}, b""
     for name, (entry, content) in tensors.items():
@@ -346,11 +321,9 @@ def write_tensors(path, tensors):
 def layouts(scratch):
     """The same weights and settings, stored in other ways, give the same actions."""
 
-    def actions(folder, dims, *options):
-        code, out, err = tendon("run", *opened(folder), *TOKENIZER, "--json", *SCENE[:3],
-                                ",".join(["0.25"] * dims), *SCENE[4:], *options)
-        check(code == 0, f"{folder.name} runs: {err}")
-        return json.loads(out)["actions"] if code == 0 else None
+    def actions(folder, dims):
+        return printed("run", *opened(folder), *TOKENIZER, *SCENE[:3], ",".join(["0.25"] * dims),
+                       *SCENE[4:])["actions"]
 
     plain = actions(copied(scratch, LEROBOT, "plain"), 14)
 
@@ -366,27 +339,13 @@ def layouts(scratch):
     edit_json(index, lambda c: c["weight_map"].update({next(iter(where)): "../model.safetensors"}))
     expect(3, "not a file name in the same folder", "inspect", *opened(sharded))
 
-    old = copied(scratch, LEROBOT, "old")
-    tower = "paligemma.model.vision_tower."
-    renamed = {n.removeprefix("model.").replace(tower + "vision_model.", tower): t
-               for n, t in tensors.items() if not n.endswith("embed_tokens.weight")}
-    write_tensors(old / "model.safetensors", renamed)
-    for file in ("policy_preprocessor.json", "policy_postprocessor.json"):
-        edit_json(old / file, lambda c: c.update(steps=[
-            s for s in c["steps"] if "relative" not in s["registry_name"]
-            and "absolute" not in s["registry_name"]]))
-        edit_json(old / file, lambda c: c["steps"].sort(
-            key=lambda s: s["registry_name"] != "device_processor"))
-    check(actions(old, 14, "--no-dark-bars") == plain, "old names, lm_head only: the same")
-    check(actions(old, 14) != plain, "a model of lerobot 0.4 has its dark bars")
-
-    check(actions(copied(scratch, OPENPI, "five_keys"), 8) is not None, "openpi runs")
+    actions(copied(scratch, OPENPI, "five_keys"), 8)
     from_jax = copied(scratch, OPENPI, "no_horizon")
     edit_json(from_jax / "config.json", lambda c: c.pop("action_horizon"))
     (from_jax / "golden.json").rename(from_jax / "tendon.json")
     edit_json(from_jax / "tendon.json", lambda c: c.pop("horizon"))
-    code, out, _ = tendon("inspect", from_jax, "--config", "pi05_droid", "--json")
-    check(code == 0 and json.loads(out)["config"]["horizon"] == 15,
+    config = printed("inspect", from_jax, "--config", "pi05_droid")["config"]
+    check(config["horizon"] == 15,
           "a converted JAX checkpoint gets its horizon from the training config")
 
 
@@ -406,10 +365,11 @@ def said_by_every_verb(scratch):
                *more)
         if verb == "serve":  # its log: serve_test.py
             continue
-        code, _, err = tendon(verb, *opened(strange), *TOKENIZER, *more)
-        lines = [line for line in err.splitlines() if line.startswith("warning: ") and
+        done = tendon(verb, *opened(strange), *TOKENIZER, *more)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("warning: ") and
                  "mirror_arms" in line and "\x1b" not in line]
-        check(code == 0 and len(lines) == 1, f"{verb}: exit {code}, one warning: {err}")
+        check(done.returncode == 0 and len(lines) == 1,
+              f"{verb}: exit {done.returncode}, one warning: {done.stderr}")
     expect(0, "warning: ", "inspect", scratch / "said.safetensors", "--json")
 
 
@@ -420,8 +380,8 @@ def conversions(scratch):
     for precision in ("bf16", "int8", "f32"):
         file = scratch / f"{precision}.safetensors"
         expect(0, "self-check: same actions", "convert", *model, file, "--precision", precision)
-        whole = json.loads(tendon("run", *model, *SCENE, "--json", "--precision", precision)[1])
-        packed = json.loads(tendon("run", file, *SCENE, "--json")[1])
+        whole = printed("run", *model, *SCENE, "--precision", precision)
+        packed = printed("run", file, *SCENE)
         check(packed["actions"] == whole["actions"], f"{precision}: converted gives the same")
     expect(0, "converted", "inspect", file)
     expect(2, "packed as f32", "run", file, *SCENE, "--json", "--precision", "bf16")
@@ -442,9 +402,9 @@ def conversions(scratch):
 
 
 def benchmark(scratch):
-    code, out, _ = tendon("bench", "demo", "--json", "--calls", "2", "--threads", "1")
+    out = ends(0, "", "bench", "demo", "--json", "--calls", "2", "--threads", "1").stdout
     result = json.loads(out)
-    check(code == 0 and 0 < result["fraction_of_peak"] < 1, "bench states the fraction of peak")
+    check(0 < result["fraction_of_peak"] < 1, "bench states the fraction of peak")
     check(result["flops_skipped"] > 0 and result["stages"]["denoise"]["per_step_ms"] > 0,
           "bench states work and skipped work")
     slower, faster = scratch / "slower.json", scratch / "faster.json"
@@ -461,18 +421,10 @@ def benchmark(scratch):
     expect(2, "this machine has plain", "bench", "demo", "--isa", "avx9")
 
 
-with tempfile.TemporaryDirectory() as folder:
-    usage()
-    runs(pathlib.Path(folder))
-    closes_the_loop(pathlib.Path(folder))
-    audits(pathlib.Path(folder))
-    validations(pathlib.Path(folder))
-    velocities(pathlib.Path(folder))
-    bad_inputs(pathlib.Path(folder))
-    bad_checkpoints(pathlib.Path(folder))
-    layouts(pathlib.Path(folder))
-    said_by_every_verb(pathlib.Path(folder))
-    conversions(pathlib.Path(folder))
-    benchmark(pathlib.Path(folder))
-print("failures:", check.failures)
-sys.exit(0 if memory_was_bounded() and not check.failures else 1)
+usage()
+for part in (runs, closes_the_loop, audits, validations, velocities, bad_inputs, bad_checkpoints,
+             layouts, said_by_every_verb, conversions, benchmark):
+    with tempfile.TemporaryDirectory() as folder:
+        part(pathlib.Path(folder))
+check(memory_was_bounded(), "memory")
+sys.exit(check.end())

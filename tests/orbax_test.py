@@ -4,6 +4,8 @@
 Installs the converter's packages into BUILD/orbax_venv first, once, and goes on in there. Exit code
 77, "skipped: reason", where they cannot be had.
 """
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -12,32 +14,27 @@ import struct
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
-import environment
-from environment import skip
+from environment import Checks, environment, printed, read_tensors, skip
 
-TENDON, GOLDEN_CASE = sys.argv[1:3]
+GOLDEN_CASE = sys.argv[2]
 SOURCE, BUILD = map(pathlib.Path, sys.argv[3:5])
 CONVERTER = SOURCE / "tools/convert_orbax/convert_orbax.py"
-REQUIREMENTS = CONVERTER.with_name("requirements.txt")
 GOLDEN, ORBAX = SOURCE / "tests/data/golden", SOURCE / "tests/data/orbax"
 VENV = BUILD / "orbax_venv"
 PYTHON = VENV / "bin/python"
-check = environment.Checks()
-
-
-def prepare_environment():
-    """The packages have wheels for these versions of Python."""
-    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-        skip(f"the packages are for Python 3.10 to 3.13, this is {sys.version.split()[0]}")
-    environment.environment(VENV, REQUIREMENTS.read_text(), ["-r", REQUIREMENTS])
-
+check = Checks()
 
 if pathlib.Path(sys.prefix).resolve() != VENV.resolve():
-    prepare_environment()
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        skip(f"the packages are for Python 3.10 to 3.13, this is {sys.version.split()[0]}")
+    environment(VENV, CONVERTER.with_name("requirements.txt"))
     os.execv(PYTHON, [str(PYTHON), "-B", *sys.argv])
 
-import numpy as np  # noqa: E402  (only the environment above has it)
+sys.path.insert(0, str(CONVERTER.parent))
+import convert_orbax  # noqa: E402  (only the environment above has its packages)
+import numpy as np  # noqa: E402
 import tensorstore as ts  # noqa: E402
 
 
@@ -47,12 +44,20 @@ def called(*command):
 
 
 def convert(code, piece, checkpoint, out, *options):
-    """Ends with `code` and says `piece`; where it fails, nothing that was not there remains."""
+    """Ends with `code` and says `piece`; where it fails, nothing that was not there remains. In
+    this process, since importing the packages takes longer than such a conversion."""
     before = sorted(out.rglob("*")) if out.exists() else None
-    got, stdout, stderr = called(PYTHON, "-B", CONVERTER, checkpoint, out, *options)
-    check(got == code and piece in stdout + stderr and "Traceback" not in stderr,
+    arguments = [str(CONVERTER), *map(str, (checkpoint, out, *options))]
+    said = io.StringIO()
+    with mock.patch.object(sys, "argv", arguments), contextlib.redirect_stdout(said), \
+            contextlib.redirect_stderr(said):
+        try:
+            got = convert_orbax.main()
+        except SystemExit as usage:
+            got = usage.code
+    check(got == code and piece in said.getvalue(),
           f"convert {checkpoint} {out.name} {options}: exit {got}, expected {code} and {piece!r}\n"
-          f"  {stdout}{stderr}")
+          f"  {said.getvalue()}")
     if code:
         check((sorted(out.rglob("*")) if out.exists() else None) == before,
               f"{checkpoint}: the failed conversion left something in {out.name}")
@@ -60,16 +65,15 @@ def convert(code, piece, checkpoint, out, *options):
 
 
 def tensors(folder):
-    raw = (folder / "model.safetensors").read_bytes()
-    size = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8:8 + size])
-    header.pop("__metadata__")
+    file = folder / "model.safetensors"
+    found = read_tensors(file)
+    begin = 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]
+    end = begin + max(entry["data_offsets"][1] for entry, _ in found.values())
+    check(begin % 8 == 0 and end == file.stat().st_size,
+          f"{folder.name}: the data is aligned and complete")
     numpy_types = {"F32": np.float32, "BF16": np.uint16}
-    check(size % 8 == 0 and max(e["data_offsets"][1] for e in header.values()) + 8 + size ==
-          len(raw), f"{folder.name}: the data is aligned and complete")
-    return {name: np.frombuffer(raw[8 + size:][slice(*e["data_offsets"])],
-                                numpy_types[e["dtype"]]).reshape(e["shape"])
-            for name, e in header.items()}
+    return {name: np.frombuffer(content, numpy_types[entry["dtype"]]).reshape(entry["shape"])
+            for name, (entry, content) in found.items()}
 
 
 def store_of(folder, path="", ocdbt=True):
@@ -110,16 +114,14 @@ def same_stages(scratch, case, folder, what):
 
 
 def actions(folder):
-    code, out, err = called(
-        TENDON, "run", folder, "--precision", "f32", "--json", "--prompt", "pick up the red cube",
+    return np.array(printed(
+        "run", folder, "--precision", "f32", "--prompt", "pick up the red cube",
         "--tokenizer", SOURCE / "tests/data/tokenizer/small_tokenizer.json", "--state",
         ",".join(["0.25"] * 8), "--image",
-        f"base_0_rgb={SOURCE / 'tests/data/preprocess/images/flower_96x128_small.png'}")
-    check(code == 0, f"tendon run {folder.name}: {err}")
-    return np.array(json.loads(out)["actions"]) if code == 0 else np.zeros(1)
+        f"base_0_rgb={SOURCE / 'tests/data/preprocess/images/flower_96x128_small.png'}")["actions"])
 
 
-def both_models(scratch, kind, heads_by_name):
+def both_models(scratch, kind):
     source = ORBAX / f"tiny-orbax-{kind}"
     precise = convert(0, f"{kind.replace('pi05', 'pi0.5')}, ", source, scratch / f"{kind}-f32",
                       "--precision", "float32", "--horizon", "10")
@@ -142,15 +144,12 @@ def both_models(scratch, kind, heads_by_name):
         "action_expert_variant": "width_32", "precision": "float32"}, f"{kind}: config.json")
     check("action_horizon" not in (scratch / f"{kind}-bf16/config.json").read_text(),
           f"{kind}: a horizon that was not given is not invented")
-    code, _, err = called(TENDON, "inspect", scratch / f"{kind}-bf16")
-    check(code == 3 and "does not tell the action horizon" in err, f"{kind}: nor guessed: {err}")
+    check.expect(3, "does not tell the action horizon", "inspect", scratch / f"{kind}-bf16")
     stats = "assets/demo/norm_stats.json"
     check((precise / stats).read_bytes() == (source / stats).read_bytes(), f"{kind}: statistics")
-    code, out, err = called(TENDON, "inspect", precise, "--json")
-    check(code == 0, f"{kind}: tendon inspect: {err}")
-    config = json.loads(out)["config"] if code == 0 else None
-    check(config and (config["policy"], config["horizon"], config["vision"]["heads"]) ==
-          (kind, 10, heads_by_name), f"{kind}: tendon sees {config}")
+    config = printed("inspect", precise)["config"]
+    check((config["policy"], config["horizon"], config["vision"]["heads"]) == (kind, 10, 2),
+          f"{kind}: tendon sees {config}")
     check(np.isfinite(actions(precise)).all() and actions(precise).shape == (10, 8),
           f"{kind}: tendon run gives actions")
     return precise
@@ -278,11 +277,10 @@ def bad_places(scratch, source, converted):
 
 with tempfile.TemporaryDirectory(dir=BUILD) as temporary:
     place = pathlib.Path(temporary)
-    pi0 = both_models(place, "pi0", 2)
-    both_models(place, "pi05", 2)
+    pi0 = both_models(place, "pi0")
+    both_models(place, "pi05")
     other_spellings(place, ORBAX / "tiny-orbax-pi0", pi0)
     lora(place, ORBAX / "tiny-orbax-pi0")
     bad_checkpoints(place, ORBAX / "tiny-orbax-pi0")
     bad_places(place, ORBAX / "tiny-orbax-pi0", pi0)
-print("failures:", check.failures)
-sys.exit(1 if check.failures else 0)
+sys.exit(check.end())
