@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""command_line_test.py TENDON DATA: runs the command with good and bad arguments and checks exit
+"""command_line_test.py TENDON: runs the command with good and bad arguments and checks exit
 codes and messages."""
 import json
 import pathlib
@@ -10,13 +10,11 @@ import sys
 import tempfile
 from xml.etree import ElementTree
 
-from environment import Checks, ends, memory_was_bounded, printed, read_tensors, tendon
+from environment import (DATA, FLOWER, TOKENIZER, Checks, ends, memory_was_bounded, printed,
+                         read_safetensors, safetensors, tendon)
 
-DATA = pathlib.Path(sys.argv[2])
 LEROBOT = DATA / "golden/tiny-checkpoint-lerobot-pi0"
 OPENPI = DATA / "golden/tiny-checkpoint-openpi-pi05"
-FLOWER = DATA / "preprocess/images/flower_96x128_small.png"
-TOKENIZER = ("--tokenizer", DATA / "tokenizer/small_tokenizer.json")
 # What a robot with 14 joints and one camera sees.
 SCENE = ("--prompt", "pick up the red cube", "--state", ",".join(["0.25"] * 14), "--image",
          f"base_0_rgb={FLOWER}")
@@ -103,7 +101,7 @@ def runs(scratch):
           "a robot that was printed as a tendon.json is read back")
     expect(4, "'front' is missing", "run", "synthetic:pi0-small", "--config",
            DATA / "../../examples/lab_arm.json", "--state", "1,2,3,4,5,6,7", "--image",
-           f"wrist={DATA / 'preprocess/images/flower_96x128_small.png'}")
+           f"wrist={FLOWER}")
     hostile = scratch / "hostile.json"
     hostile.write_text(json.dumps({"\x1b[2Jcleared": 1}))
     expect(2, "unknown key '\\x1b[2Jcleared'", "inspect", "synthetic:pi0", "--config", hostile)
@@ -276,7 +274,7 @@ def bad_checkpoints(scratch):
     expect(3, "model.safetensors", "inspect", *opened(cut))
     (cut / "model.safetensors").write_bytes(weights.replace(b"action_in_proj", b"action_it_proj"))
     expect(3, "action_in_proj", "inspect", *opened(cut))
-    tensors = read_tensors(good / "model.safetensors")
+    tensors = read_safetensors(good / "model.safetensors")[1]
     (name,) = (name for name in tensors if name.endswith("action_out_proj.weight"))
     entry, content = tensors[name]
     write_tensors(cut / "model.safetensors",
@@ -314,8 +312,7 @@ def write_tensors(path, tensors):
     for name, (entry, content) in tensors.items():
         header[name] = {**entry, "data_offsets": [len(data), len(data) + len(content)]}
         data += content
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    path.write_bytes(safetensors(json.dumps(header), data))
 
 
 def layouts(scratch):
@@ -328,7 +325,7 @@ def layouts(scratch):
     plain = actions(copied(scratch, LEROBOT, "plain"), 14)
 
     sharded = copied(scratch, LEROBOT, "sharded")
-    tensors = read_tensors(sharded / "model.safetensors")
+    tensors = read_safetensors(sharded / "model.safetensors")[1]
     (sharded / "model.safetensors").unlink()
     where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
     for file in set(where.values()):

@@ -13,6 +13,9 @@ import sys
 import unittest
 
 MEMORY_MIB_MAX = 1024
+DATA = pathlib.Path(__file__).resolve().with_name("data")
+TOKENIZER = ("--tokenizer", DATA / "tokenizer/small_tokenizer.json")
+FLOWER = DATA / "preprocess/images/flower_96x128_small.png"
 NO_NETWORK = ("connection", "timed out", "name resolution", "proxy", "unreachable")
 OWN_VERSION = "%d.%d" % sys.version_info[:2]
 
@@ -104,14 +107,20 @@ def free_ports(count):
     raise AssertionError(f"{len(found)} free ports, {count} are needed")
 
 
-def read_tensors(path):
-    """{name: (its entry in the header, its bytes)} of a safetensors file."""
+def safetensors(header, data=b""):
+    """The bytes of a file; the header is a text or bytes."""
+    text = header if isinstance(header, bytes) else header.encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def read_safetensors(path):
+    """The header's bytes, and {name: (its entry there, its own bytes)}."""
     raw = path.read_bytes()
-    size = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8:8 + size])
-    header.pop("__metadata__", None)
-    return {name: (entry, raw[8 + size:][slice(*entry["data_offsets"])])
-            for name, entry in header.items()}
+    end = 8 + struct.unpack("<Q", raw[:8])[0]
+    entries = json.loads(raw[8:end])
+    entries.pop("__metadata__", None)
+    return raw[8:end], {name: (entry, raw[end:][slice(*entry["data_offsets"])])
+                        for name, entry in entries.items()}
 
 
 def interpreter(version, headers=True):

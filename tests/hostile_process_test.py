@@ -1,7 +1,7 @@
 """The command in a hostile world, without its disk: little memory, ports that cannot be had, wrong
 configurations, words that want to look like the log's own.
 
-    hostile_process_test.py TENDON PROTOCOL_FOLDER DATA [--sanitized]
+    hostile_process_test.py TENDON [--sanitized]
 """
 import collections
 import json
@@ -12,8 +12,8 @@ import sys
 import tempfile
 import unittest
 
-from environment import ends, printed, run_tests, tendon
-from hostile_test import DATA, SANITIZED, in_parallel, listed, measured, tiny
+from environment import FLOWER, ends, printed, run_tests, tendon
+from hostile_test import SANITIZED, in_parallel, listed, measured, tiny
 from policy_server import ALOHA, GREY, REQUEST, WITHOUT_PROMPT, Server, Socket, array, with_keys
 
 MIDDLE = {"vlm": {"width": 1024, "mlp": 4096, "heads": 4, "kv_heads": 1, "head_dim": 64,
@@ -35,7 +35,7 @@ class LittleMemory(unittest.TestCase):
             packed = pathlib.Path(scratch, "packed.safetensors")
             ends(0, "", "convert", *opened, packed)
             scene = ("--prompt", "go", "--state", ",".join(["0"] * 14), "--image",
-                     f"base_0_rgb={DATA / 'preprocess/images/flower_96x128_small.png'}")
+                     f"base_0_rgb={FLOWER}")
             cases = [(model, given, percent)
                      for model, given in ((("demo",), ()), (ALOHA, ()), (opened, scene),
                                           (("synthetic:pi05-small",), ()), ((packed,), scene))

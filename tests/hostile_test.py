@@ -1,6 +1,6 @@
 """The command in a hostile world: damaged files, full disks, little memory, kill -9.
 
-    hostile_test.py TENDON PROTOCOL_FOLDER DATA [--sanitized]
+    hostile_test.py TENDON [--sanitized]
 
 Prints a line per row of the table of failure tests, with what it ran. A sanitized command is slower
 and larger: it runs fewer repetitions and without limits of time and memory.
@@ -21,14 +21,12 @@ import tempfile
 import time
 import unittest
 
-from environment import ends, free_ports, run_tests
+from environment import DATA, TOKENIZER, ends, free_ports, run_tests, safetensors
 from policy_server import GREY, REQUEST, TENDON, Server, Socket, array, with_keys, with_library
 
-DATA = pathlib.Path(sys.argv[3])
 SANITIZED = "--sanitized" in sys.argv
 KILLS = 10 if SANITIZED else 200
 TINY = DATA / "golden/tiny-checkpoint-lerobot-pi0"
-TOKENIZER = ("--tokenizer", str(DATA / "tokenizer/small_tokenizer.json"))
 MIB = 1 << 20
 
 
@@ -69,11 +67,6 @@ def measured(*arguments):
 def in_parallel(action, cases, workers=3):
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         return list(pool.map(action, cases))
-
-
-def safetensors(header, data=b""):
-    text = header if isinstance(header, bytes) else header.encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 def entry(name, shape, begin=0, end=8):

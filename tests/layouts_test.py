@@ -72,8 +72,7 @@ def act(folder, told, precision, turn):
     out, noise = folder.with_name("run.json"), folder.with_name("noise.json")
     noise.write_text(json.dumps(told["noise"]))
     command = [sys.argv[1], "run", folder, "--json", "--precision", precision, "--noise", noise,
-               *observation(told["observations"][turn], folder.with_name("frames"),
-                            SOURCE / "tests/data/tokenizer/small_tokenizer.json")]
+               *observation(told["observations"][turn], folder.with_name("frames"))]
     with open(out, "w") as file:
         _, memory = timed(*command, stdout=file)
     return json.loads(out.read_text()), memory

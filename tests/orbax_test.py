@@ -10,18 +10,18 @@ import json
 import os
 import pathlib
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 from unittest import mock
 
-from environment import Checks, environment, printed, read_tensors, skip
+from environment import (DATA, FLOWER, TOKENIZER, Checks, environment, printed, read_safetensors,
+                         skip)
 
 GOLDEN_CASE = sys.argv[2]
 SOURCE, BUILD = map(pathlib.Path, sys.argv[3:5])
 CONVERTER = SOURCE / "tools/convert_orbax/convert_orbax.py"
-GOLDEN, ORBAX = SOURCE / "tests/data/golden", SOURCE / "tests/data/orbax"
+GOLDEN, ORBAX = DATA / "golden", DATA / "orbax"
 VENV = BUILD / "orbax_venv"
 PYTHON = VENV / "bin/python"
 check = Checks()
@@ -66,10 +66,9 @@ def convert(code, piece, checkpoint, out, *options):
 
 def tensors(folder):
     file = folder / "model.safetensors"
-    found = read_tensors(file)
-    begin = 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]
-    end = begin + max(entry["data_offsets"][1] for entry, _ in found.values())
-    check(begin % 8 == 0 and end == file.stat().st_size,
+    header, found = read_safetensors(file)
+    end = 8 + len(header) + max(entry["data_offsets"][1] for entry, _ in found.values())
+    check(len(header) % 8 == 0 and end == file.stat().st_size,
           f"{folder.name}: the data is aligned and complete")
     numpy_types = {"F32": np.float32, "BF16": np.uint16}
     return {name: np.frombuffer(content, numpy_types[entry["dtype"]]).reshape(entry["shape"])
@@ -115,10 +114,8 @@ def same_stages(scratch, case, folder, what):
 
 def actions(folder):
     return np.array(printed(
-        "run", folder, "--precision", "f32", "--prompt", "pick up the red cube",
-        "--tokenizer", SOURCE / "tests/data/tokenizer/small_tokenizer.json", "--state",
-        ",".join(["0.25"] * 8), "--image",
-        f"base_0_rgb={SOURCE / 'tests/data/preprocess/images/flower_96x128_small.png'}")["actions"])
+        "run", folder, "--precision", "f32", "--prompt", "pick up the red cube", *TOKENIZER,
+        "--state", ",".join(["0.25"] * 8), "--image", f"base_0_rgb={FLOWER}")["actions"])
 
 
 def both_models(scratch, kind):

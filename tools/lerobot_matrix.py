@@ -28,7 +28,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from lerobot_matrix_test import WEIGHTS, Matrix, distance, read_safetensors
+from environment import read_safetensors
+from lerobot_matrix_test import WEIGHTS, Matrix, distance
 
 ARCHIVE = ROOT / "tests/data/lerobot/matrix.tar.xz"
 IMPORTED = ["datasets>=4.1,<5", "pyarrow", "dill", "multiprocess", "xxhash", "pandas", "pytz",
@@ -107,13 +108,12 @@ class Pack:
         return {"actions": len(self.index["actions"]) - 1}
 
     def weights(self, policy, path):
-        header, offsets, data = read_safetensors(path)
-        _, golden, values = self.matrix.golden_tensors(policy)
-        by_bytes = {values[first:last]: name for name, (first, last) in sorted(golden.items())}
+        header, tensors = read_safetensors(path)
+        golden = self.matrix.golden_tensors(policy)
+        by_bytes = {content: name for name, content in sorted(golden.items())}
         stored, names, own = {}, {}, b""
-        for name, (first, last) in offsets.items():
-            content = data[first:last]
-            if name in golden and values[slice(*golden[name])] == content:
+        for name, (_, content) in tensors.items():
+            if golden.get(name) == content:
                 continue
             if content in by_bytes:
                 names[name] = by_bytes[content]
@@ -227,8 +227,7 @@ def main():
         (scratch / "index.json").write_text('{"releases": {}}')
         with tarfile.open(empty, "w:xz") as tar:
             tar.add(scratch / "index.json", "index.json")
-        matrix = Matrix(ARCHIVE if ARCHIVE.exists() else empty, ROOT / "tests/data",
-                        scratch / "old")
+        matrix = Matrix(ARCHIVE if ARCHIVE.exists() else empty, scratch / "old")
         outs = {r: unpacked(matrix, r) for r in matrix.index["releases"]
                 if r not in options.releases}
         for release in options.releases:
