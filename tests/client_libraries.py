@@ -3,17 +3,22 @@
 (url, request) -> [greeting, reply, reply], raw messages. For clients_test.py, inside the
 environment that has the libraries.
 """
+import contextlib
 import re
+
+
+def twice(receive, send, request):
+    messages = [receive()]
+    for _ in range(2):
+        send(request)
+        messages.append(receive())
+    return messages
 
 
 def ask_websockets(url, request, compression=None):
     from websockets.sync.client import connect
     with connect(url, compression=compression, max_size=None) as ws:
-        messages = [ws.recv()]
-        for _ in range(2):
-            ws.send(request)
-            messages.append(ws.recv())
-    return messages
+        return twice(ws.recv, ws.send, request)
 
 
 def ask_websockets_compressed(url, request):
@@ -28,13 +33,9 @@ def connect_as_a_page(url, **origin):
 
 def ask_websocket_client(url, request):
     import websocket
-    ws = websocket.create_connection(url, timeout=30, suppress_origin=True)
-    messages = [ws.recv()]
-    for _ in range(2):
-        ws.send_binary(request)
-        messages.append(ws.recv())
-    ws.close()
-    return messages
+    with contextlib.closing(
+            websocket.create_connection(url, timeout=30, suppress_origin=True)) as ws:
+        return twice(ws.recv, ws.send_binary, request)
 
 
 def ask_aiohttp(url, request):
@@ -60,9 +61,7 @@ def ask_wsproto(url, request, fragment_bytes=None):
 
     from wsproto import ConnectionType, WSConnection, events
     host, port = re.match(r"ws://(.*):(\d+)", url).groups()
-    link = socket.create_connection((host, int(port)), timeout=30)
     ws = WSConnection(ConnectionType.CLIENT)
-    link.sendall(ws.send(events.Request(host=host, target="/")))
 
     def receive():
         message = b""
@@ -76,15 +75,15 @@ def ask_wsproto(url, request, fragment_bytes=None):
                         return bytes(message)
             ws.receive_data(link.recv(65536) or None)
 
-    messages = [receive()]
-    step = fragment_bytes or len(request)
-    for _ in range(2):
+    def send(request):
+        step = fragment_bytes or len(request)
         for at in range(0, len(request), step):
             last = at + step >= len(request)
             link.sendall(ws.send(events.BytesMessage(request[at:at + step], message_finished=last)))
-        messages.append(receive())
-    link.close()
-    return messages
+
+    with socket.create_connection((host, int(port)), timeout=30) as link:
+        link.sendall(ws.send(events.Request(host=host, target="/")))
+        return twice(receive, send, request)
 
 
 def ask_wsproto_in_fragments(url, request):
