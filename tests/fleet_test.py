@@ -43,6 +43,15 @@ def wait_for(condition, what, seconds=60):
         time.sleep(0.02)
 
 
+def changed(config, *changes):
+    """The example's text with the ports and paths of this test: each (pattern, text, times)."""
+    text = config.read_text()
+    for old, new, times in changes:
+        text, done = re.subn(old, str(new), text)
+        assert done == times, f"{old}: {done} times in {config}"
+    return text
+
+
 class HAProxy:
     """HAProxy with the example's configuration, at ports of this test."""
 
@@ -54,20 +63,14 @@ class HAProxy:
                         "-subj", "/CN=localhost", "-keyout", folder / "key", "-out", pem],
                        check=True, capture_output=True)
         pem.write_text(pem.read_text() + (folder / "key").read_text())
-        text = CONFIG.read_text()
-        changes = [(r"    (user|group) haproxy\n", "", 2),
-                   ("/run/haproxy/admin.sock", self.socket, 1),
-                   ("bind :8000", f"bind 127.0.0.1:{self.port}", 1),
-                   ("# bind :8443", f"bind 127.0.0.1:{self.tls_port}", 1),
-                   ("/etc/haproxy/tendon.pem", pem, 1)]
-        for name in NAMES:
-            port, admin = ports[name]
-            changes.append((rf"server {name} \S+ port \d+",
-                            f"server {name} 127.0.0.1:{port} port {admin}", 1))
-        for old, new, count in changes:
-            text, done = re.subn(old, str(new), text)
-            assert done == count, f"{old}: {done} times in {CONFIG}"
-        (folder / "haproxy.cfg").write_text(text)
+        (folder / "haproxy.cfg").write_text(changed(
+            CONFIG, (r"    (user|group) haproxy\n", "", 2),
+            ("/run/haproxy/admin.sock", self.socket, 1),
+            ("bind :8000", f"bind 127.0.0.1:{self.port}", 1),
+            ("# bind :8443", f"bind 127.0.0.1:{self.tls_port}", 1),
+            ("/etc/haproxy/tendon.pem", pem, 1),
+            *((rf"server {name} \S+ port \d+", f"server {name} 127.0.0.1:{port} port {admin}", 1)
+              for name, (port, admin) in ports.items())))
         self.process = subprocess.Popen(["haproxy", "-db", "-q", "-f", folder / "haproxy.cfg"])
 
     def tell(self, command):
@@ -94,13 +97,10 @@ class Nginx:
 
     def __init__(self, folder, ports):
         self.port, = free_ports(1)
-        text = NGINX.read_text()
-        for old, new in [("listen 8000", f"listen 127.0.0.1:{self.port}"),
-                         *((f"127.0.0.1:80{i + 1}0", f"127.0.0.1:{ports[name][0]}")
-                           for i, name in enumerate(NAMES))]:
-            assert text.count(old) == 1, f"{old} in {NGINX}"
-            text = text.replace(old, new)
-        (folder / "servers.conf").write_text(text)
+        (folder / "servers.conf").write_text(changed(
+            NGINX, ("listen 8000", f"listen 127.0.0.1:{self.port}", 1),
+            *((f"127.0.0.1:80{i + 1}0", f"127.0.0.1:{ports[name][0]}", 1)
+              for i, name in enumerate(NAMES))))
         (folder / "nginx.conf").write_text(
             f"daemon off; pid {folder}/pid; error_log {folder}/errors; events {{}} "
             f"http {{ access_log off; include {folder}/servers.conf; }}")

@@ -5,6 +5,7 @@ The checkpoints are the demo's: lerobot's own classes at small sizes, and lerobo
 """
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,12 +35,7 @@ FOLDERS = {name: SOURCE / "assets/demo" / name for name in ("pi0", "pi05")}
 
 
 def copy_of(name, to):
-    for file in FOLDERS[name].rglob("*"):
-        if file.is_file():
-            target = to / file.relative_to(FOLDERS[name])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.read_bytes())
-    return to
+    return shutil.copytree(FOLDERS[name], to, dirs_exist_ok=True)
 
 
 def with_longer_prompts(folder):
