@@ -5,15 +5,13 @@ configurations, words that want to look like the log's own.
 """
 import collections
 import json
-import pathlib
 import re
 import socket
 import sys
-import tempfile
 import unittest
 
 from environment import FLOWER, ends, printed, run_tests, tendon
-from hostile_test import SANITIZED, in_parallel, listed, measured, tiny
+from hostile_test import SANITIZED, WithCheckpoint, in_parallel, listed, measured
 from policy_server import ALOHA, GREY, REQUEST, WITHOUT_PROMPT, Server, Socket, array, with_keys
 
 MIDDLE = {"vlm": {"width": 1024, "mlp": 4096, "heads": 4, "kv_heads": 1, "head_dim": 64,
@@ -26,28 +24,26 @@ def plan_bytes(model):
     return printed("inspect", *model)["memory_bytes"]["total"]
 
 
-class LittleMemory(unittest.TestCase):
+class LittleMemory(WithCheckpoint):
     """Row 9."""
 
     def test_a_plan_beyond_the_budget_is_refused(self):
-        with tempfile.TemporaryDirectory() as scratch:
-            _, opened = tiny(scratch)
-            packed = pathlib.Path(scratch, "packed.safetensors")
-            ends(0, "", "convert", *opened, packed)
-            scene = ("--prompt", "go", "--state", ",".join(["0"] * 14), "--image",
-                     f"base_0_rgb={FLOWER}")
-            cases = [(model, given, percent)
-                     for model, given in ((("demo",), ()), (ALOHA, ()), (opened, scene),
-                                          (("synthetic:pi05-small",), ()), ((packed,), scene))
-                     for percent in (50, 80, 95, 100, 110)]
+        packed = self.scratch / "packed.safetensors"
+        ends(0, "", "convert", *self.opened, packed)
+        scene = ("--prompt", "go", "--state", ",".join(["0"] * 14), "--image",
+                 f"base_0_rgb={FLOWER}")
+        cases = [(model, given, percent)
+                 for model, given in ((("demo",), ()), (ALOHA, ()), (self.opened, scene),
+                                      (("synthetic:pi05-small",), ()), ((packed,), scene))
+                 for percent in (50, 80, 95, 100, 110)]
 
-            def run(case):
-                model, given, percent = case
-                budget = plan_bytes(model) * percent // 100
-                expected = (0, "") if percent >= 100 else (6, "--max-memory allows")
-                ends(*expected, "run", *model, *given, "--max-memory", budget)
+        def run(case):
+            model, given, percent = case
+            budget = plan_bytes(model) * percent // 100
+            expected = (0, "") if percent >= 100 else (6, "--max-memory allows")
+            ends(*expected, "run", *model, *given, "--max-memory", budget)
 
-            in_parallel(run, cases, 2)
+        in_parallel(run, cases, 2)
         print(f"row 9: {len(cases)} runs of five models at 50 to 110 % of the plan")
 
     def test_a_refused_plan_has_not_touched_a_weight(self):
@@ -61,35 +57,34 @@ class LittleMemory(unittest.TestCase):
 
     @unittest.skipIf(SANITIZED, "a sanitizer's own memory is in no plan")
     def test_the_plan_is_what_it_takes(self):
-        with tempfile.TemporaryDirectory() as scratch:
-            config = pathlib.Path(scratch, "middle.json")
-            config.write_text(json.dumps(MIDDLE))
-            model = ("synthetic:pi0-small", "--config", config)
-            plan = plan_bytes(model) / (1 << 20)
-            alone = measured("run", "demo", "--steps", "1")[3]
-            code, said, _, mib = measured("run", *model, "--steps", "1", "--prompt", "x")
-            self.assertEqual(code, 0, said)
-            self.assertLess(mib - alone, plan)
+        config = self.scratch / "middle.json"
+        config.write_text(json.dumps(MIDDLE))
+        model = ("synthetic:pi0-small", "--config", config)
+        plan = plan_bytes(model) / (1 << 20)
+        alone = measured("run", "demo", "--steps", "1")[3]
+        code, said, _, mib = measured("run", *model, "--steps", "1", "--prompt", "x")
+        self.assertEqual(code, 0, said)
+        self.assertLess(mib - alone, plan)
         print(f"row 9: a plan of {plan:.0f} MiB took {mib - alone:.0f} MiB more than the demo")
 
     @unittest.skipIf(SANITIZED, "a sanitizer reserves terabytes")
     def test_a_small_address_space_is_said_and_no_crash(self):
-        ends = collections.Counter()
+        outcomes = collections.Counter()
 
         def run(mib):
             before = ("prlimit", f"--as={mib << 20}")
             if tendon("version", before=before).returncode != 0:
-                ends["not even loaded"] += 1
+                outcomes["not even loaded"] += 1
                 return
             done = tendon("run", "demo", "--threads", "4", "--steps", "1", before=before)
             self.assertIn(done.returncode, (0, 6), f"{mib} MiB: {done.stderr}")
             if done.returncode == 6:
                 self.assertIn("memory", done.stderr)
-            ends["works" if done.returncode == 0 else "refused"] += 1
+            outcomes["works" if done.returncode == 0 else "refused"] += 1
 
         in_parallel(run, range(8, 200, 4), 2)
-        self.assertGreater(ends["works"], 0)
-        print(f"row 9: address spaces of 8 to 196 MiB: {listed(ends)}")
+        self.assertGreater(outcomes["works"], 0)
+        print(f"row 9: address spaces of 8 to 196 MiB: {listed(outcomes)}")
 
 
 class Ports(unittest.TestCase):
@@ -143,11 +138,11 @@ NO_CONFIGURATIONS = {
 }
 
 
-class Configurations(unittest.TestCase):
+class Configurations(WithCheckpoint):
     """Row 32."""
 
-    def refused(self, scratch, content, word):
-        config = pathlib.Path(scratch, f"{abs(hash(content))}.json")
+    def refused(self, content, word):
+        config = self.scratch / f"{abs(hash(content))}.json"
         config.write_bytes(content)
         ends(2, word, "inspect", "synthetic:pi0-small", "--config", config)
         config.unlink()
@@ -162,13 +157,12 @@ class Configurations(unittest.TestCase):
                     if key.endswith("period") and value == 1.5:
                         continue
                     typed.append(({key: value} if not room else {room: {key: value}}, key))
-        with tempfile.TemporaryDirectory() as scratch:
-            in_parallel(lambda case: self.refused(scratch, json.dumps(case[0]).encode(), case[1]),
-                        spelled + typed)
-            for content in NO_CONFIGURATIONS.values():
-                self.refused(scratch, content, ".json")
-            for path in (scratch, "/dev/zero", "no/such/file.json"):
-                ends(2, "", "inspect", "synthetic:pi0-small", "--config", path)
+        in_parallel(lambda case: self.refused(json.dumps(case[0]).encode(), case[1]),
+                    spelled + typed)
+        for content in NO_CONFIGURATIONS.values():
+            self.refused(content, ".json")
+        for path in (self.scratch, "/dev/zero", "no/such/file.json"):
+            ends(2, "", "inspect", "synthetic:pi0-small", "--config", path)
         print(f"row 32: {len(spelled)} unknown keys, {len(typed)} wrong types, "
               f"{len(NO_CONFIGURATIONS)} files that are none")
 

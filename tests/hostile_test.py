@@ -30,11 +30,15 @@ TINY = DATA / "golden/tiny-checkpoint-lerobot-pi0"
 MIB = 1 << 20
 
 
-def tiny(scratch, name="checkpoint"):
-    """A copy of the tiny checkpoint, and the arguments that open it."""
-    folder = pathlib.Path(scratch, name)
-    shutil.copytree(TINY / "checkpoint", folder)
-    return folder, (str(folder), "--config", str(TINY / "config.json"), *TOKENIZER)
+class WithCheckpoint(unittest.TestCase):
+    """Each test has a folder with a copy of the tiny checkpoint, and the arguments that open it."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.scratch = pathlib.Path(folder.name)
+        self.checkpoint = shutil.copytree(TINY / "checkpoint", self.scratch / "checkpoint")
+        self.opened = (self.checkpoint, "--config", TINY / "config.json", *TOKENIZER)
 
 
 # A process counts as its own what its parent held when it was forked: a small one starts it.
@@ -86,31 +90,26 @@ HOSTILE_FILES = {
 }
 
 
-class DamagedCheckpoints(unittest.TestCase):
+class DamagedCheckpoints(WithCheckpoint):
     def test_hostile_shapes_are_refused_at_once_and_in_little_memory(self):  # row 6
         slowest = largest = 0
-        with tempfile.TemporaryDirectory() as scratch:
-            folder, opened = tiny(scratch)
-            for what, content in HOSTILE_FILES.items():
-                (folder / "model.safetensors").write_bytes(content)
-                code, said, seconds, mib = measured("inspect", *opened)
-                self.assertEqual(code, 3, f"{what}: {said}")
-                self.assertIn("model.safetensors", said, what)
-                slowest, largest = max(slowest, seconds), max(largest, mib)
+        for what, content in HOSTILE_FILES.items():
+            (self.checkpoint / "model.safetensors").write_bytes(content)
+            code, said, seconds, mib = measured("inspect", *self.opened)
+            self.assertEqual(code, 3, f"{what}: {said}")
+            self.assertIn("model.safetensors", said, what)
+            slowest, largest = max(slowest, seconds), max(largest, mib)
         if not SANITIZED:
             self.assertLess(largest, 64)
         print(f"row 6: {len(HOSTILE_FILES)} hostile files, at most {slowest * 1e3:.0f} ms of "
               f"processor and {largest:.0f} MiB")
 
 
-def converted(scratch, width):
-    """A file of a synthetic model of this width; 512: 30 MB."""
-    sizes = {"width": width, "mlp": 4 * width, "heads": 4, "kv_heads": 1, "head_dim": 64,
-             "depth": 4}
-    config = pathlib.Path(scratch, f"{width}.json")
-    config.write_text(json.dumps({"vlm": {**sizes, "vocab": 512},
-                                  "expert": {**sizes, "mlp": width}}))
-    out = pathlib.Path(scratch, f"{width}.safetensors")
+def converted(scratch):
+    """A file of a synthetic model, 30 MB."""
+    sizes = {"width": 512, "mlp": 2048, "heads": 4, "kv_heads": 1, "head_dim": 64, "depth": 4}
+    config, out = scratch / "sizes.json", scratch / "converted.safetensors"
+    config.write_text(json.dumps({"vlm": {**sizes, "vocab": 512}, "expert": {**sizes, "mlp": 512}}))
     ends(0, "", "convert", "synthetic:pi0-small", "--config", config, out)
     return out
 
@@ -122,57 +121,53 @@ def ask_tiny(client, prompt="pick up the red cube"):
         "prompt": b"\xd9" + bytes([len(prompt)]) + prompt.encode()}))
 
 
-class ShrinkingFiles(unittest.TestCase):
+class ShrinkingFiles(WithCheckpoint):
     """Row 5. Weights are always mapped: there is no mode that reads."""
 
     def test_a_file_that_shrinks_while_it_is_served_ends_with_exit_3(self):
-        with tempfile.TemporaryDirectory() as scratch:
-            folder, opened = tiny(scratch)
-            packed = pathlib.Path(scratch, "packed.safetensors")
-            ends(0, "", "convert", *opened, packed)
-            for model, file, left in ((opened, folder / "model.safetensors", 4096),
-                                      (opened, folder / "model.safetensors", 0),
-                                      ((str(packed),), packed, 8192)):
-                whole = file.read_bytes()
-                with Server("--quiet", model=model) as server:
-                    client = Socket(server.port)
-                    self.assertEqual(ask_tiny(client)[0], 2)
-                    os.truncate(file, left)
-                    with self.assertRaises(ConnectionError):
-                        ask_tiny(client, "a blue one")
-                    self.assertEqual(server.wait(), 3)
-                    self.assertRegex(server.log[-1], r"^tendon: a model file was cut short .*\n$")
-                file.write_bytes(whole)
+        packed = self.scratch / "packed.safetensors"
+        ends(0, "", "convert", *self.opened, packed)
+        for model, file, left in ((self.opened, self.checkpoint / "model.safetensors", 4096),
+                                  (self.opened, self.checkpoint / "model.safetensors", 0),
+                                  ((packed,), packed, 8192)):
+            whole = file.read_bytes()
+            with Server("--quiet", model=model) as server:
+                client = Socket(server.port)
+                self.assertEqual(ask_tiny(client)[0], 2)
+                os.truncate(file, left)
+                with self.assertRaises(ConnectionError):
+                    ask_tiny(client, "a blue one")
+                self.assertEqual(server.wait(), 3)
+                self.assertRegex(server.log[-1], r"^tendon: a model file was cut short .*\n$")
+            file.write_bytes(whole)
         print("row 5: 3 files cut while they were served")
 
     def test_a_file_that_shrinks_while_it_is_loaded_is_refused_or_was_read(self):
-        ends = collections.Counter()
         dice = random.Random(5)
-        with tempfile.TemporaryDirectory() as scratch:
-            whole = converted(scratch, 512)
-            begin = time.monotonic()
-            ends(0, "", "inspect", whole)
-            longest_s = time.monotonic() - begin
+        whole = converted(self.scratch)
+        begin = time.monotonic()
+        ends(0, "", "inspect", whole)
+        longest_s = time.monotonic() - begin
 
-            def cut(number):
-                file = pathlib.Path(scratch, f"{number}.safetensors")
-                shutil.copyfile(whole, file)
-                child = subprocess.Popen([TENDON, "inspect", file], stdout=subprocess.DEVNULL,
-                                         stderr=subprocess.PIPE, text=True)
-                time.sleep(dice.uniform(0, longest_s))
-                os.truncate(file, dice.choice((0, 4096, MIB, whole.stat().st_size // 2)))
-                said = child.communicate()[1]
-                file.unlink()
-                self.assertIn(child.returncode, (0, 3), said)
-                return "read" if child.returncode == 0 else \
-                    "cut while mapped" if "while it was in use" in said else "refused"
+        def cut(number):
+            file = self.scratch / f"{number}.safetensors"
+            shutil.copyfile(whole, file)
+            child = subprocess.Popen([TENDON, "inspect", file], stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.PIPE, text=True)
+            time.sleep(dice.uniform(0, longest_s))
+            os.truncate(file, dice.choice((0, 4096, MIB, whole.stat().st_size // 2)))
+            said = child.communicate()[1]
+            file.unlink()
+            self.assertIn(child.returncode, (0, 3), said)
+            return "read" if child.returncode == 0 else \
+                "cut while mapped" if "while it was in use" in said else "refused"
 
-            ends.update(in_parallel(cut, range(40 if not SANITIZED else 15), 2))
-        self.assertGreater(ends["cut while mapped"], 0)
-        print(f"row 5: cut while loading: {listed(ends)}")
+        outcomes = collections.Counter(in_parallel(cut, range(15 if SANITIZED else 40), 2))
+        self.assertGreater(outcomes["cut while mapped"], 0)
+        print(f"row 5: cut while loading: {listed(outcomes)}")
 
 
-class Killed(unittest.TestCase):
+class Killed(WithCheckpoint):
     """Row 7: kill -9 at random times."""
 
     def kill(self, server):
@@ -207,38 +202,36 @@ class Killed(unittest.TestCase):
         print(f"row 7: {KILLS} kills while loading, {KILLS} during inference")
 
     def test_a_converted_file_is_complete_or_absent(self):
-        ends = collections.Counter()
-        with tempfile.TemporaryDirectory() as scratch:
-            _, opened = tiny(scratch)
+        outcomes = collections.Counter()
 
-            def kill_conversions(name):
-                dice = random.Random(name)
-                out = pathlib.Path(scratch, f"{name}.safetensors")
-                part = out.with_suffix(".safetensors.part")
-                begin = time.monotonic()
-                ends(0, "", "convert", *opened, out)
-                longest_s = time.monotonic() - begin
-                for round_ in range(KILLS // 2):
-                    if round_ % 2 == 0:
-                        out.unlink(missing_ok=True)  # else an older one lies there
-                    child = subprocess.Popen([TENDON, "convert", *opened, out],
-                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                    time.sleep(dice.uniform(0, longest_s / 2))
-                    child.send_signal(signal.SIGINT if round_ % 3 == 0 else signal.SIGKILL)
-                    child.wait()
-                    if part.exists() and can_write_nameless(scratch):
-                        self.assertEqual(round_ % 2, 1, "half-written, beside it")
-                        part.replace(out)  # ended before it replaced the older one: complete
-                    if not out.exists():
-                        ends["absent"] += 1
-                        continue
-                    ends(0, "", "inspect", out)
-                    ends["complete"] += 1
-                ends(0, "", "convert", *opened, out)
+        def kill_conversions(name):
+            dice = random.Random(name)
+            out = self.scratch / f"{name}.safetensors"
+            part = out.with_suffix(".safetensors.part")
+            begin = time.monotonic()
+            ends(0, "", "convert", *self.opened, out)
+            longest_s = time.monotonic() - begin
+            for round_ in range(KILLS // 2):
+                if round_ % 2 == 0:
+                    out.unlink(missing_ok=True)  # else an older one lies there
+                child = subprocess.Popen([TENDON, "convert", *self.opened, out],
+                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                time.sleep(dice.uniform(0, longest_s / 2))
+                child.send_signal(signal.SIGINT if round_ % 3 == 0 else signal.SIGKILL)
+                child.wait()
+                if part.exists() and can_write_nameless(self.scratch):
+                    self.assertEqual(round_ % 2, 1, "half-written, beside it")
+                    part.replace(out)  # ended before it replaced the older one: complete
+                if not out.exists():
+                    outcomes["absent"] += 1
+                    continue
+                ends(0, "", "inspect", out)
+                outcomes["complete"] += 1
+            ends(0, "", "convert", *self.opened, out)
 
-            in_parallel(kill_conversions, ("a", "b"), 2)
-        self.assertGreater(ends["absent"], 0)
-        print(f"row 7: {KILLS} conversions killed: {listed(ends)}")
+        in_parallel(kill_conversions, ("a", "b"), 2)
+        self.assertGreater(outcomes["absent"], 0)
+        print(f"row 7: {KILLS} conversions killed: {listed(outcomes)}")
 
 
 def can_write_nameless(folder):
@@ -281,50 +274,45 @@ EIO = """
     int fsync(int file) { (void)file; errno = EIO; return -1; }"""
 
 
-class FullDisks(unittest.TestCase):
+class FullDisks(WithCheckpoint):
     """Row 8."""
 
-    def refused(self, opened, out, before=()):
-        ends(3, out.name, "convert", *opened, out, before=before)
+    def refused(self, out, before=()):
+        ends(3, out.name, "convert", *self.opened, out, before=before)
         self.assertEqual(list(out.parent.glob(out.name + "*")), [], "nothing half-written remains")
 
     def test_a_conversion_that_does_not_fit_leaves_nothing(self):
         kinds = collections.Counter()
-        with tempfile.TemporaryDirectory() as scratch:
-            _, opened = tiny(scratch)
-            whole = pathlib.Path(scratch, "whole.safetensors")
-            ends(0, "", "convert", *opened, whole)
-            size = whole.stat().st_size
+        whole = self.scratch / "whole.safetensors"
+        ends(0, "", "convert", *self.opened, whole)
+        size = whole.stat().st_size
 
-            def on_disk(kib):
-                with small_disk(scratch, kib) as folder:
-                    if folder:
-                        self.refused(opened, folder / "x.safetensors")
-                        kinds["small disks"] += 1
-
-            in_parallel(on_disk, [4 * (1 + size * i // (20 * 4096)) for i in range(20)])
-            in_parallel(lambda limit: self.refused(
-                opened, pathlib.Path(scratch, f"{limit}.safetensors"), limited(limit)),
-                [size * i // 20 for i in range(20)])
-            kinds["limits of a file's size"] += 20
-            with small_disk(scratch, 8192) as folder:
+        def on_disk(kib):
+            with small_disk(self.scratch, kib) as folder:
                 if folder:
-                    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-                    self.refused(opened, folder / "x.safetensors")
-                    kinds["read-only disks"] += 1
+                    self.refused(folder / "x.safetensors")
+                    kinds["small disks"] += 1
+
+        in_parallel(on_disk, [4 * (1 + size * i // (20 * 4096)) for i in range(20)])
+        in_parallel(lambda limit: self.refused(self.scratch / f"{limit}.safetensors",
+                                               limited(limit)),
+                    [size * i // 20 for i in range(20)])
+        kinds["limits of a file's size"] += 20
+        with small_disk(self.scratch, 8192) as folder:
+            if folder:
+                subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+                self.refused(folder / "x.safetensors")
+                kinds["read-only disks"] += 1
         print(f"row 8: conversions that do not fit: {listed(kinds)}")
 
     @unittest.skipIf(SANITIZED, "a sanitizer wants to be the first library")
     def test_a_disk_that_fails_leaves_nothing(self):
-        with tempfile.TemporaryDirectory() as scratch:
-            _, opened = tiny(scratch)
+        def fails_after(count):
+            self.refused(self.scratch / f"{count}.safetensors",
+                         with_library(self.scratch, count, EIO.replace("LEFT", str(count))))
 
-            def fails_after(count):
-                self.refused(opened, pathlib.Path(scratch, f"{count}.safetensors"),
-                             with_library(scratch, count, EIO.replace("LEFT", str(count))))
-
-            counts = [*range(0, 600_000, 60_000), 1 << 30]  # the last one only fails to sync
-            in_parallel(fails_after, counts)
+        counts = [*range(0, 600_000, 60_000), 1 << 30]  # the last one only fails to sync
+        in_parallel(fails_after, counts)
         print(f"row 8: {len(counts)} conversions with EIO")
 
     def test_a_recorder_stops_with_one_warning_and_serving_goes_on(self):
@@ -340,15 +328,14 @@ class FullDisks(unittest.TestCase):
                 self.assertEqual(said.count("recording stopped, serving goes on"), 1, said)
 
         def on_disk(kib):
-            with tempfile.TemporaryDirectory() as scratch, small_disk(scratch, kib) as folder:
+            with small_disk(self.scratch, kib) as folder:
                 if folder:
                     record(folder)
                     kinds["small disks"] += 1
 
         def with_limit(limit):
-            with tempfile.TemporaryDirectory() as folder:
-                record(folder, limited(limit))
-                kinds["limits of a file's size"] += 1
+            record(self.scratch / f"limit{limit}", limited(limit))
+            kinds["limits of a file's size"] += 1
 
         in_parallel(on_disk, range(4, 244, 12))
         in_parallel(with_limit, range(0, 240_000, 12_000))
