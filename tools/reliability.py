@@ -10,11 +10,10 @@ that prints "row 7: 200 kills" says what it ran; where none does, the table belo
 import collections
 import datetime
 import pathlib
-import platform
 import re
-import subprocess
 import sys
 
+import reports
 import test_table
 
 Row = collections.namedtuple("Row", "title tests numbers")
@@ -112,22 +111,16 @@ def row_cells(number, row, tests):
     return (number, row.title, numbers, result), bool(ran) and not failed
 
 
-def git(*arguments):
-    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
-
-
 def main(out, paths):
     # What scripts/fuzz printed counts instead of the short run in the tests.
     tests = {(test.build, test.name): test for path in paths for test in read(path)}.values()
-    names = re.findall(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    commit = git("describe", "--always", "--dirty")
     lines = [
         "# Reliability", "",
         "What a policy server and its loaders must survive, and what was run to see that they do. "
         "Anyone can write this page again: `scripts/test --sanitize` runs every row in its short "
         "form, `scripts/release-gate` in its long one, and both write here.", "",
-        f"Written on {date}, commit {commit}, on {len(names)} x {names[0]}, {platform.system()}. "
+        f"Written on {date}, commit {reports.commit()}, on {reports.machine()}. "
         "`dev` is the build with AddressSanitizer and UBSan, `release` the optimised one.", "",
         "| # | what fails | run | result |", "| --- | --- | --- | --- |"]
     sound = True
