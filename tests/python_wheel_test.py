@@ -19,6 +19,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 import zipfile
 
@@ -48,9 +49,7 @@ def pip(python, verb, *arguments):
 
 def wheel(version):
     """Around the engine that is built already: the extension alone is compiled."""
-    python = interpreter(version)
-    if not python:
-        skip(f"Python {version} is not here with its headers, as Debian's python3-dev has them")
+    python = interpreter(version) or skip(f"Python {version} is not here with its headers")
     maker = environment(ENVIRONMENTS / f"wheel_maker_{version}", *MAKERS, python=python)
     out = BUILD / f"python_wheel_{version}"
     shutil.rmtree(out, ignore_errors=True)
@@ -87,6 +86,8 @@ def check_demo(command):
 def package():
     if sys.version_info < (3, 10):
         skip(f"the package is for Python 3.10 and newer, this is {OWN_VERSION}")
+    if not interpreter(OWN_VERSION):
+        skip(f"{sysconfig.get_path('include')}/Python.h is missing, as Debian's python3-dev has it")
     made = wheel(OWN_VERSION)
     names = zipfile.ZipFile(made).namelist()
     for name in ("tendon_pi0/__init__.py", "tendon_pi0/py.typed", "tendon_pi0/_engine.pyi"):
