@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import unittest
 
 MEMORY_MIB_MAX = 1024
@@ -75,6 +76,15 @@ class Checks:
         """The script's exit code, after a line of counts."""
         print(f"{self.count} checks, {self.failures} failed")
         return int(self.failures > 0)
+
+
+class WithFolder(unittest.TestCase):
+    """Each test has a folder of its own."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
 
 
 def run_tests():

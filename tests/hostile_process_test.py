@@ -28,7 +28,7 @@ class LittleMemory(WithCheckpoint):
     """Row 9."""
 
     def test_a_plan_beyond_the_budget_is_refused(self):
-        packed = self.scratch / "packed.safetensors"
+        packed = self.folder / "packed.safetensors"
         ends(0, "", "convert", *self.opened, packed)
         scene = ("--prompt", "go", "--state", ",".join(["0"] * 14), "--image",
                  f"base_0_rgb={FLOWER}")
@@ -57,7 +57,7 @@ class LittleMemory(WithCheckpoint):
 
     @unittest.skipIf(SANITIZED, "a sanitizer's own memory is in no plan")
     def test_the_plan_is_what_it_takes(self):
-        config = self.scratch / "middle.json"
+        config = self.folder / "middle.json"
         config.write_text(json.dumps(MIDDLE))
         model = ("synthetic:pi0-small", "--config", config)
         plan = plan_bytes(model) / (1 << 20)
@@ -142,7 +142,7 @@ class Configurations(WithCheckpoint):
     """Row 32."""
 
     def refused(self, content, word):
-        config = self.scratch / f"{abs(hash(content))}.json"
+        config = self.folder / f"{abs(hash(content))}.json"
         config.write_bytes(content)
         ends(2, word, "inspect", "synthetic:pi0-small", "--config", config)
         config.unlink()
@@ -161,7 +161,7 @@ class Configurations(WithCheckpoint):
                     spelled + typed)
         for content in NO_CONFIGURATIONS.values():
             self.refused(content, ".json")
-        for path in (self.scratch, "/dev/zero", "no/such/file.json"):
+        for path in (self.folder, "/dev/zero", "no/such/file.json"):
             ends(2, "", "inspect", "synthetic:pi0-small", "--config", path)
         print(f"row 32: {len(spelled)} unknown keys, {len(typed)} wrong types, "
               f"{len(NO_CONFIGURATIONS)} files that are none")

@@ -17,11 +17,10 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
-from environment import DATA, TOKENIZER, ends, free_ports, run_tests, safetensors
+from environment import DATA, TOKENIZER, WithFolder, ends, free_ports, run_tests, safetensors
 from policy_server import GREY, REQUEST, TENDON, Server, Socket, array, with_keys, with_library
 
 SANITIZED = "--sanitized" in sys.argv
@@ -30,14 +29,12 @@ TINY = DATA / "golden/tiny-checkpoint-lerobot-pi0"
 MIB = 1 << 20
 
 
-class WithCheckpoint(unittest.TestCase):
-    """Each test has a folder with a copy of the tiny checkpoint, and the arguments that open it."""
+class WithCheckpoint(WithFolder):
+    """In the folder is a copy of the tiny checkpoint; `opened` are the arguments that open it."""
 
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.scratch = pathlib.Path(folder.name)
-        self.checkpoint = shutil.copytree(TINY / "checkpoint", self.scratch / "checkpoint")
+        super().setUp()
+        self.checkpoint = shutil.copytree(TINY / "checkpoint", self.folder / "checkpoint")
         self.opened = (self.checkpoint, "--config", TINY / "config.json", *TOKENIZER)
 
 
@@ -125,7 +122,7 @@ class ShrinkingFiles(WithCheckpoint):
     """Row 5. Weights are always mapped: there is no mode that reads."""
 
     def test_a_file_that_shrinks_while_it_is_served_ends_with_exit_3(self):
-        packed = self.scratch / "packed.safetensors"
+        packed = self.folder / "packed.safetensors"
         ends(0, "", "convert", *self.opened, packed)
         for model, file, left in ((self.opened, self.checkpoint / "model.safetensors", 4096),
                                   (self.opened, self.checkpoint / "model.safetensors", 0),
@@ -144,13 +141,13 @@ class ShrinkingFiles(WithCheckpoint):
 
     def test_a_file_that_shrinks_while_it_is_loaded_is_refused_or_was_read(self):
         dice = random.Random(5)
-        whole = converted(self.scratch)
+        whole = converted(self.folder)
         begin = time.monotonic()
         ends(0, "", "inspect", whole)
         longest_s = time.monotonic() - begin
 
         def cut(number):
-            file = self.scratch / f"{number}.safetensors"
+            file = self.folder / f"{number}.safetensors"
             shutil.copyfile(whole, file)
             child = subprocess.Popen([TENDON, "inspect", file], stdout=subprocess.DEVNULL,
                                      stderr=subprocess.PIPE, text=True)
@@ -206,7 +203,7 @@ class Killed(WithCheckpoint):
 
         def kill_conversions(name):
             dice = random.Random(name)
-            out = self.scratch / f"{name}.safetensors"
+            out = self.folder / f"{name}.safetensors"
             part = out.with_suffix(".safetensors.part")
             begin = time.monotonic()
             ends(0, "", "convert", *self.opened, out)
@@ -219,7 +216,7 @@ class Killed(WithCheckpoint):
                 time.sleep(dice.uniform(0, longest_s / 2))
                 child.send_signal(signal.SIGINT if round_ % 3 == 0 else signal.SIGKILL)
                 child.wait()
-                if part.exists() and can_write_nameless(self.scratch):
+                if part.exists() and can_write_nameless(self.folder):
                     self.assertEqual(round_ % 2, 1, "half-written, beside it")
                     part.replace(out)  # ended before it replaced the older one: complete
                 if not out.exists():
@@ -283,22 +280,22 @@ class FullDisks(WithCheckpoint):
 
     def test_a_conversion_that_does_not_fit_leaves_nothing(self):
         kinds = collections.Counter()
-        whole = self.scratch / "whole.safetensors"
+        whole = self.folder / "whole.safetensors"
         ends(0, "", "convert", *self.opened, whole)
         size = whole.stat().st_size
 
         def on_disk(kib):
-            with small_disk(self.scratch, kib) as folder:
+            with small_disk(self.folder, kib) as folder:
                 if folder:
                     self.refused(folder / "x.safetensors")
                     kinds["small disks"] += 1
 
         in_parallel(on_disk, [4 * (1 + size * i // (20 * 4096)) for i in range(20)])
-        in_parallel(lambda limit: self.refused(self.scratch / f"{limit}.safetensors",
+        in_parallel(lambda limit: self.refused(self.folder / f"{limit}.safetensors",
                                                limited(limit)),
                     [size * i // 20 for i in range(20)])
         kinds["limits of a file's size"] += 20
-        with small_disk(self.scratch, 8192) as folder:
+        with small_disk(self.folder, 8192) as folder:
             if folder:
                 subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
                 self.refused(folder / "x.safetensors")
@@ -308,8 +305,8 @@ class FullDisks(WithCheckpoint):
     @unittest.skipIf(SANITIZED, "a sanitizer wants to be the first library")
     def test_a_disk_that_fails_leaves_nothing(self):
         def fails_after(count):
-            self.refused(self.scratch / f"{count}.safetensors",
-                         with_library(self.scratch, count, EIO.replace("LEFT", str(count))))
+            self.refused(self.folder / f"{count}.safetensors",
+                         with_library(self.folder, count, EIO.replace("LEFT", str(count))))
 
         counts = [*range(0, 600_000, 60_000), 1 << 30]  # the last one only fails to sync
         in_parallel(fails_after, counts)
@@ -328,13 +325,13 @@ class FullDisks(WithCheckpoint):
                 self.assertEqual(said.count("recording stopped, serving goes on"), 1, said)
 
         def on_disk(kib):
-            with small_disk(self.scratch, kib) as folder:
+            with small_disk(self.folder, kib) as folder:
                 if folder:
                     record(folder)
                     kinds["small disks"] += 1
 
         def with_limit(limit):
-            record(self.scratch / f"limit{limit}", limited(limit))
+            record(self.folder / f"limit{limit}", limited(limit))
             kinds["limits of a file's size"] += 1
 
         in_parallel(on_disk, range(4, 244, 12))

@@ -10,11 +10,9 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import time
-import unittest
 
-from environment import ends, printed, run_tests, tendon
+from environment import WithFolder, ends, printed, run_tests, tendon
 from policy_server import (ALOHA, GREY, REQUEST, STATE, WITHOUT_PROMPT, Server, Socket, with_keys,
                            with_library)
 
@@ -40,7 +38,7 @@ def actions(reply):
     return reply[at + 7:at + 7 + size]
 
 
-class Serve(unittest.TestCase):
+class Serve(WithFolder):
     def test_answers_openpis_request_and_reports(self):
         with Server(model=ALOHA) as server:
             client = Socket(server.port)
@@ -105,72 +103,68 @@ class Serve(unittest.TestCase):
             ends(code, word, "serve", *arguments, "--port", "0", "--admin-port", "0")
 
     def test_a_certificate_is_for_one_model(self):
-        with tempfile.TemporaryDirectory() as folder:
-            file, page = pathlib.Path(folder, "demo.json"), pathlib.Path(folder, "demo.html")
-            ends(0, "verdict: passed", "certify", "demo", "--count", "1", "--out", file, "--html",
-                 page)
-            self.assertIn("</html>", page.read_text())
-            with Server("--certificate", file) as server:
-                self.assertEqual(server.stop(), 0)
-            for arguments, code, word in [
-                    (["demo:pi05", "--certificate", file], 1, "the weights"),
-                    (["demo", "--precision", "int8", "--certificate", file], 1, "the precision"),
-                    (["demo", "--certificate", page], 2, "no certificate")]:
-                ends(code, word, "serve", *arguments, "--port", "0", "--admin-port", "0")
+        file, page = self.folder / "demo.json", self.folder / "demo.html"
+        ends(0, "verdict: passed", "certify", "demo", "--count", "1", "--out", file, "--html",
+             page)
+        self.assertIn("</html>", page.read_text())
+        with Server("--certificate", file) as server:
+            self.assertEqual(server.stop(), 0)
+        for arguments, code, word in [
+                (["demo:pi05", "--certificate", file], 1, "the weights"),
+                (["demo", "--precision", "int8", "--certificate", file], 1, "the precision"),
+                (["demo", "--certificate", page], 2, "no certificate")]:
+            ends(code, word, "serve", *arguments, "--port", "0", "--admin-port", "0")
 
     def test_what_robots_saw_can_be_certified(self):
-        with tempfile.TemporaryDirectory() as folder:
-            with Server("--record", folder) as server:
-                Socket(server.port).ask(REQUEST)
-                twice = with_keys(REQUEST, {"num_samples": b"\x02"})
-                Socket(server.port).ask(batch(twice, REQUEST))
-                server.stop()
-            said = printed("certify", "demo", "--observations", folder, "--count", "9")
-            self.assertEqual(said["observations"], "3 recorded observations")
-            done = tendon("validate", "demo", "--loss", folder, "--json")
-            self.assertEqual(json.loads(done.stdout)["flow_matching"]["examples"], 3)
-            # Chunks of several draws and of a batch.
-            self.assertEqual(printed("replay", folder, "demo", "--tolerance", "0")["equal"], 4)
-            for options, word in [(["--observations", "/proc"], "no recording with actions"),
-                                  (["--against", "lerobot"], "examples/certify.py"),
-                                  (["--count", "0"], "1 or more")]:
-                self.assertIn(word, tendon("certify", "demo", *options).stderr)
+        with Server("--record", self.folder) as server:
+            Socket(server.port).ask(REQUEST)
+            twice = with_keys(REQUEST, {"num_samples": b"\x02"})
+            Socket(server.port).ask(batch(twice, REQUEST))
+            server.stop()
+        said = printed("certify", "demo", "--observations", self.folder, "--count", "9")
+        self.assertEqual(said["observations"], "3 recorded observations")
+        done = tendon("validate", "demo", "--loss", self.folder, "--json")
+        self.assertEqual(json.loads(done.stdout)["flow_matching"]["examples"], 3)
+        # Chunks of several draws and of a batch.
+        self.assertEqual(printed("replay", self.folder, "demo", "--tolerance", "0")["equal"], 4)
+        for options, word in [(["--observations", "/proc"], "no recording with actions"),
+                              (["--against", "lerobot"], "examples/certify.py"),
+                              (["--count", "0"], "1 or more")]:
+            self.assertIn(word, tendon("certify", "demo", *options).stderr)
 
     def test_api_keys_and_browsers(self):
-        with tempfile.TemporaryDirectory() as folder:
-            key = pathlib.Path(folder, "key")
-            key.write_text("not-a-secret\n")
-            with Server("--api-key-file", str(key), "--allow-origin", "http://lab") as server:
-                for headers, answer in [
-                        ("", " 401 "), ("Authorization: Api-Key not-a\r\n", " 401 "),
-                        ("Authorization: Api-Key not-a-secret2\r\n", " 401 "),
-                        ("Authorization: Api-Key not-a-secret\r\nOrigin: http://x\r\n", " 403 ")]:
-                    with self.assertRaisesRegex(ConnectionError, answer):
-                        Socket(server.port, headers)
-                Socket(server.port, "Authorization: Api-Key not-a-secret\r\nOrigin: http://lab\r\n")
-                server.stop()
-                self.assertNotIn("not-a", "".join(server.log))
+        key = self.folder / "key"
+        key.write_text("not-a-secret\n")
+        with Server("--api-key-file", str(key), "--allow-origin", "http://lab") as server:
+            for headers, answer in [
+                    ("", " 401 "), ("Authorization: Api-Key not-a\r\n", " 401 "),
+                    ("Authorization: Api-Key not-a-secret2\r\n", " 401 "),
+                    ("Authorization: Api-Key not-a-secret\r\nOrigin: http://x\r\n", " 403 ")]:
+                with self.assertRaisesRegex(ConnectionError, answer):
+                    Socket(server.port, headers)
+            Socket(server.port, "Authorization: Api-Key not-a-secret\r\nOrigin: http://lab\r\n")
+            server.stop()
+            self.assertNotIn("not-a", "".join(server.log))
 
     def test_recordings_survive_being_killed_and_replay_bit_for_bit(self):
-        with tempfile.TemporaryDirectory() as folder:
-            with Server("--record", folder, "--fresh-noise", "--seed", "9", model=ALOHA) as server:
-                client = Socket(server.port)
-                replies = {actions(client.ask(ALOHA_REQUEST)[1]) for _ in range(5)}
-                self.assertEqual(len(replies), 5)  # fresh noise
-                client.ask((MESSAGES / "request_missing_keys.bin").read_bytes())
-                time.sleep(0.2)
-                self.assertEqual(server.stop(signal.SIGKILL), -9)
-            recording = next(pathlib.Path(folder).iterdir())
-            with open(recording, "ab") as torn:
-                torn.write(ALOHA_REQUEST[:1000])
-            done = ends(0, "dropped", "replay", folder, *ALOHA, "--json", "--tolerance", "0")
-            result = json.loads(done.stdout)
-            self.assertEqual((result["requests"], result["equal"]), (6, 5))
-            with Server(model=ALOHA) as server:
-                result = printed("replay", folder, "--url", f"ws://127.0.0.1:{server.port}")
-                self.assertEqual(result["equal"], 5)
-            ends(1, "recorded with another model", "replay", folder, *ALOHA, "--weights-seed", "1",
-                 "--tolerance", "0")
+        with Server("--record", self.folder, "--fresh-noise", "--seed", "9", model=ALOHA) as server:
+            client = Socket(server.port)
+            replies = {actions(client.ask(ALOHA_REQUEST)[1]) for _ in range(5)}
+            self.assertEqual(len(replies), 5)  # fresh noise
+            client.ask((MESSAGES / "request_missing_keys.bin").read_bytes())
+            time.sleep(0.2)
+            self.assertEqual(server.stop(signal.SIGKILL), -9)
+        recording = next(self.folder.iterdir())
+        with open(recording, "ab") as torn:
+            torn.write(ALOHA_REQUEST[:1000])
+        done = ends(0, "dropped", "replay", self.folder, *ALOHA, "--json", "--tolerance", "0")
+        result = json.loads(done.stdout)
+        self.assertEqual((result["requests"], result["equal"]), (6, 5))
+        with Server(model=ALOHA) as server:
+            result = printed("replay", self.folder, "--url", f"ws://127.0.0.1:{server.port}")
+            self.assertEqual(result["equal"], 5)
+        ends(1, "recorded with another model", "replay", self.folder, *ALOHA, "--weights-seed", "1",
+             "--tolerance", "0")
 
     def test_a_new_chunk_continues_the_previous_one(self):
         def distance(a, b):
@@ -220,63 +214,60 @@ class Serve(unittest.TestCase):
             self.assertEqual(client.ask(b"\x81\xa8endpoint\xa5reset"), (1, b"reset successful"))
 
     def test_servers_of_one_converted_file_have_its_weights_once(self):
-        with tempfile.TemporaryDirectory() as folder:
-            config, file = (pathlib.Path(folder, name) for name in ("sizes.json", "m.safetensors"))
-            config.write_text(json.dumps({
-                "num_steps": 1, "expert": {"depth": 4, "width": 640},
-                "vlm": {"depth": 4, "width": 512, "mlp": 4096, "vocab": 20000}}))
-            plain = ("synthetic:pi05-small", "--config", config)  # its norms are large, too
-            ends(0, "", "convert", *plain, file)
-            size = file.stat().st_size
-            self.assertGreater(size, 70e6)
-            with Server(model=[file]) as one, Server(model=[file]) as other, Server(
-                    model=plain) as unshared:
-                for server in (one, other):
-                    private, shared = memory_of(server.process.pid)
-                    self.assertLess(private, size / 3)
-                    self.assertGreater(shared, size / 2)
-                    said = json.loads(server.get("/status"))["memory"]
-                    self.assertAlmostEqual(said["private_bytes"], private, delta=size / 20)
-                    self.assertAlmostEqual(said["shared_bytes"], shared, delta=size / 5)
-                    self.assertIn('tendon_memory_bytes{kind="private"}', server.get("/metrics"))
-                self.assertGreater(memory_of(unshared.process.pid)[0], 0.6 * size)
-                facts = printed("doctor")["machine"]
-                found = next(f["found"] for f in facts if f["what"] == "tendon processes")
-                count, together = re.match(r"(\d+), ([\d.]+) GB together", found).groups()
-                self.assertGreaterEqual(int(count), 3, found)
-                self.assertGreater(float(together), 1.5 * size / 1e9, found)
+        config, file = self.folder / "sizes.json", self.folder / "m.safetensors"
+        config.write_text(json.dumps({
+            "num_steps": 1, "expert": {"depth": 4, "width": 640},
+            "vlm": {"depth": 4, "width": 512, "mlp": 4096, "vocab": 20000}}))
+        plain = ("synthetic:pi05-small", "--config", config)  # its norms are large, too
+        ends(0, "", "convert", *plain, file)
+        size = file.stat().st_size
+        self.assertGreater(size, 70e6)
+        with Server(model=[file]) as one, Server(model=[file]) as other, Server(
+                model=plain) as unshared:
+            for server in (one, other):
+                private, shared = memory_of(server.process.pid)
+                self.assertLess(private, size / 3)
+                self.assertGreater(shared, size / 2)
+                said = json.loads(server.get("/status"))["memory"]
+                self.assertAlmostEqual(said["private_bytes"], private, delta=size / 20)
+                self.assertAlmostEqual(said["shared_bytes"], shared, delta=size / 5)
+                self.assertIn('tendon_memory_bytes{kind="private"}', server.get("/metrics"))
+            self.assertGreater(memory_of(unshared.process.pid)[0], 0.6 * size)
+            facts = printed("doctor")["machine"]
+            found = next(f["found"] for f in facts if f["what"] == "tendon processes")
+            count, together = re.match(r"(\d+), ([\d.]+) GB together", found).groups()
+            self.assertGreaterEqual(int(count), 3, found)
+            self.assertGreater(float(together), 1.5 * size / 1e9, found)
 
     def test_a_watchdog_and_a_ready_message_reach_systemd(self):
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/notify"
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-                systemd.bind(path)
-                systemd.settimeout(10)
-                with Server("--notify-socket", path) as server:
-                    got = {systemd.recv(100) for _ in range(2)}
-                    self.assertEqual(got, {b"READY=1", b"WATCHDOG=1"})
-                    server.stop()
+        path = str(self.folder / "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.bind(path)
+            systemd.settimeout(10)
+            with Server("--notify-socket", path) as server:
+                got = {systemd.recv(100) for _ in range(2)}
+                self.assertEqual(got, {b"READY=1", b"WATCHDOG=1"})
+                server.stop()
 
     def test_a_wall_clock_that_jumps_changes_nothing(self):
-        with tempfile.TemporaryDirectory() as folder:
-            preloaded = with_library(folder, "clock", """
-                #define _GNU_SOURCE
-                #include <sys/syscall.h>
-                #include <time.h>
-                #include <unistd.h>
-                int clock_gettime(clockid_t id, struct timespec* at) {
-                  static int calls;
-                  int result = (int)syscall(SYS_clock_gettime, id, at);
-                  if (id == CLOCK_REALTIME) at->tv_sec += ++calls % 2 ? 3600 : -3600;
-                  return result;
-                }""")
-            with Server("--max-observation-age-ms", "100", before=preloaded) as server:
-                client = Socket(server.port)
-                for _ in range(20):
-                    self.assertEqual(client.ask()[0], 2)
-                for client in json.loads(server.get("/status"))["clients"]:
-                    self.assertLess(client["idle_s"], 60)
-                self.assertEqual(server.stop(), 0)
+        preloaded = with_library(self.folder, "clock", """
+            #define _GNU_SOURCE
+            #include <sys/syscall.h>
+            #include <time.h>
+            #include <unistd.h>
+            int clock_gettime(clockid_t id, struct timespec* at) {
+              static int calls;
+              int result = (int)syscall(SYS_clock_gettime, id, at);
+              if (id == CLOCK_REALTIME) at->tv_sec += ++calls % 2 ? 3600 : -3600;
+              return result;
+            }""")
+        with Server("--max-observation-age-ms", "100", before=preloaded) as server:
+            client = Socket(server.port)
+            for _ in range(20):
+                self.assertEqual(client.ask()[0], 2)
+            for client in json.loads(server.get("/status"))["clients"]:
+                self.assertLess(client["idle_s"], 60)
+            self.assertEqual(server.stop(), 0)
 
 
 if __name__ == "__main__":
