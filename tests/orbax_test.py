@@ -84,13 +84,8 @@ def store_of(folder, path="", ocdbt=True):
 
 def altered(source, folder, change, driver="zarr", ocdbt=True):
     """Writes the arrays of an orbax checkpoint again, after `change` had its way with them."""
-    arrays = {}
-    for key in ts.KvStore.open(store_of(source)).result().list().result():
-        name, _, file = key.decode().rpartition("/")
-        if file == ".zarray":
-            spec = {"driver": "zarr", "kvstore": store_of(source, name + "/")}
-            path = name.removeprefix("params.").removesuffix(".value").replace(".", "/")
-            arrays[path] = ts.open(spec).result().read().result()
+    arrays = {path: array.read().result()
+              for path, array in convert_orbax.open_tree(source).items()}
     change(arrays)
     for path, array in arrays.items():
         place = store_of(folder, f"params.{path.replace('/', '.')}/", ocdbt)

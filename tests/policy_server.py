@@ -41,8 +41,10 @@ REQUEST = with_keys(WITHOUT_PROMPT, {"prompt": b"\xb2reach the red disc"})
 class Socket:
     """The least of a websocket client: one binary message out, one message in."""
 
-    def __init__(self, port, headers=""):
+    def __init__(self, port, headers="", tls=None):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        if tls:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         key = base64.b64encode(os.urandom(16)).decode()
         self.socket.sendall((f"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
                              f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"

@@ -1,15 +1,10 @@
 """python_package.py TENDON: tendon_pi0 as programs use it; run by python_wheel_test.py in an
 environment that holds the wheel and NumPy."""
-import base64
-import contextlib
-import hashlib
 import inspect
 import json
 import os
 import pathlib
-import re
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -24,7 +19,6 @@ from policy_server import Server  # noqa: E402
 from tendon_pi0 import _engine, _options  # noqa: E402
 
 SLOW = {"backend": "reference", "threads": 1}  # with 300 steps a call takes a second or more
-WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 TOP, STATE = "observation.images.top", "observation.state"
 
 
@@ -42,29 +36,6 @@ class Tensor:
 
     def contiguous(self):
         return Tensor(np.ascontiguousarray(self.array), self.device)
-
-
-@contextlib.contextmanager
-def silent_server():
-    """The port of a server that greets one client and never answers it."""
-    def serve():
-        peer = listener.accept()[0]
-        held.append(peer)
-        key = re.search(rb"Sec-WebSocket-Key: (\S+)", peer.recv(4096))[1]
-        accept = base64.b64encode(hashlib.sha1(key + WEBSOCKET).digest())
-        greeting = b"\x81\xa5model\xa6silent"
-        peer.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
-                     b"Connection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-                     + bytes([0x82, len(greeting)]) + greeting)
-
-    held = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield listener.getsockname()[1]
-        thread.join()
-        for peer in held:
-            peer.close()
 
 
 class Package(unittest.TestCase):
@@ -246,9 +217,9 @@ class BehindServer(unittest.TestCase):
             tendon_pi0.connect(f"127.0.0.1:{server.port}", timeout_s=2)
 
     def test_ctrl_c_ends_the_wait_for_a_server(self):
-        with silent_server() as port:
-            policy = tendon_pi0.connect(f"127.0.0.1:{port}", timeout_s=600)
-            self.assertEqual(policy.metadata["model"], "silent")
+        with Server() as server:
+            policy = tendon_pi0.connect(f"127.0.0.1:{server.port}", timeout_s=600)
+            server.process.send_signal(signal.SIGSTOP)
             timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
             with self.assertRaises(KeyboardInterrupt):
