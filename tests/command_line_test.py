@@ -325,14 +325,19 @@ def layouts(scratch):
     plain = actions(copied(scratch, LEROBOT, "plain"), 14)
 
     sharded = copied(scratch, LEROBOT, "sharded")
-    tensors = read_safetensors(sharded / "model.safetensors")[1]
+    tower = "paligemma.model.vision_tower."  # as old releases named it, without a first "model."
+    tensors = {n.removeprefix("model.").replace(tower + "vision_model.", tower): t
+               for n, t in read_safetensors(sharded / "model.safetensors")[1].items()}
     (sharded / "model.safetensors").unlink()
     where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
     for file in set(where.values()):
         write_tensors(sharded / file, {n: t for n, t in tensors.items() if where[n] == file})
     index = sharded / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    check(actions(sharded, 14) == plain, "a sharded checkpoint is the same model")
+    for file in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        edit_json(sharded / file, lambda c: c["steps"].sort(
+            key=lambda s: s["registry_name"] != "device_processor"))
+    check(actions(sharded, 14) == plain, "shards, old names, steps in another order: the same")
     edit_json(index, lambda c: c["weight_map"].update({next(iter(where)): "../model.safetensors"}))
     expect(3, "not a file name in the same folder", "inspect", *opened(sharded))
 

@@ -36,9 +36,9 @@ def ends(code, piece, *arguments, before=()):
     return done
 
 
-def printed(*arguments, code=0, before=()):
-    """The JSON that the command prints before it ends with `code`."""
-    return json.loads(ends(code, "", *arguments, "--json", before=before).stdout)
+def printed(*arguments, before=()):
+    """The JSON that the command prints, which must succeed."""
+    return json.loads(ends(0, "", *arguments, "--json", before=before).stdout)
 
 
 class Checks:
