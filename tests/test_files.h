@@ -24,19 +24,10 @@ inline std::filesystem::path test_data(const std::string& name) {
 
 inline std::filesystem::path golden(const std::string& name) { return test_data("golden/" + name); }
 
-// Every element as double, for F32, F64, I32 and U8.
+// Every element.
 inline std::vector<double> numbers(const HostTensor& t) {
   std::vector<double> v(static_cast<size_t>(t.shape.count()));
-  for (size_t i = 0; i < v.size(); ++i) {
-    const auto read = [&](auto value) {
-      std::memcpy(&value, t.bytes.data() + i * sizeof(value), sizeof(value));
-      return static_cast<double>(value);
-    };
-    v[i] = t.dtype == DType::f64   ? read(double{})
-           : t.dtype == DType::f32 ? read(float{})
-           : t.dtype == DType::i32 ? read(int32_t{})
-                                   : read(uint8_t{});
-  }
+  for (size_t i = 0; i < v.size(); ++i) v[i] = number(t, static_cast<int64_t>(i));
   return v;
 }
 

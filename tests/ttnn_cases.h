@@ -21,15 +21,8 @@ class Recording {
     return *tensor;
   }
   std::vector<float> values(const std::string& name) const {
-    const HostTensor& t = at(name);
-    std::vector<float> v(static_cast<size_t>(t.shape.count()));
-    if (t.dtype == DType::i32) {
-      const std::vector<double> n = numbers(t);
-      v.assign(n.begin(), n.end());
-    } else {
-      convert_to_f32(t, v);
-    }
-    return v;
+    const std::vector<double> v = numbers(at(name));
+    return {v.begin(), v.end()};
   }
   // With axes of length 1 before.
   Dims dims(const std::string& name) const {
