@@ -154,7 +154,7 @@ constexpr const char* kToy = R"({
   "vision": {"image": 56, "width": 48, "heads": 2, "mlp": 56, "depth": 1},
   "vlm": {"width": 64, "mlp": 56, "heads": 2, "head_dim": 16, "depth": 2},
   "expert": {"width": 32, "mlp": 56, "heads": 2, "head_dim": 16, "depth": 2},
-  "horizon": 8, "state_dim": 4, "cameras": 1})";
+  "horizon": 8, "state_dim": 4, "cameras": 1, "num_steps": 1})";
 
 void expect_stages(const std::string& model, int steps, OpenOptions options) {
   const Scratch scratch("toy");
