@@ -1,7 +1,6 @@
 // labels: sim
-// The TTNN library on a simulated Wormhole: every call against the fake device, a toy policy
-// against the reference, and what happens when a piece of that tower falls. Needs the folder that
-// scripts/ttnn-sim makes.
+// Every call on the TTNN library on a simulated Wormhole against the fake device, and what happens
+// when a piece of that tower falls. Needs the folder that scripts/ttnn-sim makes.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -9,24 +8,20 @@
 #include <cmath>
 #include <set>
 
+#include "tensor/compare.h"
 #include "ttnn_cases.h"
 #include "ttnn_processes.h"
-#include "ttnn_scene.h"
-#include "validate/modules.h"
 
 namespace tendon::tt {
 namespace {
 
 using Values = std::vector<float>;
 
-#define SKIP_WITHOUT_SIMULATOR()                                            \
-  if (!std::filesystem::exists(TENDON_TTNN_SIM "/environment"))             \
-  GTEST_SKIP() << "no TTNN library with a simulator in " << TENDON_TTNN_SIM \
-               << "; scripts/ttnn-sim makes it"
-
-#define OPTIONS_OR_SKIP(options)                              \
-  SKIP_WITHOUT_SIMULATOR();                                   \
-  WorkerOptions options = simulator_options(TENDON_TTNN_SIM); \
+#define OPTIONS_OR_SKIP(options)                                              \
+  if (!std::filesystem::exists(TENDON_TTNN_SIM "/environment"))               \
+    GTEST_SKIP() << "no TTNN library with a simulator in " << TENDON_TTNN_SIM \
+                 << "; scripts/ttnn-sim makes it";                            \
+  WorkerOptions options = simulator_options(TENDON_TTNN_SIM);                 \
   options.call_deadline_s = 240
 
 // Results and some operands have 8 bits: PCC 0.9999, and as much of the largest value as four times
@@ -145,69 +140,6 @@ TEST(TtnnSimulator, slow_every_recorded_call_does_so_too) {
   OPTIONS_OR_SKIP(options);
   Bench bench(open_worker(options));
   compare_all(bench, true);
-}
-
-// ---- A toy pi0 and pi0.5, stage by stage against the reference ----
-
-// Hardly anything is a whole tile: heads of 24 and 16 columns, 16 image tokens, ragged prompts.
-constexpr const char* kToy = R"({
-  "vision": {"image": 56, "width": 48, "heads": 2, "mlp": 56, "depth": 1},
-  "vlm": {"width": 64, "mlp": 56, "heads": 2, "head_dim": 16, "depth": 2},
-  "expert": {"width": 32, "mlp": 56, "heads": 2, "head_dim": 16, "depth": 2},
-  "horizon": 8, "state_dim": 4, "cameras": 1, "num_steps": 1})";
-
-void expect_stages(const std::string& model, int steps, OpenOptions options) {
-  const Scratch scratch("toy");
-  options.backend = "ttnn";
-  options.config = scratch.write("toy.json", kToy).string();
-  const auto tested = open_engine(model, options),
-             reference = open_engine(model, reference_options(options, options.precision));
-  const Observation seen = scene(*tested, "fold", true);
-  const Stages got = run_stages(*tested, seen, {.steps = steps}).stages,
-               expected = run_stages(*reference, seen, {.steps = steps}).stages;
-  ASSERT_EQ(got.size(), expected.size());
-  const Bounds bounds =  // PCC 0.995, 0.98
-      options.precision == "bf16" ? Bounds::of_noise(.1, .2) : Bounds::of_noise(.2, .4);
-  for (size_t i = 0; i < got.size(); ++i) {
-    const Comparison d = compare(got[i].second, expected[i].second);
-    fmt::print("{} {:12} PCC {:.6f} max error {:.2e} relative L2 {:.2e}\n", model, got[i].first,
-               d.pcc, d.max_error, d.relative_l2);
-    EXPECT_EQ(beyond(bounds, d), "") << got[i].first;
-  }
-}
-
-constexpr const char *kPi0 = "synthetic:pi0-small", *kPi05 = "synthetic:pi05-small";
-
-// With every option that changes what the device is asked.
-OpenOptions mixed(OpenOptions options) {
-  options.precision = "bf16,expert=bfp8";
-  options.ttnn = {.fidelity = "hifi2", .memory = "l1", .on_device = "patches,times"};
-  return options;
-}
-
-TEST(TtnnToy, follows_the_reference_on_the_fake_device) {
-  for (const char* model : {kPi0, kPi05}) {
-    for (const char* precision : {"bf16", "bfp8"})
-      expect_stages(model, 2, {.precision = precision, .device = "fake"});
-    expect_stages(model, 2, mixed({.device = "fake"}));
-  }
-}
-
-const OpenOptions kSimulator{.precision = "bf16", .ttnn_sim = TENDON_TTNN_SIM};
-
-TEST(TtnnToy, follows_the_reference_on_the_simulated_wormhole) {
-  SKIP_WITHOUT_SIMULATOR();
-  expect_stages(kPi0, 1, kSimulator);
-}
-
-TEST(TtnnToy, slow_pi05_follows_the_reference_on_the_simulated_wormhole) {
-  SKIP_WITHOUT_SIMULATOR();
-  expect_stages(kPi05, 2, kSimulator);
-}
-
-TEST(TtnnToy, slow_with_every_option_it_follows_the_reference_on_the_simulated_wormhole) {
-  SKIP_WITHOUT_SIMULATOR();
-  expect_stages(kPi0, 2, mixed(kSimulator));
 }
 
 // ---- When a piece falls ----
