@@ -20,7 +20,8 @@ constexpr size_t kListMax = 4096, kTextMax = 4096;
 enum class Kind { aloha_joints, affine, delta_actions, normalize };  // as Transform's
 
 // In the order of the enums.
-const std::array<std::string, 2> kFamilies = {"openpi", "lerobot"};
+const std::array<std::string, 2> kFamilies = {std::string(name(Family::openpi)),
+                                              std::string(name(Family::lerobot))};
 const std::array<std::string, 3> kSequences = {"lerobot", "lerobot-sum", "openpi"};
 const std::array<std::string, 3> kOf = {"both", "state", "actions"};
 const std::array<std::string, 4> kKinds = {"aloha_joints", "affine", "delta_actions", "normalize"};
