@@ -109,6 +109,10 @@ def runs(scratch):
                                (False, ("--no-state-in-prompt",))):
         prompt = printed("inspect", "demo:pi05", *arguments)["prompt"]
         check(prompt["state_in_prompt"] is written, f"pi0.5 {arguments}: its state is written")
+    usual, light, dark = (printed("run", "synthetic:pi05-small", "--image", f"base_0_rgb={FLOWER}",
+                                  "--prompt", "x", "--steps", "1", *bars)["actions"]
+                          for bars in ((), ("--no-dark-bars",), ("--dark-bars",)))
+    check(usual == light != dark, "bars around a picture are dark only where that is asked for")
 
 
 def closes_the_loop(scratch):
