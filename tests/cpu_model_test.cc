@@ -6,7 +6,6 @@
 #include "checkpoint/synthetic.h"
 #include "counted_new.h"
 #include "model/pi0.h"
-#include "tendon/embedded.h"
 #include "tendon/tendon.h"
 #include "tensor/compare.h"
 #include "tensor/random.h"
@@ -135,6 +134,15 @@ TEST_P(CpuModel, does_not_allocate_after_the_first_call) {
   }
 }
 
+// As a robot sends it: every picture has to be resized and padded.
+Observation scene(const Engine& engine) {
+  Observation o{.prompt = "reach the red block"};
+  o.state.assign(static_cast<size_t>(engine.state_dim()), 0.1);
+  for (const std::string& camera : engine.cameras())
+    o.images[camera] = {90, 120, std::vector<uint8_t>(3 * 90 * 120, 77)};
+  return o;
+}
+
 // What is left is one list of tensors each from vision, prefill and denoising, and the vectors of
 // the answer: two, and three more where the statistics have quantiles.
 TEST(CpuEngine, settles_after_the_first_call) {
@@ -151,8 +159,7 @@ TEST(CpuEngine, settles_after_the_first_call) {
   for (const auto& [model, config, most] : models) {
     SCOPED_TRACE(model + config);
     Engine engine = Engine::open(model, {.config = config, .threads = 2});
-    // As a robot sends it: every picture has to be resized and padded.
-    const Observation observation = *observation_for("", engine, true);
+    const Observation observation = scene(engine);
     engine.infer(observation);
     int64_t before = allocations;
     engine.infer(observation);
