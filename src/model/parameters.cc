@@ -58,7 +58,7 @@ LayerName layer_name(const std::string& name) {
   const auto [rest, error] =
       std::from_chars(name.data() + before.size(), name.data() + name.size(), layer);
   if (error != std::errc() || layer >= kLayersMax) return {name, {}};
-  return {before + "0" + rest, layer};
+  return {before + "0" + name.substr(static_cast<size_t>(rest - name.data())), layer};
 }
 
 struct LayerTensor {
