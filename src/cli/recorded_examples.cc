@@ -94,6 +94,7 @@ std::vector<Example> recorded_examples(const std::string& folder, const ModelCar
   };
   for (const std::filesystem::path& file : recordings_in(folder)) read_file(file, take);
   std::vector<Example> examples;
+  examples.reserve(sample.size());
   for (const Recorded& recorded : sample) examples.push_back(example_of(recorded, card));
   ensure(!examples.empty(), Fault::input,
          "{} holds no recording with actions; `tendon serve --record` and "

@@ -70,7 +70,7 @@ Record run_episode(const Episode& episode, const Policy& policy, const LoopOptio
         record.largest_jump =
             std::max(record.largest_jump, std::hypot(fresh[0] - old[0], fresh[1] - old[1]));
       }
-      chunk = std::move(coming);
+      chunk.swap(coming);
       next = o.delay;
     }
     const Action action = next < rows(chunk) ? row(chunk, next++) : Action{};

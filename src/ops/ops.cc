@@ -46,7 +46,7 @@ OpCall of(Op op, const Tensor& x, const Weight& w) { return {op, x.rows(), w.inp
 struct Runner {
   Kernels& kernels;
   Kernels& device;
-  bool native;
+  bool native = true;
   OpEvent& event;
   Weight prepared = {};  // for the fallback
 

@@ -20,6 +20,7 @@ struct Product {
   int64_t rows = 0, outputs = 0, inputs = 0;
   bool bf16 = false;  // x and W; sums and y are float always
   bool bias = false, residual = false, gelu = false;
+  // NOLINTNEXTLINE: clang-tidy takes the 0 that an order is compared with for a pointer
   auto operator<=>(const Product&) const = default;
 };
 
@@ -44,17 +45,14 @@ inline void* open_library(const std::string& file) {
   fail(Fault::backend, "the cuda backend needs cuBLASLt of CUDA 12 or 13: {}", said);
 }
 
-// A function of a library, as the type of the pointer that it initialises.
-struct Found {
-  Found(void* library, const char* name) : address(dlsym(library, name)) {
-    ensure(address, Fault::backend, "cuBLASLt has no function {}", name);
-  }
-  template <class Function>
-  operator Function*() const {
-    return reinterpret_cast<Function*>(address);
-  }
-  void* address;
-};
+inline void* address_of(void* library, const char* function) {
+  void* address = dlsym(library, function);
+  ensure(address, Fault::backend, "cuBLASLt has no function {}", function);
+  return address;
+}
+
+#define TENDON_BLAS(name, function) \
+  decltype(&function) name = reinterpret_cast<decltype(&function)>(address_of(file, #function))
 
 // Its functions; their types are the header's.
 struct BlasLibrary {
@@ -64,23 +62,19 @@ struct BlasLibrary {
   BlasLibrary& operator=(const BlasLibrary&) = delete;
 
   void* file;
-  decltype(&cublasLtCreate) create = Found(file, "cublasLtCreate");
-  decltype(&cublasLtDestroy) destroy = Found(file, "cublasLtDestroy");
-  decltype(&cublasLtGetStatusString) status_text = Found(file, "cublasLtGetStatusString");
-  decltype(&cublasLtMatmulDescCreate) new_product = Found(file, "cublasLtMatmulDescCreate");
-  decltype(&cublasLtMatmulDescDestroy) drop_product = Found(file, "cublasLtMatmulDescDestroy");
-  decltype(&cublasLtMatmulDescSetAttribute) set_product =
-      Found(file, "cublasLtMatmulDescSetAttribute");
-  decltype(&cublasLtMatrixLayoutCreate) new_layout = Found(file, "cublasLtMatrixLayoutCreate");
-  decltype(&cublasLtMatrixLayoutDestroy) drop_layout = Found(file, "cublasLtMatrixLayoutDestroy");
-  decltype(&cublasLtMatmulPreferenceCreate) new_preference =
-      Found(file, "cublasLtMatmulPreferenceCreate");
-  decltype(&cublasLtMatmulPreferenceDestroy) drop_preference =
-      Found(file, "cublasLtMatmulPreferenceDestroy");
-  decltype(&cublasLtMatmulPreferenceSetAttribute) set_preference =
-      Found(file, "cublasLtMatmulPreferenceSetAttribute");
-  decltype(&cublasLtMatmulAlgoGetHeuristic) choose = Found(file, "cublasLtMatmulAlgoGetHeuristic");
-  decltype(&cublasLtMatmul) multiply = Found(file, "cublasLtMatmul");
+  TENDON_BLAS(create, cublasLtCreate);
+  TENDON_BLAS(destroy, cublasLtDestroy);
+  TENDON_BLAS(status_text, cublasLtGetStatusString);
+  TENDON_BLAS(new_product, cublasLtMatmulDescCreate);
+  TENDON_BLAS(drop_product, cublasLtMatmulDescDestroy);
+  TENDON_BLAS(set_product, cublasLtMatmulDescSetAttribute);
+  TENDON_BLAS(new_layout, cublasLtMatrixLayoutCreate);
+  TENDON_BLAS(drop_layout, cublasLtMatrixLayoutDestroy);
+  TENDON_BLAS(new_preference, cublasLtMatmulPreferenceCreate);
+  TENDON_BLAS(drop_preference, cublasLtMatmulPreferenceDestroy);
+  TENDON_BLAS(set_preference, cublasLtMatmulPreferenceSetAttribute);
+  TENDON_BLAS(choose, cublasLtMatmulAlgoGetHeuristic);
+  TENDON_BLAS(multiply, cublasLtMatmul);
 
   void check(cublasStatus_t status, std::string_view what) const {
     ensure(status == CUBLAS_STATUS_SUCCESS,
