@@ -5,10 +5,9 @@
 
 #include "checkpoint/json.h"
 #include "tensor/check.h"
-#include "tensor/embed.h"
 #include "tensor/nearest.h"
 
-TENDON_EMBED(char, tendon_openpi, TENDON_ASSETS "/openpi.json");
+extern "C" const char tendon_openpi[], tendon_openpi_end[];  // openpi_json.cc
 
 namespace tendon {
 namespace {
