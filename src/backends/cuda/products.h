@@ -51,8 +51,10 @@ inline void* address_of(void* library, const char* function) {
   return address;
 }
 
+// NOLINTBEGIN(bugprone-macro-parentheses): a member and a name have none.
 #define TENDON_BLAS(name, function) \
   decltype(&function) name = reinterpret_cast<decltype(&function)>(address_of(file, #function))
+// NOLINTEND(bugprone-macro-parentheses)
 
 // Its functions; their types are the header's.
 struct BlasLibrary {
