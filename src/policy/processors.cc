@@ -126,10 +126,7 @@ Normalizer read_normalizer(const Step& step, const std::string& kind, const std:
   n.q99 = optional_statistic(*file, feature + ".q99", dim);
   if (n.q01.empty() || n.q99.empty()) n.q01 = n.q99 = {};
   if (n.method == NormMethod::identity) return n;
-  const auto [low, high] = n.method == NormMethod::mean_std    ? std::pair("mean", "std")
-                           : n.method == NormMethod::min_max   ? std::pair("min", "max")
-                           : n.method == NormMethod::quantiles ? std::pair("q01", "q99")
-                                                               : std::pair("q10", "q90");
+  const auto [low, high] = statistic_names(n.method);
   n.centre = statistic(*file, feature + "." + low, dim);
   n.range = statistic(*file, feature + "." + high, dim);
   return n;

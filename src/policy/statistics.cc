@@ -40,6 +40,15 @@ float lerobot_range(double low, double high, double eps) {
 std::span<const std::string> norm_methods() { return kMethods; }
 std::string_view name(NormMethod method) { return kMethods[static_cast<size_t>(method)]; }
 
+std::pair<std::string, std::string> statistic_names(NormMethod method) {
+  switch (method) {
+    case NormMethod::quantiles: return {"q01", "q99"};
+    case NormMethod::min_max: return {"min", "max"};
+    case NormMethod::quantile10: return {"q10", "q90"};
+    default: return {"mean", "std"};
+  }
+}
+
 NormMethod norm_method(const std::string& name, const std::string& file) {
   for (size_t i = 0; i < kMethods.size(); ++i)
     if (kMethods[i] == name) return static_cast<NormMethod>(i);

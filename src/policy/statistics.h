@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "policy/family.h"
@@ -20,6 +21,8 @@ enum class NormMethod { identity, mean_std, quantiles, min_max, quantile10 };
 std::span<const std::string> norm_methods();  // lerobot's: "IDENTITY", "MEAN_STD", ...
 std::string_view name(NormMethod method);
 NormMethod norm_method(const std::string& name, const std::string& file);  // its inverse
+// What a method divides by comes from these two: {"mean", "std"}, {"q01", "q99"}, ...
+std::pair<std::string, std::string> statistic_names(NormMethod method);
 
 // The families differ in epsilon and in arithmetic. openpi: double; 1e-6 added to every range, also
 // on the way back. lerobot: float; 1e-8 added to std on the way in, ranges replaced only where they

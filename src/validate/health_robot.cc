@@ -31,16 +31,6 @@ struct StoredStatistics {
   int64_t dim_min = 1, dim_max = 4096;                   // values that the model can use
 };
 
-// {"mean", "std"}, ...
-std::pair<std::string, std::string> statistic_names(NormMethod method) {
-  switch (method) {
-    case NormMethod::quantiles: return {"q01", "q99"};
-    case NormMethod::min_max: return {"min", "max"};
-    case NormMethod::quantile10: return {"q10", "q90"};
-    default: return {"mean", "std"};
-  }
-}
-
 // What the statistics that are not in use say about dimension d: the smallest spread; absent: there
 // are none.
 std::optional<double> other_spread(const StoredStatistics& s, const std::string& in_use, size_t d) {
